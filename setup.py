@@ -1,0 +1,44 @@
+"""Packaging of speechbrain-ser: ``pip install -e ".[demo]"``."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+DEMO = ["espeakng-loader>=0.2.4"]
+EXTRAS = {
+    # libespeak-ng (GPL) and its voices in a wheel: speaks the demo corpus
+    "demo": DEMO,
+    "test": [*DEMO, "pytest>=8", "ruff>=0.14", "pre-commit>=4", "tensorboard>=2.18"],
+    "track": ["tensorboard>=2.18", "wandb>=0.19"],
+}
+
+setup(
+    name="speechbrain-ser",
+    version="0.1.0.dev0",
+    description="SpeechBrain recipes for multi-task speech emotion recognition",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["speechbrain_ser", "speechbrain_ser.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        # torch and torchaudio must be of the same release
+        "torch==2.11.*",
+        "torchaudio==2.11.*",
+        "speechbrain==1.1.*",
+        "transformers>=5,<6",
+        "hyperpyyaml>=1.2.3",
+        "sentencepiece",
+        "soundfile>=0.12",
+        "numpy",
+        "scikit-learn>=1.4",
+        "scipy>=1.11",
+        "statsmodels>=0.14",
+        "jiwer>=4",
+        "pandas>=2.2",
+        "matplotlib>=3.8",
+        "tqdm",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["speechbrain-ser=speechbrain_ser.cli:main"]},
+)
