@@ -1,0 +1,32 @@
+"""Cai et al. 2021, "Speech Emotion Recognition with Multi-task Learning": L = L_CE + alpha * L_CTC (eq. 3)."""
+
+import torch.nn.functional as F
+
+from speechbrain_ser.brain import SERBrain
+from speechbrain_ser.nnet.losses import ctc_loss
+
+
+class CaiBrain(SERBrain):
+    """The paper's equations; data, statistics, checkpoints and logs are SERBrain's."""
+
+    def compute_forward(self, batch, stage):
+        """Logits of the emotion and, where alpha > 0, of the characters (section 3.1)."""
+        return self.modules.model(*batch.sig)
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Equations 1 to 3, one value an utterance: CTC summed over its characters, and cross-entropy."""
+        losses = {"emotion": F.cross_entropy(predictions["emotion"].float(), batch.emotion, self.class_weights, reduction="none")}
+        if "asr" in predictions:
+            losses["asr"] = ctc_loss(predictions["asr"], predictions["frames"], batch.tokens, self.tokens.blank)
+        return self.combine(losses, predictions, batch, stage)
+
+
+def paper_learning_rate(alpha: float) -> float:
+    """Table 1: 1e-5 if alpha = 0 (larger ones diverge), 5e-5 otherwise.
+
+    Example
+    -------
+    >>> paper_learning_rate(0), paper_learning_rate(0.1)
+    (1e-05, 5e-05)
+    """
+    return 1e-5 if alpha == 0 else 5e-5

@@ -1,0 +1,317 @@
+"""What every recipe's Brain inherits: optimiser steps of N utterances, statistics, predictions, checkpoints, logs.
+
+The training loop, mixed precision and run options stay SpeechBrain's. Where SpeechBrain 1.1 has a trap, the method
+that works around it says so.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import speechbrain as sb
+import torch
+from speechbrain.utils.checkpoints import torch_recovery
+from speechbrain.utils.distributed import main_process_only
+
+from speechbrain_ser.checkpoints import History, RandomState, Tally
+from speechbrain_ser.dataio import StepSampler
+from speechbrain_ser.decoding import Decoder
+from speechbrain_ser.errors import UserError
+from speechbrain_ser.evaluation.metrics import metrics
+from speechbrain_ser.files import write_csv
+from speechbrain_ser.protocols import Fold
+from speechbrain_ser.trackers import make_loggers
+
+logger = logging.getLogger(__name__)
+
+NO_CLIPPING = 1e30
+PLAIN_METRICS = ("WA", "UA", "F1", "WER")
+
+
+@dataclass
+class RunData:
+    """What one run trains and is tested on.
+
+    Arguments
+    ---------
+    frame : pandas.DataFrame
+        The manifest's rows after label selection, by ID.
+    fold : Fold
+        Who is where.
+    classes : list of str
+        Emotion classes in the order of the logits.
+    class_weights : torch.Tensor, optional
+        [classes], mean 1 over the training utterances.
+    tokens : CharacterTokens or SentencePieceTokens, optional
+        Where there is an ASR head.
+    """
+
+    frame: pd.DataFrame
+    fold: Fold
+    classes: list[str]
+    class_weights: torch.Tensor | None = None
+    tokens: object | None = None
+
+
+class SERBrain(sb.Brain):
+    """Base of the recipes' Brains.
+
+    A recipe implements ``compute_forward`` and ``compute_objectives``; the latter gives one loss value an utterance
+    for each task to :meth:`combine`.
+
+    Arguments
+    ---------
+    data : RunData
+        The run's utterances.
+    sampler : StepSampler
+        Plans the optimiser steps.
+    test_loader : DataLoader, optional
+        Evaluated after every epoch where ``test_every_epoch`` is on.
+    **kwargs
+        Those of ``speechbrain.Brain``.
+    """
+
+    def __init__(self, data: RunData, sampler: StepSampler, test_loader=None, **kwargs):
+        super().__init__(**kwargs)
+        self.data = data
+        self.train_sampler = sampler  # SpeechBrain calls its set_epoch only if it is named so
+        self.test_loader = test_loader
+        self.tokens = data.tokens
+        self.class_weights = None if data.class_weights is None else data.class_weights.to(self.device)
+        self.decode = Decoder(data.tokens, self.hparams.decoding, self.hparams.beam_size) if data.tokens else None
+        self.loggers = make_loggers(self.hparams.output_folder, self.hparams.tracker)
+        # SpeechBrain clips the first parameter group only, and clips to nothing for max_grad_norm <= 0: its clipping
+        # is made harmless here, and ours runs just before each optimiser step (see init_optimizers)
+        self.clip_norm, self.max_grad_norm = self.max_grad_norm, NO_CLIPPING
+        # its patience lets NaN gradients into the weights unless they are dropped
+        self.skip_nonfinite_grads = self.skip_nonfinite_grads or self.nonfinite_patience > 0
+        self.tally, self.history, self.rows = Tally(), History(), []
+        if self.checkpointer is not None:
+            states = {"history": self.history, "tally": self.tally, "random": RandomState()}
+            self.checkpointer.add_recoverables({**states, "epoch_counter": self.hparams.epoch_counter})
+
+    # -------------------------------------------------------------- losses
+
+    def combine(self, losses: dict[str, torch.Tensor], predictions: dict, batch, stage) -> torch.Tensor:
+        """The weighted sum of the tasks' losses, and the bookkeeping of a batch.
+
+        Arguments
+        ---------
+        losses : dict of str to torch.Tensor
+            One value an utterance, [batch], by task.
+        predictions : dict of str to torch.Tensor
+            The model's outputs.
+        batch : Batch
+            The utterances.
+        stage : speechbrain.Stage
+            Where we are.
+
+        Returns
+        -------
+        torch.Tensor
+            Scalar: the mean over utterances; in training scaled so that a step is the mean over its utterances,
+            whatever its micro-batches.
+        """
+        total = sum(self.hparams.loss_weights[task] * loss for task, loss in losses.items())  # (batch,)
+        parts = losses if len(losses) > 1 else {}
+        self.utterance_losses = dict(zip(batch.id, total.detach().tolist(), strict=True))
+        correct = predictions["emotion"].argmax(-1) == batch.emotion if "emotion" in predictions else None
+        accuracy = {} if correct is None else {"WA": correct}
+        self.tally.add(loss=total, **{f"loss_{task}": loss for task, loss in parts.items()}, **accuracy)
+        if stage != sb.Stage.TRAIN:
+            self.rows.extend(self.prediction_rows(predictions, batch))
+            return total.mean()
+        share = len(self.micro.indices) / self.micro.step_size
+        return total.mean() * share * self.grad_accumulation_factor
+
+    def prediction_rows(self, predictions: dict, batch) -> list[dict]:
+        """The rows of predictions.csv for a batch."""
+        posterior = predictions["emotion"].float().softmax(-1).cpu()
+        said = self.decode(predictions["asr"], predictions["frames"]) if "asr" in predictions else None
+        rows = []
+        for k, utterance in enumerate(batch.id):
+            row = dict(ID=utterance, **self.data.frame.loc[utterance, ["speaker", "emotion"]])
+            row["predicted"] = self.data.classes[int(posterior[k].argmax())]
+            row |= {f"posterior_{c}": round(float(p), 6) for c, p in zip(self.data.classes, posterior[k], strict=True)}
+            row["transcript"] = self.data.frame.at[utterance, "transcript"]
+            rows.append(row if said is None else {**row, "hypothesis": said[k]})
+        return rows
+
+    # -------------------------------------------------------------- optimiser steps
+
+    def fit_batch(self, batch):
+        """SpeechBrain's, told when to step.
+
+        SpeechBrain steps where ``step % grad_accumulation_factor == 0`` and throws away an epoch's last, smaller
+        group. The factor is chosen for each micro-batch so that the condition holds exactly where the sampler ends
+        a step; :meth:`combine` cancels the factor in the loss.
+        """
+        self.micro = self.train_sampler.plan[self.step - 1]
+        if len(batch.id) != len(self.micro.indices):
+            raise RuntimeError("the batch is not the planned one: the loader and the sampler are out of step")
+        self.grad_accumulation_factor = 1 if self.micro.ends_step else self.step + 1
+        return super().fit_batch(batch)
+
+    def on_fit_batch_start(self, batch, should_step):
+        """Waveform augmentation, before the forward pass and outside autocast."""
+        batch.to(self.device)
+        if self.hparams.augment is None:
+            return
+        wavs, lens = batch.sig
+        augmented, lens = self.hparams.augment(wavs, lens)
+        rows = self.hparams.augment.replicate_labels(torch.arange(len(wavs))).tolist()
+        batch.sig = (augmented, lens)
+        batch.emotion = batch.emotion[rows]
+        batch.tokens, batch.id = ([x[k] for k in rows] for x in (batch.tokens, batch.id))
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        """The learning rate follows optimiser steps."""
+        if should_step:
+            self.scheduler.step()
+
+    def update_average(self, loss, avg_loss):
+        """The mean loss over the utterances of the stage so far (SpeechBrain's is over micro-batches)."""
+        return self.tally.means()["loss"]
+
+    def init_optimizers(self):
+        """One optimiser; its groups: backbone and rest where their rates differ, vectors where they are not decayed."""
+        self.optimizer = self.opt_class(self._parameter_groups())
+        self.optimizers_dict = {"opt_class": self.optimizer}
+        if self.clip_norm > 0:
+            self.optimizer.register_step_pre_hook(self._clip)
+        steps = self.hparams.n_epochs * self.train_sampler.steps_per_epoch
+        self.scheduler = self.hparams.lr_schedule(
+            self.optimizer, num_warmup_steps=round(self.hparams.warmup * steps), num_training_steps=steps
+        )
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverables({"optimizer": self.optimizer, "scheduler": self.scheduler})
+
+    def _parameter_groups(self) -> list[dict]:
+        groups: dict[tuple, list] = {}
+        for name, parameter in self.modules.named_parameters():
+            if parameter.requires_grad:
+                is_backbone = ".encoder." in name and self.hparams.backbone_lr is not None
+                is_vector = parameter.ndim < 2 and self.remove_vector_weight_decay
+                groups.setdefault((is_backbone, is_vector), []).append(parameter)
+        if not groups:
+            raise UserError("nothing is left to train: every parameter is frozen")
+        rate, decay = {True: {"lr": self.hparams.backbone_lr}, False: {}}, {True: {"weight_decay": 0.0}, False: {}}
+        return [{"params": p, **rate[b], **decay[v]} for (b, v), p in sorted(groups.items(), key=lambda g: g[0])]
+
+    def _clip(self, optimizer, args, kwargs):
+        """One gradient norm over all groups."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+
+    def check_loss_isfinite(self, loss):
+        """Stop at a loss that is not finite and name its utterances; ``nonfinite_patience`` batches may pass."""
+        if torch.isfinite(loss):
+            return
+        self.nonfinite_count += 1
+        bad = {k: v for k, v in self.utterance_losses.items() if not torch.isfinite(torch.tensor(v))}
+        message = f"the loss is not finite; utterances: {', '.join(f'{k} ({v})' for k, v in bad.items())}"
+        if self.nonfinite_count > self.nonfinite_patience:
+            raise UserError(
+                f"{message}\n  Listen to them, lower lr, or set nonfinite_patience to skip some batches an epoch"
+            )
+        logger.warning(f"{message}; {self.nonfinite_count} of {self.nonfinite_patience} tolerated, no step from them")
+
+    # -------------------------------------------------------------- epochs
+
+    def on_fit_start(self):
+        """SpeechBrain's (resumes from the newest checkpoint), and says where we are."""
+        super().on_fit_start()
+        done = self.hparams.epoch_counter.current
+        if done or self.step:
+            logger.info(f"resumed after epoch {done}" + (f", within the next at batch {self.step}" if self.step else ""))
+
+    def on_stage_start(self, stage, epoch=None):
+        """Empty books; a training epoch resumed in its middle keeps its own."""
+        if stage != sb.Stage.TRAIN or self.step == 0:
+            self.tally.reset()
+        self.rows = []
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Collect the stage's figures; the last stage of an epoch closes it."""
+        if stage == sb.Stage.TRAIN:
+            self.row = {"epoch": epoch, "lr": self.optimizer.param_groups[-1]["lr"], **self._figures("train")}
+        if stage == sb.Stage.VALID:
+            self.row |= self._figures("valid")
+        if stage == sb.Stage.VALID or (stage == sb.Stage.TRAIN and not self.data.fold.valid):
+            self._close_epoch(epoch)
+
+    def predictions(self) -> pd.DataFrame:
+        """The predictions of the stage that just ended, sorted by ID."""
+        return pd.DataFrame(self.rows).sort_values("ID", ignore_index=True)
+
+    def _figures(self, part: str) -> dict:
+        figures = {f"{part}_{k}": v for k, v in self.tally.means().items()}
+        if self.rows:
+            found = metrics(self.predictions(), self.data.classes)
+            figures |= {f"{part}_{m}": found[m] for m in PLAIN_METRICS if m in found}
+            figures[f"{part}_confusion"] = json.dumps(found["confusion"])
+        return figures
+
+    def _close_epoch(self, epoch: int) -> None:
+        if self.hparams.test_every_epoch:
+            self._run_test()
+            self.row |= self._figures("test")
+        self.history.rows.append(self.row)
+        if "valid_WA" in self.row:
+            self.hparams.epoch_counter.update_metric(self.row["valid_WA"])
+        self._log_epoch()
+        # an earlier epoch wins a tie; plain floats, which is all that checkpoint meta may hold
+        scores = {f"{p}_score": float(self.row[f"{p}_WA"]) - 1e-9 * epoch for p in ("valid", "test") if f"{p}_WA" in self.row}
+        self.checkpointer.save_and_keep_only(
+            meta={"epoch": epoch, **scores},
+            num_to_keep=1,
+            max_keys=list(scores),
+            importance_keys=[],  # SpeechBrain's default is one list for all calls, and it grows
+        )
+
+    def _run_test(self) -> None:
+        """The test part with the current weights; nothing of training notices."""
+        step, self.step = self.step, 0
+        self.on_stage_start(sb.Stage.TEST)
+        self.modules.eval()
+        for batch in self.test_loader:
+            self.step += 1
+            self.evaluate_batch(batch, sb.Stage.TEST)
+            if self.debug and self.step == self.debug_batches:
+                break
+        self.step = step
+
+    @main_process_only
+    def _log_epoch(self) -> None:
+        write_csv(pd.DataFrame(self.history.rows), Path(self.hparams.output_folder) / "epochs.csv")
+        meta = {k: self.row[k] for k in ("epoch", "lr")}
+        parts = {p: self._part(p) for p in ("train", "valid", "test")}
+        for log in self.loggers:
+            log(meta, parts)
+        for part in ("valid", "test"):
+            if f"{part}_confusion" in self.row:
+                rows = " | ".join(" ".join(map(str, r)) for r in json.loads(self.row[f"{part}_confusion"]))
+                logger.info(f"{part} confusion (rows: true {', '.join(self.data.classes)}): {rows}")
+
+    def _part(self, part: str) -> dict | None:
+        figures = {k.removeprefix(f"{part}_"): v for k, v in self.row.items() if k.startswith(f"{part}_")}
+        return {k: v for k, v in figures.items() if isinstance(v, (int, float))} or None
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
+        """Only after an optimiser step: gradients gathered so far are not part of a checkpoint."""
+        return self.micro.ends_step and super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
+
+    # -------------------------------------------------------------- test
+
+    def on_evaluate_start(self, max_key=None, min_key=None):
+        """Load the model, and only it, of the chosen checkpoint; SpeechBrain would test untrained weights silently."""
+        checkpoint = self.checkpointer.find_checkpoint(max_key=max_key, min_key=min_key)
+        if checkpoint is None:
+            raise UserError(
+                f"{self.checkpointer.checkpoints_dir} holds no checkpoint{f' with {max_key}' if max_key else ''}: "
+                "refusing to test untrained weights"
+            )
+        torch_recovery(self.modules.model, checkpoint.paramfiles["model"], end_of_epoch=True)
+        self.tested_epoch = checkpoint.meta["epoch"]

@@ -1,0 +1,126 @@
+"""What a checkpoint holds beyond parameters, and how it becomes visible only when it is whole."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from speechbrain.utils.checkpoints import (
+    METAFNAME,
+    Checkpointer,
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+
+
+class WholeCheckpointer(Checkpointer):
+    """SpeechBrain's Checkpointer, except that a checkpoint counts as one only when all of it is written.
+
+    SpeechBrain writes CKPT.yaml, by which a folder is recognised, before the parameters: a process killed in between
+    leaves a newest checkpoint that cannot be loaded. Here CKPT.yaml comes last, by a rename.
+    """
+
+    def save_checkpoint(self, *args, **kwargs):
+        """As SpeechBrain's; see there."""
+        self._late_meta = None
+        checkpoint = super().save_checkpoint(*args, **kwargs)
+        if self._late_meta is not None:
+            os.replace(*self._late_meta)
+        return checkpoint
+
+    def _save_checkpoint_metafile(self, fpath, meta_to_include=None, end_of_epoch=True):
+        temporary = Path(fpath).with_name(f".{METAFNAME}.tmp")
+        self._late_meta = (temporary, fpath)
+        return super()._save_checkpoint_metafile(temporary, meta_to_include or {}, end_of_epoch)
+
+
+@register_checkpoint_hooks
+class RandomState:
+    """The Python, NumPy and torch random states (SpecAugment and layerdrop draw from NumPy and torch).
+
+    Loading sets them at once: the loaders draw from a generator of their own, so nothing comes between.
+    """
+
+    @mark_as_saver
+    def save(self, path):
+        """Write the states."""
+        states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            states["cuda"] = torch.cuda.get_rng_state_all()
+        torch.save(states, path)
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch):
+        """Set the states."""
+        del end_of_epoch
+        states = torch.load(path, map_location="cpu", weights_only=False)
+        random.setstate(states["python"])
+        np.random.set_state(states["numpy"])
+        torch.set_rng_state(states["torch"])
+        if "cuda" in states and len(states["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(states["cuda"])
+
+
+@register_checkpoint_hooks
+class Tally:
+    """Sums over the utterances of a stage: losses of each task, correct emotions.
+
+    Example
+    -------
+    >>> tally = Tally()
+    >>> tally.add(loss=torch.tensor([1.0, 3.0]), correct=torch.tensor([True, False]))
+    >>> tally.means()
+    {'loss': 2.0, 'correct': 0.5}
+    """
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        """Forget everything."""
+        self.sums: dict[str, float] = {}
+        self.n = 0
+
+    def add(self, **values: torch.Tensor) -> None:
+        """Add a batch: one tensor [batch] a quantity."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach().double().sum())
+        self.n += len(next(iter(values.values())))
+
+    def means(self) -> dict[str, float]:
+        """The mean of each quantity over the utterances."""
+        return {name: total / max(self.n, 1) for name, total in self.sums.items()}
+
+    @mark_as_saver
+    def save(self, path):
+        """Write the sums (a checkpoint within an epoch)."""
+        Path(path).write_text(json.dumps({"sums": self.sums, "n": self.n}))
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch):
+        """Read the sums; a new epoch starts from nothing."""
+        if not end_of_epoch:
+            state = json.loads(Path(path).read_text())
+            self.sums, self.n = state["sums"], state["n"]
+
+
+@register_checkpoint_hooks
+class History:
+    """The rows of epochs.csv; part of the checkpoint, so that a resumed run repeats or loses none."""
+
+    def __init__(self):
+        self.rows: list[dict] = []
+
+    @mark_as_saver
+    def save(self, path):
+        """Write the rows."""
+        Path(path).write_text(json.dumps(self.rows))
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch):
+        """Read the rows."""
+        del end_of_epoch
+        self.rows = json.loads(Path(path).read_text())

@@ -1,0 +1,274 @@
+"""Manifest -> SpeechBrain datasets and batches: audio at 16 kHz mono, and steps of exactly N utterances."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import soundfile
+import torch
+import torchaudio
+from speechbrain.dataio import audio_io
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.dataio.dataloader import SaveableDataLoader
+from speechbrain.dataio.dataset import DynamicItemDataset
+from tqdm import tqdm
+
+from speechbrain_ser.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_RATE = 16_000
+
+
+# ------------------------------------------------------------------ audio
+
+
+def load_audio(path: str | os.PathLike) -> torch.Tensor:
+    """A recording of any rate, format and channel count as a 16 kHz mono waveform.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        Anything soundfile reads.
+
+    Returns
+    -------
+    torch.Tensor
+        [time] float32; channels are averaged.
+    """
+    wav, rate = audio_io.load(str(path))  # (channels, time)
+    wav = wav.float().mean(0)
+    return wav if rate == SAMPLE_RATE else torchaudio.functional.resample(wav, rate, SAMPLE_RATE)
+
+
+class AudioCache:
+    """16 kHz mono copies of recordings that are not: resampled once, then read.
+
+    A recording that is 16 kHz mono already is read where it lies. Copies are named by the recording's path, size and
+    time of change, and appear in one step, so that a killed process leaves none half-written.
+
+    Arguments
+    ---------
+    folder : str or os.PathLike
+        Where the copies go.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        self.paths: dict[str, str] = {}
+
+    def __getitem__(self, path: str) -> torch.Tensor:
+        return load_audio(self.paths.get(path, path))
+
+    def fill(self, paths: Sequence[str], progress: bool = True) -> int:
+        """Resample what needs it, on all cores; returns how many recordings have a copy."""
+        todo = [p for p in paths if p not in self.paths and not _is_plain(p)]
+        if todo:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                bar = tqdm(pool.map(self._copy, todo), "resampling", len(todo), disable=not progress)
+                self.paths.update(zip(todo, bar, strict=True))
+        return len(self.paths)
+
+    def _copy(self, path: str) -> str:
+        stat = os.stat(path)
+        key = hashlib.sha256(f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
+        copy = self.folder / f"{key[:24]}.wav"
+        if not copy.exists():
+            temporary = copy.with_suffix(f".{os.getpid()}.tmp")
+            soundfile.write(temporary, load_audio(path).numpy(), SAMPLE_RATE, "FLOAT", format="WAV")
+            os.replace(temporary, copy)
+        return str(copy)
+
+
+def _is_plain(path: str) -> bool:
+    info = soundfile.info(path)
+    return info.samplerate == SAMPLE_RATE and info.channels == 1
+
+
+# ------------------------------------------------------------------ datasets
+
+
+def make_dataset(frame: pd.DataFrame, cache: AudioCache, classes: Sequence[str], encode: Callable | None):
+    """The utterances of a manifest as a SpeechBrain dataset.
+
+    Arguments
+    ---------
+    frame : pandas.DataFrame
+        Rows of a manifest.
+    cache : AudioCache
+        Reads the audio.
+    classes : sequence of str
+        Emotion classes, in the order of the logits.
+    encode : callable, optional
+        Transcript to token indices, where there is an ASR head.
+
+    Returns
+    -------
+    speechbrain.dataio.dataset.DynamicItemDataset
+        Items ``id``, ``sig`` [time], ``emotion`` (class index), ``tokens``.
+    """
+    # a dictionary, not from_csv: its replacements would also touch braces in transcripts
+    data = frame.set_index("ID").to_dict("index")
+    dataset = DynamicItemDataset(data)
+    index = {c: i for i, c in enumerate(classes)}
+    dataset.add_dynamic_item(cache.__getitem__, takes="wav", provides="sig")
+    dataset.add_dynamic_item(index.__getitem__, takes="emotion", provides="emotion_index")
+    dataset.add_dynamic_item(encode or (lambda transcript: []), takes="transcript", provides="token_list")
+    dataset.set_output_keys(["id", "sig", "emotion_index", "token_list"])
+    return dataset
+
+
+class Batch(PaddedBatch):
+    """A padded batch: ``id`` list, ``sig`` (data [batch, time], lengths), ``emotion`` [batch], ``tokens`` list.
+
+    Tokens stay a list of tensors, because an utterance may have none (laughter) and CTC needs no padding.
+    """
+
+    def __init__(self, examples: list[dict]):
+        super().__init__([{"id": e["id"], "sig": e["sig"]} for e in examples])
+        self.emotion = torch.tensor([e["emotion_index"] for e in examples])
+        self.tokens = [torch.tensor(e["token_list"], dtype=torch.long) for e in examples]
+
+    def to(self, *args, **kwargs):
+        """In-place move of everything a device computes with."""
+        super().to(*args, **kwargs)
+        self.emotion = self.emotion.to(*args, **kwargs)
+        return self
+
+    def pin_memory(self):
+        """In-place pinning."""
+        super().pin_memory()
+        self.emotion = self.emotion.pin_memory()
+        return self
+
+
+# ------------------------------------------------------------------ batches
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward pass: which utterances, how many its optimiser step has in all, and whether it ends the step."""
+
+    indices: tuple[int, ...]
+    step_size: int
+    ends_step: bool
+
+
+class StepSampler:
+    """Batches of an epoch: every optimiser step takes exactly ``step_size`` utterances, the last one the rest.
+
+    A step's utterances are drawn at random (as in the papers), then sorted by length and cut into micro-batches, so
+    that little is padded and the micro-batch changes nothing but memory and speed. The order is a function of
+    (seed, epoch) alone: seeds do not overlap and a resumed epoch goes on where it was. SpeechBrain's
+    DynamicBatchSampler can do neither this nor a fixed number of utterances a step.
+
+    Arguments
+    ---------
+    durations : sequence of float
+        Of the dataset's utterances, seconds.
+    step_size : int
+        Utterances an optimiser step (the effective batch).
+    micro_batch_size : int
+        Utterances a forward pass.
+    seed : int
+        The run's seed.
+
+    Example
+    -------
+    >>> sampler = StepSampler([1.0, 3.0, 2.0, 5.0, 4.0], step_size=4, micro_batch_size=2, seed=0)
+    >>> sampler.set_epoch(1)
+    >>> [len(batch) for batch in sampler], [m.ends_step for m in sampler.plan]
+    ([2, 2, 1], [False, True, True])
+    >>> sorted(i for batch in sampler for i in batch)
+    [0, 1, 2, 3, 4]
+    """
+
+    def __init__(self, durations: Sequence[float], step_size: int, micro_batch_size: int, seed: int):
+        for name, value in (("batch_size", step_size), ("micro_batch_size", micro_batch_size)):
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"{name} must be a whole number >= 1, found {value!r}")
+        self.durations = np.asarray(durations)
+        self.step_size = step_size
+        self.micro_batch_size = min(micro_batch_size, step_size)
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch."""
+        self.epoch = epoch
+        self.__dict__.pop("plan", None)
+
+    @cached_property
+    def plan(self) -> list[MicroBatch]:
+        """The epoch's micro-batches."""
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.durations))
+        steps = [order[i : i + self.step_size] for i in range(0, len(order), self.step_size)]
+        return [micro for step in steps for micro in self._cut(step)]
+
+    def _cut(self, step: np.ndarray) -> Iterator[MicroBatch]:
+        step = step[np.argsort(self.durations[step], kind="stable")[::-1]]
+        for i in range(0, len(step), self.micro_batch_size):
+            part = tuple(int(k) for k in step[i : i + self.micro_batch_size])
+            yield MicroBatch(part, len(step), i + self.micro_batch_size >= len(step))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps an epoch."""
+        return -(-len(self.durations) // self.step_size)
+
+    def padding_share(self) -> float:
+        """Share of the epoch's samples that are padding."""
+        longest = [self.durations[list(m.indices)].max() * len(m.indices) for m in self.plan]
+        return float(1 - self.durations.sum() / sum(longest))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter([list(m.indices) for m in self.plan])
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+
+def length_sorted_batches(durations: Sequence[float], batch_size: int) -> list[list[int]]:
+    """Batches for evaluation: longest first, so that little is padded and too little memory shows at once.
+
+    Example
+    -------
+    >>> length_sorted_batches([1.0, 3.0, 2.0], 2)
+    [[1, 2], [0]]
+    """
+    order = np.argsort(np.asarray(durations), kind="stable")[::-1].tolist()
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def make_loader(dataset, batch_sampler, num_workers: int = 0) -> SaveableDataLoader:
+    """A SpeechBrain loader over planned batches that draws nothing from the global random state.
+
+    Arguments
+    ---------
+    dataset : speechbrain.dataio.dataset.DynamicItemDataset
+        From :func:`make_dataset`.
+    batch_sampler : iterable of list of int
+        :class:`StepSampler` or :func:`length_sorted_batches`.
+    num_workers : int
+        Loading processes.
+
+    Returns
+    -------
+    speechbrain.dataio.dataloader.SaveableDataLoader
+    """
+    return SaveableDataLoader(
+        dataset,
+        batch_sampler=batch_sampler,
+        collate_fn=Batch,
+        num_workers=num_workers,
+        # PyTorch draws a seed for the workers at every epoch: from here, not from training's random state
+        generator=torch.Generator().manual_seed(0),
+    )

@@ -1,0 +1,34 @@
+"""Errors that a user can mend: printed as they are, without a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user gave is wrong; the message says what, what was expected and what was found."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint naming the known word that looks most like `word`.
+
+    Arguments
+    ---------
+    word : str
+        What the user wrote.
+    known : iterable of str
+        What would have been understood.
+
+    Returns
+    -------
+    str
+        `` (did you mean 'x'?)`` or the empty string when nothing is near.
+
+    Example
+    -------
+    >>> nearest("alhpa", ["alpha", "seed"])
+    " (did you mean 'alpha'?)"
+    >>> nearest("zzz", ["alpha", "seed"])
+    ''
+    """
+    found = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.6)
+    return f" (did you mean '{found[0]}'?)" if found else ""

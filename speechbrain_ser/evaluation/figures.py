@@ -1,0 +1,88 @@
+"""Pictures of a run: confusion matrix and learning curves."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from sklearn.metrics import ConfusionMatrixDisplay
+
+matplotlib.rcParams["svg.hashsalt"] = "speechbrain-ser"
+
+
+def save_figure(figure: Figure, path: str | os.PathLike) -> Path:
+    """Write a figure in one step (a temporary file, then a rename); the suffix names the format."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, format=path.suffix[1:], dpi=120, bbox_inches="tight")
+    os.replace(temporary, path)
+    return path
+
+
+def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
+    """A confusion matrix: counts in the cells, recall as colour.
+
+    Arguments
+    ---------
+    confusion : sequence of sequence of int
+        Rows = true class, columns = predicted.
+    classes : sequence of str
+        Names, in that order.
+    title : str
+        Says protocol and selection.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    counts = np.asarray(confusion)
+    size = 2.2 + 0.75 * len(classes)
+    figure = Figure(figsize=(size + 0.8, size))
+    axes = figure.subplots()
+    totals = counts.sum(1, keepdims=True)
+    shares = counts / np.maximum(totals, 1)
+    labels = [f"{c}\n({n})" for c, n in zip(classes, totals[:, 0], strict=True)]
+    display = ConfusionMatrixDisplay(shares, display_labels=classes)
+    display.plot(ax=axes, cmap="Blues", values_format=".0%", im_kw={"vmin": 0, "vmax": 1}, colorbar=False)
+    for (row, column), text in np.ndenumerate(display.text_):
+        text.set_text(f"{counts[row, column]}\n{shares[row, column]:.0%}")
+    axes.set_yticklabels(labels)
+    axes.tick_params(axis="x", rotation=45)
+    axes.set(title=title, xlabel="predicted", ylabel="true (utterances)")
+    return figure
+
+
+CURVES = {"loss": "loss", "WA": "emotion accuracy (WA)", "WER": "word error rate"}
+
+
+def plot_learning_curves(epochs: pd.DataFrame, title: str) -> Figure:
+    """Loss, accuracy and WER against the epoch, one line a part (Cai et al. 2021, figure 2, for one run).
+
+    Arguments
+    ---------
+    epochs : pandas.DataFrame
+        ``epochs.csv``: columns epoch, train_loss, valid_WA, test_WER, …
+    title : str
+        Says protocol and fold.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    panels = [m for m in CURVES if any(f"{p}_{m}" in epochs for p in ("train", "valid", "test"))]
+    figure = Figure(figsize=(4.2 * len(panels), 3.4))
+    for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        for part, colour in (("train", "C0"), ("valid", "C2"), ("test", "C3")):
+            if f"{part}_{metric}" in epochs:
+                label = f"{part} (not for choosing)" if part == "test" else part
+                axes.plot(epochs["epoch"], epochs[f"{part}_{metric}"], colour, label=label, marker=".")
+        axes.set(xlabel="epoch", ylabel=CURVES[metric])
+        axes.set_ylim(bottom=0, top=1 if metric == "WA" else None)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    figure.suptitle(title)
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,410 @@
+"""One run from a command line: checks, data, training, test, results. The same for every system's YAML."""
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import speechbrain as sb
+import torch
+
+from speechbrain_ser import corpora
+from speechbrain_ser.brain import RunData
+from speechbrain_ser.checkpoints import WholeCheckpointer
+from speechbrain_ser.config import Config, read_config
+from speechbrain_ser.dataio import AudioCache, StepSampler, length_sorted_batches, make_dataset, make_loader
+from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.evaluation.figures import plot_confusion, plot_learning_curves, save_figure
+from speechbrain_ser.evaluation.metrics import metrics_by_text
+from speechbrain_ser.files import write_csv, write_json, write_text
+from speechbrain_ser.lobes.backbone import check_backbone, fingerprint
+from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
+from speechbrain_ser.nnet.losses import frames_needed
+from speechbrain_ser.protocols import Fold, choose_fold, make_folds, speaker_overlap, text_heard
+from speechbrain_ser.tokens import build_tokens, save_tokens
+from speechbrain_ser.trackers import check_tracker
+
+logger = logging.getLogger(__name__)
+
+SELECTIONS = {"last": None, "valid": "valid_score", "test": "test_score"}  # name -> checkpoint key
+SELECTION_NAMES = {"last": "last epoch", "valid": "best on validation", "test": "best on TEST (oracle)"}
+
+
+def main(argv: list[str], hparams_folder: Path) -> int:
+    """Run one configuration; errors of the user's are printed without a traceback.
+
+    Arguments
+    ---------
+    argv : list of str
+        The command line after the program's name.
+    hparams_folder : pathlib.Path
+        Where the shipped YAMLs are.
+
+    Returns
+    -------
+    int
+        0, or 2 after an error that the user can mend.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        run(read_config(argv, hparams_folder))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(config: Config) -> Path:
+    """Train and test one configuration.
+
+    Arguments
+    ---------
+    config : Config
+        From :func:`speechbrain_ser.config.read_config`.
+
+    Returns
+    -------
+    pathlib.Path
+        The run's folder.
+
+    Raises
+    ------
+    UserError
+        Before training, for everything a user can have given wrong.
+    """
+    setup = prepare(config)
+    if setup.finished():
+        logger.info(f"finished already: {setup.folder} (delete the folder to train again)")
+        print_results(setup)
+        return setup.folder
+    hparams, brain, loaders = build(setup)
+    brain.fit(hparams["epoch_counter"], loaders["train"], loaders["valid"])
+    test(setup, brain, loaders["test"])
+    print_results(setup)
+    return setup.folder
+
+
+# ------------------------------------------------------------------ before training
+
+
+@dataclass
+class Setup:
+    """A run that has passed its checks."""
+
+    config: Config
+    frame: pd.DataFrame
+    fold: Fold
+    folder: Path
+    science: dict
+
+    @property
+    def classes(self) -> list[str]:
+        """Emotion classes, sorted; the order of the logits."""
+        return sorted(set(self.frame["emotion"]))
+
+    def finished(self) -> bool:
+        """Whether this very run has its results already."""
+        path = self.folder / "metrics.json"
+        if not path.is_file() or self.config.run_opts.test_only:
+            return False
+        found = json.loads(path.read_text())
+        plain = self.config.plain
+        if found["n_epochs"] > plain["n_epochs"]:
+            raise UserError(
+                f"{self.folder} was trained for {found['n_epochs']} epochs, --n_epochs={plain['n_epochs']} asks for "
+                "fewer: name another output_folder"
+            )
+        wanted = set(_selections(plain, self.fold))
+        return found["n_epochs"] == plain["n_epochs"] and found["selection"] == plain["selection"] and wanted <= set(
+            found["selections"]
+        )
+
+
+def prepare(config: Config) -> Setup:
+    """Everything that can go wrong before training: corpus, labels, fold, backbone, output folder.
+
+    Arguments
+    ---------
+    config : Config
+        The checked configuration.
+
+    Returns
+    -------
+    Setup
+    """
+    plain = config.plain
+    check_tracker(plain["tracker"])
+    if plain["selection"] not in SELECTIONS:
+        known = ", ".join(SELECTIONS)
+        raise UserError(f"selection '{plain['selection']}' is unknown{nearest(plain['selection'], SELECTIONS)}; known: {known}")
+    if plain["selection"] == "test" and not plain["test_every_epoch"]:
+        raise UserError("selection: test (an oracle) needs --test_every_epoch=True")
+    if plain["build_backbone"]:
+        build_tiny_wav2vec2(plain["wav2vec2_hub"], **plain["build_backbone"])
+    check_backbone(plain["wav2vec2_hub"])
+
+    manifest = _prepare_manifest(plain)
+    frame = corpora.read_manifest(manifest, plain["data_folder"])
+    frame = corpora.apply_labels(frame, plain["labels"], plain["corpus"])
+    folds = make_folds(frame, plain["protocol"], plain["seen_fraction"], plain["split_seed"])
+    fold = choose_fold(folds, plain["fold"])
+    if plain["selection"] == "valid" and not fold.valid:
+        raise UserError(f"selection: valid needs a validation part; protocol '{plain['protocol']}' has none")
+
+    science = {**config.science(), "fold": fold.name, "backbone": fingerprint(plain["wav2vec2_hub"])}
+    science["utterances"] = pd.util.hash_pandas_object(frame.drop(columns="wav"), index=False).sum().item()
+    setup = Setup(config, frame, fold, _output_folder(config, fold), {k: str(v) for k, v in science.items()})
+    _check_folder(setup)
+    return setup
+
+
+def _prepare_manifest(plain: dict) -> Path:
+    options = {"file": plain["table_file"], "columns": plain["table_columns"]} if plain["corpus"] == "table" else {}
+    return corpora.prepare(plain["corpus"], plain["data_folder"], plain["manifest_folder"], **options)
+
+
+def _output_folder(config: Config, fold: Fold) -> Path:
+    plain = config.plain
+    if config.run_opts.debug and not config.run_opts.debug_persistently:
+        return Path(tempfile.mkdtemp(prefix="speechbrain-ser-debug-"))
+    if plain["output_folder"]:
+        return Path(plain["output_folder"])
+    place = (config.system, f"{plain['corpus']}-{plain['protocol']}", config.variant(), fold.name, str(plain["seed"]))
+    return Path(plain["results_folder"]).joinpath(*place)
+
+
+def _check_folder(setup: Setup) -> None:
+    """An existing folder must be of this configuration; more epochs may be asked of it, nothing else."""
+    path = setup.folder / "configuration.json"
+    if not path.is_file():
+        if setup.folder.is_dir() and any(setup.folder.iterdir()):
+            raise UserError(f"{setup.folder} exists, is not empty and is no run folder: name another output_folder")
+        return
+    theirs = json.loads(path.read_text(encoding="utf-8"))
+    keys = sorted(k for k in {*theirs, *setup.science} if theirs.get(k) != setup.science.get(k))
+    if keys:
+        lines = [f"{k}: there {theirs.get(k, '(absent)')}, here {setup.science.get(k, '(absent)')}" for k in keys]
+        raise UserError("\n  ".join([f"{setup.folder} belongs to another configuration:", *lines]))
+
+
+def _selections(plain: dict, fold: Fold) -> list[str]:
+    """The selections one training gives."""
+    every = plain["test_every_epoch"]
+    available = {"last": True, "valid": bool(fold.valid) and every, "test": every}
+    return [s for s in SELECTIONS if available[s] or s == plain["selection"]]
+
+
+# ------------------------------------------------------------------ training
+
+
+def build(setup: Setup):
+    """The run's folder, data loaders and Brain.
+
+    Arguments
+    ---------
+    setup : Setup
+        From :func:`prepare`.
+
+    Returns
+    -------
+    tuple
+        The built YAML (dict), the Brain, and the loaders by part.
+    """
+    config, fold = setup.config, setup.fold
+    frame = setup.frame.set_index("ID")
+    tokens = _tokens(config.plain, frame.loc[list(fold.train), "transcript"])
+    config.computed = {
+        "n_emotions": len(setup.classes),
+        "n_tokens": len(tokens) if tokens else None,
+        "output_folder": str(setup.folder),
+        "fold": fold.name,
+    }
+    sb.create_experiment_directory(str(setup.folder))
+    write_text(config.resolved(), setup.folder / "hyperparams.yaml")
+    write_json(setup.science, setup.folder / "configuration.json")
+    save = setup.folder / "save"
+    save.mkdir(exist_ok=True)
+    write_json(setup.classes, save / "classes.json")
+    if tokens:
+        save_tokens(tokens, save / "tokens.json")
+    _log_split(setup)
+
+    hparams = config.build()
+    data = RunData(frame, fold, setup.classes, _class_weights(hparams["class_weights"], setup), tokens)
+    loaders, sampler = _loaders(hparams, data)
+    _warn_ctc(data, hparams["encoder"])
+    checkpointer = WholeCheckpointer(save, {"model": hparams["model"]})
+    brain = hparams["brain_class"](
+        data=data,
+        sampler=sampler,
+        test_loader=loaders["test"],
+        modules=hparams["modules"],
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=config.run_opts,
+        checkpointer=checkpointer,
+    )
+    return hparams, brain, loaders
+
+
+def _tokens(plain: dict, transcripts: pd.Series):
+    if not plain["loss_weights"].get("asr"):
+        return None
+    tokens = build_tokens(plain["tokens"], transcripts, plain["n_pieces"])
+    if deleted := tokens.deleted(transcripts):
+        listed = ", ".join(f"{c} ({n})" for c, n in deleted.most_common())
+        logger.warning(f"characters outside `tokens: {plain['tokens']}` are deleted from training transcripts: {listed}")
+    return tokens
+
+
+def _class_weights(wanted, setup: Setup) -> torch.Tensor | None:
+    """Weights of the emotion loss, mean 1 over the training utterances, so that a step's size does not matter."""
+    if not wanted:
+        return None
+    emotion = setup.frame.set_index("ID").loc[list(setup.fold.train), "emotion"]
+    counts = emotion.value_counts().reindex(setup.classes, fill_value=0)
+    if wanted == "balanced":
+        weights = 1.0 / counts.clip(lower=1)
+    elif isinstance(wanted, dict) and set(wanted) == set(setup.classes):
+        weights = pd.Series(wanted, dtype=float).reindex(setup.classes)
+    else:
+        raise UserError(f"class_weights: expected balanced or a weight for each of {setup.classes}, found {wanted}")
+    return torch.tensor((weights / (weights * counts).sum() * counts.sum()).to_numpy(), dtype=torch.float32)
+
+
+def _loaders(hparams: dict, data: RunData):
+    cache = AudioCache(Path(hparams["cache_folder"]) / "audio")
+    cache.fill(data.frame["wav"].tolist())
+    frames = {part: data.frame.loc[list(getattr(data.fold, part))].reset_index() for part in ("train", "valid", "test")}
+    encode = data.tokens.encode if data.tokens else None
+    sampler = StepSampler(
+        frames["train"]["duration"], hparams["batch_size"], hparams["micro_batch_size"], hparams["seed"]
+    )
+    logger.info(
+        f"{sampler.steps_per_epoch} steps of {hparams['batch_size']} utterances an epoch, "
+        f"micro-batches of {sampler.micro_batch_size}, padding {sampler.padding_share():.0%}"
+    )
+    loaders = {"valid": None}
+    for part, frame in frames.items():
+        if len(frame):
+            batches = (
+                sampler if part == "train" else length_sorted_batches(frame["duration"], hparams["eval_batch_size"])
+            )
+            dataset = make_dataset(frame, cache, data.classes, encode)
+            loaders[part] = make_loader(dataset, batches, hparams["num_workers"])
+    return loaders, sampler
+
+
+def _log_split(setup: Setup) -> None:
+    fold, plain = setup.fold, setup.config.plain
+    sizes = ", ".join(f"{p} {len(getattr(fold, p))}" for p in ("train", "valid", "seen", "test"))
+    logger.info(f"{plain['corpus']}, protocol {plain['protocol']}, fold {fold.name}: {sizes}")
+    if leak := leakage(setup.frame, fold):
+        logger.warning(f"LEAKY PROTOCOL: {leak}")
+    heard = text_heard(setup.frame, fold)
+    logger.info(f"{heard.mean():.0%} of the test utterances say a text that is also said in training")
+
+
+def leakage(frame: pd.DataFrame, fold: Fold) -> str | None:
+    """What leaks from train into test, in words; None where no speaker does."""
+    if (frame["speaker"] == "").any():
+        return "speakers are not known, so the test speakers may be in training"
+    shared = speaker_overlap(frame, fold)
+    return f"{len(shared)} test speakers are also trained on ({', '.join(shared[:12])})" if shared else None
+
+
+def _warn_ctc(data: RunData, encoder) -> None:
+    """CTC cannot spell more tokens than there are frames: such utterances teach only the other tasks."""
+    if not data.tokens:
+        return
+    train = data.frame.loc[list(data.fold.train)]
+    frames = encoder.frame_counts(torch.tensor((train["duration"] * 16_000).round().to_numpy(), dtype=torch.long))
+    needed = [frames_needed(data.tokens.encode(t)) for t in train["transcript"]]
+    if short := [i for i, f, n in zip(train.index, frames.tolist(), needed, strict=True) if n > f]:
+        logger.warning(f"{len(short)} utterances are too short for their transcript, CTC leaves them out: {short[:20]}")
+
+
+# ------------------------------------------------------------------ results
+
+
+def test(setup: Setup, brain, loader) -> None:
+    """Test every selection this training gives, and write predictions, metrics and pictures.
+
+    Arguments
+    ---------
+    setup : Setup
+        The run.
+    brain : SERBrain
+        Trained.
+    loader : DataLoader
+        The test part.
+    """
+    plain, frame, fold = setup.config.plain, setup.frame, setup.fold
+    heard, leak = text_heard(frame, fold), leakage(frame, fold)
+    speaker_disjoint = leak is None
+    selections = {}
+    for selection in _selections(plain, fold):
+        brain.evaluate(loader, max_key=SELECTIONS[selection])
+        predictions = brain.predictions()
+        suffix = "" if selection == plain["selection"] else f"_{selection}"
+        write_csv(predictions, setup.folder / f"predictions{suffix}.csv")
+        selections[selection] = {
+            "selected_by": SELECTION_NAMES[selection],
+            "epoch": brain.tested_epoch,
+            **metrics_by_text(predictions, heard, setup.classes),
+        }
+    results = {
+        "system": setup.config.system,
+        "corpus": plain["corpus"],
+        "protocol": plain["protocol"],
+        "fold": fold.name,
+        "seed": plain["seed"],
+        "variant": setup.config.variant(),
+        "changed": setup.config.changed(),
+        "speaker_disjoint": speaker_disjoint,
+        "leak": leak,
+        "classes": setup.classes,
+        "utterances": {p: len(getattr(fold, p)) for p in ("train", "valid", "seen", "test")},
+        "n_epochs": plain["n_epochs"],
+        "selection": plain["selection"],
+        "selections": selections,
+    }
+    _pictures(setup, results)
+    write_json(results, setup.folder / "metrics.json")  # last: its presence says that the run is finished
+
+
+def _pictures(setup: Setup, results: dict) -> None:
+    chosen = results["selections"][results["selection"]]
+    where = f"{results['corpus']}, {results['protocol']} fold {results['fold']}"
+    leaky = "" if results["speaker_disjoint"] else ", LEAKY"
+    title = f"{where}{leaky}\n{chosen['selected_by']}: WA {chosen['all']['WA']:.1%}, UA {chosen['all']['UA']:.1%}"
+    save_figure(plot_confusion(chosen["all"]["confusion"], setup.classes, title), setup.folder / "confusion.png")
+    epochs = pd.read_csv(setup.folder / "epochs.csv")
+    save_figure(plot_learning_curves(epochs, where + leaky), setup.folder / "learning_curves.png")
+
+
+def print_results(setup: Setup) -> None:
+    """The run's figures and where its files are, on the console."""
+    results = json.loads((setup.folder / "metrics.json").read_text(encoding="utf-8"))
+    rows = []
+    for found in results["selections"].values():
+        for part in ("all", "text_heard", "text_disjoint"):
+            figures = found[part]
+            if figures == "none":
+                continue
+            row = {"selection": found["selected_by"], "epoch": found["epoch"], "test utterances": part.replace("_", " ")}
+            row |= {"n": figures["n"], **{m: f"{figures[m]:.1%}" for m in ("WA", "UA", "F1")}}
+            wer = figures.get("WER")
+            rows.append({**row, "WER": "" if wer is None else f"{wer:.1%}"})
+    share = results["selections"][results["selection"]]["share_text_heard"]
+    print(f"\n{results['system']}: {results['corpus']}, protocol {results['protocol']}, fold {results['fold']}, seed {results['seed']}")
+    print(f"speaker-disjoint: {'yes' if results['speaker_disjoint'] else 'NO, LEAKY: ' + results['leak']}")
+    print(f"{share:.0%} of the test utterances say a text heard in training: their WER is telling known sentences apart")
+    print(pd.DataFrame(rows).to_string(index=False))
+    print(f"\nresults: {setup.folder}{os.sep}")
+    for name in ("metrics.json", "predictions.csv", "epochs.csv", "confusion.png", "learning_curves.png"):
+        print(f"  {name}")

@@ -1,0 +1,287 @@
+"""Who is in train, valid, seen and test: pure functions over a manifest.
+
+A protocol is a named list of folds. ``speaker`` and ``session`` never let a test speaker into training and assert it;
+``half_session`` (IEMOCAP as published), ``random`` and ``random_plain`` do, and are called leaky wherever their
+numbers appear; ``given`` is the user's own split and is judged by its content.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import KFold, StratifiedKFold
+
+from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.text import heard_texts
+
+SPEAKER_DISJOINT = ("speaker", "session")
+N_RANDOM_FOLDS = 5
+PARTS = ("train", "valid", "seen", "test")
+SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "dev": "valid", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The utterance IDs of one fold, each part sorted.
+
+    ``seen`` holds held-out utterances of the training speakers; it may be the same set as ``valid`` (no validation
+    speaker) or as ``test`` (protocols whose test speakers are known), and is never trained on.
+    """
+
+    name: str
+    train: tuple[str, ...]
+    valid: tuple[str, ...]
+    seen: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Split:
+    """What a protocol decides: the test IDs, and the validation IDs (None: ``seen`` serves)."""
+
+    name: str
+    test: frozenset
+    valid: frozenset | None
+    seen_is_test: bool = False
+
+
+def make_folds(
+    frame: pd.DataFrame, protocol: str, seen_fraction: float = 0.1, split_seed: int = 0
+) -> dict[str, Fold]:
+    """All folds of a protocol over the utterances of a manifest.
+
+    Arguments
+    ---------
+    frame : pandas.DataFrame
+        A manifest (after label selection): ID, speaker, emotion, session, dialog, corpus, maybe split.
+    protocol : str
+        ``speaker``, ``session``, ``half_session``, ``random``, ``random_plain`` or ``given``.
+    seen_fraction : float
+        Share of the training speakers' utterances that is held out as ``seen``; 0 trains on everything.
+    split_seed : int
+        Seed of everything drawn here; independent of the training seed, so that seeds share their folds.
+
+    Returns
+    -------
+    dict of str to Fold
+        By fold name, in order.
+
+    Raises
+    ------
+    UserError
+        If the protocol is unknown, or the manifest lacks what it needs.
+
+    Example
+    -------
+    >>> frame = pd.DataFrame(
+    ...     {"ID": list("abcd"), "speaker": ["1", "1", "2", "2"], "emotion": ["x", "y"] * 2,
+    ...      "session": "", "dialog": "", "corpus": "table", "transcript": ""})
+    >>> folds = make_folds(frame, "speaker", seen_fraction=0)
+    >>> folds["2"].train, folds["2"].test
+    (('a', 'b'), ('c', 'd'))
+    """
+    if protocol not in PROTOCOLS:
+        raise UserError(
+            f"protocol '{protocol}' does not exist{nearest(protocol, PROTOCOLS)}; known: {', '.join(PROTOCOLS)}"
+        )
+    if not 0 <= seen_fraction < 1:
+        raise UserError(f"seen_fraction must be in [0, 1), found {seen_fraction}")
+    if frame.empty:
+        raise UserError("no utterance is left after label selection")
+    splits = PROTOCOLS[protocol](frame, split_seed)
+    folds = {s.name: _complete(s, frame, seen_fraction, split_seed) for s in splits}
+    for fold in folds.values():
+        _check(fold, frame, protocol)
+    return folds
+
+
+def choose_fold(folds: dict[str, Fold], name) -> Fold:
+    """The fold a user asked for; ``first`` is the first one, and 3 (a number to YAML) is ``03`` again.
+
+    Arguments
+    ---------
+    folds : dict of str to Fold
+        From :func:`make_folds`.
+    name : str or int
+        A fold's name.
+
+    Returns
+    -------
+    Fold
+
+    Raises
+    ------
+    UserError
+        If there is no such fold; the message lists those that exist.
+
+    Example
+    -------
+    >>> folds = {"03": Fold("03", (), (), (), ()), "08": Fold("08", (), (), (), ())}
+    >>> choose_fold(folds, 8).name, choose_fold(folds, "first").name
+    ('08', '03')
+    """
+    name = str(name)
+    if name == "first":
+        return next(iter(folds.values()))
+    if name in folds:
+        return folds[name]
+    same_number = [f for f in folds if f.isdigit() and name.isdigit() and int(f) == int(name)]
+    if len(same_number) == 1:
+        return folds[same_number[0]]
+    raise UserError(f"fold '{name}' does not exist{nearest(name, folds)}; folds: {', '.join(folds)}")
+
+
+def speaker_overlap(frame: pd.DataFrame, fold: Fold) -> list[str]:
+    """Speakers (qualified by corpus) who are both in train and in test of a fold, sorted."""
+    who = frame.set_index("ID")
+    who = who["corpus"] + ":" + who["speaker"]
+    return sorted(set(who[list(fold.train)]) & set(who[list(fold.test)]))
+
+
+def text_heard(frame: pd.DataFrame, fold: Fold) -> pd.Series:
+    """For each test ID of a fold, whether its text occurs in the training part (Series of bool by ID)."""
+    text = frame.set_index("ID")["transcript"]
+    test = list(fold.test)
+    return pd.Series(heard_texts(text[list(fold.train)], text[test]), index=test, dtype=bool)
+
+
+def _complete(split: _Split, frame: pd.DataFrame, seen_fraction: float, seed: int) -> Fold:
+    reserved = split.test | (split.valid or frozenset())
+    rest = frame[~frame["ID"].isin(reserved)]
+    seen = split.test if split.seen_is_test else _stratified_share(rest, seen_fraction, seed)
+    valid = seen if split.valid is None else split.valid
+    train = set(rest["ID"]) - seen
+    return Fold(split.name, *(tuple(sorted(part)) for part in (train, valid, seen, split.test)))
+
+
+def _stratified_share(frame: pd.DataFrame, share: float, seed: int) -> frozenset:
+    """Systematic sampling over a shuffled speaker-emotion order: proportional without failing on rare pairs."""
+    rng = np.random.default_rng(seed)
+    frame = frame.sort_values("ID")
+    frame = frame.iloc[rng.permutation(len(frame))].sort_values(["speaker", "emotion"], kind="stable")
+    steps = np.floor(np.arange(len(frame) + 1) * share + rng.random())
+    return frozenset(frame["ID"][np.diff(steps) > 0])
+
+
+def _check(fold: Fold, frame: pd.DataFrame, protocol: str) -> None:
+    for part in ("train", "test"):
+        if not getattr(fold, part):
+            raise UserError(f"protocol '{protocol}', fold '{fold.name}': the {part} part is empty")
+    for part in ("valid", "seen", "test"):
+        if set(fold.train) & set(getattr(fold, part)):
+            raise AssertionError(f"fold '{fold.name}': train and {part} share utterances")
+    if protocol in SPEAKER_DISJOINT and (shared := speaker_overlap(frame, fold)):
+        raise AssertionError(f"protocol '{protocol}', fold '{fold.name}' is not speaker-disjoint: {shared}")
+
+
+def _need(frame: pd.DataFrame, column: str, protocol: str) -> None:
+    """Refuse a manifest whose column is missing or empty somewhere."""
+    values = frame.get(column, pd.Series("", index=frame.index))
+    if (empty := frame["ID"][values == ""]).size:
+        raise UserError(
+            f"protocol '{protocol}' needs a {column} for every utterance; {empty.size} of {len(frame)} have none: "
+            f"{', '.join(empty[:10])}{' …' if empty.size > 10 else ''}"
+        )
+
+
+def _by_speaker(frame: pd.DataFrame, seed: int) -> list[_Split]:
+    """Leave one speaker out. Validation: the session's other speakers; EMO-DB's next speaker; else ``seen``."""
+    del seed
+    _need(frame, "speaker", "speaker")
+    speakers = sorted(set(frame["speaker"]))
+    has_sessions = (frame["session"] != "").all()
+    is_emodb = set(frame["corpus"]) == {"emodb"}
+    splits = []
+    for k, speaker in enumerate(speakers):
+        of_test = frame["speaker"] == speaker
+        if has_sessions:
+            valid = frame["session"].isin(frame["session"][of_test]) & ~of_test
+        elif is_emodb:
+            valid = frame["speaker"] == speakers[(k + 1) % len(speakers)]
+        else:
+            valid = None
+        # a session with one speaker has nobody left to validate on
+        valid = _ids(frame, valid) if valid is not None and valid.any() else None
+        splits.append(_Split(speaker, _ids(frame, of_test), valid))
+    return splits
+
+
+def _by_session(frame: pd.DataFrame, seed: int) -> list[_Split]:
+    """Leave one session out; the next session, cyclically, validates."""
+    del seed
+    _need(frame, "session", "session")
+    sessions = sorted(set(frame["session"]))
+    if len(sessions) < 3:
+        raise UserError(f"protocol 'session' needs at least three sessions, found {sessions}")
+    following = dict(zip(sessions, sessions[1:] + sessions[:1], strict=True))
+    return [
+        _Split(s, _ids(frame, frame["session"] == s), _ids(frame, frame["session"] == following[s]))
+        for s in sessions
+    ]
+
+
+def _by_half_session(frame: pd.DataFrame, seed: int) -> list[_Split]:
+    """IEMOCAP as published: dialogs by their prefix Ses0XF / Ses0XM, which says who wore the markers, not who speaks."""
+    del seed
+    if not set(frame["corpus"]) <= {"iemocap", "demo"}:
+        raise UserError(
+            f"protocol 'half_session' is IEMOCAP's published one; found corpus {sorted(set(frame['corpus']))}"
+        )
+    half = frame["dialog"].str[:6]
+    return [_Split(h, _ids(frame, half == h), frozenset(), True) for h in sorted(set(half))]
+
+
+def _random(frame: pd.DataFrame, seed: int) -> list[_Split]:
+    """Five folds stratified by emotion, blind to speakers; the next fold validates."""
+    frame = frame.sort_values("ID")
+    smallest = frame["emotion"].value_counts()
+    if smallest.min() < N_RANDOM_FOLDS:
+        raise UserError(
+            f"protocol 'random' needs at least {N_RANDOM_FOLDS} utterances an emotion, found {smallest.min()} of "
+            f"'{smallest.idxmin()}'"
+        )
+    parts = StratifiedKFold(N_RANDOM_FOLDS, shuffle=True, random_state=seed).split(frame, frame["emotion"])
+    return _rotated([frozenset(frame["ID"].iloc[test]) for _, test in parts])
+
+
+def _random_plain(frame: pd.DataFrame, seed: int) -> list[_Split]:
+    """Five unstratified folds of about 20 %, blind to speakers (as Fu's tables must have been)."""
+    frame = frame.sort_values("ID")
+    if len(frame) < N_RANDOM_FOLDS:
+        raise UserError(f"protocol 'random_plain' needs at least {N_RANDOM_FOLDS} utterances, found {len(frame)}")
+    parts = KFold(N_RANDOM_FOLDS, shuffle=True, random_state=seed).split(frame)
+    return _rotated([frozenset(frame["ID"].iloc[test]) for _, test in parts])
+
+
+def _rotated(parts: list[frozenset]) -> list[_Split]:
+    return [_Split(f"r{k}", test, parts[(k + 1) % len(parts)], True) for k, test in enumerate(parts)]
+
+
+def _given(frame: pd.DataFrame, seed: int) -> list[_Split]:
+    """The split column of the user's table: train, valid (or val, dev; optional) and test."""
+    del seed
+    _need(frame, "split", "given")
+    split = frame["split"].str.strip().str.lower()
+    if unknown := sorted(set(frame["split"][~split.isin(SPLIT_NAMES)])):
+        raise UserError(f"protocol 'given': split must be train, valid or test, found {unknown}")
+    part = split.map(SPLIT_NAMES)
+    test, valid = _ids(frame, part == "test"), _ids(frame, part == "valid")
+    if not test:
+        raise UserError("protocol 'given': no utterance has split 'test'")
+    known = set(frame["speaker"][part == "train"])
+    return [_Split("given", test, valid or None, set(frame["speaker"][part == "test"]) <= known)]
+
+
+def _ids(frame: pd.DataFrame, rows: pd.Series) -> frozenset:
+    return frozenset(frame["ID"][rows])
+
+
+PROTOCOLS: dict[str, Callable[[pd.DataFrame, int], list[_Split]]] = {
+    "speaker": _by_speaker,
+    "session": _by_session,
+    "half_session": _by_half_session,
+    "random": _random,
+    "random_plain": _random_plain,
+    "given": _given,
+}

@@ -1,0 +1,173 @@
+"""What the recogniser spells with: the paper's 32 characters, the training transcripts' own, or SentencePiece."""
+
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import sentencepiece
+
+from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.text import normalise_transcript
+
+WORD = "|"
+# Cai et al. 2021: 26 letters and a few signs, in the order of the published vocabulary (which is wav2vec2-base-960h's)
+LETTERS = ["<pad>", "<s>", "</s>", "<unk>", WORD, *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
+
+
+class CharacterTokens:
+    """Characters, with ``|`` between words and the CTC blank first.
+
+    Arguments
+    ---------
+    labels : list of str
+        The vocabulary; the blank is index 0.
+
+    Example
+    -------
+    >>> tokens = CharacterTokens(LETTERS)
+    >>> len(tokens), tokens.blank
+    (32, 0)
+    >>> tokens.decode(tokens.encode("Über it!"))
+    'BER IT'
+    """
+
+    blank = 0
+
+    def __init__(self, labels: list[str]):
+        self.labels = list(labels)
+        self.index = {label: i for i, label in enumerate(self.labels)}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def encode(self, transcript: str) -> list[int]:
+        """Token indices of a transcript; characters outside the vocabulary are deleted, as in the paper's program."""
+        spelled = normalise_transcript(transcript).replace(" ", WORD)
+        return [self.index[c] for c in spelled if c in self.index]
+
+    def decode(self, indices: Iterable[int]) -> str:
+        """The text of token indices (blanks and repetitions already removed)."""
+        characters = (self.labels[i] for i in indices)
+        return " ".join("".join(c for c in characters if len(c) == 1).replace(WORD, " ").split())
+
+    def deleted(self, transcripts: Iterable[str]) -> Counter:
+        """How often each character of the transcripts falls outside the vocabulary."""
+        spelled = "".join(normalise_transcript(t) for t in transcripts).replace(" ", "")
+        return Counter(c for c in spelled if c not in self.index)
+
+    def state(self) -> dict:
+        """Plain data from which :func:`load_tokens` makes this object again."""
+        return {"kind": "characters", "labels": self.labels}
+
+
+class SentencePieceTokens:
+    """Unigram pieces learnt from the training transcripts; index 0 is the CTC blank.
+
+    Arguments
+    ---------
+    model : bytes
+        A serialised SentencePiece model whose index 0 is its padding symbol.
+    """
+
+    blank = 0
+
+    def __init__(self, model: bytes):
+        self.model = model
+        self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.labels = [self.processor.id_to_piece(i) for i in range(len(self))]
+
+    def __len__(self) -> int:
+        return self.processor.get_piece_size()
+
+    def encode(self, transcript: str) -> list[int]:
+        """Token indices of a transcript."""
+        return self.processor.encode(normalise_transcript(transcript))
+
+    def decode(self, indices: Iterable[int]) -> str:
+        """The text of token indices (blanks and repetitions already removed)."""
+        return self.processor.decode([int(i) for i in indices])
+
+    def deleted(self, transcripts: Iterable[str]) -> Counter:
+        """SentencePiece keeps an unknown symbol instead of deleting; nothing to report."""
+        return Counter()
+
+    def state(self) -> dict:
+        """Plain data from which :func:`load_tokens` makes this object again."""
+        return {"kind": "sentencepiece", "model": self.model.hex()}
+
+
+def build_tokens(kind: str, transcripts: Iterable[str], n_pieces: int = 100):
+    """The tokens that one YAML line names.
+
+    Arguments
+    ---------
+    kind : str
+        ``letters`` (the paper's 32), ``characters`` (those of the training transcripts: umlauts!) or
+        ``sentencepiece``.
+    transcripts : iterable of str
+        The training part's transcripts.
+    n_pieces : int
+        Vocabulary of ``sentencepiece``; lowered, with the library's own limit, for tiny corpora.
+
+    Returns
+    -------
+    CharacterTokens or SentencePieceTokens
+
+    Raises
+    ------
+    UserError
+        For an unknown kind, or no words to learn from.
+
+    Example
+    -------
+    >>> build_tokens("characters", ["Grüße", "Hallo du"]).labels
+    ['<blank>', '|', 'A', 'D', 'E', 'G', 'H', 'L', 'O', 'R', 'S', 'U', 'Ü']
+    """
+    if kind == "letters":
+        return CharacterTokens(LETTERS)
+    words = [w for w in map(normalise_transcript, transcripts) if w]
+    if not words:
+        raise UserError("no training utterance has a transcript: set alpha to 0, or give transcripts")
+    if kind == "characters":
+        return CharacterTokens(["<blank>", WORD, *sorted(set("".join(words)) - {" ", WORD})])
+    if kind == "sentencepiece":
+        return SentencePieceTokens(_train_pieces(words, n_pieces))
+    kinds = ("letters", "characters", "sentencepiece")
+    raise UserError(f"tokens: '{kind}' is unknown{nearest(kind, kinds)}; known: {', '.join(kinds)}")
+
+
+def _train_pieces(words: list[str], n_pieces: int) -> bytes:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words),
+        model_writer=model,
+        vocab_size=n_pieces,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        pad_id=0,
+        unk_id=1,
+        bos_id=-1,
+        eos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def save_tokens(tokens, path: str | os.PathLike) -> None:
+    """Write tokens as JSON, in one step (a temporary file, then a rename)."""
+    path = Path(path)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(tokens.state(), ensure_ascii=False), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def load_tokens(path: str | os.PathLike):
+    """Tokens written by :func:`save_tokens`; nothing of the file is executed."""
+    state = json.loads(Path(path).read_text(encoding="utf-8"))
+    if state["kind"] == "sentencepiece":
+        return SentencePieceTokens(bytes.fromhex(state["model"]))
+    return CharacterTokens(state["labels"])

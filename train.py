@@ -1,0 +1,14 @@
+#!/usr/bin/env python3
+"""Train and test one system on one fold: ``python train.py hparams/cai_mtl.yaml --data_folder=/corpora/IEMOCAP``.
+
+Every line of the YAML can be changed on the command line (``--alpha=0``), beside SpeechBrain's run options
+(``--device=cuda:0``, ``--precision=bf16``, ``--debug``, …).
+"""
+
+import sys
+from pathlib import Path
+
+from speechbrain_ser.experiment import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], Path(__file__).parent / "hparams"))
