@@ -1,0 +1,250 @@
+"""Where a pretrained encoder comes from: a local folder or a hub name, checked before anything slow starts.
+
+Nothing here builds a model. :func:`check_backbone` is what a program calls first; :func:`resolve_backbone`
+gives the folder to load, downloading it if need be.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import huggingface_hub
+from safetensors import SafetensorError, safe_open
+
+#: `model_type` of config.json -> what people call it
+MODEL_TYPES = {"wav2vec2": "wav2vec2", "hubert": "HuBERT", "wavlm": "WavLM", "data2vec-audio": "data2vec"}
+#: in the order transformers prefers them
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+EXPECTED = "config.json and model.safetensors or pytorch_model.bin"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+GIT_LFS_POINTER = b"version https://git-lfs"
+
+
+class BackboneError(ValueError):
+    """A backbone cannot be used; the message says which, what was expected and what was found."""
+
+
+def check_backbone(source: str | os.PathLike, save_path: str | os.PathLike = "pretrained") -> dict:
+    """Check that a backbone is there and of a supported kind. Builds no model and downloads no weights.
+
+    Arguments
+    ---------
+    source : str
+        Local folder or hub name, as :class:`~speechbrain_ser.lobes.wav2vec2.Wav2Vec2` takes it.
+    save_path : str
+        Where hub models are kept.
+
+    Returns
+    -------
+    dict
+        The backbone's config.json; empty for a hub model that is not downloaded yet.
+
+    Raises
+    ------
+    BackboneError
+        When the folder or hub name does not exist, lacks a file, holds a broken one, or is of another kind.
+
+    Example
+    -------
+    >>> check_backbone("/nowhere/wav2vec2")
+    Traceback (most recent call last):
+        ...
+    speechbrain_ser.lobes.backbone.BackboneError: backbone folder /nowhere/wav2vec2 does not exist: ...
+    """
+    folder = _local_folder(source)
+    if folder is None:
+        folder = _cached_snapshot(str(source), save_path)
+    if folder is None:
+        _hub_files(str(source))
+        return {}
+    return _check_folder(folder)
+
+
+def resolve_backbone(source: str | os.PathLike, save_path: str | os.PathLike = "pretrained") -> Path:
+    """The folder that holds a backbone, downloaded when `source` is a hub name that is not there yet.
+
+    A model that is already on disk is used as it is, without asking the network.
+
+    Arguments
+    ---------
+    source : str
+        Local folder or hub name.
+    save_path : str
+        Where hub models are kept; the user's own hub cache is looked at too.
+
+    Returns
+    -------
+    pathlib.Path
+
+    Raises
+    ------
+    BackboneError
+        As :func:`check_backbone`, or when the download fails.
+    """
+    folder = _local_folder(source)
+    if folder is None:
+        folder = _cached_snapshot(str(source), save_path) or _download(str(source), save_path)
+    _check_folder(folder)
+    return folder
+
+
+# --- local folders ---------------------------------------------------------------------------------------
+
+
+def _local_folder(source: str | os.PathLike) -> Path | None:
+    """The folder meant by `source`, or None when it is a hub name."""
+    text = os.fspath(source)
+    if not text:
+        raise BackboneError(f"backbone is empty: give a hub name or a folder with {EXPECTED}")
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise BackboneError(f"backbone {path} is a file: expected a folder with {EXPECTED}")
+    if _looks_like_path(text):
+        raise BackboneError(f"backbone folder {path} does not exist: expected a folder with {EXPECTED}")
+    return None
+
+
+def _looks_like_path(text: str) -> bool:
+    return not HUB_NAME.fullmatch(text) or text.count("/") > 1
+
+
+def _check_folder(folder: Path) -> dict:
+    missing = []
+    if not (folder / "config.json").is_file():
+        missing.append("config.json")
+    weights = [name for name in WEIGHTS if (folder / name).is_file()]
+    if not weights:
+        missing.append("the weights (model.safetensors or pytorch_model.bin)")
+    if missing:
+        raise BackboneError(
+            f"backbone folder {folder} lacks {' and '.join(missing)}: expected {EXPECTED}, "
+            f"found {_listing(folder)}"
+        )
+    config = _read_json(folder / "config.json")
+    _check_config(config, folder)
+    _check_preprocessor(folder)
+    _check_weights(folder / weights[0])
+    return config
+
+
+def _listing(folder: Path, limit: int = 10) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    if not names:
+        return "an empty folder"
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _read_json(file: Path) -> dict:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise BackboneError(f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise BackboneError(f"{file} must hold a JSON object, found a {type(content).__name__}")
+    return content
+
+
+def _check_config(config: dict, folder: Path) -> None:
+    found = config.get("model_type")
+    if found not in MODEL_TYPES:
+        raise BackboneError(
+            f"backbone {folder} is of model type {found!r}: expected one of {', '.join(MODEL_TYPES)}"
+        )
+    if config.get("add_adapter"):
+        raise BackboneError(
+            f"backbone {folder} has an adapter on top (add_adapter in config.json), which is not supported: "
+            "its output would depend on the batch's padding"
+        )
+
+
+def _check_preprocessor(folder: Path) -> None:
+    """A preprocessor may be absent; one that is there must be readable and for 16 kHz."""
+    file = folder / "preprocessor_config.json"
+    if not file.is_file():
+        return
+    rate = _read_json(file).get("sampling_rate", 16000)
+    if rate != 16000:
+        raise BackboneError(f"backbone {folder} expects audio at {rate} Hz: only 16000 Hz is supported")
+
+
+def _check_weights(file: Path) -> None:
+    """Find half-copied weights now, by their headers alone."""
+    if file.name.endswith(".index.json"):
+        shards = sorted(set(_read_json(file).get("weight_map", {}).values()))
+        absent = [name for name in shards if not (file.parent / name).is_file()]
+        if absent or not shards:
+            raise BackboneError(
+                f"{file} names weights that are not there: {', '.join(absent) or 'none at all'}"
+            )
+        for name in shards:
+            _check_weights(file.parent / name)
+        return
+    with open(file, "rb") as stream:
+        head = stream.read(len(GIT_LFS_POINTER))
+    if head == GIT_LFS_POINTER:
+        raise BackboneError(f"{file} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder")
+    if not head:
+        raise BackboneError(f"{file} is empty: copy it again")
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(file, framework="np"):  # compares the file's length with its header
+                pass
+        except (SafetensorError, OSError) as error:
+            raise BackboneError(f"{file} is damaged or half-copied ({error}): copy it again") from error
+
+
+# --- hub names -------------------------------------------------------------------------------------------
+
+
+def _cached_snapshot(name: str, save_path: str | os.PathLike) -> Path | None:
+    """The folder of an already downloaded hub model, in `save_path` or else in the user's own hub cache."""
+    for cache in (save_path, None):
+        config = huggingface_hub.try_to_load_from_cache(name, "config.json", cache_dir=cache)
+        if isinstance(config, str):
+            folder = Path(config).parent
+            if any((folder / weights).is_file() for weights in WEIGHTS):
+                return folder
+    return None
+
+
+def _hub_files(name: str) -> list[str]:
+    """The files to download of a hub model.
+
+    `model_info` is asked because it fails at once without network; a download would retry for half a minute.
+    """
+    try:
+        info = huggingface_hub.HfApi().model_info(name, timeout=20)
+    except Exception as error:  # several libraries' network, offline and not-found errors
+        raise _unreachable(name, error) from error
+    there = {sibling.rfilename for sibling in info.siblings or ()}
+    weights = next((file for file in WEIGHTS if file in there), None)
+    if "config.json" not in there or weights is None:
+        raise BackboneError(
+            f"hub model '{name}' lacks {EXPECTED}: it has {', '.join(sorted(there)) or 'no file'}"
+        )
+    shards = [weights.replace(".index.json", "-*")] if weights.endswith(".index.json") else []
+    return ["config.json", "preprocessor_config.json", weights, *shards]
+
+
+def _download(name: str, save_path: str | os.PathLike) -> Path:
+    files = _hub_files(name)
+    try:
+        return Path(huggingface_hub.snapshot_download(name, cache_dir=save_path, allow_patterns=files))
+    except Exception as error:
+        raise _unreachable(name, error) from error
+
+
+def _unreachable(name: str, error: Exception) -> BackboneError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return BackboneError(
+        f"backbone '{name}' is no local folder, and the hub model of that name could not be fetched "
+        f"({reason}). Check the name and the network, or give a local folder with {EXPECTED}."
+    )

@@ -1,0 +1,505 @@
+"""wav2vec2, HuBERT, WavLM and data2vec as one SpeechBrain lobe whose output does not depend on padding.
+
+SpeechBrain's lobe passes a padding mask, and yet a padded batch does not give what its utterances give alone:
+the waveform is normalised over the padding, group-norm front ends take their statistics over it, and
+data2vec's positional convolutions let it leak in. This lobe closes each of these gaps; parameters keep
+transformers' names.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from functools import partial
+
+import numpy as np
+import torch
+from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2 as SpeechBrainWav2Vec2
+from speechbrain.utils.logger import get_logger
+from torch import nn
+from transformers import AutoFeatureExtractor, AutoModel, Wav2Vec2FeatureExtractor
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+from speechbrain_ser.lobes.backbone import BackboneError, check_backbone, resolve_backbone
+from speechbrain_ser.lobes.quiet import quiet_transformers
+from speechbrain_ser.nnet.masked import MaskedGroupNormConvLayer, MaskedPositionalConv, normalize_own
+from speechbrain_ser.nnet.pooling import frame_mask
+from speechbrain_ser.nnet.span_mask import span_mask
+
+__all__ = ["BackboneError", "Wav2Vec2", "absolute_lengths", "check_backbone"]
+
+logger = get_logger(__name__)
+
+DROPOUTS = ("hidden_dropout", "attention_dropout", "feat_proj_dropout", "activation_dropout")
+#: parameters that the lobe can do without
+OPTIONAL_PARAMETERS = {"masked_spec_embed"}
+#: parts of the encoder; what a checkpoint holds beside them (quantizer, CTC head, …) is for other tasks
+ENCODER_PARTS = ("feature_extractor.", "feature_projection.", "encoder.")
+NORMALIZE_EPS = 1e-7  # of the published preprocessing
+OUTPUT_NORM_EPS = 1e-5  # of SpeechBrain's output_norm
+
+
+class Wav2Vec2(SpeechBrainWav2Vec2):
+    """A pretrained speech encoder, fine-tuned or frozen, that gives each utterance what it would get alone.
+
+    Outputs past an utterance's end are exactly 0. All arguments are explicit, so that a mistyped one is an
+    error.
+
+    Arguments
+    ---------
+    source : str
+        Local folder (config.json and model.safetensors or pytorch_model.bin) or hub name. Model types:
+        wav2vec2, hubert, wavlm, data2vec-audio.
+    save_path : str
+        Where hub models are kept.
+    freeze : bool
+        Use the encoder as a fixed feature extractor: no gradient, and no dropout or SpecAugment even in
+        training.
+    freeze_feature_extractor : bool
+        Keep the convolutional front end fixed, fine-tune the rest.
+    apply_spec_augment : bool
+        Mask spans of frames (and channels) in training.
+    mask_time_prob : float
+        Share of frames to mask, 0 to 1.
+    mask_time_length : int
+        Frames (20 ms) of a span; utterances shorter than one stay unmasked.
+    mask_feature_prob : float
+        Share of channels to mask, 0 to 1.
+    mask_feature_length : int
+        Channels of a span.
+    layerdrop : float, optional
+        Probability of skipping a transformer layer in training; None keeps the checkpoint's.
+    dropout : float, optional
+        Dropout of hidden states, attention, feature projection and activations; None keeps the checkpoint's.
+    gradient_checkpointing : bool
+        Recompute activations in the backward pass: less memory, about a third slower, same gradients.
+    attn_implementation : str, optional
+        `eager`, `sdpa` or `flash_attention_2`, where the model has it (WavLM: eager only); None takes the
+        fastest that needs no further package.
+    weighted_sum : bool
+        Output a learned, softmax-weighted sum of all layers, as SUPERB does, instead of the last layer. It
+        starts uniform and is learned even when the encoder is frozen.
+    normalize_wav : bool, optional
+        Bring each utterance to zero mean and unit variance; None does as the checkpoint's preprocessor says.
+    output_norm : bool
+        Normalise the output over each utterance's frames and channels (no parameters).
+
+    Attributes
+    ----------
+    output_size : int
+        Channels of the output.
+    min_samples : int
+        Samples of the shortest utterance that gives a frame (400 for wav2vec2-base).
+
+    Raises
+    ------
+    BackboneError
+        When the backbone cannot be found, read or used; nothing has been built by then.
+    ValueError
+        When an argument is out of range.
+
+    Example
+    -------
+    >>> from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
+    >>> path = getfixture("tmp_path") / "tiny"
+    >>> folder = build_tiny_wav2vec2(path, hidden_size=16, num_layers=1, conv_dim=8)
+    >>> lobe = Wav2Vec2(str(folder)).eval()
+    >>> wavs = torch.randn(2, 16000)  # the second utterance is half a second
+    >>> lobe(wavs, torch.tensor([1.0, 0.5])).shape
+    torch.Size([2, 49, 16])
+    >>> lobe.frame_counts(torch.tensor([16000, 8000]))
+    tensor([49, 24])
+    """
+
+    def __init__(
+        self,
+        source: str,
+        save_path: str = "pretrained",
+        freeze: bool = False,
+        freeze_feature_extractor: bool = False,
+        apply_spec_augment: bool = True,
+        mask_time_prob: float = 0.05,
+        mask_time_length: int = 10,
+        mask_feature_prob: float = 0.0,
+        mask_feature_length: int = 10,
+        layerdrop: float | None = None,
+        dropout: float | None = None,
+        gradient_checkpointing: bool = False,
+        attn_implementation: str | None = None,
+        weighted_sum: bool = False,
+        normalize_wav: bool | None = None,
+        output_norm: bool = False,
+    ):
+        _check_shares(
+            mask_time_prob=mask_time_prob,
+            mask_feature_prob=mask_feature_prob,
+            layerdrop=layerdrop,
+            dropout=dropout,
+        )
+        _check_spans(mask_time_length=mask_time_length, mask_feature_length=mask_feature_length)
+        folder = resolve_backbone(source, save_path)
+        overrides = dict.fromkeys(DROPOUTS, dropout) | {"layerdrop": layerdrop}
+        with quiet_transformers():
+            super().__init__(
+                source=str(folder),
+                save_path=str(save_path),
+                output_norm=output_norm,
+                freeze=freeze,
+                freeze_feature_extractor=freeze_feature_extractor,
+                apply_spec_augment=apply_spec_augment,
+                # the rest reaches _from_pretrained below
+                config_overrides={name: value for name, value in overrides.items() if value is not None},
+                attn_implementation=attn_implementation,
+            )
+        if normalize_wav is not None:
+            self.normalize_wav = normalize_wav
+        self.output_size: int = self.model.config.hidden_size
+        self.min_samples = _min_samples(self.model.config)
+        self.time_spans = {"prob": mask_time_prob, "length": mask_time_length}
+        self.feature_spans = {"prob": mask_feature_prob, "length": mask_feature_length}
+        self._set_up_spec_augment(apply_spec_augment)
+        _swap_leaking_layers(self.model)
+        if gradient_checkpointing and not freeze:
+            _enable_gradient_checkpointing(self.model)
+        self.layer_weights = _layer_weights(self.model) if weighted_sum else None
+
+    # --- building ----------------------------------------------------------------------------------------
+
+    def _from_pretrained(self, source, save_path, cache_dir, device=None, config_overrides=None, **kwargs):
+        """Load the weights in SpeechBrain's place: strictly, in float32, the random state left alone."""
+        self.config.update(config_overrides or {})
+        # whatever the settings, the parameter exists: checkpoints with and without SpecAugment interchange
+        self.config.mask_time_prob = 0.05
+        _check_attention(self.config, kwargs["attn_implementation"], source)
+        self.model = _load(source, self.config, **kwargs)
+
+    def load_feature_extractor(self, source, cache_dir, **kwarg):
+        """Load the preprocessor's settings; a folder without them is taken to want normalised waveforms."""
+        try:
+            self.feature_extractor = AutoFeatureExtractor.from_pretrained(
+                source, cache_dir=cache_dir, **kwarg
+            )
+        except (OSError, ValueError):
+            logger.info("%s has no preprocessor_config.json: waveforms are normalised (do_normalize)", source)
+            self.feature_extractor = Wav2Vec2FeatureExtractor(do_normalize=True)
+
+    def _set_up_spec_augment(self, apply_spec_augment: bool) -> None:
+        """The masks are drawn here: transformers' crash on short utterances, and HuBERT's cover padding."""
+        config = self.model.config
+        size = config.hidden_size
+        if self.feature_spans["prob"] > 0 and self.feature_spans["length"] > size:
+            raise ValueError(
+                f"mask_feature_length is {self.feature_spans['length']}: the encoder has {size} channels"
+            )
+        self.time_spans["min_spans"] = getattr(config, "mask_time_min_masks", 2)
+        self.feature_spans["min_spans"] = getattr(config, "mask_feature_min_masks", 0)  # WavLM has none
+        self.apply_spec_augment = apply_spec_augment
+        if not apply_spec_augment or self.time_spans["prob"] == 0:
+            # DistributedDataParallel waits for the gradient of every parameter that wants one
+            self.model.masked_spec_embed.requires_grad = False
+
+    def train(self, mode: bool = True):
+        """Set the training mode; what is frozen stays in evaluation mode (SpeechBrain's does not)."""
+        super().train(mode)
+        if self.freeze:
+            self.model.eval()
+        elif self.freeze_feature_extractor:
+            self.model.feature_extractor.eval()
+        return self
+
+    # --- lengths -----------------------------------------------------------------------------------------
+
+    def frame_counts(self, n_samples: torch.LongTensor | int) -> torch.LongTensor:
+        """Frames that the encoder gives for so many samples, by its own convolutions.
+
+        Arguments
+        ---------
+        n_samples : torch.LongTensor or int
+            Samples at 16 kHz, of any shape.
+
+        Returns
+        -------
+        torch.LongTensor
+            Frames, of the same shape; 0 below `min_samples`.
+        """
+        n_samples = torch.as_tensor(n_samples).long()
+        return self.model._get_feat_extract_output_lengths(n_samples).long().clamp(min=0)
+
+    # --- forward -----------------------------------------------------------------------------------------
+
+    def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None) -> torch.Tensor:
+        """Encode a padded batch.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms at 16 kHz, right-padded [batch, time].
+        wav_lens : torch.Tensor, optional
+            Relative lengths [batch]; None when there is no padding.
+
+        Returns
+        -------
+        torch.Tensor
+            [batch, frames, channels], exactly 0 past an utterance's end.
+
+        Raises
+        ------
+        ValueError
+            When the shapes do not match or an utterance is shorter than `min_samples`.
+        """
+        return self.extract_features(wavs, wav_lens)
+
+    def extract_features(self, wav: torch.Tensor, wav_lens: torch.Tensor | None = None) -> torch.Tensor:
+        """As :meth:`forward`, under SpeechBrain's name."""
+        lengths = absolute_lengths(wav, wav_lens)  # [batch]
+        own_samples = frame_mask(lengths, wav.shape[1])  # [batch, time]
+        lengths = lengths.cpu()  # the one look at the device
+        counts = self._checked_frame_counts(lengths)  # [batch]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
+            features = self._convolve(self._prepare(wav, own_samples), lengths)
+            states = self._transform(features, counts)
+        return self._finish(self._combine(states), counts)
+
+    def _checked_frame_counts(self, lengths: torch.LongTensor) -> torch.LongTensor:
+        short = (lengths < self.min_samples).nonzero().flatten().tolist()
+        if short:
+            listed = ", ".join(f"utterance {index} has {lengths[index]} samples" for index in short)
+            raise ValueError(
+                f"{listed}: the encoder needs at least {self.min_samples} samples "
+                f"({self.min_samples / 16:.0f} ms at 16 kHz)"
+            )
+        return self.frame_counts(lengths)
+
+    def _prepare(self, wavs: torch.Tensor, own: torch.BoolTensor) -> torch.Tensor:
+        """Normalise each utterance over its own samples and zero its padding [batch, time]."""
+        if self.normalize_wav:
+            wavs = normalize_own(wavs, own, NORMALIZE_EPS)
+        else:
+            wavs = wavs.masked_fill(~own, 0.0)
+        return wavs.to(self.model.dtype)
+
+    def _convolve(self, wavs: torch.Tensor, lengths: torch.LongTensor) -> torch.Tensor:
+        """Convolutional features [batch, frames, conv channels]; without GroupNorm they need no mask."""
+        first, *others = self.model.feature_extractor.conv_layers
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_feature_extractor):
+            hidden = wavs[:, None]  # [batch, 1, time]
+            if isinstance(first, MaskedGroupNormConvLayer) and int(lengths.min()) < wavs.shape[1]:
+                hidden = first(hidden, self._first_frame_counts(lengths).to(wavs.device))
+            else:
+                hidden = first(hidden)
+            for layer in others:
+                hidden = layer(hidden)  # [batch, conv channels, frames]
+        return hidden.transpose(1, 2)
+
+    def _first_frame_counts(self, lengths: torch.LongTensor) -> torch.LongTensor:
+        """Own frames after the first convolution [batch]."""
+        config = self.model.config
+        return (lengths - config.conv_kernel[0]) // config.conv_stride[0] + 1
+
+    def _transform(self, features: torch.Tensor, counts: torch.LongTensor) -> list[torch.Tensor]:
+        """Projection, SpecAugment and transformer: the last state, or all, each [batch, frames, channels]."""
+        hidden = self.model.feature_projection(features)
+        if isinstance(hidden, tuple):  # all but HuBERT give the features before the projection as well
+            hidden = hidden[0]
+        if self.apply_spec_augment and self.model.training:
+            hidden = self._spec_augment(hidden, counts)
+        mask = None
+        if int(counts.min()) < hidden.shape[1]:
+            mask = frame_mask(counts.to(hidden.device), hidden.shape[1])  # [batch, frames]
+        with _collect_layer_inputs() as inputs:
+            last = self.model.encoder(hidden, attention_mask=mask).last_hidden_state
+        return [last] if self.layer_weights is None else _all_states(inputs, last, len(self.layer_weights))
+
+    def _spec_augment(self, hidden: torch.Tensor, counts: torch.LongTensor) -> torch.Tensor:
+        """Mask spans of own frames by the learned vector, spans of channels by 0."""
+        batch, frames, channels = hidden.shape
+        masked = torch.from_numpy(span_mask(counts.numpy(), frames, **self.time_spans)).to(hidden.device)
+        if self.time_spans["prob"] > 0:
+            # even when nothing is masked, so that the vector always has a gradient (DistributedDataParallel)
+            hidden = torch.where(masked[:, :, None], self.model.masked_spec_embed.to(hidden.dtype), hidden)
+        if self.feature_spans["prob"] > 0:
+            masked = span_mask(np.full(batch, channels), channels, **self.feature_spans)
+            hidden = hidden.masked_fill(torch.from_numpy(masked).to(hidden.device)[:, None, :], 0.0)
+        return hidden
+
+    def _combine(self, states: list[torch.Tensor]) -> torch.Tensor:
+        if self.layer_weights is None:
+            return states[-1]
+        weights = self.layer_weights.softmax(dim=0)
+        return sum(weight * state for weight, state in zip(weights, states, strict=True))
+
+    def _finish(self, out: torch.Tensor, counts: torch.LongTensor) -> torch.Tensor:
+        own = frame_mask(counts.to(out.device), out.shape[1])  # [batch, frames]
+        if self.output_norm:
+            return normalize_own(out, own, OUTPUT_NORM_EPS)
+        return out.masked_fill(~own[:, :, None], 0.0)
+
+
+def absolute_lengths(wavs: torch.Tensor, wav_lens: torch.Tensor | None = None) -> torch.LongTensor:
+    """Samples of each utterance from SpeechBrain's relative lengths.
+
+    Arguments
+    ---------
+    wavs : torch.Tensor
+        Padded waveforms [batch, time].
+    wav_lens : torch.Tensor, optional
+        Relative lengths, above 0 and at most 1 [batch]; None when there is no padding.
+
+    Returns
+    -------
+    torch.LongTensor
+        [batch], on the waveforms' device.
+
+    Raises
+    ------
+    ValueError
+        When the shapes do not match.
+
+    Example
+    -------
+    >>> absolute_lengths(torch.zeros(2, 48000), torch.tensor([1.0, 1 / 3]))
+    tensor([48000, 16000])
+    """
+    if wavs.dim() != 2 or (wav_lens is not None and wav_lens.shape != wavs.shape[:1]):
+        found = None if wav_lens is None else list(wav_lens.shape)
+        raise ValueError(
+            f"expected wavs [batch, time] and wav_lens [batch], found {list(wavs.shape)} and {found}"
+        )
+    if wav_lens is None:
+        return torch.full(wavs.shape[:1], wavs.shape[1], device=wavs.device)
+    # float32 holds a length / time exactly enough to round back, as long as the product is not float32 as
+    # well
+    lengths = torch.round(wav_lens.to(wavs.device).double() * wavs.shape[1]).long()
+    return lengths.clamp(max=wavs.shape[1])
+
+
+# --- checks ----------------------------------------------------------------------------------------------
+
+
+def _check_shares(**shares: float | None) -> None:
+    for name, value in shares.items():
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}, expected 0 to 1")
+
+
+def _check_spans(**lengths: int) -> None:
+    for name, value in lengths.items():
+        if value != int(value) or value < 1:
+            raise ValueError(f"{name} is {value}, expected a whole number above 0")
+
+
+def _check_attention(config, requested: str | None, source: str) -> None:
+    model_class = MODEL_MAPPING[type(config)]
+    supported = ["eager"]
+    supported += ["sdpa"] if model_class._supports_sdpa else []
+    supported += ["flash_attention_2"] if model_class._supports_flash_attn else []
+    if requested is not None and requested not in supported:
+        raise BackboneError(
+            f"attn_implementation is {requested!r}, which backbone {source} ({config.model_type}) "
+            f"does not have: it supports {', '.join(supported)}"
+        )
+
+
+def _min_samples(config) -> int:
+    """Samples that give one frame, by going through the convolutions backwards."""
+    samples = 1
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        samples = (samples - 1) * stride + kernel
+    return samples
+
+
+# --- working around transformers -------------------------------------------------------------------------
+
+
+def _load(folder: str, config, attn_implementation: str | None) -> nn.Module:
+    """Load weights strictly, in float32 whatever they were saved in, and leave the random state as it was."""
+    random_state = torch.get_rng_state()  # an absent masked_spec_embed is drawn
+    try:
+        model, report = AutoModel.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, all of them
+        )
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
+        raise BackboneError(f"backbone {folder} cannot be loaded: {error}") from error
+    finally:
+        torch.set_rng_state(random_state)
+    _check_loading(report, folder)
+    return model
+
+
+def _check_loading(report: dict, folder: str) -> None:
+    """transformers draws parameters that do not fit at random, and only prints so."""
+    missing = sorted(set(report["missing_keys"]) - OPTIONAL_PARAMETERS)
+    wrong = [
+        f"{key} is {list(found)}, expected {list(size)}"
+        for key, found, size in sorted(report["mismatched_keys"])
+    ]
+    extra = sorted(key for key in report["unexpected_keys"] if _is_encoder_parameter(key))
+    problems = (("missing", missing), ("of another size", wrong), ("not in the configuration", extra))
+    found = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems if names)
+    if found:
+        raise BackboneError(f"the weights in {folder} do not fit its config.json. Parameters {found}")
+
+
+def _is_encoder_parameter(key: str) -> bool:
+    base = key.partition(".")[2]  # with and without the "wav2vec2." of a checkpoint with heads
+    return key.startswith(ENCODER_PARTS) or base.startswith(ENCODER_PARTS)
+
+
+def _swap_leaking_layers(model: nn.Module) -> None:
+    """Replace the layers in which padding changes an utterance's result; parameters keep their names."""
+    convolutions = model.feature_extractor.conv_layers
+    if isinstance(getattr(convolutions[0], "layer_norm", None), nn.GroupNorm):
+        convolutions[0] = MaskedGroupNormConvLayer(convolutions[0])
+    if MaskedPositionalConv.needed_by(model.encoder.pos_conv_embed):
+        model.encoder.pos_conv_embed = MaskedPositionalConv(model.encoder.pos_conv_embed)
+
+
+def _enable_gradient_checkpointing(model: nn.Module) -> None:
+    """Switch it on after SpeechBrain, which switches it off when it has loaded a model."""
+    # the older name is deprecated, the newer absent from the first transformers 5 releases
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    # the non-reentrant kind works with a frozen front end and with DistributedDataParallel
+    enable({"use_reentrant": False})
+
+
+# --- all layers' states ----------------------------------------------------------------------------------
+
+#: inputs of the transformer layers by index, while a forward pass collects them (a context of its own per
+#: thread)
+_LAYER_INPUTS: ContextVar[dict[int, torch.Tensor] | None] = ContextVar("layer_inputs", default=None)
+
+
+@contextlib.contextmanager
+def _collect_layer_inputs() -> Iterator[dict[int, torch.Tensor]]:
+    inputs: dict[int, torch.Tensor] = {}
+    token = _LAYER_INPUTS.set(inputs)
+    try:
+        yield inputs
+    finally:
+        _LAYER_INPUTS.reset(token)
+
+
+def _store_layer_input(index: int, layer: nn.Module, args: tuple) -> None:
+    inputs = _LAYER_INPUTS.get()
+    if inputs is not None:
+        inputs[index] = args[0]
+
+
+def _layer_weights(model: nn.Module) -> nn.Parameter:
+    """Uniform logits, one a state (the transformer's input and each layer's output), drawing nothing."""
+    layers = model.encoder.layers
+    for index, layer in enumerate(layers):
+        layer.register_forward_pre_hook(partial(_store_layer_input, index))
+    return nn.Parameter(torch.zeros(len(layers) + 1))
+
+
+def _all_states(inputs: dict[int, torch.Tensor], last: torch.Tensor, count: int) -> list[torch.Tensor]:
+    """Inputs of all layers and the encoder's output; a skipped layer has its successor's input."""
+    states = [last]
+    for index in reversed(range(count - 1)):
+        states.append(inputs.get(index, states[-1]))
+    return states[::-1]
