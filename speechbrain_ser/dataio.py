@@ -79,7 +79,9 @@ class AudioCache:
 
     def _copy(self, path: str) -> str:
         stat = os.stat(path)
-        key = hashlib.sha256(f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
+        key = hashlib.sha256(
+            f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns}".encode()
+        ).hexdigest()
         copy = self.folder / f"{key[:24]}.wav"
         if not copy.exists():
             temporary = copy.with_suffix(f".{os.getpid()}.tmp")
@@ -116,7 +118,7 @@ def make_dataset(frame: pd.DataFrame, cache: AudioCache, classes: Sequence[str],
         Items ``id``, ``sig`` [time], ``emotion`` (class index), ``tokens``.
     """
     # a dictionary, not from_csv: its replacements would also touch braces in transcripts
-    data = frame.set_index("ID").to_dict("index")
+    data = frame.set_index("ID")[["wav", "emotion", "transcript"]].to_dict("index")
     dataset = DynamicItemDataset(data)
     index = {c: i for i, c in enumerate(classes)}
     dataset.add_dynamic_item(cache.__getitem__, takes="wav", provides="sig")

@@ -30,5 +30,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
     >>> nearest("zzz", ["alpha", "seed"])
     ''
     """
-    found = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.6)
-    return f" (did you mean '{found[0]}'?)" if found else ""
+    by_lower = {str(k).lower(): str(k) for k in known}
+    found = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.6)
+    return f" (did you mean {by_lower[found[0]]!r}?)" if found else ""

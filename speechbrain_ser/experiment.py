@@ -12,10 +12,10 @@ import pandas as pd
 import speechbrain as sb
 import torch
 
-from speechbrain_ser import corpora
 from speechbrain_ser.brain import RunData
 from speechbrain_ser.checkpoints import WholeCheckpointer
 from speechbrain_ser.config import Config, read_config
+from speechbrain_ser.corpora import manifest as corpora
 from speechbrain_ser.dataio import AudioCache, StepSampler, length_sorted_batches, make_dataset, make_loader
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.evaluation.figures import plot_confusion, plot_learning_curves, save_figure
@@ -119,8 +119,10 @@ class Setup:
                 "fewer: name another output_folder"
             )
         wanted = set(_selections(plain, self.fold))
-        return found["n_epochs"] == plain["n_epochs"] and found["selection"] == plain["selection"] and wanted <= set(
-            found["selections"]
+        return (
+            found["n_epochs"] == plain["n_epochs"]
+            and found["selection"] == plain["selection"]
+            and wanted <= set(found["selections"])
         )
 
 
@@ -140,7 +142,9 @@ def prepare(config: Config) -> Setup:
     check_tracker(plain["tracker"])
     if plain["selection"] not in SELECTIONS:
         known = ", ".join(SELECTIONS)
-        raise UserError(f"selection '{plain['selection']}' is unknown{nearest(plain['selection'], SELECTIONS)}; known: {known}")
+        raise UserError(
+            f"selection '{plain['selection']}' is unknown{nearest(plain['selection'], SELECTIONS)}; known: {known}"
+        )
     if plain["selection"] == "test" and not plain["test_every_epoch"]:
         raise UserError("selection: test (an oracle) needs --test_every_epoch=True")
     if plain["build_backbone"]:
@@ -149,7 +153,7 @@ def prepare(config: Config) -> Setup:
 
     manifest = _prepare_manifest(plain)
     frame = corpora.read_manifest(manifest, plain["data_folder"])
-    frame = corpora.apply_labels(frame, plain["labels"], plain["corpus"])
+    frame = corpora.apply_labels(frame, plain["labels"])
     folds = make_folds(frame, plain["protocol"], plain["seen_fraction"], plain["split_seed"])
     fold = choose_fold(folds, plain["fold"])
     if plain["selection"] == "valid" and not fold.valid:
@@ -163,7 +167,9 @@ def prepare(config: Config) -> Setup:
 
 
 def _prepare_manifest(plain: dict) -> Path:
-    options = {"file": plain["table_file"], "columns": plain["table_columns"]} if plain["corpus"] == "table" else {}
+    options = (
+        {"file": plain["table_file"], "columns": plain["table_columns"]} if plain["corpus"] == "table" else {}
+    )
     return corpora.prepare(plain["corpus"], plain["data_folder"], plain["manifest_folder"], **options)
 
 
@@ -173,7 +179,13 @@ def _output_folder(config: Config, fold: Fold) -> Path:
         return Path(tempfile.mkdtemp(prefix="speechbrain-ser-debug-"))
     if plain["output_folder"]:
         return Path(plain["output_folder"])
-    place = (config.system, f"{plain['corpus']}-{plain['protocol']}", config.variant(), fold.name, str(plain["seed"]))
+    place = (
+        config.system,
+        f"{plain['corpus']}-{plain['protocol']}",
+        config.variant(),
+        fold.name,
+        str(plain["seed"]),
+    )
     return Path(plain["results_folder"]).joinpath(*place)
 
 
@@ -182,12 +194,16 @@ def _check_folder(setup: Setup) -> None:
     path = setup.folder / "configuration.json"
     if not path.is_file():
         if setup.folder.is_dir() and any(setup.folder.iterdir()):
-            raise UserError(f"{setup.folder} exists, is not empty and is no run folder: name another output_folder")
+            raise UserError(
+                f"{setup.folder} exists, is not empty and is no run folder: name another output_folder"
+            )
         return
     theirs = json.loads(path.read_text(encoding="utf-8"))
     keys = sorted(k for k in {*theirs, *setup.science} if theirs.get(k) != setup.science.get(k))
     if keys:
-        lines = [f"{k}: there {theirs.get(k, '(absent)')}, here {setup.science.get(k, '(absent)')}" for k in keys]
+        lines = [
+            f"{k}: there {theirs.get(k, '(absent)')}, here {setup.science.get(k, '(absent)')}" for k in keys
+        ]
         raise UserError("\n  ".join([f"{setup.folder} belongs to another configuration:", *lines]))
 
 
@@ -257,7 +273,9 @@ def _tokens(plain: dict, transcripts: pd.Series):
     tokens = build_tokens(plain["tokens"], transcripts, plain["n_pieces"])
     if deleted := tokens.deleted(transcripts):
         listed = ", ".join(f"{c} ({n})" for c, n in deleted.most_common())
-        logger.warning(f"characters outside `tokens: {plain['tokens']}` are deleted from training transcripts: {listed}")
+        logger.warning(
+            f"characters outside `tokens: {plain['tokens']}` are deleted from training transcripts: {listed}"
+        )
     return tokens
 
 
@@ -272,14 +290,19 @@ def _class_weights(wanted, setup: Setup) -> torch.Tensor | None:
     elif isinstance(wanted, dict) and set(wanted) == set(setup.classes):
         weights = pd.Series(wanted, dtype=float).reindex(setup.classes)
     else:
-        raise UserError(f"class_weights: expected balanced or a weight for each of {setup.classes}, found {wanted}")
+        raise UserError(
+            f"class_weights: expected balanced or a weight for each of {setup.classes}, found {wanted}"
+        )
     return torch.tensor((weights / (weights * counts).sum() * counts.sum()).to_numpy(), dtype=torch.float32)
 
 
 def _loaders(hparams: dict, data: RunData):
     cache = AudioCache(Path(hparams["cache_folder"]) / "audio")
     cache.fill(data.frame["wav"].tolist())
-    frames = {part: data.frame.loc[list(getattr(data.fold, part))].reset_index() for part in ("train", "valid", "test")}
+    frames = {
+        part: data.frame.loc[list(getattr(data.fold, part))].reset_index()
+        for part in ("train", "valid", "test")
+    }
     encode = data.tokens.encode if data.tokens else None
     sampler = StepSampler(
         frames["train"]["duration"], hparams["batch_size"], hparams["micro_batch_size"], hparams["seed"]
@@ -292,7 +315,9 @@ def _loaders(hparams: dict, data: RunData):
     for part, frame in frames.items():
         if len(frame):
             batches = (
-                sampler if part == "train" else length_sorted_batches(frame["duration"], hparams["eval_batch_size"])
+                sampler
+                if part == "train"
+                else length_sorted_batches(frame["duration"], hparams["eval_batch_size"])
             )
             dataset = make_dataset(frame, cache, data.classes, encode)
             loaders[part] = make_loader(dataset, batches, hparams["num_workers"])
@@ -322,10 +347,14 @@ def _warn_ctc(data: RunData, encoder) -> None:
     if not data.tokens:
         return
     train = data.frame.loc[list(data.fold.train)]
-    frames = encoder.frame_counts(torch.tensor((train["duration"] * 16_000).round().to_numpy(), dtype=torch.long))
+    frames = encoder.frame_counts(
+        torch.tensor((train["duration"] * 16_000).round().to_numpy(), dtype=torch.long)
+    )
     needed = [frames_needed(data.tokens.encode(t)) for t in train["transcript"]]
     if short := [i for i, f, n in zip(train.index, frames.tolist(), needed, strict=True) if n > f]:
-        logger.warning(f"{len(short)} utterances are too short for their transcript, CTC leaves them out: {short[:20]}")
+        logger.warning(
+            f"{len(short)} utterances are too short for their transcript, CTC leaves them out: {short[:20]}"
+        )
 
 
 # ------------------------------------------------------------------ results
@@ -381,8 +410,12 @@ def _pictures(setup: Setup, results: dict) -> None:
     chosen = results["selections"][results["selection"]]
     where = f"{results['corpus']}, {results['protocol']} fold {results['fold']}"
     leaky = "" if results["speaker_disjoint"] else ", LEAKY"
-    title = f"{where}{leaky}\n{chosen['selected_by']}: WA {chosen['all']['WA']:.1%}, UA {chosen['all']['UA']:.1%}"
-    save_figure(plot_confusion(chosen["all"]["confusion"], setup.classes, title), setup.folder / "confusion.png")
+    title = (
+        f"{where}{leaky}\n{chosen['selected_by']}: WA {chosen['all']['WA']:.1%}, UA {chosen['all']['UA']:.1%}"
+    )
+    save_figure(
+        plot_confusion(chosen["all"]["confusion"], setup.classes, title), setup.folder / "confusion.png"
+    )
     epochs = pd.read_csv(setup.folder / "epochs.csv")
     save_figure(plot_learning_curves(epochs, where + leaky), setup.folder / "learning_curves.png")
 
@@ -396,14 +429,22 @@ def print_results(setup: Setup) -> None:
             figures = found[part]
             if figures == "none":
                 continue
-            row = {"selection": found["selected_by"], "epoch": found["epoch"], "test utterances": part.replace("_", " ")}
+            row = {
+                "selection": found["selected_by"],
+                "epoch": found["epoch"],
+                "test utterances": part.replace("_", " "),
+            }
             row |= {"n": figures["n"], **{m: f"{figures[m]:.1%}" for m in ("WA", "UA", "F1")}}
             wer = figures.get("WER")
             rows.append({**row, "WER": "" if wer is None else f"{wer:.1%}"})
     share = results["selections"][results["selection"]]["share_text_heard"]
-    print(f"\n{results['system']}: {results['corpus']}, protocol {results['protocol']}, fold {results['fold']}, seed {results['seed']}")
+    print(
+        f"\n{results['system']}: {results['corpus']}, protocol {results['protocol']}, fold {results['fold']}, seed {results['seed']}"
+    )
     print(f"speaker-disjoint: {'yes' if results['speaker_disjoint'] else 'NO, LEAKY: ' + results['leak']}")
-    print(f"{share:.0%} of the test utterances say a text heard in training: their WER is telling known sentences apart")
+    print(
+        f"{share:.0%} of the test utterances say a text heard in training: their WER is telling known sentences apart"
+    )
     print(pd.DataFrame(rows).to_string(index=False))
     print(f"\nresults: {setup.folder}{os.sep}")
     for name in ("metrics.json", "predictions.csv", "epochs.csv", "confusion.png", "learning_curves.png"):

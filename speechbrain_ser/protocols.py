@@ -249,7 +249,9 @@ def _random_plain(frame: pd.DataFrame, seed: int) -> list[_Split]:
     """Five unstratified folds of about 20 %, blind to speakers (as Fu's tables must have been)."""
     frame = frame.sort_values("ID")
     if len(frame) < N_RANDOM_FOLDS:
-        raise UserError(f"protocol 'random_plain' needs at least {N_RANDOM_FOLDS} utterances, found {len(frame)}")
+        raise UserError(
+            f"protocol 'random_plain' needs at least {N_RANDOM_FOLDS} utterances, found {len(frame)}"
+        )
     parts = KFold(N_RANDOM_FOLDS, shuffle=True, random_state=seed).split(frame)
     return _rotated([frozenset(frame["ID"].iloc[test]) for _, test in parts])
 

@@ -11,13 +11,20 @@ class CaiBrain(SERBrain):
 
     def compute_forward(self, batch, stage):
         """Logits of the emotion and, where alpha > 0, of the characters (section 3.1)."""
-        return self.modules.model(*batch.sig)
+        wavs, wav_lens = batch.to(self.device).sig
+        return self.modules.model(wavs, wav_lens)
 
     def compute_objectives(self, predictions, batch, stage):
         """Equations 1 to 3, one value an utterance: CTC summed over its characters, and cross-entropy."""
-        losses = {"emotion": F.cross_entropy(predictions["emotion"].float(), batch.emotion, self.class_weights, reduction="none")}
+        losses = {
+            "emotion": F.cross_entropy(
+                predictions["emotion"].float(), batch.emotion, self.class_weights, reduction="none"
+            )
+        }
         if "asr" in predictions:
-            losses["asr"] = ctc_loss(predictions["asr"], predictions["frames"], batch.tokens, self.tokens.blank)
+            losses["asr"] = ctc_loss(
+                predictions["asr"], predictions["frames"], batch.tokens, self.tokens.blank
+            )
         return self.combine(losses, predictions, batch, stage)
 
 

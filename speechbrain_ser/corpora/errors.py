@@ -1,12 +1,15 @@
 """One clear error for everything that is wrong with a corpus."""
 
-import difflib
 from collections.abc import Iterable
+
+from speechbrain_ser.errors import UserError, nearest
+
+__all__ = ["SHOWN", "CorpusError", "Offenders", "listing", "nearest"]
 
 SHOWN = 20  # offenders of one kind that a message prints; the rest is counted
 
 
-class CorpusError(ValueError):
+class CorpusError(UserError):
     """A corpus folder, table or recording is not what it should be; the message lists every offender."""
 
 
@@ -82,28 +85,3 @@ def listing(offenders: Iterable[str]) -> str:
     if len(offenders) > SHOWN:
         lines.append(f"  … and {len(offenders) - SHOWN} more")
     return "\n".join(lines)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that a mistyped one is closest to, as the end of a sentence.
-
-    Arguments
-    ---------
-    name : str
-        What was found.
-    known : iterable of str
-        What is known.
-
-    Returns
-    -------
-    str
-        " (did you mean …?)", or nothing when no known name is near.
-
-    Example
-    -------
-    >>> nearest("iemocp", ["emodb", "iemocap"])
-    " (did you mean 'iemocap'?)"
-    """
-    by_lower = {key.lower(): key for key in known}
-    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
-    return f" (did you mean {by_lower[close[0]]!r}?)" if close else ""

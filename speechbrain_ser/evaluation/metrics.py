@@ -98,7 +98,10 @@ def metrics(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
     dict
         ``n`` utterances, those of :func:`emotion_metrics`, and ``WER`` where there are hypotheses.
     """
-    out = {"n": len(predictions), **emotion_metrics(predictions["emotion"], predictions["predicted"], classes)}
+    out = {
+        "n": len(predictions),
+        **emotion_metrics(predictions["emotion"], predictions["predicted"], classes),
+    }
     if "hypothesis" in predictions:
         out["WER"] = word_error_rate(predictions["transcript"], predictions["hypothesis"])
     return out

@@ -4,6 +4,7 @@ Nothing here builds a model. :func:`check_backbone` is what a program calls firs
 gives the folder to load, downloading it if need be.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import huggingface_hub
 from safetensors import SafetensorError, safe_open
+
+from speechbrain_ser.errors import UserError
 
 #: `model_type` of config.json -> what people call it
 MODEL_TYPES = {"wav2vec2": "wav2vec2", "hubert": "HuBERT", "wavlm": "WavLM", "data2vec-audio": "data2vec"}
@@ -26,7 +29,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 GIT_LFS_POINTER = b"version https://git-lfs"
 
 
-class BackboneError(ValueError):
+class BackboneError(UserError):
     """A backbone cannot be used; the message says which, what was expected and what was found."""
 
 
@@ -92,6 +95,38 @@ def resolve_backbone(source: str | os.PathLike, save_path: str | os.PathLike = "
         folder = _cached_snapshot(str(source), save_path) or _download(str(source), save_path)
     _check_folder(folder)
     return folder
+
+
+def fingerprint(source: str | os.PathLike, save_path: str | os.PathLike = "pretrained") -> str:
+    """A hash of a local backbone's configuration and weights, or the hub name of one that is not local.
+
+    Arguments
+    ---------
+    source : str
+        Local folder or hub name.
+    save_path : str
+        Where hub models are kept.
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits, or the name.
+
+    Example
+    -------
+    >>> fingerprint("facebook/wav2vec2-base", getfixture("tmp_path"))
+    'facebook/wav2vec2-base'
+    """
+    folder = _local_folder(source)
+    if folder is None:
+        return str(source)
+    digest = hashlib.sha256()
+    for name in ("config.json", *WEIGHTS):
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 # --- local folders ---------------------------------------------------------------------------------------

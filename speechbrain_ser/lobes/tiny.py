@@ -27,6 +27,7 @@ from transformers import (
     WavLMModel,
 )
 
+from speechbrain_ser.lobes.backbone import BackboneError
 from speechbrain_ser.lobes.quiet import quiet_transformers
 
 MODELS = {
@@ -97,7 +98,7 @@ def build_tiny_wav2vec2(
 
     Raises
     ------
-    FileExistsError
+    BackboneError
         When the folder holds anything else.
     ValueError
         When a setting is not possible.
@@ -130,10 +131,10 @@ def _is_built(folder: Path, settings: dict) -> bool:
     try:
         found = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise FileExistsError(f"{folder} exists and was not built here: give another folder") from None
+        raise BackboneError(f"{folder} exists and was not built here: give another folder") from None
     if found != settings:
         different = sorted(name for name in settings if found.get(name) != settings[name])
-        raise FileExistsError(
+        raise BackboneError(
             f"{folder} was built with other settings ({', '.join(different)}): "
             "give another folder or remove it"
         )
@@ -228,7 +229,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = vars(parser.parse_args(arguments))
     try:
         folder = build_tiny_wav2vec2(**settings)
-    except (FileExistsError, ValueError) as error:
+    except ValueError as error:
         parser.error(str(error))
     print(folder)
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.lobes.wav2vec2 import absolute_lengths
 
 
 def build_head(make: Callable[..., nn.Module], in_features: int, name: str, seed: int) -> nn.Module:
@@ -49,7 +50,7 @@ class CaiModel(nn.Module):
     Arguments
     ---------
     encoder : torch.nn.Module
-        f: waveforms to frames; has ``output_size``, ``absolute_lengths`` and ``frame_counts`` (see
+        f: waveforms to frames; has ``output_size`` and ``frame_counts`` (see
         :class:`speechbrain_ser.lobes.wav2vec2.Wav2Vec2`).
     pooling : torch.nn.Module
         Over an utterance's own frames (:class:`speechbrain_ser.nnet.pooling.MaskedPooling`).
@@ -96,7 +97,7 @@ class CaiModel(nn.Module):
             ``frames`` [batch] valid frames; ``embedding`` [batch, channels] the pooled vector.
         """
         z = self.encoder(wavs, wav_lens)  # (batch, frames, channels)
-        frames = self.encoder.frame_counts(self.encoder.absolute_lengths(wavs, wav_lens))
+        frames = self.encoder.frame_counts(absolute_lengths(wavs, wav_lens))
         embedding = self.pooling(z, frames)  # (batch, channels)
         outputs = {"frames": frames, "embedding": embedding}
         if "emotion" in self.heads:
