@@ -80,9 +80,7 @@ class SERBrain(sb.Brain):
         self.test_loader = test_loader
         self.tokens = data.tokens
         self.class_weights = None if data.class_weights is None else data.class_weights.to(self.device)
-        self.decode = (
-            Decoder(data.tokens, self.hparams.decoding, self.hparams.beam_size) if data.tokens else None
-        )
+        self.decode = Decoder(data.tokens, self.hparams.decoding, self.hparams.beam_size) if data.tokens else None
         self.loggers = make_loggers(self.hparams.output_folder, self.hparams.tracker)
         # SpeechBrain clips the first parameter group only, and clips to nothing for max_grad_norm <= 0: its clipping
         # is made harmless here, and ours runs just before each optimiser step (see init_optimizers)
@@ -136,10 +134,7 @@ class SERBrain(sb.Brain):
         for k, utterance in enumerate(batch.id):
             row = dict(ID=utterance, **self.data.frame.loc[utterance, ["speaker", "emotion"]])
             row["predicted"] = self.data.classes[int(posterior[k].argmax())]
-            row |= {
-                f"posterior_{c}": round(float(p), 6)
-                for c, p in zip(self.data.classes, posterior[k], strict=True)
-            }
+            row |= {f"posterior_{c}": round(float(p), 6) for c, p in zip(self.data.classes, posterior[k], strict=True)}
             row["transcript"] = self.data.frame.at[utterance, "transcript"]
             rows.append(row if said is None else {**row, "hypothesis": said[k]})
         return rows
@@ -206,9 +201,7 @@ class SERBrain(sb.Brain):
             {True: {"lr": self.hparams.backbone_lr}, False: {}},
             {True: {"weight_decay": 0.0}, False: {}},
         )
-        return [
-            {"params": p, **rate[b], **decay[v]} for (b, v), p in sorted(groups.items(), key=lambda g: g[0])
-        ]
+        return [{"params": p, **rate[b], **decay[v]} for (b, v), p in sorted(groups.items(), key=lambda g: g[0])]
 
     def _clip(self, optimizer, args, kwargs):
         """One gradient norm over all groups."""
@@ -226,9 +219,7 @@ class SERBrain(sb.Brain):
             raise UserError(
                 f"{message}\n  Listen to them, lower lr, or set nonfinite_patience to skip some batches an epoch"
             )
-        logger.warning(
-            f"{message}; {self.nonfinite_count} of {self.nonfinite_patience} tolerated, no step from them"
-        )
+        logger.warning(f"{message}; {self.nonfinite_count} of {self.nonfinite_patience} tolerated, no step from them")
 
     # -------------------------------------------------------------- epochs
 
@@ -238,8 +229,7 @@ class SERBrain(sb.Brain):
         done = self.hparams.epoch_counter.current
         if done or self.step:
             logger.info(
-                f"resumed after epoch {done}"
-                + (f", within the next at batch {self.step}" if self.step else "")
+                f"resumed after epoch {done}" + (f", within the next at batch {self.step}" if self.step else "")
             )
 
     def on_stage_start(self, stage, epoch=None):
@@ -279,9 +269,7 @@ class SERBrain(sb.Brain):
         self._log_epoch()
         # an earlier epoch wins a tie; plain floats, which is all that checkpoint meta may hold
         scores = {
-            f"{p}_score": float(self.row[f"{p}_WA"]) - 1e-9 * epoch
-            for p in ("valid", "test")
-            if f"{p}_WA" in self.row
+            f"{p}_score": float(self.row[f"{p}_WA"]) - 1e-9 * epoch for p in ("valid", "test") if f"{p}_WA" in self.row
         }
         self.checkpointer.save_and_keep_only(
             meta={"epoch": epoch, **scores},
@@ -320,9 +308,7 @@ class SERBrain(sb.Brain):
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
         """Only after an optimiser step: gradients gathered so far are not part of a checkpoint."""
-        return self.micro.ends_step and super()._should_save_intra_epoch_ckpt(
-            last_ckpt_time, steps_since_ckpt
-        )
+        return self.micro.ends_step and super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
 
     # -------------------------------------------------------------- test
 

@@ -47,7 +47,9 @@ class RandomState:
     @mark_as_saver
     def save(self, path):
         """Write the states."""
-        states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+        # the legacy global generator is the one transformers' SpecAugment draws from
+        numpy_state = np.random.get_state()  # noqa: NPY002
+        states = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             states["cuda"] = torch.cuda.get_rng_state_all()
         torch.save(states, path)
@@ -58,7 +60,7 @@ class RandomState:
         del end_of_epoch
         states = torch.load(path, map_location="cpu", weights_only=False)
         random.setstate(states["python"])
-        np.random.set_state(states["numpy"])
+        np.random.set_state(states["numpy"])  # noqa: NPY002
         torch.set_rng_state(states["torch"])
         if "cuda" in states and len(states["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(states["cuda"])

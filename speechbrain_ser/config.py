@@ -184,9 +184,7 @@ def _shipped(tree: CommentedMap, hparams_folder: Path, name: str) -> CommentedMa
 def _check_against_shipped(tree: CommentedMap, shipped: CommentedMap, name: str) -> None:
     _refuse_unknown(tree, shipped, name)
     if missing := [k for k in shipped if k not in tree]:
-        raise UserError(
-            f"{name}: missing lines (the shipped {tree['system']}.yaml has them): {', '.join(missing)}"
-        )
+        raise UserError(f"{name}: missing lines (the shipped {tree['system']}.yaml has them): {', '.join(missing)}")
 
 
 def _refuse_unknown(tree: CommentedMap, known: CommentedMap, name: str) -> None:
@@ -248,9 +246,7 @@ def _value(tree: CommentedMap, key: str, text: str):
         value = _yaml().load(f"{key}: {text}")[key]
     except ruamel.yaml.error.YAMLError as error:
         raise UserError(f"--{key}={text} is not valid YAML: {error}") from None
-    kind = (
-        bool if isinstance(default, bool) else (int, float) if isinstance(default, (int, float)) else object
-    )
+    kind = bool if isinstance(default, bool) else (int, float) if isinstance(default, (int, float)) else object
     right = isinstance(value, kind) and (kind in (bool, object) or not isinstance(value, bool))
     if not right and value is not None and not _tag(value):
         expected = "true or false" if kind is bool else "a number"

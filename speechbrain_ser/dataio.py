@@ -79,9 +79,7 @@ class AudioCache:
 
     def _copy(self, path: str) -> str:
         stat = os.stat(path)
-        key = hashlib.sha256(
-            f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns}".encode()
-        ).hexdigest()
+        key = hashlib.sha256(f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
         copy = self.folder / f"{key[:24]}.wav"
         if not copy.exists():
             temporary = copy.with_suffix(f".{os.getpid()}.tmp")

@@ -60,9 +60,7 @@ class Decoder:
         list of str
         """
         log_probs = logits.float().log_softmax(-1).cpu()
-        lengths = (
-            frames.cpu() / logits.shape[1]
-        )  # exactly divisible again: SpeechBrain rounds length * frames
+        lengths = frames.cpu() / logits.shape[1]  # exactly divisible again: SpeechBrain rounds length * frames
         if self.searcher is None:
             return [self.tokens.decode(i) for i in ctc_greedy_decode(log_probs, lengths, self.tokens.blank)]
         return [" ".join(beams[0].text.split()) for beams in self.searcher(log_probs, lengths)]

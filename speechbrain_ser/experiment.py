@@ -167,9 +167,7 @@ def prepare(config: Config) -> Setup:
 
 
 def _prepare_manifest(plain: dict) -> Path:
-    options = (
-        {"file": plain["table_file"], "columns": plain["table_columns"]} if plain["corpus"] == "table" else {}
-    )
+    options = {"file": plain["table_file"], "columns": plain["table_columns"]} if plain["corpus"] == "table" else {}
     return corpora.prepare(plain["corpus"], plain["data_folder"], plain["manifest_folder"], **options)
 
 
@@ -194,16 +192,12 @@ def _check_folder(setup: Setup) -> None:
     path = setup.folder / "configuration.json"
     if not path.is_file():
         if setup.folder.is_dir() and any(setup.folder.iterdir()):
-            raise UserError(
-                f"{setup.folder} exists, is not empty and is no run folder: name another output_folder"
-            )
+            raise UserError(f"{setup.folder} exists, is not empty and is no run folder: name another output_folder")
         return
     theirs = json.loads(path.read_text(encoding="utf-8"))
     keys = sorted(k for k in {*theirs, *setup.science} if theirs.get(k) != setup.science.get(k))
     if keys:
-        lines = [
-            f"{k}: there {theirs.get(k, '(absent)')}, here {setup.science.get(k, '(absent)')}" for k in keys
-        ]
+        lines = [f"{k}: there {theirs.get(k, '(absent)')}, here {setup.science.get(k, '(absent)')}" for k in keys]
         raise UserError("\n  ".join([f"{setup.folder} belongs to another configuration:", *lines]))
 
 
@@ -290,19 +284,14 @@ def _class_weights(wanted, setup: Setup) -> torch.Tensor | None:
     elif isinstance(wanted, dict) and set(wanted) == set(setup.classes):
         weights = pd.Series(wanted, dtype=float).reindex(setup.classes)
     else:
-        raise UserError(
-            f"class_weights: expected balanced or a weight for each of {setup.classes}, found {wanted}"
-        )
+        raise UserError(f"class_weights: expected balanced or a weight for each of {setup.classes}, found {wanted}")
     return torch.tensor((weights / (weights * counts).sum() * counts.sum()).to_numpy(), dtype=torch.float32)
 
 
 def _loaders(hparams: dict, data: RunData):
     cache = AudioCache(Path(hparams["cache_folder"]) / "audio")
     cache.fill(data.frame["wav"].tolist())
-    frames = {
-        part: data.frame.loc[list(getattr(data.fold, part))].reset_index()
-        for part in ("train", "valid", "test")
-    }
+    frames = {part: data.frame.loc[list(getattr(data.fold, part))].reset_index() for part in ("train", "valid", "test")}
     encode = data.tokens.encode if data.tokens else None
     sampler = StepSampler(
         frames["train"]["duration"], hparams["batch_size"], hparams["micro_batch_size"], hparams["seed"]
@@ -315,9 +304,7 @@ def _loaders(hparams: dict, data: RunData):
     for part, frame in frames.items():
         if len(frame):
             batches = (
-                sampler
-                if part == "train"
-                else length_sorted_batches(frame["duration"], hparams["eval_batch_size"])
+                sampler if part == "train" else length_sorted_batches(frame["duration"], hparams["eval_batch_size"])
             )
             dataset = make_dataset(frame, cache, data.classes, encode)
             loaders[part] = make_loader(dataset, batches, hparams["num_workers"])
@@ -347,14 +334,10 @@ def _warn_ctc(data: RunData, encoder) -> None:
     if not data.tokens:
         return
     train = data.frame.loc[list(data.fold.train)]
-    frames = encoder.frame_counts(
-        torch.tensor((train["duration"] * 16_000).round().to_numpy(), dtype=torch.long)
-    )
+    frames = encoder.frame_counts(torch.tensor((train["duration"] * 16_000).round().to_numpy(), dtype=torch.long))
     needed = [frames_needed(data.tokens.encode(t)) for t in train["transcript"]]
     if short := [i for i, f, n in zip(train.index, frames.tolist(), needed, strict=True) if n > f]:
-        logger.warning(
-            f"{len(short)} utterances are too short for their transcript, CTC leaves them out: {short[:20]}"
-        )
+        logger.warning(f"{len(short)} utterances are too short for their transcript, CTC leaves them out: {short[:20]}")
 
 
 # ------------------------------------------------------------------ results
@@ -410,12 +393,8 @@ def _pictures(setup: Setup, results: dict) -> None:
     chosen = results["selections"][results["selection"]]
     where = f"{results['corpus']}, {results['protocol']} fold {results['fold']}"
     leaky = "" if results["speaker_disjoint"] else ", LEAKY"
-    title = (
-        f"{where}{leaky}\n{chosen['selected_by']}: WA {chosen['all']['WA']:.1%}, UA {chosen['all']['UA']:.1%}"
-    )
-    save_figure(
-        plot_confusion(chosen["all"]["confusion"], setup.classes, title), setup.folder / "confusion.png"
-    )
+    title = f"{where}{leaky}\n{chosen['selected_by']}: WA {chosen['all']['WA']:.1%}, UA {chosen['all']['UA']:.1%}"
+    save_figure(plot_confusion(chosen["all"]["confusion"], setup.classes, title), setup.folder / "confusion.png")
     epochs = pd.read_csv(setup.folder / "epochs.csv")
     save_figure(plot_learning_curves(epochs, where + leaky), setup.folder / "learning_curves.png")
 

@@ -46,9 +46,7 @@ class _Split:
     seen_is_test: bool = False
 
 
-def make_folds(
-    frame: pd.DataFrame, protocol: str, seen_fraction: float = 0.1, split_seed: int = 0
-) -> dict[str, Fold]:
+def make_folds(frame: pd.DataFrame, protocol: str, seen_fraction: float = 0.1, split_seed: int = 0) -> dict[str, Fold]:
     """All folds of a protocol over the utterances of a manifest.
 
     Arguments
@@ -216,13 +214,12 @@ def _by_session(frame: pd.DataFrame, seed: int) -> list[_Split]:
         raise UserError(f"protocol 'session' needs at least three sessions, found {sessions}")
     following = dict(zip(sessions, sessions[1:] + sessions[:1], strict=True))
     return [
-        _Split(s, _ids(frame, frame["session"] == s), _ids(frame, frame["session"] == following[s]))
-        for s in sessions
+        _Split(s, _ids(frame, frame["session"] == s), _ids(frame, frame["session"] == following[s])) for s in sessions
     ]
 
 
 def _by_half_session(frame: pd.DataFrame, seed: int) -> list[_Split]:
-    """IEMOCAP as published: dialogs by their prefix Ses0XF / Ses0XM, which says who wore the markers, not who speaks."""
+    """IEMOCAP as published: dialogs by prefix (Ses01F, Ses01M), which says who wore the markers, not who speaks."""
     del seed
     if not set(frame["corpus"]) <= {"iemocap", "demo"}:
         raise UserError(
@@ -249,9 +246,7 @@ def _random_plain(frame: pd.DataFrame, seed: int) -> list[_Split]:
     """Five unstratified folds of about 20 %, blind to speakers (as Fu's tables must have been)."""
     frame = frame.sort_values("ID")
     if len(frame) < N_RANDOM_FOLDS:
-        raise UserError(
-            f"protocol 'random_plain' needs at least {N_RANDOM_FOLDS} utterances, found {len(frame)}"
-        )
+        raise UserError(f"protocol 'random_plain' needs at least {N_RANDOM_FOLDS} utterances, found {len(frame)}")
     parts = KFold(N_RANDOM_FOLDS, shuffle=True, random_state=seed).split(frame)
     return _rotated([frozenset(frame["ID"].iloc[test]) for _, test in parts])
 

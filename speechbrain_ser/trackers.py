@@ -42,15 +42,11 @@ def check_tracker(tracker: str | None) -> None:
     if not tracker:
         return
     if tracker not in TRACKERS:
-        raise UserError(
-            f"tracker: '{tracker}' is unknown{nearest(tracker, TRACKERS)}; known: {', '.join(TRACKERS)}"
-        )
+        raise UserError(f"tracker: '{tracker}' is unknown{nearest(tracker, TRACKERS)}; known: {', '.join(TRACKERS)}")
     try:
         __import__(tracker)
     except ImportError:
-        raise UserError(
-            f'tracker: {tracker} is not installed: pip install "speechbrain-ser[track]"'
-        ) from None
+        raise UserError(f'tracker: {tracker} is not installed: pip install "speechbrain-ser[track]"') from None
 
 
 def _log_to_file(file_logger: FileTrainLogger) -> Callable:

@@ -22,9 +22,7 @@ class CaiBrain(SERBrain):
             )
         }
         if "asr" in predictions:
-            losses["asr"] = ctc_loss(
-                predictions["asr"], predictions["frames"], batch.tokens, self.tokens.blank
-            )
+            losses["asr"] = ctc_loss(predictions["asr"], predictions["frames"], batch.tokens, self.tokens.blank)
         return self.combine(losses, predictions, batch, stage)
 
 

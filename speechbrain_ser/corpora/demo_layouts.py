@@ -87,9 +87,7 @@ def iemocap_layout(sentences: int | None = None) -> Plan:
     (516, 'Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_M000.wav')
     """
     turns = [turn for session in range(1, 6) for turn in _session_turns(session, SENTENCES[:sentences])]
-    return Plan(
-        turns, IEMOCAP_VOICES, "en-us", 16000, lambda root, seconds: _write_dialogs(root, turns, seconds)
-    )
+    return Plan(turns, IEMOCAP_VOICES, "en-us", 16000, lambda root, seconds: _write_dialogs(root, turns, seconds))
 
 
 def _session_turns(session, common):

@@ -59,9 +59,7 @@ def find_utterances(data_folder: str | os.PathLike) -> list[dict]:
     """
     root = Path(data_folder)
     folder = wav_folder(root)
-    offenders = Offenders(
-        f"EMO-DB in {root}: names should be like 03a01Fa.wav (speaker, text, emotion, take)"
-    )
+    offenders = Offenders(f"EMO-DB in {root}: names should be like 03a01Fa.wav (speaker, text, emotion, take)")
     names = sorted(name for name in os.listdir(folder) if name.lower().endswith(".wav") and name[0] != ".")
     rows = [row for name in names if (row := _row(name, offenders))]
     offenders.raise_any()

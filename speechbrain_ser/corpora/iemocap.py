@@ -157,9 +157,7 @@ def _dialog_rows(root, label_file, transcription, wav_folder, offenders):
         parts = TURN.fullmatch(turn)
         wav = wav_folder / f"{turn}.wav"
         if turn not in transcripts:
-            offenders.add(
-                "turn without a line in its transcription", f"{turn} ({transcription.relative_to(root)})"
-            )
+            offenders.add("turn without a line in its transcription", f"{turn} ({transcription.relative_to(root)})")
         if wav.name not in wavs:
             offenders.add("turn without its wav", wav.relative_to(root))
         yield {
@@ -202,9 +200,7 @@ def read_labels(path: Path, root: Path, offenders: Offenders) -> list[tuple[str,
         where = f"{path.relative_to(root)}, line {number}"
         values = LABEL_LINE.fullmatch(line)
         if not values:
-            offenders.add(
-                "label line not as '[start - end]<tab>turn<tab>emotion<tab>[v, a, d]'", f"{where}: {line!r}"
-            )
+            offenders.add("label line not as '[start - end]<tab>turn<tab>emotion<tab>[v, a, d]'", f"{where}: {line!r}")
             continue
         turn = TURN.fullmatch(values["turn"])
         if not turn or turn["dialog"] != path.stem:

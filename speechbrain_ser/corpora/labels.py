@@ -13,9 +13,7 @@ REST = "*"  # the rule for every emotion that has none of its own
 logger = logging.getLogger(__name__)
 
 
-def apply_labels(
-    frame: pd.DataFrame, labels: Mapping[str, str | None] | Iterable[str] | None = None
-) -> pd.DataFrame:
+def apply_labels(frame: pd.DataFrame, labels: Mapping[str, str | None] | Iterable[str] | None = None) -> pd.DataFrame:
     """Keeps the utterances of the wanted emotions and gives them their class names.
 
     Arguments
@@ -54,9 +52,7 @@ def apply_labels(
     else:
         chosen = _apply(frame, labels)
     if chosen.empty:
-        raise CorpusError(
-            f"no utterance has one of the wanted emotions {_names(labels)}; found: {_found(frame)}"
-        )
+        raise CorpusError(f"no utterance has one of the wanted emotions {_names(labels)}; found: {_found(frame)}")
     return chosen.reset_index(drop=True)
 
 
@@ -104,15 +100,11 @@ def _rules(labels):
 def _refuse_uncovered(frame, rules):
     if REST in rules:
         return
-    offenders = Offenders(
-        "labels: the corpus holds emotions that labels say nothing about (None leaves one out)"
-    )
+    offenders = Offenders("labels: the corpus holds emotions that labels say nothing about (None leaves one out)")
     for emotion, part in frame.groupby("emotion", sort=True):
         if emotion not in rules:
             examples = ", ".join(part["ID"].head(3)) + (", …" if len(part) > 3 else "")
-            offenders.add(
-                "not covered", f"{emotion!r}: {len(part)} utterances, {examples}{nearest(emotion, rules)}"
-            )
+            offenders.add("not covered", f"{emotion!r}: {len(part)} utterances, {examples}{nearest(emotion, rules)}")
     offenders.raise_any()
 
 
@@ -125,9 +117,7 @@ def _refuse_unknown(frame, rules):
     lines = [f"{emotion!r}{nearest(emotion, known)}" for emotion in strange]
     closed = corpora and all(hasattr(module, "EMOTIONS") for module in corpora)
     if lines and closed:
-        offenders = Offenders(
-            f"labels: emotions that the corpus does not know (known: {', '.join(sorted(known))})"
-        )
+        offenders = Offenders(f"labels: emotions that the corpus does not know (known: {', '.join(sorted(known))})")
         for line in lines:
             offenders.add("unknown", line)
         offenders.raise_any()
@@ -140,7 +130,4 @@ def _names(labels):
 
 
 def _found(frame):
-    return (
-        ", ".join(f"{emotion} {count}" for emotion, count in frame["emotion"].value_counts().items())
-        or "no rows"
-    )
+    return ", ".join(f"{emotion} {count}" for emotion, count in frame["emotion"].value_counts().items()) or "no rows"

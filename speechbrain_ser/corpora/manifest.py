@@ -42,9 +42,7 @@ FORMAT = 1  # raise it when rows change for the same corpus, so that older manif
 logger = logging.getLogger(__name__)
 
 
-def prepare(
-    corpus: str, data_folder: str | os.PathLike, manifest_folder: str | os.PathLike, **options
-) -> Path:
+def prepare(corpus: str, data_folder: str | os.PathLike, manifest_folder: str | os.PathLike, **options) -> Path:
     """A folder on disk -> a checked manifest. Does nothing when nothing changed since the last time.
 
     Arguments
@@ -139,9 +137,7 @@ def read_manifest(path: str | os.PathLike, data_root: str | os.PathLike) -> pd.D
     if missing:
         raise CorpusError(f"{path} is no manifest: it has no column {', '.join(missing)}")
     wavs = [str(resolve_wav(wav, data_root)) for wav in frame["wav"]]
-    return frame.assign(
-        wav=pd.Series(wavs, dtype=frame["wav"].dtype), duration=frame["duration"].astype(float)
-    )
+    return frame.assign(wav=pd.Series(wavs, dtype=frame["wav"].dtype), duration=frame["duration"].astype(float))
 
 
 def resolve_wav(wav: str, data_root: str | os.PathLike) -> Path:
@@ -178,9 +174,7 @@ def _find_utterances(corpus, root, options):
     known = list(inspect.signature(find_utterances).parameters)[1:]
     unknown = [f"{name}{nearest(name, known)}" for name in options if name not in known]
     if unknown:
-        raise CorpusError(
-            f"corpus {corpus} has no option {', '.join(unknown)}; it has: {', '.join(known) or 'none'}"
-        )
+        raise CorpusError(f"corpus {corpus} has no option {', '.join(unknown)}; it has: {', '.join(known) or 'none'}")
     return find_utterances(root, **options)
 
 

@@ -160,8 +160,7 @@ def _check_folder(folder: Path) -> dict:
         missing.append("the weights (model.safetensors or pytorch_model.bin)")
     if missing:
         raise BackboneError(
-            f"backbone folder {folder} lacks {' and '.join(missing)}: expected {EXPECTED}, "
-            f"found {_listing(folder)}"
+            f"backbone folder {folder} lacks {' and '.join(missing)}: expected {EXPECTED}, found {_listing(folder)}"
         )
     config = _read_json(folder / "config.json")
     _check_config(config, folder)
@@ -190,9 +189,7 @@ def _read_json(file: Path) -> dict:
 def _check_config(config: dict, folder: Path) -> None:
     found = config.get("model_type")
     if found not in MODEL_TYPES:
-        raise BackboneError(
-            f"backbone {folder} is of model type {found!r}: expected one of {', '.join(MODEL_TYPES)}"
-        )
+        raise BackboneError(f"backbone {folder} is of model type {found!r}: expected one of {', '.join(MODEL_TYPES)}")
     if config.get("add_adapter"):
         raise BackboneError(
             f"backbone {folder} has an adapter on top (add_adapter in config.json), which is not supported: "
@@ -216,9 +213,7 @@ def _check_weights(file: Path) -> None:
         shards = sorted(set(_read_json(file).get("weight_map", {}).values()))
         absent = [name for name in shards if not (file.parent / name).is_file()]
         if absent or not shards:
-            raise BackboneError(
-                f"{file} names weights that are not there: {', '.join(absent) or 'none at all'}"
-            )
+            raise BackboneError(f"{file} names weights that are not there: {', '.join(absent) or 'none at all'}")
         for name in shards:
             _check_weights(file.parent / name)
         return
@@ -262,9 +257,7 @@ def _hub_files(name: str) -> list[str]:
     there = {sibling.rfilename for sibling in info.siblings or ()}
     weights = next((file for file in WEIGHTS if file in there), None)
     if "config.json" not in there or weights is None:
-        raise BackboneError(
-            f"hub model '{name}' lacks {EXPECTED}: it has {', '.join(sorted(there)) or 'no file'}"
-        )
+        raise BackboneError(f"hub model '{name}' lacks {EXPECTED}: it has {', '.join(sorted(there)) or 'no file'}")
     shards = [weights.replace(".index.json", "-*")] if weights.endswith(".index.json") else []
     return ["config.json", "preprocessor_config.json", weights, *shards]
 

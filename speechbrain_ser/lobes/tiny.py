@@ -135,8 +135,7 @@ def _is_built(folder: Path, settings: dict) -> bool:
     if found != settings:
         different = sorted(name for name in settings if found.get(name) != settings[name])
         raise BackboneError(
-            f"{folder} was built with other settings ({', '.join(different)}): "
-            "give another folder or remove it"
+            f"{folder} was built with other settings ({', '.join(different)}): give another folder or remove it"
         )
     return True
 
@@ -145,13 +144,9 @@ def _build(settings: dict) -> torch.nn.Module:
     config_class, model_class = _classes(settings)
     config = config_class(**_config(settings))
     if config.hidden_size % config.num_attention_heads:
-        raise ValueError(
-            f"hidden_size {config.hidden_size} is no multiple of num_heads {config.num_attention_heads}"
-        )
+        raise ValueError(f"hidden_size {config.hidden_size} is no multiple of num_heads {config.num_attention_heads}")
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(
-            settings["seed"]
-        )  # torch.manual_seed would reach into CUDA's as well
+        torch.default_generator.manual_seed(settings["seed"])  # torch.manual_seed would reach into CUDA's as well
         return model_class(config)
 
 

@@ -175,9 +175,7 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
     def load_feature_extractor(self, source, cache_dir, **kwarg):
         """Load the preprocessor's settings; a folder without them is taken to want normalised waveforms."""
         try:
-            self.feature_extractor = AutoFeatureExtractor.from_pretrained(
-                source, cache_dir=cache_dir, **kwarg
-            )
+            self.feature_extractor = AutoFeatureExtractor.from_pretrained(source, cache_dir=cache_dir, **kwarg)
         except (OSError, ValueError):
             logger.info("%s has no preprocessor_config.json: waveforms are normalised (do_normalize)", source)
             self.feature_extractor = Wav2Vec2FeatureExtractor(do_normalize=True)
@@ -187,9 +185,7 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         config = self.model.config
         size = config.hidden_size
         if self.feature_spans["prob"] > 0 and self.feature_spans["length"] > size:
-            raise ValueError(
-                f"mask_feature_length is {self.feature_spans['length']}: the encoder has {size} channels"
-            )
+            raise ValueError(f"mask_feature_length is {self.feature_spans['length']}: the encoder has {size} channels")
         self.time_spans["min_spans"] = getattr(config, "mask_time_min_masks", 2)
         self.feature_spans["min_spans"] = getattr(config, "mask_feature_min_masks", 0)  # WavLM has none
         self.apply_spec_augment = apply_spec_augment
@@ -361,9 +357,7 @@ def absolute_lengths(wavs: torch.Tensor, wav_lens: torch.Tensor | None = None) -
     """
     if wavs.dim() != 2 or (wav_lens is not None and wav_lens.shape != wavs.shape[:1]):
         found = None if wav_lens is None else list(wav_lens.shape)
-        raise ValueError(
-            f"expected wavs [batch, time] and wav_lens [batch], found {list(wavs.shape)} and {found}"
-        )
+        raise ValueError(f"expected wavs [batch, time] and wav_lens [batch], found {list(wavs.shape)} and {found}")
     if wav_lens is None:
         return torch.full(wavs.shape[:1], wavs.shape[1], device=wavs.device)
     # float32 holds a length / time exactly enough to round back, as long as the product is not float32 as
@@ -433,10 +427,7 @@ def _load(folder: str, config, attn_implementation: str | None) -> nn.Module:
 def _check_loading(report: dict, folder: str) -> None:
     """transformers draws parameters that do not fit at random, and only prints so."""
     missing = sorted(set(report["missing_keys"]) - OPTIONAL_PARAMETERS)
-    wrong = [
-        f"{key} is {list(found)}, expected {list(size)}"
-        for key, found, size in sorted(report["mismatched_keys"])
-    ]
+    wrong = [f"{key} is {list(found)}, expected {list(size)}" for key, found, size in sorted(report["mismatched_keys"])]
     extra = sorted(key for key in report["unexpected_keys"] if _is_encoder_parameter(key))
     problems = (("missing", missing), ("of another size", wrong), ("not in the configuration", extra))
     found = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems if names)

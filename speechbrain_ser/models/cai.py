@@ -76,9 +76,7 @@ class CaiModel(nn.Module):
         self.encoder = encoder
         self.pooling = pooling
         wanted = active_tasks(loss_weights, self.tasks)
-        self.heads = nn.ModuleDict(
-            {task: build_head(heads[task], encoder.output_size, task, seed) for task in wanted}
-        )
+        self.heads = nn.ModuleDict({task: build_head(heads[task], encoder.output_size, task, seed) for task in wanted})
 
     def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> dict[str, torch.Tensor]:
         """Waveforms to the logits of every task.

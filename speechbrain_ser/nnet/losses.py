@@ -1,12 +1,12 @@
 """Losses that give one value an utterance, so that weighting by utterance is left to the caller."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 
 
-def ctc_loss(
-    logits: torch.Tensor, frames: torch.Tensor, targets: list[torch.Tensor], blank: int = 0
-) -> torch.Tensor:
+def ctc_loss(logits: torch.Tensor, frames: torch.Tensor, targets: list[torch.Tensor], blank: int = 0) -> torch.Tensor:
     """CTC summed over an utterance's tokens, in float32 (Cai et al. 2021, eq. 1).
 
     Arguments
@@ -52,4 +52,4 @@ def frames_needed(tokens: list[int]) -> int:
     >>> frames_needed([5, 5, 7])
     4
     """
-    return len(tokens) + sum(a == b for a, b in zip(tokens, tokens[1:], strict=False))
+    return len(tokens) + sum(a == b for a, b in itertools.pairwise(tokens))
