@@ -43,12 +43,12 @@ MALE = (
 # Rate and range differ for every pair, so an emotion can be told from a voice never heard before; the volumes
 # overlap once they vary.
 STYLES = {
-    "neutral": Style(rate=165, pitch=44, range=38, volume=70),
-    "happy": Style(rate=195, pitch=72, range=88, volume=78),
-    "excited": Style(rate=212, pitch=78, range=96, volume=82),
-    "angry": Style(rate=255, pitch=48, range=72, volume=92),
-    "sad": Style(rate=112, pitch=30, range=6, volume=52),
-    "fear": Style(rate=265, pitch=80, range=14, volume=60),
+    "neutral": Style(rate=150, pitch=44, range=36, volume=70),
+    "happy": Style(rate=184, pitch=76, range=88, volume=78),
+    "excited": Style(rate=190, pitch=82, range=96, volume=82),
+    "angry": Style(rate=240, pitch=46, range=66, volume=86),
+    "sad": Style(rate=110, pitch=34, range=6, volume=54),
+    "fear": Style(rate=250, pitch=80, range=14, volume=62),
     "disgust": Style(rate=125, pitch=28, range=75, volume=74),
     "boredom": Style(rate=140, pitch=40, range=4, volume=64),
     "surprise": Style(rate=150, pitch=82, range=99, volume=80),
@@ -57,7 +57,7 @@ STYLES = {
 }
 # standard deviations of the seeded variation: rate and volume relative, pitch and range in eSpeak's units
 VARIATION = {"rate": 0.04, "pitch": 2.5, "range": 4.0, "volume": 0.18}
-BOUNDS = {"rate": (80, 450), "pitch": (0, 99), "range": (0, 99), "volume": (25, 100)}
+BOUNDS = {"rate": (80, 450), "pitch": (0, 99), "range": (0, 99), "volume": (25, 95)}
 
 
 def act(text: str, language: str, voice: Voice, emotion: str, random: np.random.Generator) -> Speech:
