@@ -149,7 +149,7 @@ class SERBrain(sb.Brain):
         a step; :meth:`combine` cancels the factor in the loss.
         """
         self.micro = self.train_sampler.plan[self.step - 1]
-        if len(batch.id) != len(self.micro.indices):
+        if list(batch.id) != [self.data.fold.train[i] for i in self.micro.indices]:
             raise RuntimeError("the batch is not the planned one: the loader and the sampler are out of step")
         self.grad_accumulation_factor = 1 if self.micro.ends_step else self.step + 1
         return super().fit_batch(batch)
@@ -222,6 +222,12 @@ class SERBrain(sb.Brain):
         logger.warning(f"{message}; {self.nonfinite_count} of {self.nonfinite_patience} tolerated, no step from them")
 
     # -------------------------------------------------------------- epochs
+
+    def fit(self, epoch_counter, train_set, valid_set=None, *args, **kwargs):
+        """SpeechBrain's, with the loader's position in the checkpoints (it adds only loaders it made itself)."""
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("dataloader-TRAIN", train_set)
+        super().fit(epoch_counter, train_set, valid_set, *args, **kwargs)
 
     def on_fit_start(self):
         """SpeechBrain's (resumes from the newest checkpoint), and says where we are."""
