@@ -266,6 +266,9 @@ class SERBrain(sb.Brain):
         return figures
 
     def _close_epoch(self, epoch: int) -> None:
+        # without a validation part we are still in the training stage, whose end SpeechBrain notes only afterwards:
+        # a run resumed from this epoch's checkpoint must not start the next one in its middle
+        self.step, self.avg_train_loss = 0, 0.0
         if self.hparams.test_every_epoch:
             self._run_test()
             self.row |= self._figures("test")
