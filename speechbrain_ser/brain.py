@@ -119,7 +119,8 @@ class SERBrain(sb.Brain):
         self.utterance_losses = dict(zip(batch.id, total.detach().tolist(), strict=True))
         correct = predictions["emotion"].argmax(-1) == batch.emotion if "emotion" in predictions else None
         accuracy = {} if correct is None else {"WA": correct}
-        self.tally.add(loss=total, **{f"loss_{task}": loss for task, loss in parts.items()}, **accuracy)
+        if stage != sb.Stage.TRAIN or total.isfinite().all():  # a tolerated batch has no part in the epoch's figures
+            self.tally.add(loss=total, **{f"loss_{task}": loss for task, loss in parts.items()}, **accuracy)
         if stage != sb.Stage.TRAIN:
             self.rows.extend(self.prediction_rows(predictions, batch))
             return total.mean()
@@ -173,7 +174,7 @@ class SERBrain(sb.Brain):
 
     def update_average(self, loss, avg_loss):
         """The mean loss over the utterances of the stage so far (SpeechBrain's is over micro-batches)."""
-        return self.tally.means()["loss"]
+        return self.tally.means().get("loss", 0.0)
 
     def init_optimizers(self):
         """One optimiser; its groups: backbone and rest where their rates differ, vectors where they are not decayed."""
@@ -220,6 +221,13 @@ class SERBrain(sb.Brain):
                 f"{message}\n  Listen to them, lower lr, or set nonfinite_patience to skip some batches an epoch"
             )
         logger.warning(f"{message}; {self.nonfinite_count} of {self.nonfinite_patience} tolerated, no step from them")
+
+    def check_gradients(self):
+        """Drop the whole step where any gradient is not finite (SpeechBrain drops single parameters' and steps)."""
+        found = [p for p in self.modules.parameters() if p.grad is not None]
+        if not all(p.grad.isfinite().all() for p in found):
+            for parameter in found:
+                parameter.grad = None
 
     # -------------------------------------------------------------- epochs
 
