@@ -282,7 +282,8 @@ class SERBrain(sb.Brain):
             self.row |= self._figures("test")
         self.history.rows.append(self.row)
         if "valid_WA" in self.row:
-            self.hparams.epoch_counter.update_metric(self.row["valid_WA"])
+            # as a negative error: SpeechBrain's stopper takes a tie of positive scores for an improvement
+            self.hparams.epoch_counter.update_metric(float(self.row["valid_WA"]) - 1.0)
         self._log_epoch()
         # an earlier epoch wins a tie; plain floats, which is all that checkpoint meta may hold
         scores = {
