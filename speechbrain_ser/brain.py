@@ -332,7 +332,11 @@ class SERBrain(sb.Brain):
 
     def on_evaluate_start(self, max_key=None, min_key=None):
         """Load the model, and only it, of the chosen checkpoint; SpeechBrain would test untrained weights silently."""
-        checkpoint = self.checkpointer.find_checkpoint(max_key=max_key, min_key=min_key)
+        checkpoint = self.checkpointer.find_checkpoint(
+            max_key=max_key,
+            min_key=min_key,
+            ckpt_predicate=lambda c: "epoch" in c.meta,  # not one taken within an epoch
+        )
         if checkpoint is None:
             raise UserError(
                 f"{self.checkpointer.checkpoints_dir} holds no checkpoint{f' with {max_key}' if max_key else ''}: "
