@@ -255,7 +255,8 @@ class SERBrain(sb.Brain):
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Collect the stage's figures; the last stage of an epoch closes it."""
         if stage == sb.Stage.TRAIN:
-            self.row = {"epoch": epoch, "lr": self.optimizer.param_groups[-1]["lr"], **self._figures("train")}
+            # the first group's rate: the backbone's own, where it has one, stands last
+            self.row = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"], **self._figures("train")}
         if stage == sb.Stage.VALID:
             self.row |= self._figures("valid")
         if stage == sb.Stage.VALID or (stage == sb.Stage.TRAIN and not self.data.fold.valid):
