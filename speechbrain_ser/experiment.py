@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -18,20 +17,16 @@ from speechbrain_ser.config import Config, read_config
 from speechbrain_ser.corpora import manifest as corpora
 from speechbrain_ser.dataio import AudioCache, StepSampler, length_sorted_batches, make_dataset, make_loader
 from speechbrain_ser.errors import UserError, nearest
-from speechbrain_ser.evaluation.figures import plot_confusion, plot_learning_curves, save_figure
-from speechbrain_ser.evaluation.metrics import metrics_by_text
-from speechbrain_ser.files import write_csv, write_json, write_text
+from speechbrain_ser.files import write_json, write_text
 from speechbrain_ser.lobes.backbone import check_backbone, fingerprint
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
 from speechbrain_ser.nnet.losses import frames_needed
-from speechbrain_ser.protocols import Fold, choose_fold, make_folds, speaker_overlap, text_heard
+from speechbrain_ser.protocols import Fold, choose_fold, leakage, make_folds, text_heard
+from speechbrain_ser.results import SELECTIONS, print_results, selections_of, test_and_write
 from speechbrain_ser.tokens import build_tokens, save_tokens
 from speechbrain_ser.trackers import check_tracker
 
 logger = logging.getLogger(__name__)
-
-SELECTIONS = {"last": None, "valid": "valid_score", "test": "test_score"}  # name -> checkpoint key
-SELECTION_NAMES = {"last": "last epoch", "valid": "best on validation", "test": "best on TEST (oracle)"}
 
 
 def main(argv: list[str], hparams_folder: Path) -> int:
@@ -83,7 +78,7 @@ def run(config: Config) -> Path:
         return setup.folder
     hparams, brain, loaders = build(setup)
     brain.fit(hparams["epoch_counter"], loaders["train"], loaders["valid"])
-    test(setup, brain, loaders["test"])
+    test_and_write(setup, brain, loaders["test"])
     print_results(setup)
     return setup.folder
 
@@ -118,7 +113,7 @@ class Setup:
                 f"{self.folder} was trained for {found['n_epochs']} epochs, --n_epochs={plain['n_epochs']} asks for "
                 "fewer: name another output_folder"
             )
-        wanted = set(_selections(plain, self.fold))
+        wanted = set(selections_of(plain, self.fold))
         return (
             found["n_epochs"] == plain["n_epochs"]
             and found["selection"] == plain["selection"]
@@ -199,13 +194,6 @@ def _check_folder(setup: Setup) -> None:
     if keys:
         lines = [f"{k}: there {theirs.get(k, '(absent)')}, here {setup.science.get(k, '(absent)')}" for k in keys]
         raise UserError("\n  ".join([f"{setup.folder} belongs to another configuration:", *lines]))
-
-
-def _selections(plain: dict, fold: Fold) -> list[str]:
-    """The selections one training gives."""
-    every = plain["test_every_epoch"]
-    available = {"last": True, "valid": bool(fold.valid) and every, "test": every}
-    return [s for s in SELECTIONS if available[s] or s == plain["selection"]]
 
 
 # ------------------------------------------------------------------ training
@@ -321,14 +309,6 @@ def _log_split(setup: Setup) -> None:
     logger.info(f"{heard.mean():.0%} of the test utterances say a text that is also said in training")
 
 
-def leakage(frame: pd.DataFrame, fold: Fold) -> str | None:
-    """What leaks from train into test, in words; None where no speaker does."""
-    if (frame["speaker"] == "").any():
-        return "speakers are not known, so the test speakers may be in training"
-    shared = speaker_overlap(frame, fold)
-    return f"{len(shared)} test speakers are also trained on ({', '.join(shared[:12])})" if shared else None
-
-
 def _warn_ctc(data: RunData, encoder) -> None:
     """CTC cannot spell more tokens than there are frames: such utterances teach only the other tasks."""
     if not data.tokens:
@@ -338,93 +318,3 @@ def _warn_ctc(data: RunData, encoder) -> None:
     needed = [frames_needed(data.tokens.encode(t)) for t in train["transcript"]]
     if short := [i for i, f, n in zip(train.index, frames.tolist(), needed, strict=True) if n > f]:
         logger.warning(f"{len(short)} utterances are too short for their transcript, CTC leaves them out: {short[:20]}")
-
-
-# ------------------------------------------------------------------ results
-
-
-def test(setup: Setup, brain, loader) -> None:
-    """Test every selection this training gives, and write predictions, metrics and pictures.
-
-    Arguments
-    ---------
-    setup : Setup
-        The run.
-    brain : SERBrain
-        Trained.
-    loader : DataLoader
-        The test part.
-    """
-    plain, frame, fold = setup.config.plain, setup.frame, setup.fold
-    heard, leak = text_heard(frame, fold), leakage(frame, fold)
-    speaker_disjoint = leak is None
-    selections = {}
-    for selection in _selections(plain, fold):
-        brain.evaluate(loader, max_key=SELECTIONS[selection])
-        predictions = brain.predictions()
-        suffix = "" if selection == plain["selection"] else f"_{selection}"
-        write_csv(predictions, setup.folder / f"predictions{suffix}.csv")
-        selections[selection] = {
-            "selected_by": SELECTION_NAMES[selection],
-            "epoch": brain.tested_epoch,
-            **metrics_by_text(predictions, heard, setup.classes),
-        }
-    results = {
-        "system": setup.config.system,
-        "corpus": plain["corpus"],
-        "protocol": plain["protocol"],
-        "fold": fold.name,
-        "seed": plain["seed"],
-        "variant": setup.config.variant(),
-        "changed": setup.config.changed(),
-        "speaker_disjoint": speaker_disjoint,
-        "leak": leak,
-        "classes": setup.classes,
-        "utterances": {p: len(getattr(fold, p)) for p in ("train", "valid", "seen", "test")},
-        "n_epochs": plain["n_epochs"],
-        "selection": plain["selection"],
-        "selections": selections,
-    }
-    _pictures(setup, results)
-    write_json(results, setup.folder / "metrics.json")  # last: its presence says that the run is finished
-
-
-def _pictures(setup: Setup, results: dict) -> None:
-    chosen = results["selections"][results["selection"]]
-    where = f"{results['corpus']}, {results['protocol']} fold {results['fold']}"
-    leaky = "" if results["speaker_disjoint"] else ", LEAKY"
-    title = f"{where}{leaky}\n{chosen['selected_by']}: WA {chosen['all']['WA']:.1%}, UA {chosen['all']['UA']:.1%}"
-    save_figure(plot_confusion(chosen["all"]["confusion"], setup.classes, title), setup.folder / "confusion.png")
-    epochs = pd.read_csv(setup.folder / "epochs.csv")
-    save_figure(plot_learning_curves(epochs, where + leaky), setup.folder / "learning_curves.png")
-
-
-def print_results(setup: Setup) -> None:
-    """The run's figures and where its files are, on the console."""
-    results = json.loads((setup.folder / "metrics.json").read_text(encoding="utf-8"))
-    rows = []
-    for found in results["selections"].values():
-        for part in ("all", "text_heard", "text_disjoint"):
-            figures = found[part]
-            if figures == "none":
-                continue
-            row = {
-                "selection": found["selected_by"],
-                "epoch": found["epoch"],
-                "test utterances": part.replace("_", " "),
-            }
-            row |= {"n": figures["n"], **{m: f"{figures[m]:.1%}" for m in ("WA", "UA", "F1")}}
-            wer = figures.get("WER")
-            rows.append({**row, "WER": "" if wer is None else f"{wer:.1%}"})
-    share = results["selections"][results["selection"]]["share_text_heard"]
-    print(
-        f"\n{results['system']}: {results['corpus']}, protocol {results['protocol']}, fold {results['fold']}, seed {results['seed']}"
-    )
-    print(f"speaker-disjoint: {'yes' if results['speaker_disjoint'] else 'NO, LEAKY: ' + results['leak']}")
-    print(
-        f"{share:.0%} of the test utterances say a text heard in training: their WER is telling known sentences apart"
-    )
-    print(pd.DataFrame(rows).to_string(index=False))
-    print(f"\nresults: {setup.folder}{os.sep}")
-    for name in ("metrics.json", "predictions.csv", "epochs.csv", "confusion.png", "learning_curves.png"):
-        print(f"  {name}")

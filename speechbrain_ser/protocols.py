@@ -137,6 +137,14 @@ def speaker_overlap(frame: pd.DataFrame, fold: Fold) -> list[str]:
     return sorted(set(who[list(fold.train)]) & set(who[list(fold.test)]))
 
 
+def leakage(frame: pd.DataFrame, fold: Fold) -> str | None:
+    """What leaks from train into test, in words; None where no speaker does."""
+    if (frame["speaker"] == "").any():
+        return "speakers are not known, so the test speakers may be in training"
+    shared = speaker_overlap(frame, fold)
+    return f"{len(shared)} test speakers are also trained on ({', '.join(shared[:12])})" if shared else None
+
+
 def text_heard(frame: pd.DataFrame, fold: Fold) -> pd.Series:
     """For each test ID of a fold, whether its text occurs in the training part (Series of bool by ID)."""
     text = frame.set_index("ID")["transcript"]

@@ -54,7 +54,8 @@ def find_utterances(data_folder: str | os.PathLike, seed: int = 0) -> list[dict]
     CorpusError
         The folder holds something else.
     """
-    make_demo_corpus(data_folder, "iemocap", seed)
+    if not (Path(data_folder) / MARKER).is_file():  # any demo corpus will do: a user may have made a smaller one
+        make_demo_corpus(data_folder, "iemocap", seed)
     return [{**row, "corpus": "demo"} for row in iemocap.find_utterances(data_folder)]
 
 

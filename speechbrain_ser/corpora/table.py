@@ -199,11 +199,7 @@ def _check_ids(rows, is_given, offenders):
     lines_of = {}
     for number, row in rows.items():
         lines_of.setdefault(row["ID"], []).append(number)
-    kind = (
-        "duplicate ID"
-        if is_given
-        else "duplicate ID, from the path of the recording (an ID column would help)"
-    )
+    kind = "duplicate ID" if is_given else "duplicate ID, from the path of the recording (an ID column would help)"
     for name, numbers in lines_of.items():
         if len(numbers) > 1:
             offenders.add(kind, f"{name}: lines {', '.join(map(str, numbers))}")

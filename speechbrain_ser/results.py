@@ -1,0 +1,110 @@
+"""From a trained Brain to the run's files: predictions, metrics, pictures, and what the console says."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from speechbrain_ser.evaluation.figures import plot_confusion, plot_learning_curves, save_figure
+from speechbrain_ser.evaluation.metrics import metrics_by_text
+from speechbrain_ser.files import write_csv, write_json
+from speechbrain_ser.protocols import Fold, leakage, text_heard
+
+if TYPE_CHECKING:
+    from speechbrain_ser.experiment import Setup
+
+SELECTIONS = {"last": None, "valid": "valid_score", "test": "test_score"}  # name -> checkpoint key
+SELECTION_NAMES = {"last": "last epoch", "valid": "best on validation", "test": "best on TEST (oracle)"}
+
+
+def selections_of(plain: dict, fold: Fold) -> list[str]:
+    """The selections one training gives."""
+    every = plain["test_every_epoch"]
+    available = {"last": True, "valid": bool(fold.valid) and every, "test": every}
+    return [s for s in SELECTIONS if available[s] or s == plain["selection"]]
+
+
+def test_and_write(setup: Setup, brain, loader) -> None:
+    """Test every selection this training gives, and write predictions, metrics and pictures.
+
+    Arguments
+    ---------
+    setup : Setup
+        The run.
+    brain : SERBrain
+        Trained.
+    loader : DataLoader
+        The test part.
+    """
+    plain, frame, fold = setup.config.plain, setup.frame, setup.fold
+    heard, leak = text_heard(frame, fold), leakage(frame, fold)
+    selections = {}
+    for selection in selections_of(plain, fold):
+        brain.evaluate(loader, max_key=SELECTIONS[selection])
+        predictions = brain.predictions()
+        suffix = "" if selection == plain["selection"] else f"_{selection}"
+        write_csv(predictions, setup.folder / f"predictions{suffix}.csv")
+        selections[selection] = {
+            "selected_by": SELECTION_NAMES[selection],
+            "epoch": brain.tested_epoch,
+            **metrics_by_text(predictions, heard, setup.classes),
+        }
+    results = {
+        "system": setup.config.system,
+        "corpus": plain["corpus"],
+        "protocol": plain["protocol"],
+        "fold": fold.name,
+        "seed": plain["seed"],
+        "variant": setup.config.variant(),
+        "changed": setup.config.changed(),
+        "speaker_disjoint": leak is None,
+        "leak": leak,
+        "classes": setup.classes,
+        "utterances": {p: len(getattr(fold, p)) for p in ("train", "valid", "seen", "test")},
+        "n_epochs": plain["n_epochs"],
+        "selection": plain["selection"],
+        "selections": selections,
+    }
+    _pictures(setup, results)
+    write_json(results, setup.folder / "metrics.json")  # last: its presence says that the run is finished
+
+
+def _pictures(setup: Setup, results: dict) -> None:
+    chosen = results["selections"][results["selection"]]
+    where = f"{results['corpus']}, {results['protocol']} fold {results['fold']}"
+    leaky = "" if results["speaker_disjoint"] else ", LEAKY"
+    title = f"{where}{leaky}\n{chosen['selected_by']}: WA {chosen['all']['WA']:.1%}, UA {chosen['all']['UA']:.1%}"
+    save_figure(plot_confusion(chosen["all"]["confusion"], setup.classes, title), setup.folder / "confusion.png")
+    epochs = pd.read_csv(setup.folder / "epochs.csv")
+    save_figure(plot_learning_curves(epochs, where + leaky), setup.folder / "learning_curves.png")
+
+
+def print_results(setup: Setup) -> None:
+    """The run's figures and where its files are, on the console."""
+    results = json.loads((setup.folder / "metrics.json").read_text(encoding="utf-8"))
+    rows = []
+    for found in results["selections"].values():
+        for part in ("all", "text_heard", "text_disjoint"):
+            figures = found[part]
+            if figures == "none":
+                continue
+            row = {
+                "selection": found["selected_by"],
+                "epoch": found["epoch"],
+                "test utterances": part.replace("_", " "),
+            }
+            row |= {"n": figures["n"], **{m: f"{figures[m]:.1%}" for m in ("WA", "UA", "F1")}}
+            wer = figures.get("WER")
+            rows.append({**row, "WER": "" if wer is None else f"{wer:.1%}"})
+    where = f"{results['corpus']}, protocol {results['protocol']}, fold {results['fold']}, seed {results['seed']}"
+    share = results["selections"][results["selection"]]["share_text_heard"]
+    print(f"\n{results['system']}: {where}")
+    print(f"speaker-disjoint: {'yes' if results['speaker_disjoint'] else 'NO, LEAKY: ' + results['leak']}")
+    print(f"{share:.0%} of the test utterances say a text heard in training: WER there is telling known texts apart")
+    print(pd.DataFrame(rows).to_string(index=False))
+    print(f"\nresults: {setup.folder}{os.sep}")
+    for name in ("metrics.json", "predictions.csv", "epochs.csv", "confusion.png", "learning_curves.png"):
+        print(f"  {name}")

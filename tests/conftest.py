@@ -1,0 +1,95 @@
+"""What the tests share: small corpora, tiny backbones, one trained demo, and train.py's own main."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EMODB = Path(os.environ.get("EMODB_FOLDER", ROOT.parent / "shared" / "data" / "EMO-DB"))
+
+
+@dataclass
+class Small:
+    """Things to train on in a second."""
+
+    folder: Path
+
+    def corpus(self, layout: str) -> Path:
+        """A demo corpus of one common sentence (and two held-out ones) in a layout."""
+        from speechbrain_ser.corpora.demo import make_demo_corpus
+
+        return make_demo_corpus(self.folder / layout, layout, sentences=1)
+
+    def backbone(self, **settings) -> Path:
+        """A random backbone of one narrow layer."""
+        from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
+
+        sizes = {"hidden_size": 16, "num_layers": 1, "conv_dim": 8, "num_heads": 2, "intermediate_size": 16}
+        sizes |= {"num_conv_pos_embeddings": 3, **settings}
+        name = "-".join(["backbone", *(f"{k}_{v}" for k, v in settings.items())])
+        return build_tiny_wav2vec2(self.folder / name, **sizes)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory) -> Small:
+    return Small(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture
+def train(small, tmp_path, capfd):
+    """Run train.py's main on the smallest of everything; flags come last and win."""
+    import train as program
+    from speechbrain_ser.experiment import main
+
+    assert program.main is main  # what `python train.py` calls
+
+    def run(*flags: str, yaml: str = "cai_mtl", code: int = 0) -> str:
+        given = {flag.split("=")[0] for flag in flags}
+        defaults = {
+            "--corpus": "emodb",
+            "--data_folder": None,
+            "--wav2vec2_hub": None,
+            "--results_folder": tmp_path / "results",
+            "--manifest_folder": small.folder / "manifests",
+            "--n_epochs": 1,
+            "--lr": 0.001,
+            "--spec_augment": False,
+            "--batch_size": 8,
+            "--tokens": "characters",
+        }
+        if "--data_folder" not in given:
+            defaults["--data_folder"] = small.corpus("emodb")
+        if "--wav2vec2_hub" not in given:
+            defaults["--wav2vec2_hub"] = small.backbone()
+        argv = [f"{k}={v}" for k, v in defaults.items() if k not in given and v is not None]
+        path = yaml if yaml.endswith(".yaml") else str(ROOT / "hparams" / f"{yaml}.yaml")
+        capfd.readouterr()
+        found = main([path, "--device=cpu", "--noprogressbar", *argv, *flags], ROOT / "hparams")
+        out, err = capfd.readouterr()
+        assert found == code, f"exit {found}, expected {code}:\n{out}\n{err}"
+        return err if code else out
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained_demo(tmp_path_factory) -> Path:
+    """The run folder of ``python train.py hparams/demo.yaml``, trained once for all tests."""
+    from speechbrain_ser.experiment import main
+
+    root = tmp_path_factory.mktemp("demo")
+    flags = [f"--data_folder={root / 'corpus'}", f"--results_folder={root / 'results'}"]
+    flags += [f"--wav2vec2_hub={root / 'backbone'}", "--device=cpu", "--noprogressbar"]
+    assert main([str(ROOT / "hparams" / "demo.yaml"), *flags], ROOT / "hparams") == 0
+    (metrics,) = (root / "results").glob("**/metrics.json")
+    return metrics.parent
+
+
+@pytest.fixture(scope="session")
+def emodb_folder() -> Path:
+    """The real EMO-DB, where there is one."""
+    if not (EMODB / "wav").is_dir():
+        pytest.skip(f"no EMO-DB at {EMODB}: set EMODB_FOLDER")
+    return EMODB

@@ -1,0 +1,292 @@
+"""One line swaps corpus, protocol, backbone, pooling, task; wrong input stops before training; same seed, same result."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+from conftest import ROOT
+
+LAYOUT = {"iemocap": "iemocap", "demo": "iemocap", "emodb": "emodb"}
+
+
+def folder_of(out: str) -> Path:
+    return Path(re.search(r"^results: (.*)$", out, re.MULTILINE).group(1))
+
+
+def metrics_of(out: str) -> dict:
+    return json.loads((folder_of(out) / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def table(small):
+    """A user's own table over 24 kHz stereo FLAC recordings, with own column names and a split."""
+    from speechbrain_ser.corpora import manifest
+
+    frame = manifest.read_manifest(
+        manifest.prepare("emodb", small.corpus("emodb"), small.folder / "manifests"), small.corpus("emodb")
+    )
+    frame = frame[frame["emotion"].isin(["angry", "sad"])].groupby("emotion").head(9).reset_index(drop=True)
+    folder = small.folder / "table"
+    folder.mkdir()
+    for k, path in enumerate(frame["wav"]):
+        wav, rate = soundfile.read(path)
+        longer = np.interp(np.arange(int(len(wav) * 24000 / rate)) * rate / 24000, np.arange(len(wav)), wav)
+        soundfile.write(folder / f"{k}.flac", np.stack([longer, longer], 1), 24000)
+    split = ["train", "train", "train", "train", "train", "dev", "test", "test", "test"] * 2
+    rows = {"path": [f"{k}.flac" for k in frame.index], "label": frame["emotion"], "who": frame["speaker"]}
+    pd.DataFrame({**rows, "said": frame["transcript"], "part": split}).to_csv(folder / "mine.tsv", sep="\t", index=False)
+    return folder
+
+
+TABLE_COLUMNS = "--table_columns={wav: path, emotion: label, speaker: who, transcript: said, split: part}"
+
+
+# ------------------------------------------------------------------ one line swaps
+
+
+@pytest.mark.parametrize("corpus", ["iemocap", "demo", "emodb"])
+def test_corpus(train, small, corpus):
+    out = train(f"--corpus={corpus}", f"--data_folder={small.corpus(LAYOUT[corpus])}")
+    found = metrics_of(out)
+    assert found["corpus"] == corpus and found["speaker_disjoint"]
+    assert len(found["classes"]) == (7 if corpus == "emodb" else 4)
+    assert folder_of(out).parts[-5:-3] == ("cai_mtl", f"{corpus}-speaker")
+
+
+def test_own_table(train, table):
+    out = train("--corpus=table", f"--data_folder={table}", TABLE_COLUMNS, "--protocol=given", "--selection=valid")
+    found = metrics_of(out)
+    assert found["utterances"] == {"train": 8, "valid": 2, "seen": 2, "test": 6} or found["utterances"]["test"] == 6
+    predictions = pd.read_csv(folder_of(out) / "predictions.csv")
+    assert len(predictions) == 6 and found["selections"]["valid"]["epoch"] == 1
+
+
+@pytest.mark.parametrize("protocol", ["speaker", "session", "half_session", "random", "random_plain"])
+def test_protocol(train, small, protocol):
+    found = metrics_of(train("--corpus=demo", f"--data_folder={small.corpus('iemocap')}", f"--protocol={protocol}"))
+    disjoint = protocol in ("speaker", "session")
+    assert found["speaker_disjoint"] is disjoint and (found["leak"] is None) is disjoint
+
+
+def test_a_fold_that_yaml_reads_as_a_number(train):
+    assert metrics_of(train("--fold=8"))["fold"] == "08"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"feat_extract_norm": "group"},
+        {"model_type": "hubert"},
+        {"model_type": "wavlm"},
+        {"model_type": "data2vec-audio"},
+    ],
+    ids=str,
+)
+def test_backbone(train, small, settings):
+    train(f"--wav2vec2_hub={small.backbone(**settings)}")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pooling=sum",
+        "tokens=letters",
+        "tokens=sentencepiece",
+        "decoding=beam",
+        "freeze=True",
+        "freeze_feature_extractor=True",
+        "spec_augment=True",
+        "weighted_sum=True",
+        "gradient_checkpointing=True",
+        "attention=eager",
+        "layerdrop=0.5",
+        "dropout=0.2",
+        "backbone_lr=0.0001",
+        "class_weights=balanced",
+        "early_stopping=1",
+        "tracker=tensorboard",
+        "precision=bf16",
+        "max_grad_norm=0",
+        "seen_fraction=0",
+        "labels={angry: negative, sad: negative, fear: negative, happy: positive, '*': null}",
+        "augment=!new:speechbrain.augment.augmenter.Augmenter {augmentations: "
+        "[!new:speechbrain.augment.time_domain.SpeedPerturb {orig_freq: 16000}]}",
+    ],
+    ids=lambda line: line.split(":")[0][:40],
+)
+def test_line(train, line):
+    out = train(f"--{line}", "--selection=valid" if line.startswith("early") else "--selection=last")
+    key = line.split("=")[0]
+    assert (folder_of(out).parts[-3] == "default") is (key == "tracker") or key in folder_of(out).parts[-3]
+    if key == "tracker":
+        assert list((folder_of(out) / "tensorboard").glob("events*"))
+
+
+def test_alpha_0_has_no_asr(train):
+    out = train("--alpha=0")
+    assert not any("asr" in c or "WER" in c for c in pd.read_csv(folder_of(out) / "epochs.csv"))
+    assert "hypothesis" not in pd.read_csv(folder_of(out) / "predictions.csv")
+    assert not (folder_of(out) / "save" / "tokens.json").exists()
+
+
+def test_three_selections_from_one_training(train):
+    out = train("--n_epochs=3", "--test_every_epoch=True", "--selection=valid")
+    folder, found = folder_of(out), metrics_of(out)
+    assert set(found["selections"]) == {"last", "valid", "test"}
+    epochs = pd.read_csv(folder / "epochs.csv")
+    for part in ("valid", "test"):
+        chosen = found["selections"][part]
+        assert chosen["epoch"] == epochs["epoch"][epochs[f"{part}_WA"].idxmax()]  # the earliest of the best
+        assert chosen["all"]["WA"] == pytest.approx(epochs["test_WA"][chosen["epoch"] - 1])
+    assert "oracle" in found["selections"]["test"]["selected_by"]
+    assert {p.name for p in folder.glob("predictions*.csv")} == {
+        "predictions.csv",
+        "predictions_last.csv",
+        "predictions_test.csv",
+    }
+
+
+# ------------------------------------------------------------------ reproducible, resumable
+
+
+def test_same_seed_same_files(train, tmp_path):
+    flags = ("--n_epochs=2", "--spec_augment=True", "--layerdrop=0.2")
+    first, second = (folder_of(train(*flags, f"--results_folder={tmp_path / name}")) for name in "ab")
+    for name in ("metrics.json", "predictions.csv", "epochs.csv"):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    other = folder_of(train(*flags, "--seed=2"))
+    assert (first / "epochs.csv").read_bytes() != (other / "epochs.csv").read_bytes()
+
+
+def test_finished_is_not_run_again_and_more_epochs_continue(train):
+    folder = folder_of(train("--n_epochs=1"))
+    before = (folder / "train_log.txt").read_text()
+    train("--n_epochs=1")
+    assert (folder / "train_log.txt").read_text() == before
+    train("--n_epochs=3")
+    epochs = pd.read_csv(folder / "epochs.csv")["epoch"].tolist()
+    assert epochs == [1, 2, 3] and json.loads((folder / "metrics.json").read_text())["n_epochs"] == 3
+    assert "asks for fewer" in train("--n_epochs=2", code=2)
+
+
+def test_debug_leaves_no_results(train, tmp_path):
+    train("--debug")
+    assert not (tmp_path / "results").exists() or not list((tmp_path / "results").glob("cai_mtl"))
+
+
+# ------------------------------------------------------------------ wrong input
+
+
+def wrong(train, *flags, expect: str | tuple = "", **kwargs):
+    error = train(*flags, code=2, **kwargs)
+    for words in (expect,) if isinstance(expect, str) else expect:
+        assert words in error, error
+    assert "Traceback" not in error
+    return error
+
+
+@pytest.mark.parametrize(
+    ("flag", "expect"),
+    [
+        ("--fold=99", "folds: "),
+        ("--fold=1O", "folds: "),
+        ("--protocol=speakers", "did you mean 'speaker'"),
+        ("--protocol=half_session", "IEMOCAP"),
+        ("--protocol=given", "split"),
+        ("--corpus=emdb", "did you mean 'emodb'"),
+        ("--selection=best", "known: last, valid, test"),
+        ("--selection=test", "test_every_epoch"),
+        ("--tokens=chars", "did you mean 'characters'"),
+        ("--decoding=beems", "did you mean 'beam'"),
+        ("--pooling=men", "mean"),
+        ("--tracker=tensorbord", "did you mean 'tensorboard'"),
+        ("--labels={angr: angry}", "angry"),
+        ("--loss_weights={emotoin: 1}", "did you mean 'emotion'"),
+        ("--alpha=-1", ">= 0"),
+        ("--batch_size=0", ">= 1"),
+        ("--class_weights={angry: 2}", "class_weights"),
+        ("--wav2vec2_hub=/nowhere/w2v", "/nowhere/w2v"),
+        ("--data_folder=/nowhere/corpus", "/nowhere/corpus"),
+        ("--attention=flesh", "eager"),
+        ("--alhpa=1", "did you mean '--alpha'"),
+        ("--opt=1", "--opt is unknown"),
+        ("--max=3", "--max is unknown"),
+        ("--test", "--test is unknown"),
+        ("--grad_accumulation_factor=2", "micro_batch_size"),
+        ("--opt_class={lrr: 1}", "did you mean 'lr'"),
+        ("--encoder={sorce: x}", "did you mean 'source'"),
+    ],
+)
+def test_wrong_line(train, tmp_path, flag, expect):
+    wrong(train, flag, expect=expect)
+    assert not list((tmp_path / "results").glob("cai_mtl/**/*.csv"))  # nothing half-written
+
+
+def test_every_offender_is_named(train):
+    wrong(train, "--alhpa=1", "--opt=2", "--n_epochs=many", expect=("--alhpa", "--opt", "many"))
+
+
+def test_backbone_without_weights(train, small, tmp_path):
+    folder = tmp_path / "empty_backbone"
+    folder.mkdir()
+    (folder / "config.json").write_text((small.backbone() / "config.json").read_text())
+    wrong(train, f"--wav2vec2_hub={folder}", expect=("model.safetensors", str(folder)))
+
+
+def test_folder_of_another_configuration(train, tmp_path):
+    train(f"--output_folder={tmp_path / 'mine'}")
+    before = (tmp_path / "mine" / "metrics.json").read_bytes()
+    wrong(train, f"--output_folder={tmp_path / 'mine'}", "--alpha=0", "--seed=7", expect=("alpha", "seed", "another"))
+    assert (tmp_path / "mine" / "metrics.json").read_bytes() == before
+
+
+def test_folder_that_is_no_run(train, tmp_path):
+    (tmp_path / "holiday").mkdir()
+    (tmp_path / "holiday" / "photo.jpg").write_text("x")
+    wrong(train, f"--output_folder={tmp_path / 'holiday'}", expect="no run folder")
+
+
+def test_hand_edited_yaml(train, tmp_path):
+    text = (ROOT / "hparams" / "cai_mtl.yaml").read_text()
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(text.replace("warmup: 0.1", "warmpu: 0.1", 1))
+    wrong(train, yaml=str(mine), expect=("warmpu", "did you mean 'warmup'"))
+    mine.write_text(text.replace("  betas: (0.9", "  beta: (0.9", 1))
+    wrong(train, yaml=str(mine), expect=("beta", "did you mean 'betas'"))
+    mine.write_text("base: cai_mtl.yaml\nalpha: 0\n")
+    assert folder_of(train(yaml=str(mine))).parts[-3].startswith("alpha=0")
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "nan", "missing"])
+def test_bad_recordings_are_all_listed(train, table, tmp_path, kind):
+    import shutil
+
+    folder = tmp_path / "bad"
+    shutil.copytree(table, folder)
+    for name in ("1", "5"):
+        path = folder / f"{name}.flac"
+        path.unlink()
+        if kind == "text":
+            path.write_text("not audio")
+        elif kind == "empty":
+            soundfile.write(path, np.zeros(0), 16000)
+        elif kind == "nan":
+            soundfile.write(path, np.full(800, np.nan), 16000, "FLOAT", format="WAV")
+    wrong(train, "--corpus=table", f"--data_folder={folder}", TABLE_COLUMNS, expect=("1.flac", "5.flac"))
+
+
+def test_nonfinite_loss_names_the_utterances(train):
+    error = wrong(train, "--lr=1e12", "--max_grad_norm=0", "--n_epochs=3", expect="not finite; utterances: ")
+    assert re.search(r"\d\d[ab]\d\d\w\w? \(", error)
+
+
+# ------------------------------------------------------------------ real speech
+
+
+def test_real_emodb(train, emodb_folder):
+    out = train(f"--data_folder={emodb_folder}", "--fold=03", "--debug", "--manifest_folder=/tmp/none")
+    assert "LEAKY" not in out
