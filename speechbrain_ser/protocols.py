@@ -38,7 +38,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class _Split:
-    """What a protocol decides: the test IDs, and the validation IDs (None: ``seen`` serves)."""
+    """What a protocol decides: the test IDs, and the validation IDs (None: a share of the training part)."""
 
     name: str
     test: frozenset
@@ -155,9 +155,12 @@ def text_heard(frame: pd.DataFrame, fold: Fold) -> pd.Series:
 def _complete(split: _Split, frame: pd.DataFrame, seen_fraction: float, seed: int) -> Fold:
     reserved = split.test | (split.valid or frozenset())
     rest = frame[~frame["ID"].isin(reserved)]
-    seen = split.test if split.seen_is_test else _stratified_share(rest, seen_fraction, seed)
-    valid = seen if split.valid is None else split.valid
-    train = set(rest["ID"]) - seen
+    share = frozenset()
+    if split.valid is None or not split.seen_is_test:
+        share = _stratified_share(rest, seen_fraction, seed)
+    seen = split.test if split.seen_is_test else share
+    valid = share if split.valid is None else split.valid  # never the test part
+    train = set(rest["ID"]) - share
     return Fold(split.name, *(tuple(sorted(part)) for part in (train, valid, seen, split.test)))
 
 
