@@ -220,6 +220,13 @@ def _by_session(frame: pd.DataFrame, seed: int) -> list[_Split]:
     """Leave one session out; the next session, cyclically, validates."""
     del seed
     _need(frame, "session", "session")
+    _need(frame, "speaker", "session")
+    n_sessions = frame.groupby("speaker")["session"].nunique()
+    if wandering := sorted(n_sessions.index[n_sessions > 1]):
+        raise UserError(
+            "protocol 'session' keeps speakers apart only if each is in one session; in several: "
+            f"{', '.join(wandering)} (protocol 'speaker' leaves out one speaker)"
+        )
     sessions = sorted(set(frame["session"]))
     if len(sessions) < 3:
         raise UserError(f"protocol 'session' needs at least three sessions, found {sessions}")
@@ -236,6 +243,7 @@ def _by_half_session(frame: pd.DataFrame, seed: int) -> list[_Split]:
         raise UserError(
             f"protocol 'half_session' is IEMOCAP's published one; found corpus {sorted(set(frame['corpus']))}"
         )
+    _need(frame, "dialog", "half_session")
     half = frame["dialog"].str[:6]
     return [_Split(h, _ids(frame, half == h), frozenset(), True) for h in sorted(set(half))]
 
