@@ -38,7 +38,9 @@ def table(small):
         soundfile.write(folder / f"{k}.flac", np.stack([longer, longer], 1), 24000)
     split = ["train", "train", "train", "train", "train", "dev", "test", "test", "test"] * 2
     rows = {"path": [f"{k}.flac" for k in frame.index], "label": frame["emotion"], "who": frame["speaker"]}
-    pd.DataFrame({**rows, "said": frame["transcript"], "part": split}).to_csv(folder / "mine.tsv", sep="\t", index=False)
+    pd.DataFrame({**rows, "said": frame["transcript"], "part": split}).to_csv(
+        folder / "mine.tsv", sep="\t", index=False
+    )
     return folder
 
 
