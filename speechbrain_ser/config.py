@@ -85,7 +85,9 @@ class Config:
 
     def variant(self) -> str:
         """The changed lines as a folder name: ``default``, or ``alpha=0,lr=0.002``."""
-        return ",".join(f"{k}={_short(k, v)}" for k, v in self.changed().items()) or "default"
+        name = ",".join(f"{k}={_short(k, v)}" for k, v in self.changed().items()) or "default"
+        # file systems take 255 bytes
+        return name if len(name.encode()) <= 200 else f"{name[:150]},{_hash(name)}"
 
     def science(self) -> dict[str, str]:
         """Everything that a run folder must agree on with itself when a run is continued."""
@@ -331,7 +333,8 @@ def _text(tree: CommentedMap, key: str) -> str:
     """A line's value as text, comments left out, so that equal values give equal texts."""
     if key not in tree:
         return ""
-    return repr(_bare(tree[key])) if not isinstance(tree[key], (str, int, float)) else str(tree[key])
+    value = _bare(tree[key])
+    return str(value) if isinstance(value, (str, int, float)) else repr(value)
 
 
 def _bare(node):
@@ -344,7 +347,8 @@ def _bare(node):
         value = node.value
     else:
         value = node if node is None or isinstance(node, (bool, int, float)) else str(node)
-        value = float(value) if isinstance(value, float) else value
+        if isinstance(value, float):  # 1.0 is 1; and no ScalarFloat, which remembers how it was written
+            value = int(value) if value.is_integer() and abs(value) < 1e15 else float(value)
     return (tag, value) if tag else value
 
 
@@ -353,6 +357,10 @@ def _short(key: str, text: str) -> str:
     text = text.rstrip("/").rsplit("/", 1)[-1] if key == "wav2vec2_hub" else text
     if len(text) <= 40 and re.fullmatch(r"[\w.+-]+", text):
         return text
+    return _hash(text)
+
+
+def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
