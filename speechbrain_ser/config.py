@@ -153,7 +153,7 @@ def _yaml() -> ruamel.yaml.YAML:
     return yaml
 
 
-def _load(path: Path, hparams_folder: Path) -> CommentedMap:
+def _load(path: Path, hparams_folder: Path, above: tuple[Path, ...] = ()) -> CommentedMap:
     if not path.is_file():
         known = sorted(p.name for p in hparams_folder.glob("*.yaml"))
         raise UserError(f"no such file: {path}{nearest(path.name, known)}; shipped: {', '.join(known)}")
@@ -166,8 +166,13 @@ def _load(path: Path, hparams_folder: Path) -> CommentedMap:
     if "base" not in tree:
         return tree
     name = str(tree.pop("base"))
-    near = path.parent / name
-    base = _load(near if near.is_file() else hparams_folder / name, hparams_folder)
+    above = (*above, path.resolve())
+    places = [p for p in (path.parent / name, hparams_folder / name) if p.is_file()]
+    # a file may have the name of the shipped one that it starts from
+    ahead = [p for p in places if p.resolve() not in above]
+    if places and not ahead:
+        raise UserError(f"{path}: 'base: {name}' goes in a circle")
+    base = _load(ahead[0] if ahead else hparams_folder / name, hparams_folder, above)
     _refuse_unknown(tree, base, f"{path} (base {name})")
     _update(base, tree)
     return base
