@@ -196,10 +196,22 @@ def _check_against_shipped(tree: CommentedMap, shipped: CommentedMap, name: str)
 
 def _refuse_unknown(tree: CommentedMap, known: CommentedMap, name: str) -> None:
     """A key that nobody knows must at least be used by another line of the file."""
-    used = set(REFERENCE.findall(_dump(tree)))
+    used = set(_references(tree))
     if unknown := [k for k in tree if k not in known and k not in used and not str(k).startswith("__")]:
         hints = "\n  ".join(f"{k}{nearest(k, known)}" for k in unknown)
         raise UserError(f"{name}: keys that nothing reads:\n  {hints}")
+
+
+def _references(node) -> Iterator[str]:
+    """Keys that `!ref <key>` and its like name below a node; what comments say does not count."""
+    if isinstance(node, Mapping):
+        for value in node.values():
+            yield from _references(value)
+    elif isinstance(node, CommentedSeq):
+        for value in node:
+            yield from _references(value)
+    elif _tag(node):
+        yield from REFERENCE.findall(str(node.value))
 
 
 def _split(argv: list[str], tree: CommentedMap) -> tuple[list[str], CommentedMap]:
