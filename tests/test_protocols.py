@@ -101,7 +101,7 @@ def test_session_validates_on_the_next_session(iemocap):
 
 
 def test_session_refuses_fewer_than_three_sessions(iemocap):
-    with pytest.raises(UserError, match="three sessions.*Ses01.*Ses02"):
+    with pytest.raises(UserError, match=r"three sessions.*Ses01.*Ses02"):
         make_folds(iemocap[iemocap["session"] < "Ses03"], "session")
 
 
@@ -225,11 +225,11 @@ def test_given_needs_a_test_part_a_training_part_and_the_column(emodb):
         make_folds(given(emodb, **{**SPLIT, "16": "dev"}), "given")
     with pytest.raises(UserError, match="train part is empty"):
         make_folds(given(emodb, **dict.fromkeys(SPLIT, "test")), "given")
-    with pytest.raises(UserError, match="needs a split.*80 of 80"):
+    with pytest.raises(UserError, match=r"needs a split.*80 of 80"):
         make_folds(emodb, "given")
     frame = given(emodb, **SPLIT)
     frame.loc[[3, 7], "split"] = ""
-    with pytest.raises(UserError, match="2 of 80 have none: .*" + frame.at[7, "ID"]):
+    with pytest.raises(UserError, match=r"2 of 80 have none: .*" + frame.at[7, "ID"]):
         make_folds(frame, "given")
 
 
@@ -272,7 +272,7 @@ def test_no_utterance_is_left(emodb):
 
 
 def test_unknown_protocol_names_the_nearest(emodb):
-    with pytest.raises(UserError, match="did you mean 'random_plain'.*half_session"):
+    with pytest.raises(UserError, match=r"did you mean 'random_plain'.*half_session"):
         make_folds(emodb, "random_plian")
 
 
@@ -284,7 +284,7 @@ def test_a_number_is_the_fold_again(emodb):
 
 def test_unknown_fold_lists_the_folds(iemocap):
     folds = make_folds(iemocap, "speaker")
-    with pytest.raises(UserError, match="'01G' does not exist.*did you mean '01.'.*01F, 01M, 02F, 02M, 03F, 03M"):
+    with pytest.raises(UserError, match=r"'01G' does not exist.*did you mean '01.'.*01F, 01M, 02F, 02M, 03F, 03M"):
         choose_fold(folds, "01G")
     with pytest.raises(UserError, match="'7' does not exist"):
         choose_fold(folds, 7)
@@ -296,7 +296,7 @@ def test_a_leaking_speaker_disjoint_protocol_is_caught(iemocap, protocol, monkey
         return [protocols._Split("x", frozenset(frame["ID"].iloc[:3]), frozenset(frame["ID"].iloc[3:6]))]
 
     monkeypatch.setitem(protocols.PROTOCOLS, protocol, leaking)
-    with pytest.raises(AssertionError, match="not speaker-disjoint.*01F"):
+    with pytest.raises(AssertionError, match=r"not speaker-disjoint.*01F"):
         make_folds(iemocap, protocol)
     monkeypatch.setitem(protocols.PROTOCOLS, "given", leaking)  # which promises nothing
     assert "1 test speakers" in leakage(iemocap, make_folds(iemocap, "given")["x"])
