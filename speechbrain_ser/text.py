@@ -1,6 +1,7 @@
 """Transcripts as the recognisers see them, and which of them a training part has heard."""
 
 import re
+import unicodedata
 from collections.abc import Iterable
 
 TAG = re.compile(r"\{[^}]*\}|\[[^\]]*\]|<[^>]*>")
@@ -27,10 +28,17 @@ def normalise_transcript(text: str) -> str:
     ''
     """
     text = TAG.sub(" ", text).replace("’", "'").replace("`", "'").upper()  # noqa: RUF001
-    kept = "".join(c if c.isalnum() or c == "'" else " " for c in text)
-    # an apostrophe belongs to a word: quotation marks around words and lone ones go
-    words = (w for w in kept.split() if w.strip("'"))
-    return " ".join(words)
+    # composed, so that an umlaut is one character however the file writes it
+    text = unicodedata.normalize("NFC", text)
+    kept = "".join(c if c == "'" or _in_word(c) else " " for c in text)
+    # an apostrophe belongs to a word ('cause, goin'): lone ones go, and those around a word
+    words = (w[1:-1] if w[:1] == w[-1:] == "'" else w for w in kept.split())
+    return " ".join(w for w in words if w.strip("'"))
+
+
+def _in_word(character: str) -> bool:
+    """Letters, digits, and the marks that many scripts write vowels with."""
+    return character.isalnum() or unicodedata.category(character).startswith("M")
 
 
 def heard_texts(train_texts: Iterable[str], test_texts: Iterable[str]) -> list[bool]:
