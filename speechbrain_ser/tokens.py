@@ -119,7 +119,7 @@ def build_tokens(kind: str, transcripts: Iterable[str], n_pieces: int = 100):
     Raises
     ------
     UserError
-        For an unknown kind, or no words to learn from.
+        For an unknown kind, no words to learn from, or fewer pieces than the transcripts have characters.
 
     Example
     -------
@@ -141,19 +141,22 @@ def build_tokens(kind: str, transcripts: Iterable[str], n_pieces: int = 100):
 
 def _train_pieces(words: list[str], n_pieces: int) -> bytes:
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(words),
-        model_writer=model,
-        vocab_size=n_pieces,
-        hard_vocab_limit=False,
-        character_coverage=1.0,
-        pad_id=0,
-        unk_id=1,
-        bos_id=-1,
-        eos_id=-1,
-        num_threads=1,
-        minloglevel=2,
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(words),
+            model_writer=model,
+            vocab_size=n_pieces,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            pad_id=0,
+            unk_id=1,
+            bos_id=-1,
+            eos_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:  # fewer pieces than characters
+        raise UserError(f"tokens: sentencepiece with n_pieces: {n_pieces}: {error}") from None
     return model.getvalue()
 
 
