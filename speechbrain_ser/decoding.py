@@ -1,5 +1,7 @@
 """CTC logits to text: greedy, or SpeechBrain's beam search."""
 
+import re
+
 import torch
 from speechbrain.decoders.ctc import CTCBeamSearcher, ctc_greedy_decode
 
@@ -42,7 +44,9 @@ class Decoder:
         self.tokens = tokens
         self.searcher = None
         if kind == "beam":
-            vocabulary = [" " if label == WORD else label for label in tokens.labels]
+            # <unk> and its like spell nothing, as in the greedy transcript
+            special = {label: "" for label in tokens.labels if re.fullmatch(r"<.+>", label)}
+            vocabulary = [{**special, WORD: " "}.get(label, label) for label in tokens.labels]
             self.searcher = CTCBeamSearcher(tokens.blank, vocabulary, beam_size=beam_size)
 
     def __call__(self, logits: torch.Tensor, frames: torch.Tensor) -> list[str]:
@@ -60,7 +64,8 @@ class Decoder:
         list of str
         """
         log_probs = logits.float().log_softmax(-1).cpu()
-        lengths = frames.cpu() / logits.shape[1]  # exactly divisible again: SpeechBrain rounds length * frames
+        # SpeechBrain rounds length * frames in the greedy search, and cuts its decimals off in the beam search
+        lengths = (frames.cpu() + 0.25) / logits.shape[1]
         if self.searcher is None:
             return [self.tokens.decode(i) for i in ctc_greedy_decode(log_probs, lengths, self.tokens.blank)]
         return [" ".join(beams[0].text.split()) for beams in self.searcher(log_probs, lengths)]
