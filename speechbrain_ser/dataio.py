@@ -69,7 +69,8 @@ class AudioCache:
 
     def fill(self, paths: Sequence[str], progress: bool = True) -> int:
         """Resample what needs it, on all cores; returns how many recordings have a copy."""
-        todo = [p for p in paths if p not in self.paths and not _is_plain(p)]
+        # once each: two threads must not write one copy
+        todo = [p for p in dict.fromkeys(paths) if p not in self.paths and not _is_plain(p)]
         if todo:
             self.folder.mkdir(parents=True, exist_ok=True)
             with ThreadPoolExecutor(os.cpu_count()) as pool:
