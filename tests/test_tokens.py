@@ -1,0 +1,188 @@
+"""What the recogniser spells with, and how logits become text."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from speechbrain_ser.decoding import Decoder
+from speechbrain_ser.errors import UserError
+from speechbrain_ser.nnet.losses import ctc_loss, frames_needed
+from speechbrain_ser.tokens import LETTERS, CharacterTokens, build_tokens, load_tokens, save_tokens
+
+PUBLISHED = Path(__file__).parent / "data" / "cai_tiny" / "vocab.json"
+# EMO-DB's ten sentences
+GERMAN = [
+    "Der Lappen liegt auf dem Eisschrank.",
+    "Das will sie am Mittwoch abgeben.",
+    "Heute abend könnte ich es ihm sagen.",
+    "Das schwarze Stück Papier befindet sich da oben neben dem Holzstück.",
+    "In sieben Stunden wird es soweit sein.",
+    "Was sind denn das für Tüten, die da unter dem Tisch stehen?",
+    "Sie haben es gerade hochgetragen und jetzt gehen sie wieder runter.",
+    "An den Wochenenden bin ich jetzt immer nach Hause gefahren und habe Agnes besucht.",
+    "Ich will das eben wegbringen und dann mit Karl was trinken gehen.",
+    "Die wird auf dem Platz sein, wo wir sie immer hinlegen.",
+]
+
+
+def test_the_papers_32_are_the_published_vocabulary():
+    published = json.loads(PUBLISHED.read_text())
+    tokens = build_tokens("letters", [])
+    assert len(tokens) == 32 and tokens.blank == published["<pad>"] == 0
+    assert {label: i for i, label in enumerate(tokens.labels)} == published
+
+
+def test_letters_delete_what_is_outside_and_count_it():
+    tokens = build_tokens("letters", GERMAN)
+    assert tokens.decode(tokens.encode("könnte 2 für's")) == "KNNTE FR'S"
+    counts = tokens.deleted(GERMAN)
+    assert counts == {"Ü": 4, "Ö": 1}
+    assert tokens.deleted(["Room 101!"]) == {"1": 2, "0": 1}
+    assert not tokens.deleted(["it's {LAUGH} fine"])
+
+
+def test_encoding_by_hand():
+    tokens = build_tokens("letters", [])
+    assert tokens.encode("It's a {LG} cat.") == [10, 6, 27, 12, 4, 7, 4, 19, 7, 6]
+    assert tokens.encode("{LAUGHTER}") == [] and tokens.encode("|<s>") == []
+    assert tokens.decode([4, 7, 4, 4, 19, 1, 2, 3]) == "A C"
+
+
+def test_characters_are_those_of_the_training_transcripts():
+    tokens = build_tokens("characters", GERMAN)
+    letters = set("".join(GERMAN).upper()) - set(" .,?")
+    assert tokens.labels == ["<blank>", "|", *sorted(letters)] and {"Ü", "Ö"} <= letters
+    assert not tokens.deleted(GERMAN)
+    for text in GERMAN:
+        assert tokens.decode(tokens.encode(text)) == " ".join(
+            text.upper().translate({ord(c): None for c in ".,?"}).split()
+        )
+    assert tokens.deleted(["Quatsch"]) == {"Q": 1}
+    assert build_tokens("characters", GERMAN[::-1]).labels == tokens.labels
+
+
+def test_sentencepiece_round_trip_and_determinism(tmp_path):
+    random.seed(3)
+    tokens = build_tokens("sentencepiece", GERMAN, 60)
+    assert tokens.blank == 0 and 30 < len(tokens) <= 60
+    for text in GERMAN:
+        encoded = tokens.encode(text)
+        assert 0 not in encoded and 1 not in encoded  # neither blank nor unknown
+        assert tokens.decode(encoded) == build_tokens("characters", GERMAN).decode(
+            build_tokens("characters", GERMAN).encode(text)
+        )
+    again = build_tokens("sentencepiece", GERMAN, 60)
+    assert again.state() == tokens.state()
+    save_tokens(tokens, tmp_path / "tokens.json")
+    loaded = load_tokens(tmp_path / "tokens.json")
+    assert loaded.state() == tokens.state() and loaded.labels == tokens.labels
+    assert loaded.encode(GERMAN[3]) == tokens.encode(GERMAN[3])
+    assert [p.name for p in tmp_path.iterdir()] == ["tokens.json"]
+
+
+def test_sentencepiece_on_tiny_corpora():
+    assert build_tokens("sentencepiece", ["A"], 100).encode("a a") != []
+    small = build_tokens("sentencepiece", ["Hallo du", "{LAUGH}", ""], 1000)
+    assert small.decode(small.encode("du hallo")) == "DU HALLO"
+    with pytest.raises(UserError, match="n_pieces: 5"):
+        build_tokens("sentencepiece", GERMAN, 5)
+
+
+@pytest.mark.parametrize("kind", ["letters", "characters"])
+def test_characters_are_saved_and_loaded(tmp_path, kind):
+    tokens = build_tokens(kind, GERMAN)
+    save_tokens(tokens, tmp_path / "tokens.json")
+    assert load_tokens(tmp_path / "tokens.json").labels == tokens.labels
+
+
+def test_unknown_kind_and_no_words():
+    with pytest.raises(UserError, match="did you mean 'sentencepiece'"):
+        build_tokens("sentence_piece", GERMAN)
+    for kind in ("characters", "sentencepiece"):
+        with pytest.raises(UserError, match="no training utterance has a transcript"):
+            build_tokens(kind, ["", "{LAUGH}"])
+
+
+# ------------------------------------------------------------------ decoding
+
+
+def logits_of(path, n_tokens, n_frames=None):
+    logits = torch.full((1, n_frames or len(path), n_tokens), -5.0)
+    for k, token in enumerate(path):
+        logits[0, k, token] = 5.0
+    return logits
+
+
+@pytest.mark.parametrize("kind", ["greedy", "beam"])
+@pytest.mark.parametrize("n_frames", [3, 7, 40, 799])
+def test_every_valid_frame_is_read_and_no_other(kind, n_frames):
+    """The last valid frame spells A; what follows spells B."""
+    tokens = CharacterTokens(["<blank>", "|", "A", "B"])
+    decode = Decoder(tokens, kind)
+    for valid in {1, 2, 3, n_frames // 2, n_frames - 1, n_frames} - {0}:
+        path = [0] * (valid - 1) + [2] + [3] * (n_frames - valid)
+        assert decode(logits_of(path, 4), torch.tensor([valid])) == ["A"], valid
+
+
+@pytest.mark.parametrize("kind", ["greedy", "beam"])
+def test_special_tokens_spell_nothing(kind):
+    path = [LETTERS.index(c) for c in ("<unk>", "H", "H", "<pad>", "|", "<s>", "I", "</s>", "|")]
+    assert Decoder(CharacterTokens(LETTERS), kind)(logits_of(path, 32), torch.tensor([9])) == ["H I"]
+
+
+@pytest.mark.parametrize("kind", ["greedy", "beam"])
+def test_pieces_are_joined(kind):
+    tokens = build_tokens("sentencepiece", GERMAN, 60)
+    path = [i for token in tokens.encode("Das will sie") for i in (token, 0)]
+    assert Decoder(tokens, kind)(logits_of(path, len(tokens)), torch.tensor([len(path)])) == ["DAS WILL SIE"]
+
+
+def test_beam_search_adds_up_what_greedy_overlooks():
+    """Two frames: blank .4, A .35, B .25. Best path: blank blank, .16; but 'A' has .35² + 2 * .35 * .4 = .4025."""
+    tokens = CharacterTokens(["<blank>", "|", "A", "B"])
+    logits = torch.tensor([0.4, 1e-9, 0.35, 0.25]).log().repeat(1, 2, 1)
+    assert Decoder(tokens, "greedy")(logits, torch.tensor([2])) == [""]
+    assert Decoder(tokens, "beam", 10)(logits, torch.tensor([2])) == ["A"]
+
+
+def test_unknown_decoding():
+    with pytest.raises(UserError, match="did you mean 'greedy'"):
+        Decoder(CharacterTokens(LETTERS), "gredy")
+
+
+# ------------------------------------------------------------------ CTC
+
+
+def enumerate_ctc(probabilities, target):
+    """P(target) by going through every path."""
+    n_frames, n_tokens = probabilities.shape
+    total = 0.0
+    for path in torch.cartesian_prod(*[torch.arange(n_tokens)] * n_frames).tolist():
+        collapsed = [t for k, t in enumerate(path) if k == 0 or path[k - 1] != t]
+        if [t for t in collapsed if t] == target:
+            total += float(torch.tensor([probabilities[k, t] for k, t in enumerate(path)]).prod())
+    return total
+
+
+def test_ctc_is_the_sum_over_all_paths():
+    torch.manual_seed(0)
+    logits = torch.randn(3, 4, 3)
+    frames, targets = torch.tensor([4, 3, 2]), [[1, 2], [1, 1], []]
+    loss = ctc_loss(logits, frames, [torch.tensor(t, dtype=torch.long) for t in targets])
+    for k, target in enumerate(targets):
+        expected = enumerate_ctc(logits[k, : frames[k]].softmax(-1), target)
+        assert float(loss[k].neg().exp()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_ctc_without_tokens_at_all_and_without_a_path():
+    logits = torch.zeros(2, 2, 3, requires_grad=True)
+    empty = [torch.tensor([], dtype=torch.long)] * 2
+    assert ctc_loss(logits, torch.tensor([2, 1]), empty).exp().tolist() == pytest.approx([9, 3])
+    loss = ctc_loss(logits, torch.tensor([2, 2]), [torch.tensor([1, 1]), torch.tensor([1])])
+    assert loss[0] == 0 and loss[1] > 0  # 1 1 needs a blank between
+    loss.sum().backward()
+    assert logits.grad[0].abs().sum() == 0 and logits.grad.isfinite().all()
+    assert frames_needed([1, 1]) == 3 and frames_needed([]) == 0 and frames_needed([1, 2, 1]) == 3
