@@ -161,6 +161,7 @@ def _load(path: Path, hparams_folder: Path) -> CommentedMap:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(tree, CommentedMap):
         raise UserError(f"{path}: expected lines of the form 'key: value'")
+    _to_block_style(tree)
     if "base" not in tree:
         return tree
     name = str(tree.pop("base"))
@@ -246,12 +247,24 @@ def _value(tree: CommentedMap, key: str, text: str):
         value = _yaml().load(f"{key}: {text}")[key]
     except ruamel.yaml.error.YAMLError as error:
         raise UserError(f"--{key}={text} is not valid YAML: {error}") from None
+    _to_block_style(value)
     kind = bool if isinstance(default, bool) else (int, float) if isinstance(default, (int, float)) else object
     right = isinstance(value, kind) and (kind in (bool, object) or not isinstance(value, bool))
     if not right and value is not None and not _tag(value):
         expected = "true or false" if kind is bool else "a number"
         raise UserError(f"--{key} expects {expected} (like {default}), found '{text}'")
     return value
+
+
+def _to_block_style(node) -> bool:
+    """One line a value around tagged mappings: ruamel cannot read back its own ``[!new:x {a: 1}]``."""
+    if not isinstance(node, CommentedMap | CommentedSeq):
+        return False
+    children = list(node.values() if isinstance(node, Mapping) else node)
+    around = any([_to_block_style(child) for child in children])
+    if around:
+        node.fa.set_block_style()
+    return around or (isinstance(node, Mapping) and _tag(node) is not None)
 
 
 def _update(tree: CommentedMap, changes: Mapping) -> None:
