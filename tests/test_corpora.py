@@ -279,7 +279,7 @@ def test_full_iemocap(tmp_path, caplog):
 @needs_emodb
 def test_real_emodb(tmp_path, caplog):
     frame = read_manifest(prepare("emodb", EMODB, tmp_path), EMODB)
-    assert not caplog.text
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(frame) == 535 and list(frame.columns) == list(COLUMNS)
     assert frame["emotion"].value_counts().to_dict() == {
         **{"angry": 127, "boredom": 81, "neutral": 79, "happy": 71, "fear": 69, "sad": 62, "disgust": 46}
