@@ -119,7 +119,8 @@ class SERBrain(sb.Brain):
         self.utterance_losses = dict(zip(batch.id, total.detach().tolist(), strict=True))
         correct = predictions["emotion"].argmax(-1) == batch.emotion if "emotion" in predictions else None
         accuracy = {} if correct is None else {"WA": correct}
-        self.tally.add(loss=total, **{f"loss_{task}": loss for task, loss in parts.items()}, **accuracy)
+        if stage != sb.Stage.TRAIN or total.isfinite().all():  # a tolerated batch has no part in the epoch's figures
+            self.tally.add(loss=total, **{f"loss_{task}": loss for task, loss in parts.items()}, **accuracy)
         if stage != sb.Stage.TRAIN:
             self.rows.extend(self.prediction_rows(predictions, batch))
             return total.mean()
@@ -149,7 +150,7 @@ class SERBrain(sb.Brain):
         a step; :meth:`combine` cancels the factor in the loss.
         """
         self.micro = self.train_sampler.plan[self.step - 1]
-        if len(batch.id) != len(self.micro.indices):
+        if list(batch.id) != [self.data.fold.train[i] for i in self.micro.indices]:
             raise RuntimeError("the batch is not the planned one: the loader and the sampler are out of step")
         self.grad_accumulation_factor = 1 if self.micro.ends_step else self.step + 1
         return super().fit_batch(batch)
@@ -173,7 +174,7 @@ class SERBrain(sb.Brain):
 
     def update_average(self, loss, avg_loss):
         """The mean loss over the utterances of the stage so far (SpeechBrain's is over micro-batches)."""
-        return self.tally.means()["loss"]
+        return self.tally.means().get("loss", 0.0)
 
     def init_optimizers(self):
         """One optimiser; its groups: backbone and rest where their rates differ, vectors where they are not decayed."""
@@ -221,7 +222,20 @@ class SERBrain(sb.Brain):
             )
         logger.warning(f"{message}; {self.nonfinite_count} of {self.nonfinite_patience} tolerated, no step from them")
 
+    def check_gradients(self):
+        """Drop the whole step where any gradient is not finite (SpeechBrain drops single parameters' and steps)."""
+        found = [p for p in self.modules.parameters() if p.grad is not None]
+        if not all(p.grad.isfinite().all() for p in found):
+            for parameter in found:
+                parameter.grad = None
+
     # -------------------------------------------------------------- epochs
+
+    def fit(self, epoch_counter, train_set, valid_set=None, *args, **kwargs):
+        """SpeechBrain's, with the loader's position in the checkpoints (it adds only loaders it made itself)."""
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("dataloader-TRAIN", train_set)
+        super().fit(epoch_counter, train_set, valid_set, *args, **kwargs)
 
     def on_fit_start(self):
         """SpeechBrain's (resumes from the newest checkpoint), and says where we are."""
@@ -241,7 +255,8 @@ class SERBrain(sb.Brain):
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Collect the stage's figures; the last stage of an epoch closes it."""
         if stage == sb.Stage.TRAIN:
-            self.row = {"epoch": epoch, "lr": self.optimizer.param_groups[-1]["lr"], **self._figures("train")}
+            # the first group's rate: the backbone's own, where it has one, stands last
+            self.row = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"], **self._figures("train")}
         if stage == sb.Stage.VALID:
             self.row |= self._figures("valid")
         if stage == sb.Stage.VALID or (stage == sb.Stage.TRAIN and not self.data.fold.valid):
@@ -260,12 +275,16 @@ class SERBrain(sb.Brain):
         return figures
 
     def _close_epoch(self, epoch: int) -> None:
+        # without a validation part we are still in the training stage, whose end SpeechBrain notes only afterwards:
+        # a run resumed from this epoch's checkpoint must not start the next one in its middle
+        self.step, self.avg_train_loss = 0, 0.0
         if self.hparams.test_every_epoch:
             self._run_test()
             self.row |= self._figures("test")
         self.history.rows.append(self.row)
         if "valid_WA" in self.row:
-            self.hparams.epoch_counter.update_metric(self.row["valid_WA"])
+            # as a negative error: SpeechBrain's stopper takes a tie of positive scores for an improvement
+            self.hparams.epoch_counter.update_metric(float(self.row["valid_WA"]) - 1.0)
         self._log_epoch()
         # an earlier epoch wins a tie; plain floats, which is all that checkpoint meta may hold
         scores = {
@@ -314,7 +333,11 @@ class SERBrain(sb.Brain):
 
     def on_evaluate_start(self, max_key=None, min_key=None):
         """Load the model, and only it, of the chosen checkpoint; SpeechBrain would test untrained weights silently."""
-        checkpoint = self.checkpointer.find_checkpoint(max_key=max_key, min_key=min_key)
+        checkpoint = self.checkpointer.find_checkpoint(
+            max_key=max_key,
+            min_key=min_key,
+            ckpt_predicate=lambda c: "epoch" in c.meta,  # not one taken within an epoch
+        )
         if checkpoint is None:
             raise UserError(
                 f"{self.checkpointer.checkpoints_dir} holds no checkpoint{f' with {max_key}' if max_key else ''}: "

@@ -6,9 +6,14 @@ They are dealt with here, and only here. What is read is HyperPyYAML, plus one l
 every line of another file first, so that an ablation is a file of a few lines.
 """
 
+import argparse
+import contextlib
+import dataclasses
 import hashlib
 import inspect
 import io
+import math
+import pkgutil
 import pydoc
 import re
 from collections.abc import Iterator, Mapping
@@ -37,10 +42,13 @@ NEUTRAL_OPTIONS = frozenset(
     "ckpt_interval_minutes ckpt_interval_steps tqdm_colored_bar tqdm_barcolor profile_training profile_warmup "
     "profile_steps param_file overridden_args".split()
 )
-REFUSED_OPTIONS = {
+REFUSED = {
     "grad_accumulation_factor": "set batch_size (utterances a step) and micro_batch_size (utterances at a time)",
     "auto_mix_prec": "use --precision=fp16",
     "bfloat16_mix_prec": "use --precision=bf16",
+    "system": "a system is chosen by its YAML, the first argument",
+    "n_emotions": "comes from the data",
+    "n_tokens": "comes from the data",
 }
 REFERENCE = re.compile(r"<([^>\[\]]+)")
 CALLS = ("!new:", "!name:", "!apply:")
@@ -85,7 +93,9 @@ class Config:
 
     def variant(self) -> str:
         """The changed lines as a folder name: ``default``, or ``alpha=0,lr=0.002``."""
-        return ",".join(f"{k}={_short(k, v)}" for k, v in self.changed().items()) or "default"
+        name = ",".join(f"{k}={_short(k, v)}" for k, v in self.changed().items()) or "default"
+        # file systems take 255 bytes
+        return name if len(name.encode()) <= 200 else f"{name[:150]},{_hash(name)}"
 
     def science(self) -> dict[str, str]:
         """Everything that a run folder must agree on with itself when a run is continued."""
@@ -132,10 +142,9 @@ def read_config(argv: list[str], hparams_folder: Path) -> Config:
     _check_against_shipped(tree, shipped, argv[0])
     options, overrides = _split(argv[1:], tree)
     _update(tree, overrides)
-    if problems := list(_wrong_arguments(tree, "")):
+    if problems := [*_wrong_values(tree, shipped), *_wrong_arguments(tree, "")]:
         raise UserError(f"{argv[0]}:\n  " + "\n  ".join(problems))
-    run_opts = RunOptions.from_command_line_args([argv[0], *options])[1]
-    config = Config(tree, shipped, run_opts)
+    config = Config(tree, shipped, _run_options([argv[0], *options]))
     missing = [k for k, v in tree.items() if _tag(v) == "!PLACEHOLDER"]
     if missing:
         raise UserError("please give " + " and ".join(f"--{k}=…" for k in missing))
@@ -151,7 +160,7 @@ def _yaml() -> ruamel.yaml.YAML:
     return yaml
 
 
-def _load(path: Path, hparams_folder: Path) -> CommentedMap:
+def _load(path: Path, hparams_folder: Path, above: tuple[Path, ...] = ()) -> CommentedMap:
     if not path.is_file():
         known = sorted(p.name for p in hparams_folder.glob("*.yaml"))
         raise UserError(f"no such file: {path}{nearest(path.name, known)}; shipped: {', '.join(known)}")
@@ -165,8 +174,13 @@ def _load(path: Path, hparams_folder: Path) -> CommentedMap:
     if "base" not in tree:
         return tree
     name = str(tree.pop("base"))
-    near = path.parent / name
-    base = _load(near if near.is_file() else hparams_folder / name, hparams_folder)
+    above = (*above, path.resolve())
+    places = [p for p in (path.parent / name, hparams_folder / name) if p.is_file()]
+    # a file may have the name of the shipped one that it starts from
+    ahead = [p for p in places if p.resolve() not in above]
+    if places and not ahead:
+        raise UserError(f"{path}: 'base: {name}' goes in a circle")
+    base = _load(ahead[0] if ahead else hparams_folder / name, hparams_folder, above)
     _refuse_unknown(tree, base, f"{path} (base {name})")
     _update(base, tree)
     return base
@@ -190,25 +204,39 @@ def _check_against_shipped(tree: CommentedMap, shipped: CommentedMap, name: str)
 
 def _refuse_unknown(tree: CommentedMap, known: CommentedMap, name: str) -> None:
     """A key that nobody knows must at least be used by another line of the file."""
-    used = set(REFERENCE.findall(_dump(tree)))
+    used = set(_references(tree))
     if unknown := [k for k in tree if k not in known and k not in used and not str(k).startswith("__")]:
         hints = "\n  ".join(f"{k}{nearest(k, known)}" for k in unknown)
         raise UserError(f"{name}: keys that nothing reads:\n  {hints}")
 
 
+def _references(node) -> Iterator[str]:
+    """Keys that `!ref <key>` and its like name below a node; what comments say does not count."""
+    if isinstance(node, Mapping):
+        for value in node.values():
+            yield from _references(value)
+    elif isinstance(node, CommentedSeq):
+        for value in node:
+            yield from _references(value)
+    elif _tag(node):
+        yield from REFERENCE.findall(str(node.value))
+
+
 def _split(argv: list[str], tree: CommentedMap) -> tuple[list[str], CommentedMap]:
     """Tell run options from overrides of the YAML; abbreviations and unknown names are refused."""
-    actions = {o: a for a in RunOptions._create_parser()._actions for o in a.option_strings}
+    actions = _run_option_actions()
     options, overrides, problems = [], CommentedMap(), []
     rest = list(argv)
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
         key = name[2:]
-        if not name.startswith("--") or not key:
+        if word in ("-h", "--help"):
+            options.append(word)
+        elif not name.startswith("--") or not key:
             problems.append(f"{word}: expected --key=value")
-        elif key in REFUSED_OPTIONS:
-            problems.append(f"{name}: {REFUSED_OPTIONS[key]}")
+        elif key in REFUSED:
+            problems.append(f"{name}: {REFUSED[key]}")
         elif key in tree:  # also where a run option has the same name: then the YAML's line is what counts
             if not equals:
                 if not rest or rest[0].startswith("--"):
@@ -223,6 +251,8 @@ def _split(argv: list[str], tree: CommentedMap) -> tuple[list[str], CommentedMap
             except UserError as error:
                 problems.append(str(error))
         elif name in actions:
+            if name in (o.partition("=")[0] for o in options):
+                problems.append(f"{name} is given twice")
             options.append(word)
             if actions[name].nargs == 0 or equals:
                 continue
@@ -231,16 +261,43 @@ def _split(argv: list[str], tree: CommentedMap) -> tuple[list[str], CommentedMap
                 if actions[name].nargs != "*":
                     break
         else:
-            problems.append(f"{name} is unknown{nearest(name, [*(f'--{k}' for k in tree), *actions])}")
+            problems.append(f"{name} is unknown{_hint(name, [*(f'--{k}' for k in tree), *actions])}")
     if problems:
         raise UserError("\n  ".join(["on the command line:", *problems]))
     return options, overrides
 
 
+def _hint(name: str, known: list[str]) -> str:
+    """Of an abbreviation, what it may have meant; else the nearest name."""
+    longer = sorted({k for k in known if k.startswith(name)})
+    return f" (names are written in full: {', '.join(longer)})" if longer else nearest(name, known)
+
+
+def _run_option_actions() -> dict[str, argparse.Action]:
+    return {o: a for a in RunOptions._create_parser()._actions for o in a.option_strings}
+
+
+def _run_options(argv: list[str]) -> RunOptions:
+    """SpeechBrain's own reading of its run options; what argparse says of them becomes a short error."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            options = RunOptions.from_command_line_args(argv)[1]
+        if options.optimizer_step_limit is not None:  # SpeechBrain leaves it a text, and fails in comparing it
+            options = dataclasses.replace(options, optimizer_step_limit=int(options.optimizer_step_limit))
+    except SystemExit as exit:
+        if not exit.code:  # --help
+            raise
+        raise UserError(f"on the command line:\n  {said.getvalue().strip().rpartition('error: ')[2]}") from None
+    except ValueError as error:
+        raise UserError(f"--optimizer_step_limit: {error}") from None
+    return options
+
+
 def _value(tree: CommentedMap, key: str, text: str):
     """A value as YAML reads it, except that a line of text stays text (a fold 03 is not the number 3)."""
     default = tree[key]
-    is_text = isinstance(default, str) or _tag(default) == "!PLACEHOLDER"
+    is_text = isinstance(default, str) or _tag(default) == "!PLACEHOLDER" or key.endswith(("_folder", "_file"))
     if is_text and text[:1] not in "!{[" and text not in ("", "null", "~"):
         return text
     try:
@@ -248,12 +305,25 @@ def _value(tree: CommentedMap, key: str, text: str):
     except ruamel.yaml.error.YAMLError as error:
         raise UserError(f"--{key}={text} is not valid YAML: {error}") from None
     _to_block_style(value)
-    kind = bool if isinstance(default, bool) else (int, float) if isinstance(default, (int, float)) else object
-    right = isinstance(value, kind) and (kind in (bool, object) or not isinstance(value, bool))
-    if not right and value is not None and not _tag(value):
-        expected = "true or false" if kind is bool else "a number"
-        raise UserError(f"--{key} expects {expected} (like {default}), found '{text}'")
+    if value is not None and (expected := _expected(value, default)):
+        raise UserError(f"--{key} expects {expected}, found '{text}'")
     return value
+
+
+def _expected(value, default) -> str | None:
+    """What a value should have been, by the kind of its default; None where it is right or cannot be judged."""
+    if _tag(value) or _tag(default):  # computed, or an object
+        return None
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else f"true or false (like {default})"
+    if isinstance(default, int):
+        return None if isinstance(value, int) and not isinstance(value, bool) else f"a whole number (like {default})"
+    if isinstance(default, float):
+        right = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return None if right else f"a number (like {default})"
+    if isinstance(default, Mapping):
+        return None if isinstance(value, Mapping) else "{name: value, …}"
+    return None
 
 
 def _to_block_style(node) -> bool:
@@ -287,6 +357,18 @@ def _tag(node) -> str | None:
     return value if isinstance(value, str) and value.startswith("!") else None
 
 
+def _wrong_values(tree: CommentedMap, shipped: CommentedMap) -> Iterator[str]:
+    """Values of another kind than the shipped YAML's, or outside a run option's choices."""
+    actions = _run_option_actions()
+    for key, default in shipped.items():
+        value = tree[key]
+        if expected := _expected(value, default):
+            yield f"{key}: expected {expected}, found {value!r}"
+        choices = getattr(actions.get(f"--{key}"), "choices", None)
+        if choices and value not in choices:
+            yield f"{key}: expected one of {', '.join(choices)}, found {value!r}{nearest(value, choices)}"
+
+
 def _wrong_arguments(node, where: str) -> Iterator[str]:
     """Mistyped names and arguments of every ``!new:``, ``!name:`` and ``!apply:`` below a node."""
     tag = _tag(node) or ""
@@ -315,8 +397,13 @@ def _locate(name: str):
 
 def _nearest_sibling(name: str) -> str:
     module, _, leaf = name.rpartition(".")
-    parent = _locate(module) if module else None
-    return nearest(leaf, dir(parent)) if parent is not None else ""
+    if not module:
+        return ""
+    parent = _locate(module)
+    if parent is None:
+        return _nearest_sibling(module)
+    modules = (m.name for m in pkgutil.iter_modules(getattr(parent, "__path__", ())))
+    return nearest(leaf, [*dir(parent), *modules])
 
 
 def _unknown_parameters(target, name: str, node: Mapping, where: str) -> Iterator[str]:
@@ -344,7 +431,8 @@ def _text(tree: CommentedMap, key: str) -> str:
     """A line's value as text, comments left out, so that equal values give equal texts."""
     if key not in tree:
         return ""
-    return repr(_bare(tree[key])) if not isinstance(tree[key], (str, int, float)) else str(tree[key])
+    value = _bare(tree[key])
+    return str(value) if isinstance(value, (str, int, float)) else repr(value)
 
 
 def _bare(node):
@@ -357,7 +445,8 @@ def _bare(node):
         value = node.value
     else:
         value = node if node is None or isinstance(node, (bool, int, float)) else str(node)
-        value = float(value) if isinstance(value, float) else value
+        if isinstance(value, float):  # 1.0 is 1; and no ScalarFloat, which remembers how it was written
+            value = int(value) if value.is_integer() and abs(value) < 1e15 else float(value)
     return (tag, value) if tag else value
 
 
@@ -366,6 +455,10 @@ def _short(key: str, text: str) -> str:
     text = text.rstrip("/").rsplit("/", 1)[-1] if key == "wav2vec2_hub" else text
     if len(text) <= 40 and re.fullmatch(r"[\w.+-]+", text):
         return text
+    return _hash(text)
+
+
+def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

@@ -30,6 +30,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     >>> nearest("zzz", ["alpha", "seed"])
     ''
     """
-    by_lower = {str(k).lower(): str(k) for k in known}
+    by_lower: dict[str, str] = {}
+    for name in map(str, known):
+        by_lower.setdefault(name.lower(), name)
     found = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.6)
     return f" (did you mean {by_lower[found[0]]!r}?)" if found else ""

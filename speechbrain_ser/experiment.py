@@ -154,6 +154,11 @@ def prepare(config: Config) -> Setup:
     fold = choose_fold(folds, plain["fold"])
     if plain["selection"] == "valid" and not fold.valid:
         raise UserError(f"selection: valid needs a validation part; protocol '{plain['protocol']}' has none")
+    patience = plain["early_stopping"]
+    if not isinstance(patience, int) or patience < 1:
+        raise UserError(f"early_stopping must be a whole number >= 1 (n_epochs: off), found {patience!r}")
+    if patience < plain["n_epochs"] and not fold.valid:
+        raise UserError(f"early_stopping needs a validation part; protocol '{plain['protocol']}' has none")
 
     science = {**config.science(), "fold": fold.name, "backbone": fingerprint(plain["wav2vec2_hub"])}
     science["utterances"] = pd.util.hash_pandas_object(frame.drop(columns="wav"), index=False).sum().item()

@@ -38,7 +38,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class _Split:
-    """What a protocol decides: the test IDs, and the validation IDs (None: ``seen`` serves)."""
+    """What a protocol decides: the test IDs, and the validation IDs (None: a share of the training part)."""
 
     name: str
     test: frozenset
@@ -155,9 +155,12 @@ def text_heard(frame: pd.DataFrame, fold: Fold) -> pd.Series:
 def _complete(split: _Split, frame: pd.DataFrame, seen_fraction: float, seed: int) -> Fold:
     reserved = split.test | (split.valid or frozenset())
     rest = frame[~frame["ID"].isin(reserved)]
-    seen = split.test if split.seen_is_test else _stratified_share(rest, seen_fraction, seed)
-    valid = seen if split.valid is None else split.valid
-    train = set(rest["ID"]) - seen
+    share = frozenset()
+    if split.valid is None or not split.seen_is_test:
+        share = _stratified_share(rest, seen_fraction, seed)
+    seen = split.test if split.seen_is_test else share
+    valid = share if split.valid is None else split.valid  # never the test part
+    train = set(rest["ID"]) - share
     return Fold(split.name, *(tuple(sorted(part)) for part in (train, valid, seen, split.test)))
 
 
@@ -217,6 +220,13 @@ def _by_session(frame: pd.DataFrame, seed: int) -> list[_Split]:
     """Leave one session out; the next session, cyclically, validates."""
     del seed
     _need(frame, "session", "session")
+    _need(frame, "speaker", "session")
+    n_sessions = frame.groupby("speaker")["session"].nunique()
+    if wandering := sorted(n_sessions.index[n_sessions > 1]):
+        raise UserError(
+            "protocol 'session' keeps speakers apart only if each is in one session; in several: "
+            f"{', '.join(wandering)} (protocol 'speaker' leaves out one speaker)"
+        )
     sessions = sorted(set(frame["session"]))
     if len(sessions) < 3:
         raise UserError(f"protocol 'session' needs at least three sessions, found {sessions}")
@@ -233,6 +243,7 @@ def _by_half_session(frame: pd.DataFrame, seed: int) -> list[_Split]:
         raise UserError(
             f"protocol 'half_session' is IEMOCAP's published one; found corpus {sorted(set(frame['corpus']))}"
         )
+    _need(frame, "dialog", "half_session")
     half = frame["dialog"].str[:6]
     return [_Split(h, _ids(frame, half == h), frozenset(), True) for h in sorted(set(half))]
 

@@ -48,9 +48,7 @@ def write_wav(path: Path, seconds: float = 0.02, rate: int = 16000, **options) -
     return path
 
 
-def iemocap_tree(
-    folder: Path, turns: Iterable[tuple[str, str, str]] = TRAP_TURNS, links: bool = False
-) -> Path:
+def iemocap_tree(folder: Path, turns: Iterable[tuple[str, str, str]] = TRAP_TURNS, links: bool = False) -> Path:
     """`IEMOCAP_full_release` with the given turns and all the things in it that are no turns.
 
     `links` makes all wavs one file with many names: quick, but not for tests that damage one of them.
@@ -126,10 +124,7 @@ def _labels(members):
 
 
 def _transcription(dialog, members):
-    lines = [
-        f"{turn} [{number:03}.2901-{number:03}.9000]: {words}"
-        for number, (turn, _, words) in enumerate(members)
-    ]
+    lines = [f"{turn} [{number:03}.2901-{number:03}.9000]: {words}" for number, (turn, _, words) in enumerate(members)]
     lines[-1] = f"{members[-1][0]}: {members[-1][2]}"  # without a time
     # lines that belong to no labelled turn: without label, without name, empty
     lines[1:1] = [f"{dialog}_MXX0 [001.0000-001.1000]: Mm-hm.", "M: Yeah.", "", "F: [LAUGHTER]"]

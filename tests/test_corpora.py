@@ -160,9 +160,7 @@ def test_changes_are_noticed(release, tmp_path, checked):
     assert good != path.read_bytes()
 
 
-@pytest.mark.parametrize(
-    "suffix, text", [(".csv", "ID,wav\n"), (".json", "{"), (".json", "[]"), (".json", None)]
-)
+@pytest.mark.parametrize("suffix, text", [(".csv", "ID,wav\n"), (".json", "{"), (".json", "[]"), (".json", None)])
 def test_damaged_manifest_is_made_anew(release, tmp_path, checked, suffix, text):
     path = prepare("iemocap", release, tmp_path / "out")
     good = path.read_bytes()
@@ -206,9 +204,7 @@ def test_iemocap_lists_everything_that_is_missing(release, tmp_path):
 
 def test_iemocap_lists_bad_label_lines(release, tmp_path):
     labels = release / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
-    text = (
-        labels.read_text().replace("\txxx\t", "\tbor\t").replace("Ses01F_impro01_M003", "Ses01F_impro02_M003")
-    )
+    text = labels.read_text().replace("\txxx\t", "\tbor\t").replace("Ses01F_impro01_M003", "Ses01F_impro02_M003")
     labels.write_text(text + "[9.2901 - 9.90")
     other = release / "Session3/dialog/EmoEvaluation/Ses03M_impro05a.txt"
     other.write_text(other.read_text().splitlines()[0])
@@ -347,9 +343,7 @@ def test_mapped_columns_extra_columns_and_tabs(tmp_path):
         "\n"
         f"{outside}\tsad\t03\tvalid\t1e3\t\tz\n"
     )
-    folder = table_folder(
-        tmp_path / "own", table.replace('"so"', '"""so"""'), ["one.wav", "two words.wav"], "t.tsv"
-    )
+    folder = table_folder(tmp_path / "own", table.replace('"so"', '"""so"""'), ["one.wav", "two words.wav"], "t.tsv")
     columns = {"wav": "path", "emotion": "label", "speaker": "who", "split": "part", "transcript": "words"}
     frame = rows_of(folder, tmp_path / "out", columns=columns, extra=["age"])
     assert list(frame.columns) == [*COLUMNS, "split", "age"]
@@ -376,9 +370,7 @@ def test_table_with_our_names_and_semicolons(tmp_path):
 
 def test_table_columns_that_do_not_fit(tmp_path):
     folder = table_folder(tmp_path / "own", "path,label,emotions\na.wav,x,y\n", ["a.wav"])
-    message = error_of(
-        "table", folder, tmp_path / "out", columns={"emotoin": "label", "wav": "pth"}, extra=["age"]
-    )
+    message = error_of("table", folder, tmp_path / "out", columns={"emotoin": "label", "wav": "pth"}, extra=["age"])
     assert "it has path, label, emotions" in message
     assert "'emotoin' (did you mean 'emotion'?)" in message
     assert "'pth', wanted as wav (did you mean 'path'?)" in message
@@ -419,9 +411,7 @@ def test_which_file_is_the_table(tmp_path):
     folder = table_folder(tmp_path / "own", PLAIN, ["a/one.wav", "b/two.wav"])
     table_folder(folder, PLAIN, name="test.tsv")
     message = error_of("table", folder, tmp_path / "out")
-    assert (
-        "expected one .csv or .tsv" in message and "found test.tsv, users.csv; name one by `file`" in message
-    )
+    assert "expected one .csv or .tsv" in message and "found test.tsv, users.csv; name one by `file`" in message
     message = error_of("table", folder, tmp_path / "out", file="user.csv")
     assert "no such file" in message and "(did you mean 'users.csv'?)" in message
     assert "found none" in error_of("table", folder / "a", tmp_path / "out")
@@ -604,18 +594,14 @@ def test_labels_choose_and_merge():
     assert chosen["emotion"].tolist() == ["up", "rest", "rest"]
     assert chosen.index.tolist() == [0, 1, 2] and chosen["ID"].tolist() == ["u0", "u1", "u3"]
     assert list(frame["emotion"]) == ["happy", "excited", "fear", "sad"]
-    assert apply_labels(frame, ["happy", "excited", "fear", "sad"])["emotion"].tolist() == list(
-        frame["emotion"]
-    )
+    assert apply_labels(frame, ["happy", "excited", "fear", "sad"])["emotion"].tolist() == list(frame["emotion"])
 
 
 def test_labels_of_several_corpora():
     both = pd.concat([labelled("excited", "fear"), labelled("fear", corpus="emodb")], ignore_index=True)
     assert apply_labels(both)["emotion"].tolist() == ["happy", "fear"]
     assert apply_labels(labelled("1", "None", corpus="table"))["emotion"].tolist() == ["1", "None"]
-    assert apply_labels(labelled("1", "2", corpus="table"), {1: "one", 2: None})["emotion"].tolist() == [
-        "one"
-    ]
+    assert apply_labels(labelled("1", "2", corpus="table"), {1: "one", 2: None})["emotion"].tolist() == ["one"]
 
 
 @pytest.mark.parametrize("labels", [["happy", "fair", "sad"], {"happy": "h", "fair": "f", "sad": None}])

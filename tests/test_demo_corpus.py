@@ -31,9 +31,7 @@ def test_counts(demo):
     _, frame = demo
     assert len(frame) == 516 and set(frame["corpus"]) == {"demo"}
     four = apply_labels(frame)
-    assert four["emotion"].value_counts().to_dict() == dict.fromkeys(
-        ("neutral", "happy", "angry", "sad"), 124
-    )
+    assert four["emotion"].value_counts().to_dict() == dict.fromkeys(("neutral", "happy", "angry", "sad"), 124)
     assert frame["emotion"].value_counts()[["happy", "excited", "frustrated", "undecided"]].tolist() == [
         *(62, 62, 10, 10)
     ]

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from .conftest import ROOT
 
 ROWS = list(csv.DictReader((Path(__file__).with_name("recipes.csv")).open(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""One line swaps corpus, protocol, backbone, pooling, task; wrong input stops before training; same seed, same result."""
+"""One line swaps corpus, protocol, backbone or task; wrong input stops before training; one seed, one result."""
 
 import json
 import re
@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+
 from .conftest import ROOT
 
 LAYOUT = {"iemocap": "iemocap", "demo": "iemocap", "emodb": "emodb"}
@@ -38,7 +39,9 @@ def table(small):
         soundfile.write(folder / f"{k}.flac", np.stack([longer, longer], 1), 24000)
     split = ["train", "train", "train", "train", "train", "dev", "test", "test", "test"] * 2
     rows = {"path": [f"{k}.flac" for k in frame.index], "label": frame["emotion"], "who": frame["speaker"]}
-    pd.DataFrame({**rows, "said": frame["transcript"], "part": split}).to_csv(folder / "mine.tsv", sep="\t", index=False)
+    pd.DataFrame({**rows, "said": frame["transcript"], "part": split}).to_csv(
+        folder / "mine.tsv", sep="\t", index=False
+    )
     return folder
 
 

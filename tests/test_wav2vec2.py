@@ -154,9 +154,7 @@ def test_cai_outputs(cai, index):
     }
     for name, value in found.items():
         expected = torch.from_numpy(cai.expected[f"single{index}_{name}"])[0]
-        torch.testing.assert_close(
-            value, expected, rtol=0, atol=TOLERANCE, msg=lambda text, n=name: f"{n}: {text}"
-        )
+        torch.testing.assert_close(value, expected, rtol=0, atol=TOLERANCE, msg=lambda text, n=name: f"{n}: {text}")
 
 
 @pytest.mark.parametrize("index", range(4))
@@ -170,10 +168,7 @@ def test_cai_losses(cai, index, name):
 
 def test_cai_published_batch_differs(cai):
     """The reference can tell: the published padded batch is far from the singles."""
-    assert (
-        np.abs(cai.expected["batch_emotion_logits"][0] - cai.expected["single0_emotion_logits"][0]).max()
-        > 0.1
-    )
+    assert np.abs(cai.expected["batch_emotion_logits"][0] - cai.expected["single0_emotion_logits"][0]).max() > 0.1
 
 
 def test_cai_with_a_layer_norm_front_end(folder, batch):
@@ -299,9 +294,7 @@ def test_gradients_of_a_batch_are_the_sum_of_the_singles(folder, batch, kind):
     for name, gradient in alone.items():
         # a bias of the attention's keys has no gradient but rounding
         tolerance = TOLERANCE * gradient.abs().max().item() + 1e-6 * largest
-        torch.testing.assert_close(
-            together[name], gradient, rtol=0, atol=tolerance, msg=lambda t, n=name: f"{n}: {t}"
-        )
+        torch.testing.assert_close(together[name], gradient, rtol=0, atol=tolerance, msg=lambda t, n=name: f"{n}: {t}")
 
 
 # --- lengths -----------------------------------------------------------------------------------------------
@@ -401,9 +394,7 @@ def test_freeze_feature_extractor(folder, batch):
 def encoder_input(lobe: Wav2Vec2, wavs: torch.Tensor, lens: torch.Tensor) -> torch.Tensor:
     """Hidden states as they enter the transformer [batch, frames, channels]."""
     seen = []
-    hook = lobe.model.encoder.register_forward_pre_hook(
-        lambda encoder, args: seen.append(args[0].detach().clone())
-    )
+    hook = lobe.model.encoder.register_forward_pre_hook(lambda encoder, args: seen.append(args[0].detach().clone()))
     lobe(wavs, lens)
     hook.remove()
     return seen[0]
@@ -449,9 +440,7 @@ def test_spec_augment_leaves_short_batches_alone(folder, kind, samples):
 
 
 def test_channel_masks(folder, batch):
-    lobe = Wav2Vec2(
-        folder(GROUP), dropout=0.0, mask_time_prob=0.0, mask_feature_prob=0.5, mask_feature_length=4
-    )
+    lobe = Wav2Vec2(folder(GROUP), dropout=0.0, mask_time_prob=0.0, mask_feature_prob=0.5, mask_feature_length=4)
     hidden = encoder_input(lobe.train(), batch.wavs, batch.lens)
     zeroed = (hidden == 0).all(dim=1)  # [batch, channels]
     assert (zeroed.sum(dim=1) >= 4).all()
@@ -748,9 +737,7 @@ def test_empty_folder(tmp_path):
 
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "~/no-such-folder", "a/b/c", "nowhere/"])
 def test_folder_that_does_not_exist(source):
-    both_raise(
-        source, "backbone folder .* does not exist: expected a folder with config.json and model.safetensors"
-    )
+    both_raise(source, "backbone folder .* does not exist: expected a folder with config.json and model.safetensors")
 
 
 def test_file_instead_of_a_folder(folder):
@@ -808,9 +795,7 @@ def test_broken_json(folder, tmp_path):
 
 
 def test_hub_out_of_reach(no_hub, tmp_path):
-    message = (
-        r"'some/model' is no local folder, and the hub .*not known\)\. .* give a local folder with config"
-    )
+    message = r"'some/model' is no local folder, and the hub .*not known\)\. .* give a local folder with config"
     both_raise("some/model", message, save_path=str(tmp_path))
 
 

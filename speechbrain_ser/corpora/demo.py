@@ -123,9 +123,7 @@ def _is_there(out, wanted):
         raise CorpusError(f"{out} is no demo corpus but {what}: give a new or an empty folder")
     if found != wanted:
         changed = ", ".join(
-            f"{key} {found.get(key)!r} instead of {value!r}"
-            for key, value in wanted.items()
-            if found.get(key) != value
+            f"{key} {found.get(key)!r} instead of {value!r}" for key, value in wanted.items() if found.get(key) != value
         )
         raise CorpusError(f"{out} holds another demo corpus ({changed}): give another folder or remove it")
     return True

@@ -1,0 +1,700 @@
+"""The Brain that recipes share, on a tiny convolutional encoder: steps, schedules, checkpoints, resuming."""
+
+import functools
+import json
+import math
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import speechbrain as sb
+import torch
+from speechbrain.augment.augmenter import Augmenter
+from speechbrain.augment.time_domain import DropChunk, SpeedPerturb
+from speechbrain.utils.epoch_loop import EpochCounterWithStopper
+from torch import nn
+from transformers import get_linear_schedule_with_warmup
+
+from recipes.cai_mtl.brain import CaiBrain
+from speechbrain_ser.brain import RunData
+from speechbrain_ser.checkpoints import History, RandomState, Tally, WholeCheckpointer
+from speechbrain_ser.dataio import AudioCache, StepSampler, length_sorted_batches, make_dataset, make_loader
+from speechbrain_ser.errors import UserError
+from speechbrain_ser.models.cai import CaiModel
+from speechbrain_ser.nnet.pooling import MaskedPooling, frame_mask
+from speechbrain_ser.protocols import Fold
+from speechbrain_ser.tokens import CharacterTokens
+
+CLASSES = ["calm", "loud"]
+TOKENS = CharacterTokens(["<blank>", "|", "A", "B"])
+TEXTS = ["ab", "a b", "", "ba", "b"]
+N_TRAIN, N_VALID, N_TEST = 11, 5, 6
+
+
+class TinyEncoder(nn.Module):
+    """One convolution, dropout, and nothing past an utterance's end."""
+
+    output_size = 6
+
+    def __init__(self, dropout: float = 0.0):
+        super().__init__()
+        self.conv = nn.Conv1d(1, self.output_size, 400, stride=320)
+        self.dropout = nn.Dropout(dropout)
+
+    def frame_counts(self, n_samples):
+        return (torch.as_tensor(n_samples) - 400) // 320 + 1
+
+    def forward(self, wavs, wav_lens):
+        z = self.dropout(self.conv(wavs[:, None]).relu()).transpose(1, 2)
+        counts = self.frame_counts(torch.round(wav_lens.double() * wavs.shape[1]).long())
+        return z * frame_mask(counts, z.shape[1])[:, :, None]
+
+
+@pytest.fixture(scope="module")
+def frame(tmp_path_factory):
+    """Noise of several lengths and loudnesses; the loud ones are 'loud'."""
+    folder = tmp_path_factory.mktemp("wavs")
+    rng = np.random.default_rng(0)
+    rows = []
+    for k in range(N_TRAIN + N_VALID + N_TEST):
+        part = "train" if k < N_TRAIN else "valid" if k < N_TRAIN + N_VALID else "test"
+        n, loud = int(rng.integers(4_000, 9_000)), k % 2
+        path = folder / f"{part}{k:02d}.wav"
+        soundfile.write(path, (0.05 + 0.3 * loud) * rng.uniform(-1, 1, n).astype("float32"), 16_000, "FLOAT")
+        rows.append((f"{part}{k:02d}", str(path), n / 16_000, CLASSES[loud], "s", TEXTS[k % len(TEXTS)]))
+    return pd.DataFrame(rows, columns=["ID", "wav", "duration", "emotion", "speaker", "transcript"]).set_index("ID")
+
+
+def make_brain(frame, folder, run_opts=None, model=None, **changes):
+    """A CaiBrain with everything that experiment.build gives it, and its loaders."""
+    options = {
+        "alpha": 0.1,
+        "micro": 4,
+        "n_epochs": 2,
+        "seed": 1,
+        "dropout": 0.0,
+        "valid": True,
+        "class_weights": None,
+        "opt": functools.partial(torch.optim.AdamW, lr=0.01),
+        "batch_size": 4,
+        "early_stopping": 10_000,
+        "checkpointer": True,
+    }
+    options.update({k: changes.pop(k) for k in list(changes) if k in options})
+    o = SimpleNamespace(**options)
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = {p: tuple(i for i in frame.index if i.startswith(p)) for p in ("train", "valid", "test")}
+    fold = Fold("f", ids["train"], ids["valid"] if o.valid else (), (), ids["test"])
+    sb.utils.seed.seed_everything(o.seed)
+    loss_weights = {"emotion": 1.0, "asr": o.alpha}
+    heads = {
+        "emotion": functools.partial(nn.Linear, out_features=len(CLASSES)),
+        "asr": functools.partial(nn.Linear, out_features=len(TOKENS)),
+    }
+    model = model or CaiModel(TinyEncoder(o.dropout), MaskedPooling("mean"), heads, loss_weights, o.seed)
+    hparams = {
+        "loss_weights": loss_weights,
+        "decoding": "greedy",
+        "beam_size": 5,
+        "output_folder": str(folder),
+        "tracker": None,
+        "augment": None,
+        "n_epochs": o.n_epochs,
+        "lr_schedule": get_linear_schedule_with_warmup,
+        "warmup": 0.1,
+        "backbone_lr": None,
+        "test_every_epoch": False,
+        "max_grad_norm": 1.0,
+        "nonfinite_patience": 0,
+        "epoch_counter": EpochCounterWithStopper(o.n_epochs, o.early_stopping, 0, "max"),
+    }
+    assert not set(changes) - set(hparams), changes
+    hparams.update(changes)
+    tokens = TOKENS if o.alpha else None
+    data = RunData(frame, fold, CLASSES, o.class_weights, tokens)
+    cache = AudioCache(folder / "cache")
+    frames = {p: frame.loc[list(getattr(fold, p))].reset_index() for p in ("train", "valid", "test")}
+    sampler = StepSampler(frames["train"]["duration"], o.batch_size, o.micro, o.seed)
+    loaders = {"valid": None}
+    for part, rows in frames.items():
+        if len(rows):
+            batches = sampler if part == "train" else length_sorted_batches(rows["duration"], 3)
+            dataset = make_dataset(rows, cache, CLASSES, tokens.encode if tokens else None)
+            loaders[part] = make_loader(dataset, batches)
+    brain = CaiBrain(
+        data=data,
+        sampler=sampler,
+        test_loader=loaders["test"],
+        modules={"model": model},
+        opt_class=o.opt,
+        hparams=hparams,
+        run_opts={"device": "cpu", "noprogressbar": True, **(run_opts or {})},
+        checkpointer=WholeCheckpointer(folder / "save", {"model": model}) if o.checkpointer else None,
+    )
+    return SimpleNamespace(brain=brain, loaders=loaders, sampler=sampler, hparams=hparams, folder=folder)
+
+
+def fit(run):
+    run.brain.fit(run.hparams["epoch_counter"], run.loaders["train"], run.loaders["valid"])
+    return run
+
+
+def weights(run) -> dict:
+    return {k: v.clone() for k, v in run.brain.modules.model.state_dict().items()}
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Killed(Exception):
+    """A process that ends, in a test."""
+
+
+def stop_after(brain, n_batches: int):
+    """Let a brain die after so many training batches (its checkpoints of them written)."""
+    original, count = brain._should_save_intra_epoch_ckpt, [0]
+
+    def count_batches(*args):
+        if count[0] == n_batches:
+            raise Killed
+        count[0] += 1
+        return original(*args)
+
+    brain._should_save_intra_epoch_ckpt = count_batches
+
+
+# ------------------------------------------------------------------ optimiser steps
+
+
+def first_gradients(frame, folder, **options):
+    """The gradient that reaches the optimiser at its first step."""
+    run = make_brain(frame, folder, max_grad_norm=0, checkpointer=False, **options)
+    run.sampler.set_epoch(1)
+    run.brain.on_fit_start()
+    run.brain.modules.train()
+    found = {}
+
+    def record(optimizer, args, kwargs):
+        found.update({k: p.grad.clone() for k, p in run.brain.modules.named_parameters()})
+
+    run.brain.optimizer.register_step_pre_hook(record)
+    run.brain.nonfinite_count = 0
+    for batch in run.loaders["train"]:
+        run.brain.step += 1
+        run.brain.fit_batch(batch)
+        if found:
+            return found
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3])
+def test_the_micro_batch_does_not_change_the_gradient(frame, tmp_path, micro):
+    whole = first_gradients(frame, tmp_path / "8", batch_size=8, micro=8)
+    parts = first_gradients(frame, tmp_path / "m", batch_size=8, micro=micro)
+    assert whole.keys() == parts.keys()
+    for name, gradient in whole.items():
+        assert gradient.abs().max() > 0
+        assert (parts[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
+
+
+def hand_made_loop(frame, run, n_epochs, lr, alpha=0.1, class_weights=None, clip=None):
+    """Plain PyTorch: one padded-free forward pass an utterance, mean over each step's own count, SGD."""
+    model = run.brain.modules.model
+    ids = list(run.brain.data.fold.train)
+    steps = []
+    for epoch in range(1, n_epochs + 1):
+        order = np.random.default_rng([1, epoch]).permutation(len(ids))
+        steps += [order[i : i + 4] for i in range(0, len(order), 4)]
+    total, n_warm = len(steps), round(0.1 * len(steps))
+    rates = []
+    for k, step in enumerate(steps):
+        rate = lr * (k / n_warm if k < n_warm else (total - k) / (total - n_warm))
+        rates.append(rate)
+        loss = 0.0
+        for index in step:
+            row = frame.loc[ids[index]]
+            wav = torch.from_numpy(soundfile.read(row["wav"], dtype="float32")[0])[None]
+            out = model(wav, torch.ones(1))
+            c = CLASSES.index(row["emotion"])
+            weight = 1.0 if class_weights is None else class_weights[c]
+            loss = loss - weight * out["emotion"].log_softmax(-1)[0, c]
+            if alpha:
+                target = torch.tensor([TOKENS.encode(row["transcript"])])
+                log_probs = out["asr"].log_softmax(-1).transpose(0, 1)
+                sizes = torch.tensor([log_probs.shape[0]]), torch.tensor([target.shape[1]])
+                loss = loss + alpha * nn.functional.ctc_loss(log_probs, target.long(), *sizes, reduction="sum")
+        parameters = list(model.parameters())
+        gradients = torch.autograd.grad(loss / len(step), parameters)
+        if clip:
+            norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in gradients))
+            gradients = [g * min(1.0, clip / norm) for g in gradients]
+        with torch.no_grad():
+            for p, g in zip(parameters, gradients, strict=True):
+                p -= rate * g
+    return weights(run), rates
+
+
+@pytest.mark.parametrize("micro", [1, 3, 4])
+@pytest.mark.parametrize("clip", [0, 0.05])
+def test_training_equals_a_hand_made_loop_with_the_last_smaller_step(frame, tmp_path, micro, clip):
+    """11 utterances in steps of 4, 4 and 3: SpeechBrain would drop the 3, and divide by 4."""
+    options = dict(opt=functools.partial(torch.optim.SGD, lr=0.5), max_grad_norm=clip, valid=False)
+    mine = fit(make_brain(frame, tmp_path / "mine", micro=micro, **options))
+    assert mine.brain.optimizer_step == 2 * 3
+    theirs, _ = hand_made_loop(frame, make_brain(frame, tmp_path / "theirs", **options), 2, 0.5, clip=clip)
+    start = weights(make_brain(frame, tmp_path / "start", **options))
+    for name, value in weights(mine).items():
+        moved = (value - start[name]).abs().max()
+        assert moved > 0
+        assert (value - theirs[name]).abs().max() <= 1e-4 * moved, name
+
+
+def test_clipping_is_over_all_groups_jointly(frame, tmp_path):
+    run = make_brain(frame, tmp_path, max_grad_norm=0.01, backbone_lr=0.001)
+    run.sampler.set_epoch(1)
+    run.brain.on_fit_start()
+    assert len(run.brain.optimizer.param_groups) == 2
+    seen = []
+    run.brain.optimizer.register_step_pre_hook(  # registered later: sees what the optimiser will see
+        lambda *_: seen.append([p.grad.clone() for g in run.brain.optimizer.param_groups for p in g["params"]])
+    )
+    run.brain.modules.train()
+    run.brain.nonfinite_count = 0
+    run.brain.step = 1
+    run.brain.fit_batch(next(iter(run.loaders["train"])))
+    norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in seen[0]))
+    assert norm == pytest.approx(0.01, rel=1e-3)
+    unclipped = first_gradients(frame, tmp_path / "off")
+    scale = [float(g.norm()) for g in seen[0]]
+    raw = [float(g.norm()) for g in unclipped.values()]
+    ratios = [s / r for s, r in zip(sorted(scale), sorted(raw), strict=True)]
+    assert max(ratios) == pytest.approx(min(ratios), rel=1e-3)  # one factor for all
+
+
+def test_class_weights_are_a_weighted_sum_over_the_step_count(frame, tmp_path):
+    weights_of = torch.tensor([0.25, 1.75])
+    options = dict(opt=functools.partial(torch.optim.SGD, lr=0.5), max_grad_norm=0, valid=False)
+    mine = fit(make_brain(frame, tmp_path / "mine", class_weights=weights_of, micro=3, **options))
+    run = make_brain(frame, tmp_path / "theirs", **options)
+    theirs, _ = hand_made_loop(frame, run, 2, 0.5, class_weights=weights_of.tolist())
+    for name, value in weights(mine).items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-5)
+    assert not same(weights(mine), weights(fit(make_brain(frame, tmp_path / "plain", micro=3, **options))))
+
+
+def test_backbone_lr_makes_groups_and_the_schedule_keeps_both_rates(frame, tmp_path):
+    run = make_brain(frame, tmp_path, backbone_lr=0.001, n_epochs=10, valid=False)
+    rates = []
+    original = run.brain.optimizers_step
+
+    def record():
+        rates.append([g["lr"] for g in run.brain.optimizer.param_groups])
+        original()
+
+    run.brain.optimizers_step = record
+    fit(run)
+    names = {id(p): k for k, p in run.brain.modules.named_parameters()}
+    groups = [{names[id(p)] for p in g["params"]} for g in run.brain.optimizer.param_groups]
+    assert groups == [
+        {k for k in names.values() if "heads" in k},
+        {k for k in names.values() if "model.encoder" in k},
+    ]
+    n, warm = 30, 3  # ten epochs of three steps, a tenth of them rising
+    factors = [k / warm if k < warm else (n - k) / (n - warm) for k in range(n)]
+    np.testing.assert_allclose(np.array(rates), np.outer(factors, [0.01, 0.001]), rtol=1e-9)
+    history = pd.read_csv(run.folder / "epochs.csv")
+    # the rate after an epoch's last step is the next step's; the logged one is the rest's, not the backbone's
+    np.testing.assert_allclose(history["lr"][:-1], [0.01 * factors[3 * e] for e in range(1, 10)], rtol=1e-9)
+
+
+def test_vectors_are_not_decayed_where_asked(frame, tmp_path):
+    opt = functools.partial(torch.optim.AdamW, lr=0.01, weight_decay=0.3)
+    run = make_brain(frame, tmp_path, {"remove_vector_weight_decay": True}, opt=opt)
+    run.brain.init_optimizers()
+    decays = {p.ndim < 2: g["weight_decay"] for g in run.brain.optimizer.param_groups for p in g["params"]}
+    assert decays == {True: 0.0, False: 0.3}
+
+
+def test_nothing_left_to_train(frame, tmp_path):
+    run = make_brain(frame, tmp_path)
+    run.brain.modules.requires_grad_(False)
+    with pytest.raises(UserError, match="frozen"):
+        run.brain.init_optimizers()
+
+
+# ------------------------------------------------------------------ a task of weight 0
+
+
+class Recorder(TinyEncoder):
+    """Keeps the dropout masks and the batches it sees."""
+
+    def __init__(self, dropout):
+        super().__init__(dropout)
+        self.seen = []
+
+    def forward(self, wavs, wav_lens):
+        z = super().forward(wavs, wav_lens)
+        if self.training:
+            self.seen.append((wavs.clone(), self.dropout(torch.ones(50))))
+        return z
+
+
+def recorded(frame, folder, alpha):
+    sb.utils.seed.seed_everything(1)
+    heads = {
+        "emotion": functools.partial(nn.Linear, out_features=2),
+        "asr": functools.partial(nn.Linear, out_features=len(TOKENS)),
+    }
+    model = CaiModel(Recorder(0.5), MaskedPooling("mean"), heads, {"emotion": 1.0, "asr": alpha}, seed=1)
+    start = {k: v.clone() for k, v in model.state_dict().items()}
+    return start, fit(make_brain(frame, folder, alpha=alpha, model=model, dropout=0.5))
+
+
+def test_alpha_0_is_not_built_computed_or_logged_and_changes_no_random_draw(frame, tmp_path):
+    start, mtl = recorded(frame, tmp_path / "mtl", 0.1)
+    single_start, single = recorded(frame, tmp_path / "single", 0)
+    assert {k for k in start if k not in single_start} == {"heads.asr.weight", "heads.asr.bias"}
+    for name, value in single_start.items():
+        assert torch.equal(value, start[name]), name
+    pairs = list(zip(mtl.brain.modules.model.encoder.seen, single.brain.modules.model.encoder.seen, strict=True))
+    assert len(pairs) == 2 * 3
+    for (wav, mask), (single_wav, single_mask) in pairs:
+        assert torch.equal(wav, single_wav) and torch.equal(mask, single_mask)
+    assert single.brain.tokens is None and single.brain.decode is None
+    columns = pd.read_csv(single.folder / "epochs.csv").columns
+    assert not [c for c in columns if "asr" in c or "WER" in c or "loss_" in c]
+    assert {"train_loss_asr", "train_loss_emotion", "valid_WER"} <= set(pd.read_csv(mtl.folder / "epochs.csv").columns)
+    single.brain.evaluate(single.loaders["test"])
+    assert "hypothesis" not in single.brain.predictions()
+
+
+# ------------------------------------------------------------------ what is logged
+
+
+def test_epochs_and_predictions_agree_with_the_models_own_outputs(frame, tmp_path):
+    run = fit(make_brain(frame, tmp_path, n_epochs=1))
+    run.brain.evaluate(run.loaders["test"])
+    found = run.brain.predictions()
+    assert found["ID"].tolist() == sorted(i for i in frame.index if i.startswith("test"))
+    model = run.brain.modules.model.eval()
+    for row in found.itertuples():
+        wav = torch.from_numpy(soundfile.read(frame.at[row.ID, "wav"], dtype="float32")[0])[None]
+        with torch.no_grad():
+            posterior = model(wav, torch.ones(1))["emotion"].softmax(-1)[0]
+        assert [row.posterior_calm, row.posterior_loud] == pytest.approx(posterior.tolist(), abs=1e-5)
+        assert row.predicted == CLASSES[int(posterior.argmax())]
+        assert row.emotion == frame.at[row.ID, "emotion"] and row.speaker == "s"
+    epochs = pd.read_csv(run.folder / "epochs.csv")
+    assert epochs["epoch"].tolist() == [1]
+    assert epochs["train_loss"][0] == pytest.approx(
+        epochs["train_loss_emotion"][0] + 0.1 * epochs["train_loss_asr"][0], rel=1e-6
+    )
+    assert np.array(json.loads(epochs["valid_confusion"][0])).sum() == N_VALID
+    assert "epoch: 1" in (run.folder / "train_log.txt").read_text()
+
+
+def test_no_test_columns_unless_asked(frame, tmp_path):
+    run = fit(make_brain(frame, tmp_path, n_epochs=1))
+    assert not [c for c in pd.read_csv(run.folder / "epochs.csv").columns if c.startswith("test")]
+
+
+def test_test_every_epoch_leaves_training_bit_identical(frame, tmp_path):
+    plain = fit(make_brain(frame, tmp_path / "plain", dropout=0.3, valid=False))
+    tested = fit(make_brain(frame, tmp_path / "tested", dropout=0.3, valid=False, test_every_epoch=True))
+    assert same(weights(plain), weights(tested))
+    a, b = (pd.read_csv(r.folder / "epochs.csv") for r in (plain, tested))
+    pd.testing.assert_frame_equal(a, b[a.columns])
+    assert {"test_WA", "test_UA", "test_WER", "test_confusion"} <= set(b.columns)
+    # the last epoch's figures are those of a test of the last checkpoint
+    tested.brain.evaluate(tested.loaders["test"])
+    predictions = tested.brain.predictions()
+    assert b["test_WA"].iloc[-1] == (predictions["predicted"] == predictions["emotion"]).mean()
+
+
+def test_tensorboard_file_appears_and_counts_epochs_itself(frame, tmp_path):
+    pytest.importorskip("tensorboard")
+    fit(make_brain(frame, tmp_path, tracker="tensorboard", n_epochs=1))
+    assert list((tmp_path / "tensorboard").rglob("events.out.tfevents*"))
+
+
+def test_beam_decoding_runs(frame, tmp_path):
+    run = fit(make_brain(frame, tmp_path, n_epochs=1, decoding="beam"))
+    run.brain.evaluate(run.loaders["test"])
+    said = run.brain.predictions()["hypothesis"]
+    assert all(isinstance(s, str) and set(s) <= set("AB ") for s in said)
+
+
+# ------------------------------------------------------------------ augmentation
+
+
+def augmenter(concat: bool) -> Augmenter:
+    return Augmenter(
+        concat_original=concat,
+        min_augmentations=1,
+        max_augmentations=1,
+        augmentations=[DropChunk(drop_length_low=100, drop_length_high=200, drop_count_low=2, drop_count_high=2)],
+    )
+
+
+@pytest.mark.parametrize("concat", [False, True])
+def test_augmenter_keeps_labels_with_their_waveforms(frame, tmp_path, concat):
+    run = make_brain(frame, tmp_path, augment=augmenter(concat), n_epochs=1)
+    seen = []
+    original = run.brain.compute_forward
+
+    def record(batch, stage):
+        if stage == sb.Stage.TRAIN:
+            seen.append((batch.sig[0].clone(), list(batch.id), batch.emotion.clone(), list(batch.tokens)))
+        return original(batch, stage)
+
+    run.brain.compute_forward = record
+    fit(run)
+    assert sum(len(ids) for _, ids, _, _ in seen) == N_TRAIN * (2 if concat else 1)
+    for wavs, ids, emotions, tokens in seen:
+        assert len(wavs) == len(ids) == len(emotions) == len(tokens)
+        for wav, i, emotion, token in zip(wavs, ids, emotions, tokens, strict=True):
+            assert CLASSES[int(emotion)] == frame.at[i, "emotion"]
+            assert token.tolist() == TOKENS.encode(frame.at[i, "transcript"])
+            own = torch.from_numpy(soundfile.read(frame.at[i, "wav"], dtype="float32")[0])
+            kept = (wav[: len(own)] == own).float().mean()
+            assert kept > 0.8  # this very recording, but for the dropped chunks
+
+
+def test_augmenter_that_changes_lengths_and_skips(frame, tmp_path):
+    augment = Augmenter(augment_prob=0.5, augmentations=[SpeedPerturb(16_000, speeds=[80, 125])])
+    run = fit(make_brain(frame, tmp_path, augment=augment, n_epochs=3))
+    assert run.brain.optimizer_step == 9
+
+
+# ------------------------------------------------------------------ losses that are not finite
+
+
+class Poisoned(nn.Module):
+    """Gives NaN for the utterance whose first sample is the poison."""
+
+    output_size = 6
+
+    def __init__(self):
+        super().__init__()
+        self.inner = TinyEncoder()
+        self.poison = None
+
+    def frame_counts(self, n):
+        return self.inner.frame_counts(n)
+
+    def forward(self, wavs, wav_lens):
+        z = self.inner(wavs, wav_lens)
+        if self.training and self.poison is not None:
+            z = z * torch.where(wavs[:, 0] == self.poison, math.nan, 1.0)[:, None, None]
+        return z
+
+
+def poisoned(frame, folder, **options):
+    heads = {
+        "emotion": functools.partial(nn.Linear, out_features=2),
+        "asr": functools.partial(nn.Linear, out_features=len(TOKENS)),
+    }
+    torch.manual_seed(0)
+    model = CaiModel(Poisoned(), MaskedPooling("mean"), heads, {"emotion": 1.0, "asr": 0.1}, seed=1)
+    model.encoder.poison = float(soundfile.read(frame.at["train03", "wav"], dtype="float32")[0][0])
+    return make_brain(frame, folder, model=model, **options)
+
+
+def test_a_nonfinite_loss_stops_and_names_its_utterances(frame, tmp_path):
+    run = poisoned(frame, tmp_path)
+    with pytest.raises(UserError, match="train03") as caught:
+        fit(run)
+    assert "train02" not in str(caught.value)
+    assert all(v.isfinite().all() for v in weights(run).values())
+
+
+@pytest.mark.parametrize("micro", [1, 4])
+def test_patience_skips_the_whole_step(frame, tmp_path, micro):
+    """A tolerated batch leaves no trace: no weight, no statistic, no state of the optimiser becomes NaN."""
+    run = poisoned(frame, tmp_path, nonfinite_patience=1, micro=micro, valid=False)
+    steps, clean = [], []
+    original = run.brain.optimizers_step
+
+    def record():
+        before = weights(run)
+        clean.append(all(p.grad is None or p.grad.isfinite().all() for p in run.brain.modules.parameters()))
+        original()
+        steps.append(not same(before, weights(run)))
+
+    run.brain.optimizers_step = record
+    fit(run)
+    assert all(v.isfinite().all() for v in weights(run).values())
+    assert clean.count(False) == 2  # once an epoch
+    # warm-up's very first step has rate 0 (0.1 of 6 steps is 1 step); the poisoned ones must not move either
+    assert steps[1:] == clean[1:]
+    epochs = pd.read_csv(run.folder / "epochs.csv")
+    assert epochs[["train_loss", "train_loss_asr", "train_loss_emotion"]].notna().all(axis=None)
+
+
+def test_patience_is_exhausted(frame, tmp_path):
+    run = poisoned(frame, tmp_path, nonfinite_patience=1)
+    run.brain.modules.model.encoder.poison = None
+    run.brain.modules.model.heads["emotion"].weight.data.fill_(float("nan"))
+    with pytest.raises(UserError, match="train"):
+        fit(run)
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+def test_random_state_round_trip(tmp_path):
+    RandomState().save(tmp_path / "r")
+    drawn = [random.random(), np.random.rand(), torch.rand(3)]  # noqa: NPY002
+    random.random(), np.random.rand(), torch.rand(7)  # noqa: NPY002
+    RandomState().load(tmp_path / "r", True)
+    again = [random.random(), np.random.rand(), torch.rand(3)]  # noqa: NPY002
+    assert drawn[:2] == again[:2] and torch.equal(drawn[2], again[2])
+
+
+def test_history_and_tally_round_trip(tmp_path):
+    history, tally = History(), Tally()
+    history.rows = [{"epoch": 1, "lr": 0.1, "valid_confusion": "[[1]]"}]
+    history.save(tmp_path / "h")
+    tally.add(loss=torch.tensor([1.0, 2.0]), WA=torch.tensor([True, True]))
+    tally.save(tmp_path / "t")
+    new_history, new, fresh = History(), Tally(), Tally()
+    new_history.load(tmp_path / "h", True)
+    assert new_history.rows == history.rows
+    new.load(tmp_path / "t", end_of_epoch=False)
+    assert new.means() == {"loss": 1.5, "WA": 1.0} and new.n == 2
+    fresh.load(tmp_path / "t", end_of_epoch=True)
+    assert fresh.n == 0 and fresh.means() == {}
+
+
+@pytest.mark.parametrize("valid", [True, False])
+def test_resumed_after_an_epoch_equals_uninterrupted(frame, tmp_path, valid):
+    options = dict(n_epochs=3, dropout=0.4, valid=valid, test_every_epoch=True, micro=3)
+    whole = fit(make_brain(frame, tmp_path / "whole", **options))
+    stopped = make_brain(frame, tmp_path / "parts", **options)
+    stop_after(stopped.brain, 5)  # in the second epoch
+    with pytest.raises(Killed):
+        fit(stopped)
+    resumed = fit(make_brain(frame, tmp_path / "parts", **options))
+    assert same(weights(whole), weights(resumed))
+    assert (whole.folder / "epochs.csv").read_bytes() == (resumed.folder / "epochs.csv").read_bytes()
+    assert whole.brain.optimizer_step == resumed.brain.optimizer_step == 9
+
+
+@pytest.mark.parametrize("n_batches", [3, 5, 8])
+@pytest.mark.parametrize("valid", [True, False])
+def test_resumed_within_an_epoch_equals_uninterrupted(frame, tmp_path, n_batches, valid):
+    """11 utterances, steps of 4 in micro-batches of 2: six batches an epoch, checkpoints after batches 2, 4 and 6."""
+    options = dict(n_epochs=2, dropout=0.4, valid=valid, micro=2, run_opts={"ckpt_interval_steps": 1})
+    whole = fit(make_brain(frame, tmp_path / "whole", **{**options, "run_opts": {}}))
+    stopped = make_brain(frame, tmp_path / "parts", **options)
+    stop_after(stopped.brain, n_batches)
+    with pytest.raises(Killed):
+        fit(stopped)
+    resumed = make_brain(frame, tmp_path / "parts", **options)
+    resumed.brain.on_fit_start()
+    assert resumed.brain.step == (n_batches % 6) // 2 * 2
+    resumed = fit(make_brain(frame, tmp_path / "parts", **options))
+    assert same(weights(whole), weights(resumed))
+    assert (whole.folder / "epochs.csv").read_bytes() == (resumed.folder / "epochs.csv").read_bytes()
+
+
+@pytest.mark.parametrize("killed_in", ["_fit_valid", "_log_epoch"])
+def test_resumed_after_the_last_batch_of_an_epoch_equals_uninterrupted(frame, tmp_path, killed_in):
+    options = dict(n_epochs=2, dropout=0.4, micro=2, run_opts={"ckpt_interval_steps": 1})
+    whole = fit(make_brain(frame, tmp_path / "whole", **{**options, "run_opts": {}}))
+    stopped = make_brain(frame, tmp_path / "parts", **options)
+
+    def killed(*args, **kwargs):
+        raise Killed
+
+    setattr(stopped.brain, killed_in, killed)
+    with pytest.raises(Killed):
+        fit(stopped)
+    resumed = fit(make_brain(frame, tmp_path / "parts", **options))
+    assert same(weights(whole), weights(resumed))
+    assert (whole.folder / "epochs.csv").read_bytes() == (resumed.folder / "epochs.csv").read_bytes()
+
+
+def test_more_epochs_continue_a_run(frame, tmp_path):
+    fit(make_brain(frame, tmp_path, n_epochs=1))
+    run = fit(make_brain(frame, tmp_path, n_epochs=3))
+    assert pd.read_csv(run.folder / "epochs.csv")["epoch"].tolist() == [1, 2, 3]
+    assert run.brain.optimizer_step == 9
+
+
+def test_evaluating_without_a_checkpoint_is_refused(frame, tmp_path):
+    run = make_brain(frame, tmp_path)
+    with pytest.raises(UserError, match="no checkpoint"):
+        run.brain.evaluate(run.loaders["test"])
+    fit(run)
+    with pytest.raises(UserError, match="test_score"):
+        run.brain.evaluate(run.loaders["test"], max_key="test_score")
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_older_one(frame, tmp_path):
+    run = fit(make_brain(frame, tmp_path, n_epochs=1))
+    expected = weights(run)
+
+    def killed(self, path):
+        raise Killed
+
+    # written last: the folder and the other files exist by then
+    checkpointer = run.brain.checkpointer
+    checkpointer.add_recoverable("zzz_late", object(), custom_save_hook=lambda obj, path: killed(obj, path))
+    with pytest.raises(Killed):
+        checkpointer.save_checkpoint(meta={"epoch": 2})
+    half = [p for p in (tmp_path / "save").iterdir() if p.is_dir() and not (p / "CKPT.yaml").exists()]
+    assert len(half) == 1 and (half[0] / "model.ckpt").exists()
+    again = make_brain(frame, tmp_path, n_epochs=1)
+    again.brain.evaluate(again.loaders["test"])
+    assert again.brain.tested_epoch == 1
+    assert same(expected, weights(again))
+    # and training goes on from it
+    more = fit(make_brain(frame, tmp_path, n_epochs=2))
+    assert pd.read_csv(more.folder / "epochs.csv")["epoch"].tolist() == [1, 2]
+
+
+def test_last_is_the_last_whole_epoch(frame, tmp_path):
+    options = dict(micro=2, run_opts={"ckpt_interval_steps": 1})
+    stopped = make_brain(frame, tmp_path, **options)
+    stop_after(stopped.brain, 6 + 3)
+    with pytest.raises(Killed):
+        fit(stopped)
+    run = make_brain(frame, tmp_path, **options)
+    run.brain.evaluate(run.loaders["test"])
+    assert run.brain.tested_epoch == 1
+
+
+def fake_scores(run, scores):
+    """Let the valid part score what a test says, epoch by epoch."""
+    remaining = list(scores)
+    original = run.brain._figures
+
+    def figures(part):
+        found = original(part)
+        if part == "valid":
+            found["valid_WA"] = remaining.pop(0)
+        return found
+
+    run.brain._figures = figures
+
+
+def test_the_best_validation_is_kept_and_a_tie_goes_to_the_earlier_epoch(frame, tmp_path):
+    run = make_brain(frame, tmp_path, n_epochs=4)
+    fake_scores(run, [0.2, 0.6, 0.6, 0.4])
+    fit(run)
+    run.brain.evaluate(run.loaders["test"], max_key="valid_score")
+    assert run.brain.tested_epoch == 2
+    run.brain.evaluate(run.loaders["test"])
+    assert run.brain.tested_epoch == 4
+    assert len(list((tmp_path / "save").glob("CKPT*"))) == 2  # the best and the last
+
+
+def test_early_stopping(frame, tmp_path):
+    run = make_brain(frame, tmp_path, n_epochs=9, early_stopping=2)
+    fake_scores(run, [0.2, 0.6, 0.6, 0.4, 0.9, 0.9, 0.9, 0.9, 0.9])
+    fit(run)
+    assert pd.read_csv(run.folder / "epochs.csv")["epoch"].tolist() == [1, 2, 3, 4]

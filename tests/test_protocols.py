@@ -1,0 +1,332 @@
+"""Who is in train, valid, seen and test: every protocol on small hand-made manifests."""
+
+import itertools
+
+import pandas as pd
+import pytest
+
+from speechbrain_ser import protocols
+from speechbrain_ser.errors import UserError
+from speechbrain_ser.protocols import PARTS, Fold, choose_fold, leakage, make_folds, speaker_overlap, text_heard
+
+EMOTIONS = ("angry", "happy", "neutral", "sad")
+LEAVE_OUT = ("speaker", "session")
+
+
+def manifest(rows, corpus):
+    columns = ["ID", "speaker", "emotion", "session", "dialog", "transcript"]
+    return pd.DataFrame(rows, columns=columns).assign(corpus=corpus)
+
+
+@pytest.fixture
+def iemocap():
+    """Three sessions of a woman and a man; both speak in both dialogs, named after who wore the markers."""
+    rows = []
+    for session, markers, turn, k in itertools.product(("01", "02", "03"), "FM", "FM", range(8)):
+        dialog = f"Ses{session}{markers}_impro01"
+        rows.append(
+            (f"{dialog}_{turn}{k:03d}", session + turn, EMOTIONS[k % 4], f"Ses{session}", dialog, f"text {k} {markers}")
+        )
+    return manifest(rows, "iemocap")
+
+
+@pytest.fixture
+def emodb():
+    rows = []
+    for speaker, emotion, k in itertools.product(("03", "08", "09", "16"), EMOTIONS, range(5)):
+        rows.append((f"{speaker}a0{k}{emotion}", speaker, emotion, "", "", f"Satz {k}"))
+    return manifest(rows, "emodb")
+
+
+def parts(fold: Fold) -> dict[str, set]:
+    return {p: set(getattr(fold, p)) for p in PARTS}
+
+
+def speakers(frame, ids) -> set:
+    return set(frame.loc[frame["ID"].isin(ids), "speaker"])
+
+
+@pytest.mark.parametrize("protocol", ["speaker", "session", "half_session", "random", "random_plain"])
+def test_no_utterance_is_in_two_parts_and_none_is_lost(iemocap, protocol):
+    folds = make_folds(iemocap, protocol)
+    everything = set(iemocap["ID"])
+    tested = [i for fold in folds.values() for i in fold.test]
+    assert sorted(tested) == sorted(everything)  # each is tested exactly once
+    for name, fold in folds.items():
+        assert fold.name == name
+        p = parts(fold)
+        assert all(list(getattr(fold, part)) == sorted(p[part]) for part in PARTS)
+        assert not p["train"] & (p["valid"] | p["seen"] | p["test"])
+        assert not p["valid"] & p["test"]
+        assert set.union(*p.values()) == everything
+
+
+def test_speaker_iemocap_validates_on_the_sessions_other_speaker(iemocap):
+    folds = make_folds(iemocap, "speaker")
+    assert list(folds) == ["01F", "01M", "02F", "02M", "03F", "03M"]
+    fold = folds["02M"]
+    assert set(fold.test) == {i for i in iemocap["ID"] if i.startswith("Ses02") and "_M0" in i}
+    assert set(fold.valid) == {i for i in iemocap["ID"] if i.startswith("Ses02") and "_F0" in i}
+    assert speakers(iemocap, fold.train) == speakers(iemocap, fold.seen) == {"01F", "01M", "03F", "03M"}
+
+
+def test_speaker_emodb_validates_on_the_next_number_cyclically(emodb):
+    folds = make_folds(emodb, "speaker")
+    found = {name: speakers(emodb, fold.valid) for name, fold in folds.items()}
+    assert found == {"03": {"08"}, "08": {"09"}, "09": {"16"}, "16": {"03"}}
+    assert speakers(emodb, folds["16"].train) == {"08", "09"}
+    assert {name: speakers(emodb, fold.test) for name, fold in folds.items()} == {n: {n} for n in folds}
+
+
+@pytest.mark.parametrize("corpus", ["savee", "table"])
+def test_speaker_without_sessions_validates_on_seen(emodb, corpus):
+    fold = make_folds(emodb.assign(corpus=corpus), "speaker")["03"]
+    assert fold.valid == fold.seen and len(fold.seen) == 6  # a tenth of 3 x 20
+    assert speakers(emodb, fold.train) == {"08", "09", "16"}
+
+
+def test_speaker_alone_in_its_session_validates_on_seen(iemocap):
+    frame = iemocap[iemocap["speaker"] != "02F"]
+    fold = make_folds(frame, "speaker")["02M"]
+    assert fold.valid == fold.seen != ()
+    assert set(fold.train) | set(fold.seen) | set(fold.test) == set(frame["ID"])
+
+
+def test_session_validates_on_the_next_session(iemocap):
+    folds = make_folds(iemocap, "session", seen_fraction=0)
+    assert list(folds) == ["Ses01", "Ses02", "Ses03"]
+    assert speakers(iemocap, folds["Ses03"].test) == {"03F", "03M"}
+    assert speakers(iemocap, folds["Ses03"].valid) == {"01F", "01M"}
+    assert speakers(iemocap, folds["Ses03"].train) == {"02F", "02M"}
+
+
+def test_session_refuses_fewer_than_three_sessions(iemocap):
+    with pytest.raises(UserError, match=r"three sessions.*Ses01.*Ses02"):
+        make_folds(iemocap[iemocap["session"] < "Ses03"], "session")
+
+
+def test_session_refuses_speakers_who_are_in_several(iemocap):
+    frame = iemocap.assign(speaker=iemocap["speaker"].replace({"01F": "anna", "03F": "anna"}))
+    with pytest.raises(UserError, match="in several: anna"):
+        make_folds(frame, "session")
+
+
+def test_session_without_speakers_cannot_be_called_disjoint(iemocap):
+    with pytest.raises(UserError, match="needs a speaker"):
+        make_folds(iemocap.assign(speaker=""), "session")
+
+
+def test_half_session_goes_by_dialog_not_by_speaker(iemocap):
+    folds = make_folds(iemocap, "half_session")
+    assert list(folds) == ["Ses01F", "Ses01M", "Ses02F", "Ses02M", "Ses03F", "Ses03M"]
+    fold = folds["Ses01M"]
+    assert set(fold.test) == {i for i in iemocap["ID"] if i.startswith("Ses01M_")}
+    assert {i.split("_")[-1][0] for i in fold.test} == {"F", "M"}  # both speakers' turns
+    assert speakers(iemocap, fold.test) <= speakers(iemocap, fold.train)
+    assert fold.valid == () and fold.seen == fold.test
+    assert len(fold.train) + len(fold.test) == len(iemocap)  # nothing held out
+    assert speaker_overlap(iemocap, fold) == ["iemocap:01F", "iemocap:01M"]
+
+
+def test_half_session_is_iemocaps(emodb, iemocap):
+    with pytest.raises(UserError, match="emodb"):
+        make_folds(emodb, "half_session")
+    with pytest.raises(UserError, match="needs a dialog"):
+        make_folds(iemocap.assign(dialog=""), "half_session")
+
+
+def test_random_is_stratified_and_validates_on_the_next_fold(iemocap):
+    folds = make_folds(iemocap, "random")
+    assert list(folds) == ["r0", "r1", "r2", "r3", "r4"]
+    emotion = iemocap.set_index("ID")["emotion"]
+    for fold in folds.values():
+        counts = emotion[list(fold.test)].value_counts()
+        assert set(counts) <= {4, 5} and set(counts.index) == set(EMOTIONS)  # 24 of each over five folds
+        assert fold.seen == fold.test
+    assert [folds[f"r{k}"].valid for k in range(5)] == [folds[f"r{(k + 1) % 5}"].test for k in range(5)]
+
+
+def test_random_refuses_an_emotion_too_rare_to_stratify(iemocap):
+    frame = pd.concat([iemocap, iemocap.head(2).assign(ID=["x", "y"], emotion="disgust")])
+    with pytest.raises(UserError, match="found 2 of 'disgust'"):
+        make_folds(frame, "random")
+    make_folds(frame, "random_plain")
+
+
+def test_random_plain_is_a_fifth_and_not_stratified(iemocap):
+    folds = make_folds(iemocap, "random_plain")
+    assert sorted(len(f.test) for f in folds.values()) == [19, 19, 19, 19, 20]
+    emotion = iemocap.set_index("ID")["emotion"]
+    counts = [emotion[list(f.test)].value_counts().reindex(EMOTIONS, fill_value=0) for f in folds.values()]
+    assert max(c.max() - c.min() for c in counts) > 1
+    with pytest.raises(UserError, match="found 3"):
+        make_folds(iemocap.head(3), "random_plain")
+
+
+@pytest.mark.parametrize("protocol", ["random", "random_plain", "speaker"])
+def test_drawing_depends_on_the_split_seed_alone_not_on_the_rows_order(iemocap, protocol):
+    shuffled = iemocap.sample(frac=1, random_state=3)
+    assert make_folds(iemocap, protocol) == make_folds(shuffled, protocol)
+    assert make_folds(iemocap, protocol, split_seed=1) != make_folds(iemocap, protocol)
+
+
+def test_seen_is_a_tenth_stratified_by_speaker_and_emotion(iemocap):
+    many = pd.concat([iemocap.assign(ID=iemocap["ID"] + f"x{k}") for k in range(10)])  # 40 of each speaker and emotion
+    fold = make_folds(many, "speaker")["01F"]
+    cells = many[many["ID"].isin(fold.seen)].groupby(["speaker", "emotion"]).size()
+    assert len(cells) == 4 * 4 and set(cells) == {4}
+
+
+def test_seen_is_proportional_where_pairs_are_rare(emodb):
+    fold = make_folds(emodb, "speaker", seen_fraction=0.1)["03"]
+    cells = emodb[emodb["ID"].isin(fold.seen)].groupby(["speaker", "emotion"]).size()
+    assert len(fold.seen) == 4 and cells.max() == 1  # a tenth of 2 x 20, half an utterance a pair
+
+
+def test_seen_fraction_0_trains_on_everything(emodb):
+    fold = make_folds(emodb.assign(corpus="savee"), "speaker", seen_fraction=0)["03"]
+    assert fold.seen == fold.valid == ()
+    assert len(fold.train) == 60
+
+
+@pytest.mark.parametrize("share", [-0.1, 1, 1.5])
+def test_seen_fraction_out_of_range(emodb, share):
+    with pytest.raises(UserError, match="seen_fraction"):
+        make_folds(emodb, "speaker", seen_fraction=share)
+
+
+# ------------------------------------------------------------------ given
+
+
+def given(emodb, **of_speaker):
+    return emodb.assign(split=emodb["speaker"].map(of_speaker), corpus="table")
+
+
+SPLIT = {"03": "train", "08": "Train ", "09": "dev", "16": "test"}
+
+
+@pytest.mark.parametrize("name", ["dev", "val", "valid", " VALID"])
+def test_given_takes_the_usual_names(emodb, name):
+    frame = given(emodb, **{**SPLIT, "09": name})
+    fold = make_folds(frame, "given")["given"]
+    assert speakers(emodb, fold.train) == speakers(emodb, fold.seen) == {"03", "08"}
+    assert speakers(emodb, fold.valid) == {"09"} and speakers(emodb, fold.test) == {"16"}
+    assert len(fold.train) == 36 and len(fold.seen) == 4
+    assert leakage(frame, fold) is None
+
+
+def test_given_names_what_it_does_not_know(emodb):
+    with pytest.raises(UserError, match="'eval', 'held out'"):
+        make_folds(given(emodb, **{"03": "train", "08": "held out", "09": "eval", "16": "test"}), "given")
+
+
+def test_given_needs_a_test_part_a_training_part_and_the_column(emodb):
+    with pytest.raises(UserError, match="no utterance has split 'test'"):
+        make_folds(given(emodb, **{**SPLIT, "16": "dev"}), "given")
+    with pytest.raises(UserError, match="train part is empty"):
+        make_folds(given(emodb, **dict.fromkeys(SPLIT, "test")), "given")
+    with pytest.raises(UserError, match=r"needs a split.*80 of 80"):
+        make_folds(emodb, "given")
+    frame = given(emodb, **SPLIT)
+    frame.loc[[3, 7], "split"] = ""
+    with pytest.raises(UserError, match=r"2 of 80 have none: .*" + frame.at[7, "ID"]):
+        make_folds(frame, "given")
+
+
+def test_given_never_validates_on_the_test_part(emodb):
+    """With known test speakers the test part is `seen`, but what chooses the epoch is held out of training."""
+    frame = emodb.assign(split=["test" if k % 5 == 0 else "train" for k in range(80)], corpus="table")
+    fold = make_folds(frame, "given")["given"]
+    assert fold.seen == fold.test and len(fold.test) == 16
+    assert not set(fold.valid) & set(fold.test)
+    assert len(fold.valid) == pytest.approx(6.4, abs=1)
+    assert len(fold.train) + len(fold.valid) == 64
+    assert make_folds(frame, "given", seen_fraction=0)["given"].valid == ()
+
+
+def test_given_with_known_speakers_and_a_validation_part_holds_nothing_out(emodb):
+    names = ["test", "valid", "train", "train", "train"]
+    frame = emodb.assign(split=[names[k % 5] for k in range(80)], corpus="table")
+    fold = make_folds(frame, "given")["given"]
+    assert [len(fold.train), len(fold.valid), len(fold.test)] == [48, 16, 16]
+    assert "4 test speakers are also trained on" in leakage(frame, fold)
+
+
+# ------------------------------------------------------------------ errors
+
+
+def test_a_speaker_is_needed_for_every_utterance(iemocap):
+    iemocap.loc[[1, 5], "speaker"] = ""
+    with pytest.raises(UserError, match=f"2 of 96 have none: {iemocap.at[1, 'ID']}, {iemocap.at[5, 'ID']}$"):
+        make_folds(iemocap, "speaker")
+
+
+def test_one_speaker_leaves_nothing_to_train_on(emodb):
+    with pytest.raises(UserError, match="fold '03': the train part is empty"):
+        make_folds(emodb[emodb["speaker"] == "03"], "speaker")
+
+
+def test_no_utterance_is_left(emodb):
+    with pytest.raises(UserError, match="label selection"):
+        make_folds(emodb.head(0), "speaker")
+
+
+def test_unknown_protocol_names_the_nearest(emodb):
+    with pytest.raises(UserError, match=r"did you mean 'random_plain'.*half_session"):
+        make_folds(emodb, "random_plian")
+
+
+def test_a_number_is_the_fold_again(emodb):
+    folds = make_folds(emodb, "speaker")
+    assert choose_fold(folds, 3).name == choose_fold(folds, "3").name == choose_fold(folds, "03").name == "03"
+    assert choose_fold(folds, "first").name == "03" and choose_fold(folds, 16).name == "16"
+
+
+def test_unknown_fold_lists_the_folds(iemocap):
+    folds = make_folds(iemocap, "speaker")
+    with pytest.raises(UserError, match=r"'01G' does not exist.*did you mean '01.'.*01F, 01M, 02F, 02M, 03F, 03M"):
+        choose_fold(folds, "01G")
+    with pytest.raises(UserError, match="'7' does not exist"):
+        choose_fold(folds, 7)
+
+
+@pytest.mark.parametrize("protocol", LEAVE_OUT)
+def test_a_leaking_speaker_disjoint_protocol_is_caught(iemocap, protocol, monkeypatch):
+    def leaking(frame, seed):
+        return [protocols._Split("x", frozenset(frame["ID"].iloc[:3]), frozenset(frame["ID"].iloc[3:6]))]
+
+    monkeypatch.setitem(protocols.PROTOCOLS, protocol, leaking)
+    with pytest.raises(AssertionError, match=r"not speaker-disjoint.*01F"):
+        make_folds(iemocap, protocol)
+    monkeypatch.setitem(protocols.PROTOCOLS, "given", leaking)  # which promises nothing
+    assert "1 test speakers" in leakage(iemocap, make_folds(iemocap, "given")["x"])
+
+
+def test_parts_that_share_utterances_are_caught(iemocap, monkeypatch):
+    monkeypatch.setattr(protocols, "_complete", lambda *a: Fold("x", ("a",), ("a",), (), ("b",)))
+    with pytest.raises(AssertionError, match="train and valid share"):
+        make_folds(iemocap, "speaker")
+
+
+# ------------------------------------------------------------------ what leaks
+
+
+def test_speaker_overlap_tells_corpora_apart():
+    frame = pd.DataFrame(
+        {"ID": list("abcd"), "speaker": ["1", "1", "2", "2"], "corpus": ["savee", "emodb", "emodb", "emodb"]}
+    )
+    assert speaker_overlap(frame, Fold("f", ("a", "c"), (), (), ("b",))) == []
+    assert speaker_overlap(frame, Fold("f", ("a", "c"), (), (), ("b", "d"))) == ["emodb:2"]
+
+
+def test_unknown_speakers_may_leak(emodb):
+    frame = emodb.assign(speaker="")
+    assert "not known" in leakage(frame, make_folds(frame, "random")["r0"])
+
+
+def test_text_heard():
+    frame = pd.DataFrame({"ID": list("abcd"), "transcript": ["Excuse me.", "excuse ME", "Why?", ""]})
+    heard = text_heard(frame, Fold("f", ("a",), (), (), ("b", "c", "d")))
+    assert heard.to_dict() == {"b": True, "c": False, "d": False} and heard.dtype == bool
+    # the training part alone counts: what is validated on was not heard
+    assert not text_heard(frame, Fold("f", ("c",), ("a",), ("a",), ("b",)))["b"]
