@@ -1,5 +1,6 @@
 """Packaging of speechbrain-ser: ``pip install -e ".[demo]"``."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -12,11 +13,14 @@ EXTRAS = {
     "track": ["tensorboard>=2.18", "wandb>=0.19"],
 }
 
+HERE = Path(__file__).parent
+(VERSION,) = re.findall(r'__version__ = "(.*)"', (HERE / "speechbrain_ser" / "__init__.py").read_text(encoding="utf-8"))
+
 setup(
     name="speechbrain-ser",
-    version="0.1.0.dev0",
+    version=VERSION,
     description="SpeechBrain recipes for multi-task speech emotion recognition",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["speechbrain_ser", "speechbrain_ser.*"]),

@@ -33,7 +33,7 @@ PATH_KEYS = frozenset({"corpus", "protocol", "fold", "seed"})
 # Lines that change where, how long or how fast a run goes, not what one epoch of it computes
 NEUTRAL_KEYS = frozenset(
     "data_folder output_folder results_folder manifest_folder cache_folder selection n_epochs test_every_epoch "
-    "tracker num_workers micro_batch_size table_file system".split()
+    "tracker num_workers micro_batch_size eval_batch_size table_file system".split()
 )
 NEUTRAL_OPTIONS = frozenset(
     "test_only debug debug_batches debug_epochs debug_persistently log_config device data_parallel_backend "
@@ -170,6 +170,7 @@ def _load(path: Path, hparams_folder: Path, above: tuple[Path, ...] = ()) -> Com
         raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(tree, CommentedMap):
         raise UserError(f"{path}: expected lines of the form 'key: value'")
+    _to_block_style(tree)
     if "base" not in tree:
         return tree
     name = str(tree.pop("base"))
@@ -303,6 +304,7 @@ def _value(tree: CommentedMap, key: str, text: str):
         value = _yaml().load(f"{key}: {text}")[key]
     except ruamel.yaml.error.YAMLError as error:
         raise UserError(f"--{key}={text} is not valid YAML: {error}") from None
+    _to_block_style(value)
     if value is not None and (expected := _expected(value, default)):
         raise UserError(f"--{key} expects {expected}, found '{text}'")
     return value
@@ -322,6 +324,17 @@ def _expected(value, default) -> str | None:
     if isinstance(default, Mapping):
         return None if isinstance(value, Mapping) else "{name: value, …}"
     return None
+
+
+def _to_block_style(node) -> bool:
+    """One line a value around tagged mappings: ruamel cannot read back its own ``[!new:x {a: 1}]``."""
+    if not isinstance(node, CommentedMap | CommentedSeq):
+        return False
+    children = list(node.values() if isinstance(node, Mapping) else node)
+    around = any([_to_block_style(child) for child in children])
+    if around:
+        node.fa.set_block_style()
+    return around or (isinstance(node, Mapping) and _tag(node) is not None)
 
 
 def _update(tree: CommentedMap, changes: Mapping) -> None:

@@ -44,7 +44,8 @@ def main(argv: list[str], hparams_folder: Path) -> int:
     int
         0, or 2 after an error that the user can mend.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # force: a second run of one process (a notebook, the tests) must not write to the first one's streams
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     try:
         run(read_config(argv, hparams_folder))
     except UserError as error:

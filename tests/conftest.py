@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+
+# models of a few channels: two threads wait for each other ten times longer than they compute
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
 EMODB = Path(os.environ.get("EMODB_FOLDER", ROOT.parent / "shared" / "data" / "EMO-DB"))

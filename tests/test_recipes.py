@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+
+from .conftest import ROOT
 
 ROWS = list(csv.DictReader((Path(__file__).with_name("recipes.csv")).open(encoding="utf-8")))
 COMPARE = {">": operator.gt, "<": operator.lt, "==": operator.eq}

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from .errors import Offenders
 
 BLOCK = 1 << 18  # frames decoded at a time
-STREAMED = {0, 0x7FFFF000, 0x7FFFFFFF, 0xFFFFF000, 0xFFFFFFFF}  # data sizes of a WAV written into a pipe
+STREAMED = {0x7FFFF000, 0x7FFFFFFF, 0xFFFFF000, 0xFFFFFFFF}  # data sizes of a WAV written into a pipe
 MISSING = "no such recording"
 EMPTY = "empty recording (expected at least one sample)"
 UNREADABLE = "unreadable recording (expected a format that soundfile reads)"

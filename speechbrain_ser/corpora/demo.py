@@ -34,15 +34,15 @@ VERSION = 1  # raise it when the corpus of a seed changes
 logger = logging.getLogger(__name__)
 
 
-def find_utterances(data_folder: str | os.PathLike, seed: int = 0) -> list[dict]:
+def find_utterances(data_folder: str | os.PathLike, seed: int | None = None) -> list[dict]:
     """All turns of the demo corpus, which is made when it is absent.
 
     Arguments
     ---------
     data_folder : path
         Where it is, or will be.
-    seed : int
-        Of a corpus that is made.
+    seed : int, optional
+        Of a corpus that is made (0 by default); one that is there must have it when it is given.
 
     Returns
     -------
@@ -54,8 +54,9 @@ def find_utterances(data_folder: str | os.PathLike, seed: int = 0) -> list[dict]
     CorpusError
         The folder holds something else.
     """
-    if not (Path(data_folder) / MARKER).is_file():  # any demo corpus will do: a user may have made a smaller one
-        make_demo_corpus(data_folder, "iemocap", seed)
+    found = _marker(Path(data_folder))
+    if found is None or found.get("layout") != "iemocap" or seed not in (None, found.get("seed")):
+        make_demo_corpus(data_folder, "iemocap", seed or 0)
     return [{**row, "corpus": "demo"} for row in iemocap.find_utterances(data_folder)]
 
 
@@ -104,6 +105,9 @@ def make_demo_corpus(
         if out.is_dir():
             out.rmdir()  # empty, or _is_there would have refused it
         unfinished.rename(out)
+    except OSError:
+        if not _is_there(out, wanted):  # else another process was quicker, with the same result
+            raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     logger.info("%s: %d utterances, %.1f minutes", out, len(durations), sum(durations.values()) / 60)
@@ -113,17 +117,24 @@ def make_demo_corpus(
 def _is_there(out, wanted):
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    try:
-        found = json.loads((out / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    found = _marker(out)
+    if found is None:
         what = "a file" if out.is_file() else f"a folder without {MARKER}"
-        raise CorpusError(f"{out} is no demo corpus but {what}: give a new or an empty folder") from error
+        raise CorpusError(f"{out} is no demo corpus but {what}: give a new or an empty folder")
     if found != wanted:
         changed = ", ".join(
             f"{key} {found.get(key)!r} instead of {value!r}" for key, value in wanted.items() if found.get(key) != value
         )
         raise CorpusError(f"{out} holds another demo corpus ({changed}): give another folder or remove it")
     return True
+
+
+def _marker(out):
+    try:
+        found = json.loads((out / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _speak_all(plan, root, seed):

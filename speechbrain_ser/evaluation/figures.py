@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import ConfusionMatrixDisplay
 
 matplotlib.rcParams["svg.hashsalt"] = "speechbrain-ser"
@@ -80,7 +81,8 @@ def plot_learning_curves(epochs: pd.DataFrame, title: str) -> Figure:
                 label = f"{part} (not for choosing)" if part == "test" else part
                 axes.plot(epochs["epoch"], epochs[f"{part}_{metric}"], colour, label=label, marker=".")
         axes.set(xlabel="epoch", ylabel=CURVES[metric])
-        axes.set_ylim(bottom=0, top=1 if metric == "WA" else None)
+        axes.set_ylim(bottom=0, top=1.02 if metric == "WA" else None)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     figure.suptitle(title)

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import huggingface_hub
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 from speechbrain_ser.errors import UserError
@@ -237,7 +238,10 @@ def _check_weights(file: Path) -> None:
 def _cached_snapshot(name: str, save_path: str | os.PathLike) -> Path | None:
     """The folder of an already downloaded hub model, in `save_path` or else in the user's own hub cache."""
     for cache in (save_path, None):
-        config = huggingface_hub.try_to_load_from_cache(name, "config.json", cache_dir=cache)
+        try:
+            config = huggingface_hub.try_to_load_from_cache(name, "config.json", cache_dir=cache)
+        except HFValidationError:  # not a possible name: asking the hub will say so
+            return None
         if isinstance(config, str):
             folder = Path(config).parent
             if any((folder / weights).is_file() for weights in WEIGHTS):

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 from transformers.utils import logging
 
+# WavLM of transformers 5 gives torch's attention a boolean and a float mask: torch adds them, and complains
+warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
+
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:

@@ -190,9 +190,16 @@ def _write(folder: Path, model: torch.nn.Module, settings: dict) -> None:
         model.save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(folder)
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    _share(folder)
+
+
+def _share(folder: Path) -> None:
+    """Usual permissions: temporary folders and safetensors' files are the owner's alone."""
     umask = os.umask(0)
     os.umask(umask)
-    folder.chmod(0o777 & ~umask)  # temporary folders are private
+    folder.chmod(0o777 & ~umask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~umask)
 
 
 def _move(temporary: Path, folder: Path, settings: dict) -> None:

@@ -1,0 +1,155 @@
+"""Hand-made corpora: folders as they are on disk, with tiny recordings."""
+
+import os
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+DIMENSIONS = "[2.5000, 3.5000, 1.3333]"
+APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X \xb0"
+
+# turn, emotion code, words: every emotion code, dialogs with a suffix, both actors in either one's dialog,
+# tags, and everything that upsets a careless CSV or a careless replacement
+TRAP_TURNS = (
+    ("Ses01F_impro01_F000", "neu", "Excuse me."),
+    ("Ses01F_impro01_M000", "fru", "Yeah."),
+    ("Ses01F_impro01_F001", "xxx", ""),
+    ("Ses01F_impro01_M003", "ang", 'I said "no", {LAUGHTER} no. {data_root} {}'),
+    ("Ses01M_script01_1_F000", "hap", "[BREATHING] It's great; isn't it: now?"),
+    ("Ses01M_script01_1_M000", "exc", "Café, naïve."),
+    ("Ses03M_impro05a_F002", "sad", "NA"),
+    ("Ses03M_impro05a_M010", "sur", "None"),
+    ("Ses05M_script01_1b_F004", "fea", "{LG}"),
+    ("Ses05M_script01_1b_M004", "dis", "What's that?"),
+    ("Ses05F_impro08_M011", "oth", "'Tis."),
+)
+FULL_LABELS = {
+    **{"xxx": 2507, "fru": 1849, "neu": 1708, "ang": 1103, "sad": 1084, "exc": 1041, "hap": 595},
+    **{"sur": 107, "fea": 40, "oth": 3, "dis": 2},
+}
+FOUR_CLASSES = ("neu", "hap", "exc", "ang", "sad")
+# utterances of the four classes for 01F 01M … 05M: by who speaks, and by the dialog's name
+FULL_SPEAKERS = (528, 557, 481, 542, 522, 629, 528, 503, 590, 651)
+FULL_HALVES = (507, 578, 505, 518, 536, 615, 553, 478, 644, 597)
+FULL_DIALOGS = (
+    *("impro01", "impro02", "impro03", "impro04", "impro05", "impro05a", "impro06", "impro07", "impro08"),
+    *("script01_1", "script01_1b", "script01_2", "script02_1", "script02_2", "script03_1"),
+)
+
+
+def write_wav(path: Path, seconds: float = 0.02, rate: int = 16000, **options) -> Path:
+    """A quiet tone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tone = 0.1 * np.sin(np.arange(round(seconds * rate)) / 7)
+    soundfile.write(path, tone, rate, **options)
+    return path
+
+
+def iemocap_tree(folder: Path, turns: Iterable[tuple[str, str, str]] = TRAP_TURNS, links: bool = False) -> Path:
+    """`IEMOCAP_full_release` with the given turns and all the things in it that are no turns.
+
+    `links` makes all wavs one file with many names: quick, but not for tests that damage one of them.
+    """
+    dialogs = {}
+    for turn, code, words in turns:
+        dialogs.setdefault(turn.rpartition("_")[0], []).append((turn, code, words))
+    original = write_wav(folder / "original.wav") if links else None
+    for dialog, members in dialogs.items():
+        session = folder / f"Session{int(dialog[3:5])}"
+        evaluation, transcriptions = (
+            session / "dialog" / "EmoEvaluation",
+            session / "dialog" / "transcriptions",
+        )
+        _write(evaluation / f"{dialog}.txt", _labels(members))
+        _write(transcriptions / f"{dialog}.txt", _transcription(dialog, members))
+        _write_traps(session, dialog)
+        wavs = session / "sentences" / "wav" / dialog
+        for turn, _, _ in members:
+            os.link(original, wavs / f"{turn}.wav") if links else write_wav(wavs / f"{turn}.wav")
+    if original:
+        original.unlink()
+    return folder
+
+
+def full_iemocap_tree(folder: Path) -> Path:
+    """10,039 turns in 150 dialogs with the release's label counts and fold sizes (four classes)."""
+    return iemocap_tree(folder, full_iemocap_turns(), links=True)
+
+
+def full_iemocap_turns() -> list[tuple[str, str, str]]:
+    """The turns of `full_iemocap_tree`. Scripted lines are the same in all sessions, others are not."""
+    chosen = _shuffled(code for code in FOUR_CLASSES for _ in range(FULL_LABELS[code]))
+    others = _shuffled(code for code, n in FULL_LABELS.items() if code not in FOUR_CLASSES for _ in range(n))
+    cells = _cells()
+    codes = {cell: [chosen.pop() for _ in range(count)] for cell, count in cells.items()}
+    for number, code in enumerate(others):
+        codes[list(cells)[number % len(cells)]].append(code)
+    turns = []
+    for (session, letter, half), members in codes.items():
+        for number, code in enumerate(members):
+            name, place = FULL_DIALOGS[number % len(FULL_DIALOGS)], number // len(FULL_DIALOGS)
+            turn = f"Ses{session:02}{half}_{name}_{letter}{place:03}"
+            words = f"Line {place} of {name} said by {letter}." if "script" in name else f"Words of {turn}."
+            turns.append((turn, code, words))
+    return turns
+
+
+def _cells():
+    """(session, who speaks, whose dialog) -> four-class utterances, so that both kinds of folds come out."""
+    cells = {}
+    for session in range(1, 6):
+        women, men = FULL_SPEAKERS[2 * session - 2 : 2 * session]
+        in_f, _ = FULL_HALVES[2 * session - 2 : 2 * session]
+        women_in_f = round(women * in_f / (women + men))
+        cells[session, "F", "F"], cells[session, "F", "M"] = women_in_f, women - women_in_f
+        cells[session, "M", "F"], cells[session, "M", "M"] = in_f - women_in_f, men - (in_f - women_in_f)
+    return cells
+
+
+def _shuffled(items):
+    items = list(items)
+    random.Random(0).shuffle(items)
+    return items
+
+
+def _labels(members):
+    lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
+    for number, (turn, code, _) in enumerate(members):
+        lines += [f"[{number}.2901 - {number}.9000]\t{turn}\t{code}\t{DIMENSIONS}", "C-E2:\tNeutral;\t()"]
+        lines += ["A-E3:\tval 3; act 2; dom  2;\t(mostly [listening - here])", ""]
+    return "\n".join(lines)
+
+
+def _transcription(dialog, members):
+    lines = [f"{turn} [{number:03}.2901-{number:03}.9000]: {words}" for number, (turn, _, words) in enumerate(members)]
+    lines[-1] = f"{members[-1][0]}: {members[-1][2]}"  # without a time
+    # lines that belong to no labelled turn: without label, without name, empty
+    lines[1:1] = [f"{dialog}_MXX0 [001.0000-001.1000]: Mm-hm.", "M: Yeah.", "", "F: [LAUGHTER]"]
+    return "\n".join(lines) + "\n"
+
+
+def _write_traps(session, dialog):
+    evaluation, wavs = session / "dialog" / "EmoEvaluation", session / "sentences" / "wav"
+    _write(evaluation / f"._{dialog}.txt", APPLE_DOUBLE)
+    _write(session / "dialog" / "transcriptions" / f"._{dialog}.txt", APPLE_DOUBLE)
+    _write(wavs / f"._{dialog}", APPLE_DOUBLE)
+    _write(wavs / dialog / f"._{dialog}_F000.wav", APPLE_DOUBLE)
+    _write(wavs / dialog / ".DS_Store", APPLE_DOUBLE)
+    _write(evaluation / "Categorical" / f"{dialog}_e1_cat.txt", f"{dialog}_F000 :Neutral state; ()\n")
+    _write(evaluation / "Attribute" / f"{dialog}_e1_atr.txt", f"{dialog}_F000 :act 2; :val 3; :dom  2; ()\n")
+
+
+def _write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def table_folder(folder: Path, table: str, wavs: Iterable[str] = (), name: str = "users.csv") -> Path:
+    """A user's own folder: a table and recordings."""
+    _write(folder / name, table)
+    for wav in wavs:
+        write_wav(folder / wav)
+    return folder

@@ -1,0 +1,628 @@
+"""Corpora on disk -> manifests: exact rows, and clear errors for what is wrong."""
+
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from speechbrain_ser.corpora import manifest as manifest_module
+from speechbrain_ser.corpora.audio import check_audio
+from speechbrain_ser.corpora.manifest import (
+    COLUMNS,
+    CorpusError,
+    apply_labels,
+    prepare,
+    read_manifest,
+    write_manifest,
+)
+
+from .corpus_trees import (
+    FULL_HALVES,
+    FULL_LABELS,
+    FULL_SPEAKERS,
+    full_iemocap_tree,
+    iemocap_tree,
+    table_folder,
+    write_wav,
+)
+
+EMODB = Path(os.environ.get("EMODB_FOLDER", Path(__file__).parents[1] / "../shared/data/EMO-DB"))
+needs_emodb = pytest.mark.skipif(not EMODB.is_dir(), reason=f"no EMO-DB in {EMODB}: set EMODB_FOLDER")
+
+
+@pytest.fixture
+def release(tmp_path):
+    return iemocap_tree(tmp_path / "IEMOCAP_full_release")
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """Every audio check that prepare asked for, so that a test sees whether it built anything."""
+    calls = []
+
+    def check(paths, *arguments):
+        calls.append(len(paths))
+        return check_audio(paths, *arguments)
+
+    monkeypatch.setattr(manifest_module, "check_audio", check)
+    return calls
+
+
+def error_of(corpus, folder, out, **options):
+    """The message of a refused preparation, which must have written nothing."""
+    with pytest.raises(CorpusError) as error:
+        prepare(corpus, folder, out, **options)
+    assert not list(Path(out).glob("*"))
+    return str(error.value)
+
+
+# ---------------------------------------------------------------------------------------------------- IEMOCAP
+
+EXPECTED = [  # ID, emotion, speaker, gender, session, dialog, transcript
+    ("Ses01F_impro01_F000", "neutral", "01F", "F", "Ses01", "Ses01F_impro01", "Excuse me."),
+    ("Ses01F_impro01_F001", "undecided", "01F", "F", "Ses01", "Ses01F_impro01", ""),
+    ("Ses01F_impro01_M000", "frustrated", "01M", "M", "Ses01", "Ses01F_impro01", "Yeah."),
+    (
+        *("Ses01F_impro01_M003", "angry", "01M", "M", "Ses01", "Ses01F_impro01"),
+        'I said "no", {LAUGHTER} no. {data_root} {}',
+    ),
+    (
+        *("Ses01M_script01_1_F000", "happy", "01F", "F", "Ses01", "Ses01M_script01_1"),
+        "[BREATHING] It's great; isn't it: now?",
+    ),
+    ("Ses01M_script01_1_M000", "excited", "01M", "M", "Ses01", "Ses01M_script01_1", "Café, naïve."),
+    ("Ses03M_impro05a_F002", "sad", "03F", "F", "Ses03", "Ses03M_impro05a", "NA"),
+    ("Ses03M_impro05a_M010", "surprise", "03M", "M", "Ses03", "Ses03M_impro05a", "None"),
+    ("Ses05F_impro08_M011", "other", "05M", "M", "Ses05", "Ses05F_impro08", "'Tis."),
+    ("Ses05M_script01_1b_F004", "fear", "05F", "F", "Ses05", "Ses05M_script01_1b", "{LG}"),
+    ("Ses05M_script01_1b_M004", "disgust", "05M", "M", "Ses05", "Ses05M_script01_1b", "What's that?"),
+]
+
+
+def test_iemocap_rows_are_exact(release, tmp_path):
+    frame = read_manifest(prepare("iemocap", release, tmp_path / "out"), release)
+    assert list(frame.columns) == [*COLUMNS, "valence", "activation", "dominance"]
+    columns = ["ID", "emotion", "speaker", "gender", "session", "dialog", "transcript"]
+    assert list(frame[columns].itertuples(index=False, name=None)) == EXPECTED
+    for row in frame.itertuples():
+        folder = release / f"Session{int(row.session[3:])}" / "sentences" / "wav" / row.dialog
+        assert Path(row.wav) == folder / f"{row.ID}.wav"
+    assert set(frame["duration"]) == {0.02}
+    constant = frame[["language", "corpus", "valence", "activation", "dominance"]].drop_duplicates()
+    assert constant.values.tolist() == [["en", "iemocap", "2.5", "3.5", "1.3333"]]
+
+
+def test_iemocap_four_classes_are_the_default(release, tmp_path):
+    frame = apply_labels(read_manifest(prepare("iemocap", release, tmp_path / "out"), release))
+    assert dict(zip(frame["ID"], frame["emotion"], strict=True)) == {
+        "Ses01F_impro01_F000": "neutral",
+        "Ses01F_impro01_M003": "angry",
+        "Ses01M_script01_1_F000": "happy",
+        "Ses01M_script01_1_M000": "happy",
+        "Ses03M_impro05a_F002": "sad",
+    }
+
+
+def test_repeated_preparation_gives_the_same_bytes(release, tmp_path):
+    first, second = (prepare("iemocap", release, tmp_path / out) for out in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
+    assert re.fullmatch(r"iemocap-[0-9a-f]{8}\.csv", first.name) and first.name == second.name
+    assert b"\r" not in first.read_bytes()
+    assert sorted(path.suffix for path in (tmp_path / "a").iterdir()) == [".csv", ".json"]
+
+
+def test_a_manifest_can_follow_its_corpus(release, tmp_path):
+    path = prepare("iemocap", release, tmp_path / "out")
+    moved = release.rename(tmp_path / "moved")
+    assert all(Path(wav).is_file() for wav in read_manifest(path, moved)["wav"])
+    assert str(tmp_path) not in path.read_text(encoding="utf-8")
+
+
+def test_unchanged_corpus_is_skipped(release, tmp_path, checked, caplog):
+    path = prepare("iemocap", release, tmp_path / "out")
+    before = path.stat().st_mtime_ns
+    with caplog.at_level(logging.INFO):
+        assert prepare("iemocap", release, tmp_path / "out") == path
+    assert checked == [11] and path.stat().st_mtime_ns == before
+    assert "is unchanged: 11 utterances" in caplog.text
+
+
+def test_changes_are_noticed(release, tmp_path, checked):
+    out = tmp_path / "out"
+    path = prepare("iemocap", release, out)
+    good = path.read_bytes()
+
+    write_wav(release / "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav", seconds=0.03)
+    assert read_manifest(prepare("iemocap", release, out), release)["duration"][0] == 0.03
+    write_wav(release / "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav", seconds=0.02)
+
+    labels = release / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
+    text = labels.read_text()
+    labels.write_text(text.replace("\tneu\t", "\tsad\t"))
+    assert read_manifest(prepare("iemocap", release, out), release)["emotion"][0] == "sad"
+    labels.write_text(text)
+
+    words = release / "Session1/dialog/transcriptions/Ses01F_impro01.txt"
+    text = words.read_text(encoding="utf-8")
+    words.write_text(text.replace("Excuse me", "Excuse us"), encoding="utf-8")
+    assert read_manifest(prepare("iemocap", release, out), release)["transcript"][0] == "Excuse us."
+    words.write_text(text, encoding="utf-8")
+
+    shutil.rmtree(release / "Session5")
+    assert len(read_manifest(prepare("iemocap", release, out), release)) == 8
+    assert checked == [11, 11, 11, 11, 8]
+    assert good != path.read_bytes()
+
+
+@pytest.mark.parametrize("suffix, text", [(".csv", "ID,wav\n"), (".json", "{"), (".json", "[]"), (".json", None)])
+def test_damaged_manifest_is_made_anew(release, tmp_path, checked, suffix, text):
+    path = prepare("iemocap", release, tmp_path / "out")
+    good = path.read_bytes()
+    damaged = path.with_suffix(suffix)
+    damaged.unlink() if text is None else damaged.write_text(text)
+    prepare("iemocap", release, tmp_path / "out")
+    assert path.read_bytes() == good and checked == [11, 11]
+
+
+def test_iemocap_lists_everything_that_is_missing(release, tmp_path):
+    one, three, five = (release / f"Session{number}" for number in (1, 3, 5))
+    (one / "sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav").unlink()
+    (one / "sentences/wav/Ses01F_impro01/Ses01F_impro01_M003.wav").unlink()
+    shutil.rmtree(one / "sentences/wav/Ses01M_script01_1")
+    (three / "dialog/transcriptions/Ses03M_impro05a.txt").unlink()
+    (five / "dialog/EmoEvaluation/Ses05F_impro08.txt").unlink()
+    words = five / "dialog/transcriptions/Ses05M_script01_1b.txt"
+    words.write_text("".join(line for line in words.open() if "F004" not in line))
+    (release / "Session4").mkdir()
+
+    message = error_of("iemocap", release, tmp_path / "out")
+    assert message == "\n".join(
+        [
+            f"IEMOCAP in {release}: incomplete or damaged",
+            "turn without its wav (2):",
+            "  Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav",
+            "  Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_M003.wav",
+            "dialog without its wav folder (1):",
+            "  Session1: Ses01M_script01_1 (found its label file, transcription)",
+            "dialog without its transcription (1):",
+            "  Session3: Ses03M_impro05a (found its label file, wav folder)",
+            "session without dialogs (1):",
+            "  Session4 (expected dialog/EmoEvaluation/Ses…_….txt)",
+            "dialog without its label file (1):",
+            "  Session5: Ses05F_impro08 (found its transcription, wav folder)",
+            "turn without a line in its transcription (1):",
+            "  Ses05M_script01_1b_F004 (Session5/dialog/transcriptions/Ses05M_script01_1b.txt)",
+        ]
+    )
+
+
+def test_iemocap_lists_bad_label_lines(release, tmp_path):
+    labels = release / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
+    text = labels.read_text().replace("\txxx\t", "\tbor\t").replace("Ses01F_impro01_M003", "Ses01F_impro02_M003")
+    labels.write_text(text + "[9.2901 - 9.90")
+    other = release / "Session3/dialog/EmoEvaluation/Ses03M_impro05a.txt"
+    other.write_text(other.read_text().splitlines()[0])
+
+    message = error_of("iemocap", release, tmp_path / "out")
+    where = "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
+    known = "known: neu hap exc ang sad fru sur fea dis oth xxx"
+    assert f"unknown emotion code ({known}) (1):\n  {where}, line 11: Ses01F_impro01_F001 is 'bor'" in message
+    assert f"that is not of this dialog (1):\n  {where}, line 15: Ses01F_impro02_M003" in message
+    assert f"(1):\n  {where}, line 18: '[9.2901 - 9.90'" in message
+    assert "without a valid label (1):\n  Session3/dialog/EmoEvaluation/Ses03M_impro05a.txt" in message
+
+
+def test_iemocap_turn_labelled_twice(release, tmp_path):
+    labels = release / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
+    labels.write_text(labels.read_text().replace("Ses01F_impro01_F001", "Ses01F_impro01_F000"))
+    message = error_of("iemocap", release, tmp_path / "out")
+    assert "duplicate ID (1):\n  Ses01F_impro01_F000: {data_root}/Session1/" in message
+
+
+def test_iemocap_wrong_folder(release, tmp_path):
+    (release / "Session2").mkdir()
+    for folder, hint in [
+        (tmp_path / "nowhere", "no such folder"),
+        (release.parent, f"Give the folder inside it: {release}"),
+        (release / "Session1", f"Give the folder that holds it: {release}"),
+        (release / "Session2", "found nothing. Give the folder that holds it"),
+        (release / "Session1/dialog", "expected Session1 … Session5, found EmoEvaluation, transcriptions"),
+    ]:
+        assert hint in error_of("iemocap", folder, tmp_path / "out")
+
+
+def test_iemocap_partial_copies_only_warn(release, tmp_path, caplog):
+    write_wav(release / "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F009.wav")
+    prepare("iemocap", release, tmp_path / "out")
+    assert "Session1, Session3, Session5 only, the full release has 5 sessions" in caplog.text
+    assert "1 wavs without a label, e.g. Ses01F_impro01_F009.wav" in caplog.text
+    assert "11 labelled turns; the official release has 10039" in caplog.text
+    assert "5 turns in the default four classes; the official release has 5531" in caplog.text
+
+
+def test_iemocap_without_the_default_classes(tmp_path):
+    """What nobody may want today is still a manifest; choosing labels is another step."""
+    release = iemocap_tree(tmp_path / "IEMOCAP_full_release", [("Ses01F_impro01_M000", "fru", "Yeah.")])
+    frame = read_manifest(prepare("iemocap", release, tmp_path / "out"), release)
+    assert apply_labels(frame, ["frustrated"])["speaker"].tolist() == ["01M"]
+    with pytest.raises(CorpusError, match=r"no utterance has .*default; found: frustrated 1"):
+        apply_labels(frame)
+
+
+def test_full_iemocap(tmp_path, caplog):
+    release = full_iemocap_tree(tmp_path / "IEMOCAP_full_release")
+    frame = read_manifest(prepare("iemocap", release, tmp_path / "out"), release)
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]  # the official totals
+    emotions = manifest_module.corpus_module("iemocap").EMOTIONS
+    assert frame["emotion"].value_counts().to_dict() == {emotions[k]: n for k, n in FULL_LABELS.items()}
+    four = apply_labels(frame)
+    counts = {"neutral": 1708, "happy": 1636, "angry": 1103, "sad": 1084}
+    assert four["emotion"].value_counts().to_dict() == counts
+    assert tuple(four["speaker"].value_counts().sort_index()) == FULL_SPEAKERS
+    assert tuple(four["dialog"].str[:6].value_counts().sort_index()) == FULL_HALVES
+    assert frame["dialog"].nunique() == 150
+
+
+# ----------------------------------------------------------------------------------------------------- EMO-DB
+
+
+@needs_emodb
+def test_real_emodb(tmp_path, caplog):
+    frame = read_manifest(prepare("emodb", EMODB, tmp_path), EMODB)
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len(frame) == 535 and list(frame.columns) == list(COLUMNS)
+    assert frame["emotion"].value_counts().to_dict() == {
+        **{"angry": 127, "boredom": 81, "neutral": 79, "happy": 71, "fear": 69, "sad": 62, "disgust": 46}
+    }
+    assert sorted(frame["speaker"].unique()) == ["03", "08", "09", *map(str, range(10, 17))]
+    assert set(frame[frame["gender"] == "M"]["speaker"]) == {"03", "10", "11", "12", "15"}
+    assert set(frame["language"]) == {"de"} and set(frame["session"]) == {""}
+    assert frame.groupby("dialog")["transcript"].nunique().to_dict() == dict.fromkeys(
+        ("a01", "a02", "a04", "a05", "a07", "b01", "b02", "b03", "b09", "b10"), 1
+    )
+    first = frame.iloc[0]
+    assert (first["ID"], first["duration"], first["dialog"]) == ("03a01Fa", 1.89825, "a01")
+    assert first["transcript"] == "Der Lappen liegt auf dem Eisschrank."
+    assert len(apply_labels(frame)) == 535
+
+
+def test_emodb_bad_names_are_listed(tmp_path):
+    root = tmp_path / "EMO-DB"
+    for name in ("03a01Fa", "03a01F", "99a01Fa", "03a99Xa", "copy of 03a01Fa"):
+        write_wav(root / "wav" / f"{name}.wav")
+    (root / "wav" / "._03a01Fa.wav").write_bytes(b"\0")
+    message = error_of("emodb", root, tmp_path / "out")
+    assert "name that cannot be read (2):\n  03a01F.wav\n  copy of 03a01Fa.wav" in message
+    assert "unknown speaker (known: 03 10 11 12 15 08 09 13 14 16) (1):\n  99a01Fa.wav: '99'" in message
+    assert "unknown text" in message and "03a99Xa.wav: 'a99'" in message
+    assert "unknown emotion (known: W L E A F T N) (1):\n  03a99Xa.wav: 'X'" in message
+
+
+def test_emodb_wrong_folder(tmp_path):
+    root = tmp_path / "EMO-DB"
+    (root / "wav").mkdir(parents=True)
+    assert "found none" in error_of("emodb", root, tmp_path / "out")
+    assert f"Give the folder that holds it: {root}" in error_of("emodb", root / "wav", tmp_path / "out")
+    assert f"Give the folder inside it: {root}" in error_of("emodb", tmp_path, tmp_path / "out")
+    assert "no such folder" in error_of("emodb", tmp_path / "nowhere", tmp_path / "out")
+
+
+# ------------------------------------------------------------------------------------------------------ table
+
+PLAIN = "wav,emotion\na/one.wav,happy\nb/two.wav,NA\n"
+
+
+def rows_of(folder, out, **options):
+    return read_manifest(prepare("table", folder, out, **options), folder)
+
+
+def test_smallest_table(tmp_path):
+    folder = table_folder(tmp_path / "own", PLAIN, ["a/one.wav", "b/two.wav"])
+    frame = rows_of(folder, tmp_path / "out")
+    assert list(frame.columns) == list(COLUMNS)
+    assert frame[["ID", "emotion", "speaker", "corpus"]].values.tolist() == [
+        ["a_one", "happy", "", "table"],
+        ["b_two", "NA", "", "table"],
+    ]
+    assert [Path(wav) for wav in frame["wav"]] == [folder / "a/one.wav", folder / "b/two.wav"]
+    assert list(apply_labels(frame)["emotion"]) == ["happy", "NA"]
+
+
+def test_mapped_columns_extra_columns_and_tabs(tmp_path):
+    outside = write_wav(tmp_path / "elsewhere" / "three.wav")
+    table = (
+        "\ufeffpath\tlabel\twho\tpart\tage\twords\tnote\n"
+        f'{tmp_path}/own/one.wav\tangry\t03\ttrain\t07\t Ja,  {{data_root}} "so" \tx\n'
+        "two words.wav\tNone\tnull\ttest\t\t\ty\n"
+        "\n"
+        f"{outside}\tsad\t03\tvalid\t1e3\t\tz\n"
+    )
+    folder = table_folder(tmp_path / "own", table.replace('"so"', '"""so"""'), ["one.wav", "two words.wav"], "t.tsv")
+    columns = {"wav": "path", "emotion": "label", "speaker": "who", "split": "part", "transcript": "words"}
+    frame = rows_of(folder, tmp_path / "out", columns=columns, extra=["age"])
+    assert list(frame.columns) == [*COLUMNS, "split", "age"]
+    wanted = ["ID", "emotion", "speaker", "split", "age", "transcript"]
+    outside_id = outside.with_suffix("").as_posix().lstrip("/").replace("/", "_")
+    expected = [
+        ["one", "angry", "03", "train", "07", 'Ja, {data_root} """so"""'],
+        ["two_words", "None", "null", "test", "", ""],
+        [outside_id, "sad", "03", "valid", "1e3", ""],
+    ]
+    assert sorted(frame[wanted].values.tolist()) == sorted(expected)
+    assert str(outside) in set(frame["wav"]) and all(Path(wav).is_file() for wav in frame["wav"])
+
+
+def test_table_with_our_names_and_semicolons(tmp_path):
+    table = "wav;ID;emotion;speaker;split;valence\none.wav;03;a,b;1;x;4\ntwo.wav;3;b;2;y;\n"
+    folder = table_folder(tmp_path / "own", table, ["one.wav", "two.wav"])
+    frame = rows_of(folder, tmp_path / "out", file="users.csv")
+    assert frame[["ID", "emotion", "speaker", "split", "valence"]].values.tolist() == [
+        ["03", "a,b", "1", "x", "4"],
+        ["3", "b", "2", "y", ""],
+    ]
+
+
+def test_table_columns_that_do_not_fit(tmp_path):
+    folder = table_folder(tmp_path / "own", "path,label,emotions\na.wav,x,y\n", ["a.wav"])
+    message = error_of("table", folder, tmp_path / "out", columns={"emotoin": "label", "wav": "pth"}, extra=["age"])
+    assert "it has path, label, emotions" in message
+    assert "'emotoin' (did you mean 'emotion'?)" in message
+    assert "'pth', wanted as wav (did you mean 'path'?)" in message
+    assert "'emotion', wanted as emotion (did you mean 'emotions'?)" in message
+    assert "'age', wanted as age" in message
+
+
+def test_table_lists_all_bad_rows(tmp_path):
+    table = (
+        "ID,wav,emotion,speaker\n"
+        "1,a.wav,happy,A\n1,b.wav,sad,B\n,a.wav,sad,B\n4,,sad,B\n5,a.wav,,B\n6,a.wav,sad,\n"
+        "7,gone.wav,sad,B\n8,a.wav\n9,far/gone.wav,sad,B\n"
+    )
+    folder = table_folder(tmp_path / "own", table, ["a.wav", "b.wav"])
+    message = error_of("table", folder, tmp_path / "out")
+    assert message == "\n".join(
+        [
+            f"table {folder / 'users.csv'}",
+            "line that has not 4 cells (1):\n  line 9: 2",
+            "empty cell in column 'wav' (1):\n  line 5",
+            "empty cell in column 'emotion' (1):\n  line 6",
+            "empty cell in column 'ID' (1):\n  line 4",
+            "empty cell in column 'speaker' (1):\n  line 7",
+            "duplicate ID (1):\n  1: lines 2, 3",
+            "no such recording (2):",
+            f"  line 8: {folder / 'gone.wav'}",
+            f"  line 10: {folder / 'far/gone.wav'}",
+        ]
+    )
+
+
+def test_table_ids_from_paths_may_clash(tmp_path):
+    folder = table_folder(tmp_path / "own", "wav,emotion\na/b.wav,x\na_b.wav,y\n", ["a/b.wav", "a_b.wav"])
+    assert "an ID column would help) (1):\n  a_b: lines 2, 3" in error_of("table", folder, tmp_path / "out")
+
+
+def test_which_file_is_the_table(tmp_path):
+    folder = table_folder(tmp_path / "own", PLAIN, ["a/one.wav", "b/two.wav"])
+    table_folder(folder, PLAIN, name="test.tsv")
+    message = error_of("table", folder, tmp_path / "out")
+    assert "expected one .csv or .tsv" in message and "found test.tsv, users.csv; name one by `file`" in message
+    message = error_of("table", folder, tmp_path / "out", file="user.csv")
+    assert "no such file" in message and "(did you mean 'users.csv'?)" in message
+    assert "found none" in error_of("table", folder / "a", tmp_path / "out")
+    assert len(rows_of(folder, tmp_path / "out", file=str(folder / "users.csv"))) == 2
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "empty; expected a header"),
+        (b"wav,emotion\n", "no rows below its header"),
+        (b"wav,emotion,wav\na.wav,x,y\n", "its header has more than once: 'wav'"),
+        (b"wav,emotion\na.wav,fr\xf6hlich\n", "expected UTF-8 text, found byte 20 otherwise"),
+    ],
+)
+def test_damaged_tables(tmp_path, content, message):
+    folder = table_folder(tmp_path / "own", content, ["a.wav"])
+    assert message in error_of("table", folder, tmp_path / "out")
+
+
+# ------------------------------------------------------------------------------------------------------ audio
+
+
+def damaged_recordings(folder):
+    """One of each kind, and what is said of it."""
+    rng = np.random.default_rng(0)
+    noise = rng.uniform(-0.5, 0.5, 20000)
+    write_wav(folder / "good.wav")
+    yield folder / "missing.wav", "no such recording (1):\n  {path}"
+    (folder / "zero.wav").write_bytes(b"")
+    yield folder / "zero.wav", "{path}: 0 bytes"
+    write_wav(folder / "silent.wav", seconds=0)
+    yield folder / "silent.wav", "{path}: a header, 0 samples"
+    (folder / "text.wav").write_text("<html>not found</html>")
+    yield folder / "text.wav", "The file begins with b'<html>not found<'"
+    whole = write_wav(folder / "short.wav", seconds=1).read_bytes()
+    (folder / "short.wav").write_bytes(whole[: len(whole) // 2])
+    yield folder / "short.wav", "{path}: header: 32000 bytes of samples, file: 15978"
+    noise[12345] = np.nan
+    soundfile.write(folder / "nan.wav", noise, 16000, subtype="FLOAT")
+    yield folder / "nan.wav", "{path}: first at 0.772 s"
+    noise[12345] = np.inf
+    soundfile.write(folder / "inf.wav", noise, 16000, subtype="DOUBLE")
+    yield folder / "inf.wav", "{path}: first at 0.772 s"
+    soundfile.write(folder / "short.flac", rng.uniform(-0.5, 0.5, 50000), 16000)
+    whole = (folder / "short.flac").read_bytes()
+    (folder / "short.flac").write_bytes(whole[: len(whole) // 2])
+    yield folder / "short.flac", "{path}: "
+
+
+def test_every_bad_recording_is_listed(tmp_path):
+    bad = list(damaged_recordings(tmp_path))
+    with pytest.raises(CorpusError) as error:
+        check_audio([tmp_path / "good.wav", *(path for path, _ in bad)], "corpus x")
+    message = str(error.value)
+    assert message.startswith("corpus x\n") and "good.wav" not in message
+    for path, said in bad:
+        assert said.format(path=path) in message
+    for kind in ("empty recording (expected at least one sample) (2)", "NaN or infinite samples (2)"):
+        assert kind in message
+
+
+def test_bad_recordings_stop_a_preparation(release, tmp_path):
+    wavs = sorted(release.rglob("*_[FM]0*.wav"))
+    wavs = [wav for wav in wavs if wav.name[0] != "."]
+    for wav in wavs:
+        wav.write_bytes(b"")
+    message = error_of("iemocap", release, tmp_path / "out")
+    assert message.count("0 bytes") == len(wavs) == 11
+
+
+def test_long_lists_are_cut(tmp_path):
+    with pytest.raises(CorpusError) as error:
+        check_audio([tmp_path / f"{number}.wav" for number in range(50)])
+    assert "no such recording (50):" in str(error.value) and str(error.value).endswith("\n  … and 30 more")
+    assert str(error.value).count(".wav") == 20
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("a.wav", {"subtype": "PCM_24"}),
+        ("a.wav", {"subtype": "FLOAT"}),
+        ("a.wav", {"subtype": "ULAW"}),
+        ("a.wav", {"subtype": "PCM_U8"}),
+        ("a.flac", {}),
+        ("a.ogg", {}),
+        ("a.aiff", {}),
+    ],
+)
+@pytest.mark.parametrize("rate", [8000, 44100])
+def test_any_format_is_accepted(tmp_path, name, options, rate):
+    soundfile.write(tmp_path / name, np.zeros((rate // 2, 2)), rate, **options)
+    assert check_audio([tmp_path / name]) == [0.5]
+
+
+def test_streamed_wav_is_accepted(tmp_path):
+    """What is written into a pipe has no length in its header."""
+    data = bytearray(write_wav(tmp_path / "a.wav", seconds=0.5).read_bytes())
+    data[40:44] = b"\xff\xff\xff\xff"
+    (tmp_path / "a.wav").write_bytes(data)
+    assert check_audio([tmp_path / "a.wav"]) == [0.5]
+
+
+# --------------------------------------------------------------------------------------------------- manifest
+
+
+def row(name="a", **values):
+    return {**dict.fromkeys(COLUMNS, "x"), "ID": name, "duration": "1.5", **values}
+
+
+def test_text_stays_text(tmp_path):
+    rows = [
+        row("03", transcript="", speaker="NA", gender="None"),
+        row("1e5", transcript="{data_root} ,\"' é\n", split="null"),
+        row("-1", transcript="nan", emotion="None", wav="{data_root}/{x}/{data_root}.wav"),
+    ]
+    write_manifest(rows, tmp_path / "m.csv")
+    frame = read_manifest(tmp_path / "m.csv", "/data")
+    assert list(frame["ID"]) == ["-1", "03", "1e5"]
+    assert list(frame["wav"]) == [str(Path("/data/{x}/{data_root}.wav")), "x", "x"]
+    assert list(frame["transcript"]) == ["nan", "", "{data_root} ,\"' é\n"]
+    assert list(frame["split"]) == ["", "", "null"]
+    assert frame.loc[1, "speaker"] == "NA" and frame.loc[1, "gender"] == "None"
+    assert frame["duration"].dtype == float and not frame.isna().any().any()
+
+
+def test_bad_rows_are_listed_and_nothing_is_written(tmp_path):
+    rows = [row("a"), row("a", wav="y"), row("b", emotion=" "), row(""), row("c", duration="0")]
+    rows += [row("d", duration="long"), {"ID": "e", "wav": "w"}]
+    (tmp_path / "m.csv").write_text("before")
+    with pytest.raises(CorpusError) as error:
+        write_manifest(rows, tmp_path / "m.csv")
+    for said in (
+        "empty emotion (1):\n  b",
+        "empty ID (1):\n  x",
+        "positive number of seconds (2):\n  c: '0'\n  d: 'long'",
+        "row without a column (1):\n  e: duration, emotion",
+        "duplicate ID (1):\n  a: x, y",
+    ):
+        assert said in str(error.value)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
+    with pytest.raises(CorpusError, match="at least one utterance"):
+        write_manifest([], tmp_path / "m.csv")
+
+
+def test_what_cannot_be_read_back_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest_module, "_read", lambda path: pd.DataFrame())
+    with pytest.raises(CorpusError, match="read back is not what was written"):
+        write_manifest([row()], tmp_path / "m.csv")
+    assert not list(tmp_path.iterdir())
+
+
+def test_some_other_csv_is_no_manifest(tmp_path):
+    (tmp_path / "m.csv").write_text("ID,path\na,b\n")
+    with pytest.raises(CorpusError, match=r"is no manifest: it has no column wav, duration"):
+        read_manifest(tmp_path / "m.csv", "")
+
+
+def test_unknown_corpus_and_option(release, tmp_path):
+    message = error_of("iemocp", release, tmp_path / "out")
+    assert message == "unknown corpus 'iemocp' (did you mean 'iemocap'?); known: demo, emodb, iemocap, table"
+    message = error_of("table", release, tmp_path / "out", colums={})
+    assert "has no option colums (did you mean 'columns'?); it has: file, columns, extra" in message
+    assert "it has: none" in error_of("iemocap", release, tmp_path / "out", seed=1)
+
+
+# ----------------------------------------------------------------------------------------------------- labels
+
+
+def labelled(*emotions, corpus="iemocap"):
+    ids = [f"u{number}" for number in range(len(emotions))]
+    return pd.DataFrame({"ID": ids, "emotion": emotions, "corpus": corpus}, dtype=str)
+
+
+def test_labels_choose_and_merge():
+    frame = labelled("happy", "excited", "fear", "sad")
+    assert list(apply_labels(frame)["emotion"]) == ["happy", "happy", "sad"]
+    chosen = apply_labels(frame, {"happy": "up", "fear": None, "*": "rest"})
+    assert chosen["emotion"].tolist() == ["up", "rest", "rest"]
+    assert chosen.index.tolist() == [0, 1, 2] and chosen["ID"].tolist() == ["u0", "u1", "u3"]
+    assert list(frame["emotion"]) == ["happy", "excited", "fear", "sad"]
+    assert apply_labels(frame, ["happy", "excited", "fear", "sad"])["emotion"].tolist() == list(frame["emotion"])
+
+
+def test_labels_of_several_corpora():
+    both = pd.concat([labelled("excited", "fear"), labelled("fear", corpus="emodb")], ignore_index=True)
+    assert apply_labels(both)["emotion"].tolist() == ["happy", "fear"]
+    assert apply_labels(labelled("1", "None", corpus="table"))["emotion"].tolist() == ["1", "None"]
+    assert apply_labels(labelled("1", "2", corpus="table"), {1: "one", 2: None})["emotion"].tolist() == ["one"]
+
+
+@pytest.mark.parametrize("labels", [["happy", "fair", "sad"], {"happy": "h", "fair": "f", "sad": None}])
+def test_emotions_without_a_label_are_listed(labels):
+    frame = labelled("happy", "fear", "fear", "fear", "fear", "disgust", "sad")
+    with pytest.raises(CorpusError) as error:
+        apply_labels(frame, labels)
+    assert "not covered (2):\n  'disgust': 1 utterances, u5\n" in str(error.value)
+    assert "  'fear': 4 utterances, u1, u2, u3, … (did you mean 'fair'?)" in str(error.value)
+
+
+def test_mistyped_labels_beside_the_rest(caplog):
+    with pytest.raises(CorpusError, match=r"does not know .*\n.*\n  'hapy' \(did you mean 'happy'\?\)"):
+        apply_labels(labelled("happy", "sad"), {"hapy": "happy", "sad": "sad", "*": None})
+    # the emotions of a table are whatever is in it
+    apply_labels(labelled("happy", "sad", corpus="table"), {"hapy": "happy", "*": "rest"})
+    assert "no utterance has the emotion 'hapy' (did you mean 'happy'?)" in caplog.text
+
+
+def test_labels_that_leave_nothing():
+    with pytest.raises(CorpusError, match=r"no utterance has .*default; found: fear 2"):
+        apply_labels(labelled("fear", "fear"))
+    with pytest.raises(CorpusError, match="expected a mapping or a list"):
+        apply_labels(labelled("fear"), "fear")
