@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -218,6 +219,16 @@ def build(setup: Setup):
     tuple
         The built YAML (dict), the Brain, and the loaders by part.
     """
+    is_new = not (setup.folder / "configuration.json").exists()
+    try:
+        return _build(setup)
+    except Exception:
+        if is_new:  # else a corrected line would meet a folder of another configuration
+            shutil.rmtree(setup.folder, ignore_errors=True)
+        raise
+
+
+def _build(setup: Setup):
     config, fold = setup.config, setup.fold
     frame = setup.frame.set_index("ID")
     tokens = _tokens(config.plain, frame.loc[list(fold.train), "transcript"])
