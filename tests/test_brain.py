@@ -23,6 +23,8 @@ from speechbrain_ser.brain import RunData
 from speechbrain_ser.checkpoints import History, RandomState, Tally, WholeCheckpointer
 from speechbrain_ser.dataio import AudioCache, StepSampler, length_sorted_batches, make_dataset, make_loader
 from speechbrain_ser.errors import UserError
+from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
+from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.cai import CaiModel
 from speechbrain_ser.nnet.pooling import MaskedPooling, frame_mask
 from speechbrain_ser.protocols import Fold
@@ -318,6 +320,28 @@ def test_vectors_are_not_decayed_where_asked(frame, tmp_path):
     assert decays == {True: 0.0, False: 0.3}
 
 
+@pytest.mark.parametrize("rate", ["fast", -1, float("nan")])
+def test_a_rate_that_is_none_is_refused_before_training(frame, tmp_path, rate):
+    with pytest.raises(UserError, match="backbone_lr must be a number"):
+        make_brain(frame, tmp_path, backbone_lr=rate)
+    with pytest.raises(UserError, match="opt_class: "):
+        make_brain(frame, tmp_path, opt=functools.partial(torch.optim.AdamW, lr=0.1, betas=(rate, 0.9)))
+
+
+def test_bf16_runs_with_losses_in_float32(frame, tmp_path):
+    run = make_brain(frame, tmp_path, {"precision": "bf16"}, n_epochs=1)
+    kinds = []
+    original = run.brain.combine
+
+    def record(losses, *args):
+        kinds.extend(loss.dtype for loss in losses.values())
+        return original(losses, *args)
+
+    run.brain.combine = record
+    fit(run)
+    assert set(kinds) == {torch.float32} and np.isfinite(pd.read_csv(run.folder / "epochs.csv")["train_loss"]).all()
+
+
 def test_nothing_left_to_train(frame, tmp_path):
     run = make_brain(frame, tmp_path)
     run.brain.modules.requires_grad_(False)
@@ -599,6 +623,38 @@ def test_resumed_within_an_epoch_equals_uninterrupted(frame, tmp_path, n_batches
     resumed = fit(make_brain(frame, tmp_path / "parts", **options))
     assert same(weights(whole), weights(resumed))
     assert (whole.folder / "epochs.csv").read_bytes() == (resumed.folder / "epochs.csv").read_bytes()
+
+
+@pytest.mark.parametrize("n_batches", [3, 8])
+def test_a_resumed_wav2vec2_draws_the_same_masks_and_layers(frame, tmp_path, n_batches):
+    """SpecAugment draws from NumPy, layerdrop and dropout from torch."""
+    backbone = build_tiny_wav2vec2(
+        tmp_path / "w2v", hidden_size=16, num_layers=2, conv_dim=8, num_heads=2, intermediate_size=16
+    )
+    heads = {
+        "emotion": functools.partial(nn.Linear, out_features=2),
+        "asr": functools.partial(nn.Linear, out_features=len(TOKENS)),
+    }
+
+    def make(folder, every):
+        encoder = Wav2Vec2(
+            str(backbone),
+            str(tmp_path),
+            apply_spec_augment=True,
+            mask_time_prob=0.5,
+            mask_time_length=3,
+            layerdrop=0.4,
+        )
+        model = CaiModel(encoder, MaskedPooling("mean"), heads, {"emotion": 1.0, "asr": 0.1}, seed=1)
+        return make_brain(frame, folder, {"ckpt_interval_steps": every}, model=model, micro=2)
+
+    whole = fit(make(tmp_path / "whole", 0))
+    stopped = make(tmp_path / "parts", 1)
+    stop_after(stopped.brain, n_batches)
+    with pytest.raises(Killed):
+        fit(stopped)
+    resumed = fit(make(tmp_path / "parts", 1))
+    assert same(weights(whole), weights(resumed))
 
 
 @pytest.mark.parametrize("killed_in", ["_fit_valid", "_log_epoch"])
