@@ -117,12 +117,12 @@ def logits_of(path, n_tokens, n_frames=None):
 
 
 @pytest.mark.parametrize("kind", ["greedy", "beam"])
-@pytest.mark.parametrize("n_frames", [3, 7, 40, 799])
+@pytest.mark.parametrize("n_frames", [3, 22, 23, 37, 41, 799])
 def test_every_valid_frame_is_read_and_no_other(kind, n_frames):
     """The last valid frame spells A; what follows spells B."""
     tokens = CharacterTokens(["<blank>", "|", "A", "B"])
     decode = Decoder(tokens, kind)
-    for valid in {1, 2, 3, n_frames // 2, n_frames - 1, n_frames} - {0}:
+    for valid in [*range(1, min(n_frames, 42)), n_frames - 1, n_frames]:
         path = [0] * (valid - 1) + [2] + [3] * (n_frames - valid)
         assert decode(logits_of(path, 4), torch.tensor([valid])) == ["A"], valid
 
