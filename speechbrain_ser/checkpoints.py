@@ -3,17 +3,20 @@
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 from speechbrain.utils.checkpoints import (
+    CKPT_PREFIX,
     METAFNAME,
     Checkpointer,
     mark_as_loader,
     mark_as_saver,
     register_checkpoint_hooks,
 )
+from speechbrain.utils.distributed import main_process_only
 
 
 class WholeCheckpointer(Checkpointer):
@@ -30,6 +33,17 @@ class WholeCheckpointer(Checkpointer):
         if self._late_meta is not None:
             os.replace(*self._late_meta)
         return checkpoint
+
+    def recover_if_possible(self, *args, **kwargs):
+        """As SpeechBrain's, after removing the checkpoints that killed processes left half-written."""
+        self._remove_half_written()
+        return super().recover_if_possible(*args, **kwargs)
+
+    @main_process_only
+    def _remove_half_written(self):
+        for folder in Path(self.checkpoints_dir).glob(f"{CKPT_PREFIX}*"):
+            if not (folder / METAFNAME).exists():
+                shutil.rmtree(folder)
 
     def _save_checkpoint_metafile(self, fpath, meta_to_include=None, end_of_epoch=True):
         temporary = Path(fpath).with_name(f".{METAFNAME}.tmp")
