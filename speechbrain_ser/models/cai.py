@@ -57,7 +57,7 @@ class CaiModel(nn.Module):
     heads : mapping of str to callable
         ``emotion`` (h) and ``asr`` (g), constructors that still lack ``in_features``.
     loss_weights : mapping of str to float
-        A weight a task; a head of weight 0 is not built.
+        A weight a task; a head of weight 0 is not built (the emotion head always is, and needs a weight).
     seed : int
         Seed of the heads' initial weights.
     """
@@ -76,6 +76,8 @@ class CaiModel(nn.Module):
         self.encoder = encoder
         self.pooling = pooling
         wanted = active_tasks(loss_weights, self.tasks)
+        if "emotion" not in wanted:
+            raise UserError("loss_weights: without the emotion task (weight 0) there is nothing to recognise")
         self.heads = nn.ModuleDict({task: build_head(heads[task], encoder.output_size, task, seed) for task in wanted})
 
     def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -98,8 +100,7 @@ class CaiModel(nn.Module):
         frames = self.encoder.frame_counts(absolute_lengths(wavs, wav_lens))
         embedding = self.pooling(z, frames)  # (batch, channels)
         outputs = {"frames": frames, "embedding": embedding}
-        if "emotion" in self.heads:
-            outputs["emotion"] = self.heads["emotion"](embedding)
+        outputs["emotion"] = self.heads["emotion"](embedding)
         if "asr" in self.heads:
             outputs["asr"] = self.heads["asr"](z)
         return outputs
