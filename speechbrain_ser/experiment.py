@@ -287,7 +287,9 @@ def _class_weights(wanted, setup: Setup) -> torch.Tensor | None:
     if wanted == "balanced":
         weights = 1.0 / counts.clip(lower=1)
     elif isinstance(wanted, dict) and set(wanted) == set(setup.classes):
-        weights = pd.Series(wanted, dtype=float).reindex(setup.classes)
+        weights = pd.to_numeric(pd.Series(wanted), errors="coerce").reindex(setup.classes)
+        if not (weights > 0).all() or not (weights < float("inf")).all():
+            raise UserError(f"class_weights: expected numbers > 0, found {wanted}")
     else:
         raise UserError(f"class_weights: expected balanced or a weight for each of {setup.classes}, found {wanted}")
     return torch.tensor((weights / (weights * counts).sum() * counts.sum()).to_numpy(), dtype=torch.float32)

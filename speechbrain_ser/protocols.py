@@ -85,6 +85,8 @@ def make_folds(frame: pd.DataFrame, protocol: str, seen_fraction: float = 0.1, s
         )
     if not 0 <= seen_fraction < 1:
         raise UserError(f"seen_fraction must be in [0, 1), found {seen_fraction}")
+    if split_seed < 0:
+        raise UserError(f"split_seed must be >= 0, found {split_seed}")
     if frame.empty:
         raise UserError("no utterance is left after label selection")
     splits = PROTOCOLS[protocol](frame, split_seed)

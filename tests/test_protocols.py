@@ -266,6 +266,11 @@ def test_one_speaker_leaves_nothing_to_train_on(emodb):
         make_folds(emodb[emodb["speaker"] == "03"], "speaker")
 
 
+def test_a_negative_split_seed(emodb):
+    with pytest.raises(UserError, match="split_seed"):
+        make_folds(emodb, "speaker", split_seed=-1)
+
+
 def test_no_utterance_is_left(emodb):
     with pytest.raises(UserError, match="label selection"):
         make_folds(emodb.head(0), "speaker")

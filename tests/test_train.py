@@ -216,6 +216,12 @@ def wrong(train, *flags, expect: str | tuple = "", **kwargs):
         ("--precision=fp61", "fp32, fp16, bf16"),
         ("--early_stopping=never", "early_stopping"),
         ("--class_weights={angry: 2}", "class_weights"),
+        (
+            "--class_weights={angry: x, boredom: 1, disgust: 1, fear: 1, happy: 1, neutral: 1, sad: 1}",
+            "class_weights: expected numbers",
+        ),
+        ("--loss_weights={emotion: 0}", "emotion"),
+        ("--split_seed=-1", "split_seed"),
         ("--wav2vec2_hub=/nowhere/w2v", "/nowhere/w2v"),
         ("--data_folder=/nowhere/corpus", "/nowhere/corpus"),
         ("--attention=flesh", "eager"),
