@@ -395,6 +395,12 @@ def test_alpha_0_is_not_built_computed_or_logged_and_changes_no_random_draw(fram
     assert "hypothesis" not in single.brain.predictions()
 
 
+@pytest.mark.parametrize("weights_of", [{"emotion": 0, "asr": 1.0}, {"asr": 1.0}])
+def test_the_emotion_task_cannot_be_left_out(weights_of):
+    with pytest.raises(UserError, match="emotion"):
+        CaiModel(TinyEncoder(), MaskedPooling("mean"), {}, weights_of)
+
+
 # ------------------------------------------------------------------ what is logged
 
 
@@ -708,8 +714,9 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_older_one(frame, tmp_pa
     again.brain.evaluate(again.loaders["test"])
     assert again.brain.tested_epoch == 1
     assert same(expected, weights(again))
-    # and training goes on from it
+    # and training goes on from it, the half one swept away
     more = fit(make_brain(frame, tmp_path, n_epochs=2))
+    assert all((p / "CKPT.yaml").exists() for p in (tmp_path / "save").glob("CKPT*"))
     assert pd.read_csv(more.folder / "epochs.csv")["epoch"].tolist() == [1, 2]
 
 
