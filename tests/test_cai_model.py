@@ -1,0 +1,120 @@
+"""Cai's model and losses against the published program, each utterance of a padded batch as if it were alone."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from speechbrain_ser.errors import UserError
+from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
+from speechbrain_ser.models.cai import CaiModel, active_tasks
+from speechbrain_ser.nnet.losses import ctc_loss, frames_needed
+from speechbrain_ser.nnet.pooling import MaskedPooling
+
+DATA = Path(__file__).parent / "data" / "cai_tiny"
+HEADS = {"emotion": functools.partial(torch.nn.Linear, out_features=4)}
+HEADS["asr"] = functools.partial(torch.nn.Linear, out_features=32)
+PUBLISHED = {"emotion": "cls_head", "asr": "lm_head"}
+
+
+def model(folder=DATA / "w2v", weights=None, **kwargs):
+    return CaiModel(
+        Wav2Vec2(str(folder)), MaskedPooling("mean"), HEADS, weights or {"emotion": 1, "asr": 0.1}, **kwargs
+    )
+
+
+@pytest.fixture(scope="module")
+def published():
+    net = model().eval()
+    tensors = load_file(DATA / "heads.safetensors")
+    for task, name in PUBLISHED.items():
+        net.heads[task].load_state_dict({k: tensors[f"{name}.{k}"] for k in ("weight", "bias")})
+    return net
+
+
+def test_a_padded_batch_gives_the_published_program_s_single_results(published):
+    batch, expected = np.load(DATA / "batch.npz"), np.load(DATA / "expected.npz")
+    wavs, lengths = torch.tensor(batch["wavs"]), torch.tensor(batch["lengths"])
+    targets = [torch.tensor(t[t >= 0]) for t in batch["ctc_targets"]]
+    with torch.no_grad():
+        out = published(wavs, lengths / wavs.shape[1])
+    ce = torch.nn.functional.cross_entropy(out["emotion"], torch.tensor(batch["emo"]), reduction="none")
+    ctc = ctc_loss(out["asr"], out["frames"], targets)
+    for i, frames in enumerate(out["frames"].tolist()):
+        single = {
+            k: expected[f"single{i}_{k}"] for k in ("emotion_logits", "ctc_logits", "pooled", "ce", "ctc", "total")
+        }
+        assert single["ctc_logits"].shape[1] == frames
+        np.testing.assert_allclose(out["emotion"][i], single["emotion_logits"][0], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(out["asr"][i, :frames], single["ctc_logits"][0], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(out["embedding"][i], single["pooled"][0], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(ce[i], single["ce"], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(ctc[i], single["ctc"], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(ce[i] + 0.1 * ctc[i], single["total"], rtol=0, atol=1e-4)
+    # the published program's own batch, without a mask, is something else
+    assert np.abs(expected["batch_emotion_logits"] - out["emotion"].numpy()).max() > 0.1
+
+
+def test_layer_norm_front_end_in_a_batch_gives_the_single_results(small):
+    net = model(small.backbone()).eval()
+    generator = torch.Generator().manual_seed(0)
+    wavs = torch.randn(3, 9000, generator=generator)
+    lengths = torch.tensor([9000, 400, 5200])
+    for wav, length in zip(wavs, lengths, strict=True):
+        wav[length:] = 0
+    with torch.no_grad():
+        batch = net(wavs, lengths / 9000)
+        for i, length in enumerate(lengths.tolist()):
+            alone = net(wavs[i : i + 1, :length], torch.ones(1))
+            frames = int(alone["frames"])
+            assert frames == int(batch["frames"][i])
+            torch.testing.assert_close(batch["emotion"][i], alone["emotion"][0], atol=1e-4, rtol=0)
+            torch.testing.assert_close(batch["asr"][i, :frames], alone["asr"][0], atol=1e-4, rtol=0)
+
+
+def test_a_task_of_weight_0_is_not_built_and_changes_no_draw(small):
+    torch.manual_seed(5)
+    both = model(small.backbone(), seed=3)
+    state = torch.get_rng_state()
+    torch.manual_seed(5)
+    one = model(small.backbone(), {"emotion": 1, "asr": 0}, seed=3)
+    assert torch.equal(state, torch.get_rng_state())
+    assert list(one.heads) == ["emotion"] and list(both.heads) == ["emotion", "asr"]
+    assert torch.equal(one.heads["emotion"].weight, both.heads["emotion"].weight)
+    other = model(small.backbone(), seed=4)
+    assert not torch.equal(other.heads["emotion"].weight, both.heads["emotion"].weight)
+    assert "asr" not in one(torch.randn(1, 800), torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"emotoin": 1}, "did you mean 'emotion'"),
+        ({"emotion": -1}, "must be a number >= 0"),
+        ({"emotion": float("nan")}, "must be a number >= 0"),
+        ({"emotion": "much"}, "must be a number >= 0"),
+        ({"emotion": 0, "asr": 0}, "nothing would be trained"),
+    ],
+)
+def test_wrong_weights(weights, message):
+    with pytest.raises(UserError, match=message):
+        active_tasks(weights, ("emotion", "asr"))
+
+
+def test_ctc_equals_the_sum_over_all_paths_by_hand():
+    """Two frames, blank, A, B: every path that spells A."""
+    logits = torch.randn(1, 2, 3, generator=torch.Generator().manual_seed(1))
+    p = logits.softmax(-1)[0]
+    paths = p[0, 1] * p[1, 1] + p[0, 0] * p[1, 1] + p[0, 1] * p[1, 0]
+    found = ctc_loss(logits, torch.tensor([2]), [torch.tensor([1])])
+    torch.testing.assert_close(found[0], -paths.log())
+
+
+def test_ctc_of_an_utterance_without_words_and_of_one_too_short():
+    logits = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(1))
+    found = ctc_loss(logits, torch.tensor([2, 2]), [torch.tensor([], dtype=torch.long), torch.tensor([1, 1])])
+    torch.testing.assert_close(found[0], -logits[0].log_softmax(-1)[:, 0].sum())  # blanks only
+    assert found[1] == 0 and frames_needed([1, 1]) == 3
