@@ -252,11 +252,19 @@ class SERBrain(sb.Brain):
     def on_fit_start(self):
         """SpeechBrain's (resumes from the newest checkpoint), and says where we are."""
         super().on_fit_start()
+        self._stretch_schedule()
         done = self.hparams.epoch_counter.current
         if done or self.step:
             logger.info(
                 f"resumed after epoch {done}" + (f", within the next at batch {self.step}" if self.step else "")
             )
+
+    def _stretch_schedule(self) -> None:
+        """More epochs lengthen the schedule: the rates that a checkpoint holds are the shorter one's (0 at its end)."""
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.LambdaLR):
+            done, factors = self.scheduler.last_epoch, self.scheduler.lr_lambdas
+            for group, base, factor in zip(self.optimizer.param_groups, self.scheduler.base_lrs, factors, strict=True):
+                group["lr"] = base * factor(done)
 
     def on_stage_start(self, stage, epoch=None):
         """Empty books; a training epoch resumed in its middle keeps its own."""

@@ -682,9 +682,20 @@ def test_resumed_after_the_last_batch_of_an_epoch_equals_uninterrupted(frame, tm
 
 def test_more_epochs_continue_a_run(frame, tmp_path):
     fit(make_brain(frame, tmp_path, n_epochs=1))
-    run = fit(make_brain(frame, tmp_path, n_epochs=3))
+    run = make_brain(frame, tmp_path, n_epochs=3)
+    rates = []
+    original = run.brain.optimizers_step
+
+    def record():
+        rates.append(run.brain.optimizer.param_groups[0]["lr"])
+        original()
+
+    run.brain.optimizers_step = record
+    fit(run)
     assert pd.read_csv(run.folder / "epochs.csv")["epoch"].tolist() == [1, 2, 3]
     assert run.brain.optimizer_step == 9
+    # the schedule of nine steps, one of them rising, from its fourth on
+    assert rates == pytest.approx([0.01 * (9 - k) / 8 for k in range(3, 9)])
 
 
 def test_evaluating_without_a_checkpoint_is_refused(frame, tmp_path):
