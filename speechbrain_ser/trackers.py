@@ -65,6 +65,7 @@ def _tensorboard(output_folder: str) -> Callable:
         done = meta["epoch"] - 1
         board.global_step = {"meta": done, **{p: dict.fromkeys(f or (), done) for p, f in parts.items()}}
         board.log_stats(meta, *(parts[p] for p in PARTS))
+        board.writer.flush()  # else minutes later, and never in a killed process
 
     return log
 
