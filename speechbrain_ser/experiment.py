@@ -1,7 +1,9 @@
 """One run from a command line: checks, data, training, test, results. The same for every system's YAML."""
 
+import inspect
 import json
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -16,14 +18,21 @@ from speechbrain_ser.brain import RunData
 from speechbrain_ser.checkpoints import WholeCheckpointer
 from speechbrain_ser.config import Config, read_config
 from speechbrain_ser.corpora import manifest as corpora
-from speechbrain_ser.dataio import AudioCache, StepSampler, length_sorted_batches, make_dataset, make_loader
+from speechbrain_ser.dataio import (
+    SAMPLE_RATE,
+    AudioCache,
+    StepSampler,
+    length_sorted_batches,
+    make_dataset,
+    make_loader,
+)
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.files import write_json, write_text
 from speechbrain_ser.lobes.backbone import check_backbone, fingerprint
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
 from speechbrain_ser.nnet.losses import frames_needed
 from speechbrain_ser.protocols import Fold, choose_fold, leakage, make_folds, text_heard
-from speechbrain_ser.results import SELECTIONS, print_results, selections_of, test_and_write
+from speechbrain_ser.results import SELECTIONS, evaluate_and_write, print_results, selections_of
 from speechbrain_ser.tokens import build_tokens, save_tokens
 from speechbrain_ser.trackers import check_tracker
 
@@ -80,7 +89,7 @@ def run(config: Config) -> Path:
         return setup.folder
     hparams, brain, loaders = build(setup)
     brain.fit(hparams["epoch_counter"], loaders["train"], loaders["valid"])
-    test_and_write(setup, brain, loaders["test"])
+    evaluate_and_write(setup, brain, loaders["test"])
     print_results(setup)
     return setup.folder
 
@@ -95,6 +104,7 @@ class Setup:
     config: Config
     frame: pd.DataFrame
     fold: Fold
+    folds: list[str]
     folder: Path
     science: dict
 
@@ -144,8 +154,10 @@ def prepare(config: Config) -> Setup:
         )
     if plain["selection"] == "test" and not plain["test_every_epoch"]:
         raise UserError("selection: test (an oracle) needs --test_every_epoch=True")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("several processes (torchrun) would each train on everything: not supported yet, start one")
     if plain["build_backbone"]:
-        build_tiny_wav2vec2(plain["wav2vec2_hub"], **plain["build_backbone"])
+        _build_backbone(plain["wav2vec2_hub"], plain["build_backbone"])
     check_backbone(plain["wav2vec2_hub"])
 
     manifest = _prepare_manifest(plain)
@@ -163,9 +175,21 @@ def prepare(config: Config) -> Setup:
 
     science = {**config.science(), "fold": fold.name, "backbone": fingerprint(plain["wav2vec2_hub"])}
     science["utterances"] = pd.util.hash_pandas_object(frame.drop(columns="wav"), index=False).sum().item()
-    setup = Setup(config, frame, fold, _output_folder(config, fold), {k: str(v) for k, v in science.items()})
+    setup = Setup(
+        config, frame, fold, list(folds), _output_folder(config, fold), {k: str(v) for k, v in science.items()}
+    )
     _check_folder(setup)
     return setup
+
+
+def _build_backbone(folder: str, sizes: dict) -> None:
+    known = inspect.signature(build_tiny_wav2vec2).parameters
+    if unknown := [f"{k}{nearest(k, known)}" for k in sizes if k not in known]:
+        raise UserError(f"build_backbone: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+    try:
+        build_tiny_wav2vec2(folder, **sizes)
+    except ValueError as error:
+        raise UserError(f"build_backbone: {error}") from error
 
 
 def _prepare_manifest(plain: dict) -> Path:
@@ -251,6 +275,7 @@ def _build(setup: Setup):
     hparams = config.build()
     data = RunData(frame, fold, setup.classes, _class_weights(hparams["class_weights"], setup), tokens)
     loaders, sampler = _loaders(hparams, data)
+    _refuse_too_short(data, hparams["encoder"])
     _warn_ctc(data, hparams["encoder"])
     checkpointer = WholeCheckpointer(save, {"model": hparams["model"]})
     brain = hparams["brain_class"](
@@ -328,12 +353,26 @@ def _log_split(setup: Setup) -> None:
     logger.info(f"{heard.mean():.0%} of the test utterances say a text that is also said in training")
 
 
+def _samples(durations: pd.Series) -> torch.Tensor:
+    return torch.tensor((durations * SAMPLE_RATE).round().to_numpy(), dtype=torch.long)
+
+
+def _refuse_too_short(data: RunData, encoder) -> None:
+    """An utterance without a single frame would stop an epoch in its middle."""
+    samples = zip(data.frame.index, _samples(data.frame["duration"]).tolist(), strict=True)
+    if short := [f"{utterance} ({n / 16:.0f} ms)" for utterance, n in samples if n < encoder.min_samples]:
+        raise UserError(
+            f"{len(short)} utterances are shorter than the {encoder.min_samples / 16:.0f} ms the backbone needs for a "
+            f"frame: {', '.join(short[:20])}{' …' if len(short) > 20 else ''}"
+        )
+
+
 def _warn_ctc(data: RunData, encoder) -> None:
     """CTC cannot spell more tokens than there are frames: such utterances teach only the other tasks."""
     if not data.tokens:
         return
     train = data.frame.loc[list(data.fold.train)]
-    frames = encoder.frame_counts(torch.tensor((train["duration"] * 16_000).round().to_numpy(), dtype=torch.long))
+    frames = encoder.frame_counts(_samples(train["duration"]))
     needed = [frames_needed(data.tokens.encode(t)) for t in train["transcript"]]
     if short := [i for i, f, n in zip(train.index, frames.tolist(), needed, strict=True) if n > f]:
         logger.warning(f"{len(short)} utterances are too short for their transcript, CTC leaves them out: {short[:20]}")

@@ -27,7 +27,7 @@ def selections_of(plain: dict, fold: Fold) -> list[str]:
     return [s for s in SELECTIONS if available[s] or s == plain["selection"]]
 
 
-def test_and_write(setup: Setup, brain, loader) -> None:
+def evaluate_and_write(setup: Setup, brain, loader) -> None:
     """Test every selection this training gives, and write predictions, metrics and pictures.
 
     Arguments
@@ -45,18 +45,20 @@ def test_and_write(setup: Setup, brain, loader) -> None:
     for selection in selections_of(plain, fold):
         brain.evaluate(loader, max_key=SELECTIONS[selection])
         predictions = brain.predictions()
+        predictions["text_heard"] = predictions["ID"].map(heard)
         suffix = "" if selection == plain["selection"] else f"_{selection}"
         write_csv(predictions, setup.folder / f"predictions{suffix}.csv")
         selections[selection] = {
             "selected_by": SELECTION_NAMES[selection],
             "epoch": brain.tested_epoch,
-            **metrics_by_text(predictions, heard, setup.classes),
+            **metrics_by_text(predictions, setup.classes),
         }
     results = {
         "system": setup.config.system,
         "corpus": plain["corpus"],
         "protocol": plain["protocol"],
         "fold": fold.name,
+        "folds": setup.folds,
         "seed": plain["seed"],
         "variant": setup.config.variant(),
         "changed": setup.config.changed(),

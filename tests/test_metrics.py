@@ -107,8 +107,8 @@ def test_no_wer_without_an_asr_head():
 
 def test_the_text_disjoint_part():
     rows = table()
-    heard = pd.Series({i: k < 5 for k, i in enumerate(rows["ID"])})
-    found = metrics_by_text(rows.sample(frac=1, random_state=0), heard, CLASSES)
+    rows["text_heard"] = np.arange(len(rows)) < 5
+    found = metrics_by_text(rows.sample(frac=1, random_state=0), CLASSES)
     assert found["share_text_heard"] == 0.25
     assert (found["all"]["n"], found["text_heard"]["n"], found["text_disjoint"]["n"]) == (20, 5, 15)
     assert found["text_heard"]["WA"] == (rows["emotion"] == rows["predicted"])[:5].mean()
@@ -117,8 +117,7 @@ def test_the_text_disjoint_part():
 
 @pytest.mark.parametrize(("value", "empty"), [(True, "text_disjoint"), (False, "text_heard")])
 def test_an_empty_part_says_none(value, empty):
-    rows = table()
-    found = metrics_by_text(rows, pd.Series(value, index=rows["ID"]), CLASSES)
+    found = metrics_by_text(table().assign(text_heard=value), CLASSES)
     assert found[empty] == "none"
     assert all(found[p] != "none" for p in {"text_heard", "text_disjoint"} - {empty})
 
@@ -139,8 +138,7 @@ def test_never_nan_and_plain_python(n):
     """However few utterances there are, the figures can be written as JSON."""
     for seed in range(5):
         rows = table(seed, n).assign(transcript="{LAUGH}")
-        heard = pd.Series({i: k % 2 == 0 for k, i in enumerate(rows["ID"])})
-        found = metrics_by_text(rows, heard, CLASSES)
+        found = metrics_by_text(rows.assign(text_heard=np.arange(len(rows)) % 2 == 0), CLASSES)
         assert found["all"]["WER"] is None
         json.dumps(found, allow_nan=False)
         for value in walk(found):

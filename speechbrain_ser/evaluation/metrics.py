@@ -107,15 +107,13 @@ def metrics(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
     return out
 
 
-def metrics_by_text(predictions: pd.DataFrame, heard: pd.Series, classes: Sequence[str]) -> dict:
+def metrics_by_text(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
     """The figures on all utterances, on those whose text was heard in training, and on the text-disjoint rest.
 
     Arguments
     ---------
     predictions : pandas.DataFrame
-        As for :func:`metrics`.
-    heard : pandas.Series of bool
-        By ID: does the text occur in the training part?
+        As for :func:`metrics`, with a column ``text_heard``: does the text occur in the training part?
     classes : sequence of str
         All classes.
 
@@ -125,7 +123,7 @@ def metrics_by_text(predictions: pd.DataFrame, heard: pd.Series, classes: Sequen
         ``all``; ``text_heard`` and ``text_disjoint`` (the string ``"none"`` where that part is empty, never NaN);
         ``share_text_heard``.
     """
-    is_heard = predictions["ID"].map(heard).astype(bool)
+    is_heard = predictions["text_heard"].astype(bool)
     parts = {"text_heard": predictions[is_heard], "text_disjoint": predictions[~is_heard]}
     return {
         "all": metrics(predictions, classes),
