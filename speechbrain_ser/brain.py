@@ -19,7 +19,7 @@ from speechbrain_ser.checkpoints import History, RandomState, Tally
 from speechbrain_ser.dataio import StepSampler
 from speechbrain_ser.decoding import Decoder
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.evaluation.metrics import metrics
+from speechbrain_ser.evaluation.metrics import metrics, speaker_accuracy
 from speechbrain_ser.files import write_csv
 from speechbrain_ser.protocols import Fold
 from speechbrain_ser.trackers import make_loggers
@@ -46,6 +46,8 @@ class RunData:
         [classes], mean 1 over the training utterances.
     tokens : CharacterTokens or SentencePieceTokens, optional
         Where there is an ASR head.
+    speakers : tuple of str
+        The training speakers, in the order of the speaker logits.
     """
 
     frame: pd.DataFrame
@@ -53,13 +55,13 @@ class RunData:
     classes: list[str]
     class_weights: torch.Tensor | None = None
     tokens: object | None = None
+    speakers: tuple[str, ...] = ()
 
 
 class SERBrain(sb.Brain):
     """Base of the recipes' Brains.
 
-    A recipe implements ``compute_forward`` and ``compute_objectives``; the latter gives one loss value an utterance
-    for each task to :meth:`combine`.
+    A recipe implements ``compute_forward`` and ``losses``: one value an utterance for each task.
 
     Arguments
     ---------
@@ -67,22 +69,24 @@ class SERBrain(sb.Brain):
         The run's utterances.
     sampler : StepSampler
         Plans the optimiser steps.
-    test_loader : DataLoader, optional
-        Evaluated after every epoch where ``test_every_epoch`` is on.
+    loaders : dict of str to DataLoader
+        ``test``, evaluated after every epoch where ``test_every_epoch`` is on, and ``seen``, where there is a speaker
+        task.
     **kwargs
         Those of ``speechbrain.Brain``.
     """
 
-    def __init__(self, data: RunData, sampler: StepSampler, test_loader=None, **kwargs):
+    def __init__(self, data: RunData, sampler: StepSampler, loaders=None, **kwargs):
         super().__init__(**kwargs)
         self._check_optimizer()
         self.data = data
         self.train_sampler = sampler  # SpeechBrain calls its set_epoch only if it is named so
-        self.test_loader = test_loader
+        self.loaders = loaders or {}
+        self.has_speaker_task = self.hparams.loss_weights.get("speaker", 0) > 0
         self.tokens = data.tokens
         self.class_weights = None if data.class_weights is None else data.class_weights.to(self.device)
         self.decode = Decoder(data.tokens, self.hparams.decoding, self.hparams.beam_size) if data.tokens else None
-        self.loggers = make_loggers(self.hparams.output_folder, self.hparams.tracker)
+        self.log_to = make_loggers(self.hparams.output_folder, self.hparams.tracker)
         # SpeechBrain clips the first parameter group only, and clips to nothing for max_grad_norm <= 0: its clipping
         # is made harmless here, and ours runs just before each optimiser step (see init_optimizers)
         self.clip_norm, self.max_grad_norm = self.max_grad_norm, NO_CLIPPING
@@ -105,6 +109,14 @@ class SERBrain(sb.Brain):
             raise UserError(f"opt_class: {error}") from error
 
     # -------------------------------------------------------------- losses
+
+    def losses(self, predictions: dict, batch) -> dict[str, torch.Tensor]:
+        """The recipe's: one loss value an utterance, [batch], by task."""
+        raise NotImplementedError
+
+    def compute_objectives(self, predictions, batch, stage):
+        """The weighted sum of the recipe's losses."""
+        return self.combine(self.losses(predictions, batch), predictions, batch, stage)
 
     def combine(self, losses: dict[str, torch.Tensor], predictions: dict, batch, stage) -> torch.Tensor:
         """The weighted sum of the tasks' losses, and the bookkeeping of a batch.
@@ -131,6 +143,10 @@ class SERBrain(sb.Brain):
         self.utterance_losses = dict(zip(batch.id, total.detach().tolist(), strict=True))
         correct = predictions["emotion"].argmax(-1) == batch.emotion if "emotion" in predictions else None
         accuracy = {} if correct is None else {"WA": correct}
+        if "speaker" in predictions and stage == sb.Stage.TRAIN:
+            accuracy["speaker_accuracy"] = predictions["speaker"].argmax(-1) == batch.speaker
+        elif "speaker" in parts:  # a speaker who is not trained on has no loss to show
+            parts = {task: loss for task, loss in parts.items() if task != "speaker"}
         if stage != sb.Stage.TRAIN or total.isfinite().all():  # a tolerated batch has no part in the epoch's figures
             self.tally.add(loss=total, **{f"loss_{task}": loss for task, loss in parts.items()}, **accuracy)
         if stage != sb.Stage.TRAIN:
@@ -149,6 +165,8 @@ class SERBrain(sb.Brain):
             row["predicted"] = self.data.classes[int(posterior[k].argmax())]
             row |= {f"posterior_{c}": round(float(p), 6) for c, p in zip(self.data.classes, posterior[k], strict=True)}
             row["transcript"] = self.data.frame.at[utterance, "transcript"]
+            if "speaker" in predictions:
+                row["speaker_predicted"] = self.data.speakers[int(predictions["speaker"][k].argmax())]
             rows.append(row if said is None else {**row, "hypothesis": said[k]})
         return rows
 
@@ -176,7 +194,7 @@ class SERBrain(sb.Brain):
         augmented, lens = self.hparams.augment(wavs, lens)
         rows = self.hparams.augment.replicate_labels(torch.arange(len(wavs))).tolist()
         batch.sig = (augmented, lens)
-        batch.emotion = batch.emotion[rows]
+        batch.emotion, batch.speaker = batch.emotion[rows], batch.speaker[rows]
         batch.tokens, batch.id = ([x[k] for k in rows] for x in (batch.tokens, batch.id))
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
@@ -194,7 +212,7 @@ class SERBrain(sb.Brain):
         self.optimizers_dict = {"opt_class": self.optimizer}
         if self.clip_norm > 0:
             self.optimizer.register_step_pre_hook(self._clip)
-        steps = self.hparams.n_epochs * self.train_sampler.steps_per_epoch
+        self.total_steps = steps = self.hparams.n_epochs * self.train_sampler.steps_per_epoch
         self.scheduler = self.hparams.lr_schedule(
             self.optimizer, num_warmup_steps=round(self.hparams.warmup * steps), num_training_steps=steps
         )
@@ -299,8 +317,11 @@ class SERBrain(sb.Brain):
         # a run resumed from this epoch's checkpoint must not start the next one in its middle
         self.step, self.avg_train_loss = 0, 0.0
         if self.hparams.test_every_epoch:
-            self._run_test()
+            self._run("test")
             self.row |= self._figures("test")
+        if self.has_speaker_task and self.data.fold.seen:
+            self._run("seen")
+            self.row["seen_speaker_accuracy"] = speaker_accuracy(self.predictions())
         self.history.rows.append(self.row)
         if "valid_WA" in self.row:
             # as a negative error: SpeechBrain's stopper takes a tie of positive scores for an improvement
@@ -317,12 +338,12 @@ class SERBrain(sb.Brain):
             importance_keys=[],  # SpeechBrain's default is one list for all calls, and it grows
         )
 
-    def _run_test(self) -> None:
-        """The test part with the current weights; nothing of training notices."""
+    def _run(self, part: str) -> None:
+        """A part with the current weights; nothing of training notices."""
         step, self.step = self.step, 0
         self.on_stage_start(sb.Stage.TEST)
         self.modules.eval()
-        for batch in self.test_loader:
+        for batch in self.loaders[part]:
             self.step += 1
             self.evaluate_batch(batch, sb.Stage.TEST)
             if self.debug and self.step == self.debug_batches:
@@ -334,7 +355,8 @@ class SERBrain(sb.Brain):
         write_csv(pd.DataFrame(self.history.rows), Path(self.hparams.output_folder) / "epochs.csv")
         meta = {k: self.row[k] for k in ("epoch", "lr")}
         parts = {p: self._part(p) for p in ("train", "valid", "test")}
-        for log in self.loggers:
+        meta |= {k: v for k, v in self.row.items() if k.startswith("seen_")}
+        for log in self.log_to:
             log(meta, parts)
         for part in ("valid", "test"):
             if f"{part}_confusion" in self.row:

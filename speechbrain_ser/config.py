@@ -49,6 +49,7 @@ REFUSED = {
     "system": "a system is chosen by its YAML, the first argument",
     "n_emotions": "comes from the data",
     "n_tokens": "comes from the data",
+    "n_speakers": "comes from the data",
 }
 REFERENCE = re.compile(r"<([^>\[\]]+)")
 CALLS = ("!new:", "!name:", "!apply:")

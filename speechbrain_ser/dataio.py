@@ -25,6 +25,7 @@ from speechbrain_ser.errors import UserError
 logger = logging.getLogger(__name__)
 
 SAMPLE_RATE = 16_000
+UNKNOWN_SPEAKER = -1  # index of a speaker who is not trained on
 
 
 # ------------------------------------------------------------------ audio
@@ -97,7 +98,13 @@ def _is_plain(path: str) -> bool:
 # ------------------------------------------------------------------ datasets
 
 
-def make_dataset(frame: pd.DataFrame, cache: AudioCache, classes: Sequence[str], encode: Callable | None):
+def make_dataset(
+    frame: pd.DataFrame,
+    cache: AudioCache,
+    classes: Sequence[str],
+    encode: Callable | None = None,
+    speakers: Sequence[str] = (),
+):
     """The utterances of a manifest as a SpeechBrain dataset.
 
     Arguments
@@ -110,25 +117,30 @@ def make_dataset(frame: pd.DataFrame, cache: AudioCache, classes: Sequence[str],
         Emotion classes, in the order of the logits.
     encode : callable, optional
         Transcript to token indices, where there is an ASR head.
+    speakers : sequence of str
+        The training speakers, in the order of the speaker logits.
 
     Returns
     -------
     speechbrain.dataio.dataset.DynamicItemDataset
-        Items ``id``, ``sig`` [time], ``emotion`` (class index), ``tokens``.
+        Items ``id``, ``sig`` [time], ``emotion_index``, ``speaker_index`` (:data:`UNKNOWN_SPEAKER` for others),
+        ``token_list``.
     """
     # a dictionary, not from_csv: its replacements would also touch braces in transcripts
-    data = frame.set_index("ID")[["wav", "emotion", "transcript"]].to_dict("index")
+    data = frame.set_index("ID")[["wav", "emotion", "speaker", "transcript"]].to_dict("index")
     dataset = DynamicItemDataset(data)
     index = {c: i for i, c in enumerate(classes)}
     dataset.add_dynamic_item(cache.__getitem__, takes="wav", provides="sig")
     dataset.add_dynamic_item(index.__getitem__, takes="emotion", provides="emotion_index")
+    known = {s: i for i, s in enumerate(speakers)}
+    dataset.add_dynamic_item(lambda s: known.get(s, UNKNOWN_SPEAKER), takes="speaker", provides="speaker_index")
     dataset.add_dynamic_item(encode or (lambda transcript: []), takes="transcript", provides="token_list")
-    dataset.set_output_keys(["id", "sig", "emotion_index", "token_list"])
+    dataset.set_output_keys(["id", "sig", "emotion_index", "speaker_index", "token_list"])
     return dataset
 
 
 class Batch(PaddedBatch):
-    """A padded batch: ``id`` list, ``sig`` (data [batch, time], lengths), ``emotion`` [batch], ``tokens`` list.
+    """A padded batch: ``id`` and ``tokens`` lists, ``sig`` (data [batch, time], lengths), ``emotion``, ``speaker`` [batch].
 
     Tokens stay a list of tensors, because an utterance may have none (laughter) and CTC needs no padding.
     """
@@ -136,18 +148,21 @@ class Batch(PaddedBatch):
     def __init__(self, examples: list[dict]):
         super().__init__([{"id": e["id"], "sig": e["sig"]} for e in examples])
         self.emotion = torch.tensor([e["emotion_index"] for e in examples])
+        self.speaker = torch.tensor([e["speaker_index"] for e in examples])
         self.tokens = [torch.tensor(e["token_list"], dtype=torch.long) for e in examples]
 
     def to(self, *args, **kwargs):
         """In-place move of everything a device computes with."""
         super().to(*args, **kwargs)
         self.emotion = self.emotion.to(*args, **kwargs)
+        self.speaker = self.speaker.to(*args, **kwargs)
         return self
 
     def pin_memory(self):
         """In-place pinning."""
         super().pin_memory()
         self.emotion = self.emotion.pin_memory()
+        self.speaker = self.speaker.pin_memory()
         return self
 
 

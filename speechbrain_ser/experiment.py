@@ -89,7 +89,7 @@ def run(config: Config) -> Path:
         return setup.folder
     hparams, brain, loaders = build(setup)
     brain.fit(hparams["epoch_counter"], loaders["train"], loaders["valid"])
-    evaluate_and_write(setup, brain, loaders["test"])
+    evaluate_and_write(setup, brain, loaders)
     print_results(setup)
     return setup.folder
 
@@ -112,6 +112,11 @@ class Setup:
     def classes(self) -> list[str]:
         """Emotion classes, sorted; the order of the logits."""
         return sorted(set(self.frame["emotion"]))
+
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        """The fold's training speakers, sorted; the order of the speaker logits."""
+        return tuple(sorted(set(self.frame["speaker"][self.frame["ID"].isin(self.fold.train)])))
 
     def finished(self) -> bool:
         """Whether this very run has its results already."""
@@ -167,6 +172,8 @@ def prepare(config: Config) -> Setup:
     fold = choose_fold(folds, plain["fold"])
     if plain["selection"] == "valid" and not fold.valid:
         raise UserError(f"selection: valid needs a validation part; protocol '{plain['protocol']}' has none")
+    if plain["loss_weights"].get("speaker") and (frame["speaker"] == "").any():
+        raise UserError("the speaker task needs a speaker for every utterance: some have none")
     patience = plain["early_stopping"]
     if not isinstance(patience, int) or patience < 1:
         raise UserError(f"early_stopping must be a whole number >= 1 (n_epochs: off), found {patience!r}")
@@ -262,18 +269,22 @@ def _build(setup: Setup):
         "output_folder": str(setup.folder),
         "fold": fold.name,
     }
+    if "n_speakers" in config.tree:
+        config.computed["n_speakers"] = len(setup.speakers)
     sb.create_experiment_directory(str(setup.folder))
     write_text(config.resolved(), setup.folder / "hyperparams.yaml")
     write_json(setup.science, setup.folder / "configuration.json")
     save = setup.folder / "save"
     save.mkdir(exist_ok=True)
     write_json(setup.classes, save / "classes.json")
+    write_json(setup.speakers, save / "speakers.json")
     if tokens:
         save_tokens(tokens, save / "tokens.json")
     _log_split(setup)
 
     hparams = config.build()
-    data = RunData(frame, fold, setup.classes, _class_weights(hparams["class_weights"], setup), tokens)
+    weights = _class_weights(hparams["class_weights"], setup)
+    data = RunData(frame, fold, setup.classes, weights, tokens, setup.speakers)
     loaders, sampler = _loaders(hparams, data)
     _refuse_too_short(data, hparams["encoder"])
     _warn_ctc(data, hparams["encoder"])
@@ -281,7 +292,7 @@ def _build(setup: Setup):
     brain = hparams["brain_class"](
         data=data,
         sampler=sampler,
-        test_loader=loaders["test"],
+        loaders=loaders,
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],
         hparams=hparams,
@@ -323,7 +334,10 @@ def _class_weights(wanted, setup: Setup) -> torch.Tensor | None:
 def _loaders(hparams: dict, data: RunData):
     cache = AudioCache(Path(hparams["cache_folder"]) / "audio")
     cache.fill(data.frame["wav"].tolist())
-    frames = {part: data.frame.loc[list(getattr(data.fold, part))].reset_index() for part in ("train", "valid", "test")}
+    frames = {
+        part: data.frame.loc[list(getattr(data.fold, part))].reset_index()
+        for part in ("train", "valid", "seen", "test")
+    }
     encode = data.tokens.encode if data.tokens else None
     sampler = StepSampler(
         frames["train"]["duration"], hparams["batch_size"], hparams["micro_batch_size"], hparams["seed"]
@@ -338,7 +352,7 @@ def _loaders(hparams: dict, data: RunData):
             batches = (
                 sampler if part == "train" else length_sorted_batches(frame["duration"], hparams["eval_batch_size"])
             )
-            dataset = make_dataset(frame, cache, data.classes, encode)
+            dataset = make_dataset(frame, cache, data.classes, encode, data.speakers)
             loaders[part] = make_loader(dataset, batches, hparams["num_workers"])
     return loaders, sampler
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from speechbrain_ser.evaluation.figures import plot_confusion, plot_learning_curves, save_figure
-from speechbrain_ser.evaluation.metrics import metrics_by_text
+from speechbrain_ser.evaluation.metrics import metrics_by_text, speaker_accuracy
 from speechbrain_ser.files import write_csv, write_json
 from speechbrain_ser.protocols import Fold, leakage, text_heard
 
@@ -27,7 +27,7 @@ def selections_of(plain: dict, fold: Fold) -> list[str]:
     return [s for s in SELECTIONS if available[s] or s == plain["selection"]]
 
 
-def evaluate_and_write(setup: Setup, brain, loader) -> None:
+def evaluate_and_write(setup: Setup, brain, loaders: dict) -> None:
     """Test every selection this training gives, and write predictions, metrics and pictures.
 
     Arguments
@@ -36,15 +36,16 @@ def evaluate_and_write(setup: Setup, brain, loader) -> None:
         The run.
     brain : SERBrain
         Trained.
-    loader : DataLoader
-        The test part.
+    loaders : dict of str to DataLoader
+        ``test``, and ``seen`` for the speaker task.
     """
     plain, frame, fold = setup.config.plain, setup.frame, setup.fold
     heard, leak = text_heard(frame, fold), leakage(frame, fold)
     selections = {}
     for selection in selections_of(plain, fold):
-        brain.evaluate(loader, max_key=SELECTIONS[selection])
-        predictions = brain.predictions()
+        brain.evaluate(loaders["test"], max_key=SELECTIONS[selection])
+        # a speaker of the test part is recognised only where a leaky protocol trains on him: see `seen`
+        predictions = brain.predictions().drop(columns="speaker_predicted", errors="ignore")
         predictions["text_heard"] = predictions["ID"].map(heard)
         suffix = "" if selection == plain["selection"] else f"_{selection}"
         write_csv(predictions, setup.folder / f"predictions{suffix}.csv")
@@ -53,6 +54,8 @@ def evaluate_and_write(setup: Setup, brain, loader) -> None:
             "epoch": brain.tested_epoch,
             **metrics_by_text(predictions, setup.classes),
         }
+        if brain.has_speaker_task:
+            selections[selection]["seen_speaker_accuracy"] = _test_speakers(setup, brain, loaders, selection, suffix)
     results = {
         "system": setup.config.system,
         "corpus": plain["corpus"],
@@ -72,6 +75,16 @@ def evaluate_and_write(setup: Setup, brain, loader) -> None:
     }
     _pictures(setup, results)
     write_json(results, setup.folder / "metrics.json")  # last: its presence says that the run is finished
+
+
+def _test_speakers(setup: Setup, brain, loaders: dict, selection: str, suffix: str) -> float | str:
+    """Speaker accuracy on held-out utterances of the training speakers."""
+    if not setup.fold.seen:
+        return "none"
+    brain.evaluate(loaders["seen"], max_key=SELECTIONS[selection])
+    predictions = brain.predictions()[["ID", "speaker", "speaker_predicted"]]
+    write_csv(predictions, setup.folder / f"predictions_seen{suffix}.csv")
+    return speaker_accuracy(predictions)
 
 
 def _pictures(setup: Setup, results: dict) -> None:
@@ -100,13 +113,16 @@ def print_results(setup: Setup) -> None:
             }
             row |= {"n": figures["n"], **{m: f"{figures[m]:.1%}" for m in ("WA", "UA", "F1")}}
             wer = figures.get("WER")
-            rows.append({**row, "WER": "" if wer is None else f"{wer:.1%}"})
+            row["WER"] = "" if wer is None else f"{wer:.1%}"
+            if part == "all" and (accuracy := found.get("seen_speaker_accuracy", "none")) != "none":
+                row["speaker (seen)"] = f"{accuracy:.1%}"
+            rows.append(row)
     where = f"{results['corpus']}, protocol {results['protocol']}, fold {results['fold']}, seed {results['seed']}"
     share = results["selections"][results["selection"]]["share_text_heard"]
     print(f"\n{results['system']}: {where}")
     print(f"speaker-disjoint: {'yes' if results['speaker_disjoint'] else 'NO, LEAKY: ' + results['leak']}")
     print(f"{share:.0%} of the test utterances say a text heard in training: WER there is telling known texts apart")
-    print(pd.DataFrame(rows).to_string(index=False))
+    print(pd.DataFrame(rows).fillna("").to_string(index=False))
     print(f"\nresults: {setup.folder}{os.sep}")
     for name in ("metrics.json", "predictions.csv", "epochs.csv", "confusion.png", "learning_curves.png"):
         print(f"  {name}")

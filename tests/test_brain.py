@@ -129,7 +129,7 @@ def make_brain(frame, folder, run_opts=None, model=None, **changes):
     brain = CaiBrain(
         data=data,
         sampler=sampler,
-        test_loader=loaders["test"],
+        loaders=loaders,
         modules={"model": model},
         opt_class=o.opt,
         hparams=hparams,

@@ -14,8 +14,8 @@ class CaiBrain(SERBrain):
         wavs, wav_lens = batch.to(self.device).sig
         return self.modules.model(wavs, wav_lens)
 
-    def compute_objectives(self, predictions, batch, stage):
-        """Equations 1 to 3, one value an utterance: CTC summed over its characters, and cross-entropy."""
+    def losses(self, predictions, batch):
+        """Equations 1 and 2, one value an utterance: CTC summed over its characters, and cross-entropy."""
         losses = {
             "emotion": F.cross_entropy(
                 predictions["emotion"].float(), batch.emotion, self.class_weights, reduction="none"
@@ -23,7 +23,7 @@ class CaiBrain(SERBrain):
         }
         if "asr" in predictions:
             losses["asr"] = ctc_loss(predictions["asr"], predictions["frames"], batch.tokens, self.tokens.blank)
-        return self.combine(losses, predictions, batch, stage)
+        return losses
 
 
 def paper_learning_rate(alpha: float) -> float:

@@ -83,6 +83,26 @@ def word_error_rate(transcripts: Sequence[str], hypotheses: Sequence[str]) -> fl
     return float((out.substitutions + out.deletions + out.insertions + inserted) / n_words)
 
 
+def speaker_accuracy(predictions: pd.DataFrame) -> float:
+    """Share of utterances whose speaker is recognised; only meaningful on speakers who are trained on (``seen``).
+
+    Arguments
+    ---------
+    predictions : pandas.DataFrame
+        Columns speaker and speaker_predicted.
+
+    Returns
+    -------
+    float
+
+    Example
+    -------
+    >>> speaker_accuracy(pd.DataFrame({"speaker": ["03", "08"], "speaker_predicted": ["03", "09"]}))
+    0.5
+    """
+    return float((predictions["speaker"] == predictions["speaker_predicted"]).mean())
+
+
 def metrics(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
     """Every figure of a table of predictions.
 

@@ -1,0 +1,34 @@
+"""Ha 2023: Cai's model with a speaker head behind gradient reversal."""
+
+import torch
+from torch import nn
+
+from speechbrain_ser.models.cai import CaiModel
+from speechbrain_ser.nnet.gradient_reversal import GradientReversal
+
+
+class HaModel(CaiModel):
+    """speaker = i(reverse(pool(z))), beside Cai's emotion and characters (Ha 2023, section III.C).
+
+    Arguments
+    ---------
+    reversal : bool
+        Reverse the speaker head's gradient; False lets it through ("forward" in the paper's Table III).
+    schedule : str
+        Of the reversal's strength, see :class:`speechbrain_ser.nnet.gradient_reversal.GradientReversal`.
+    **kwargs
+        Those of :class:`CaiModel`; ``heads`` and ``loss_weights`` also have ``speaker``.
+    """
+
+    tasks = (*CaiModel.tasks, "speaker")
+
+    def __init__(self, encoder, pooling, heads, loss_weights, seed=0, reversal=True, schedule="constant"):
+        super().__init__(encoder, pooling, heads, loss_weights, seed)
+        self.reversal = GradientReversal(schedule=schedule) if reversal else nn.Identity()
+
+    def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> dict[str, torch.Tensor]:
+        """As Cai's, with ``speaker`` [batch, speakers] logits where there is a speaker head."""
+        outputs = super().forward(wavs, wav_lens)
+        if "speaker" in self.heads:
+            outputs["speaker"] = self.heads["speaker"](self.reversal(outputs["embedding"]))
+        return outputs
