@@ -52,10 +52,7 @@ def test_reversed_head_sends_the_encoder_the_exact_negative(small):
     wavs, lens = torch.randn(2, 4000, generator=torch.Generator().manual_seed(1)), torch.tensor([1.0, 0.6])
     gradients = []
     for reversal in (True, False):
-        heads = {
-            "speaker": partial(torch.nn.Linear, out_features=3),
-            "emotion": partial(torch.nn.Linear, out_features=2),
-        }
+        heads = {task: partial(torch.nn.Linear, out_features=3) for task in ("emotion", "speaker")}
         weights = {"emotion": 1, "speaker": 1}
         encoder = Wav2Vec2(str(small.backbone()), apply_spec_augment=False)
         model = HaModel(encoder, MaskedPooling("mean"), heads, weights, seed=1, reversal=reversal).eval()
@@ -97,7 +94,7 @@ def test_no_seen_part_says_none(train):
     assert metrics_of(out)["selections"]["last"]["seen_speaker_accuracy"] == "none"
 
 
-def test_the_two_differ_in_the_encoder_only_by_the_sign(train, tmp_path):
+def test_reversal_changes_the_result(train):
     forward, backward = (
         folder_of(train(f"--reversal={r}", yaml="ha_speaker_norm")) / "predictions.csv" for r in (False, True)
     )
