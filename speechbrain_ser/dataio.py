@@ -140,7 +140,7 @@ def make_dataset(
 
 
 class Batch(PaddedBatch):
-    """A padded batch: lists ``id``, ``tokens``; ``sig`` (data [batch, time], lengths); ``emotion``, ``speaker`` [batch].
+    """A padded batch: lists ``id``, ``tokens``; ``sig`` (data, lengths); ``emotion``, ``speaker`` [batch].
 
     Tokens stay a list of tensors, because an utterance may have none (laughter) and CTC needs no padding.
     """
