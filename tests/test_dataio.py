@@ -11,6 +11,7 @@ import torch
 from speechbrain.utils.checkpoints import Checkpointer
 
 from speechbrain_ser.dataio import (
+    UNKNOWN_SPEAKER,
     AudioCache,
     Batch,
     StepSampler,
@@ -217,8 +218,8 @@ def frame(tmp_path_factory):
         n = int(duration * 100)  # short: only the order matters
         soundfile.write(folder / f"{k}.wav", np.full(n, (k + 1) / 100, "float32"), 16_000, "FLOAT")
         text = "" if k % 3 == 0 else f"{{x}} {k}"
-        rows.append((f"u{k:02d}", str(folder / f"{k}.wav"), "sad" if k % 2 else "angry", text))
-    return pd.DataFrame(rows, columns=["ID", "wav", "emotion", "transcript"])
+        rows.append((f"u{k:02d}", str(folder / f"{k}.wav"), "sad" if k % 2 else "angry", f"s{k % 3}", text))
+    return pd.DataFrame(rows, columns=["ID", "wav", "emotion", "speaker", "transcript"])
 
 
 def loader_of(frame, sampler, workers=0, encode=None):
@@ -265,15 +266,24 @@ def test_an_epoch_resumed_in_its_middle_goes_on_with_the_right_batches(frame, tm
 
 def test_a_batch_without_any_tokens():
     examples = [
-        {"id": "a", "sig": torch.ones(4), "emotion_index": 1, "token_list": []},
-        {"id": "b", "sig": torch.ones(2), "emotion_index": 0, "token_list": []},
+        {"id": "a", "sig": torch.ones(4), "emotion_index": 1, "speaker_index": 2, "token_list": []},
+        {"id": "b", "sig": torch.ones(2), "emotion_index": 0, "speaker_index": -1, "token_list": []},
     ]
     batch = Batch(examples).to("cpu")
     assert batch.id == ["a", "b"] and batch.sig.lengths.tolist() == [1.0, 0.5]
     assert batch.emotion.tolist() == [1, 0] and batch.emotion.dtype == torch.long
+    assert batch.speaker.tolist() == [2, UNKNOWN_SPEAKER]
     assert [t.tolist() for t in batch.tokens] == [[], []] and torch.cat(batch.tokens).dtype == torch.long
 
 
 def test_a_batch_moves_what_a_device_computes_with():
-    batch = Batch([{"id": "a", "sig": torch.ones(4), "emotion_index": 1, "token_list": [2]}]).to("meta")
-    assert batch.sig.data.device.type == batch.emotion.device.type == "meta"
+    batch = Batch([{"id": "a", "sig": torch.ones(4), "emotion_index": 1, "speaker_index": 2, "token_list": [2]}]).to(
+        "meta"
+    )
+    assert {x.device.type for x in (batch.sig.data, batch.emotion, batch.speaker)} == {"meta"}
+
+
+def test_speakers_who_are_not_trained_on_are_unknown(frame):
+    dataset = make_dataset(frame, AudioCache("unused"), ["angry", "sad"], None, speakers=["s0", "s2"])
+    indices = [dataset[k]["speaker_index"] for k in range(3)]
+    assert indices == [0, UNKNOWN_SPEAKER, 1]
