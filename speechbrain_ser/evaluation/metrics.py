@@ -71,16 +71,45 @@ def word_error_rate(transcripts: Sequence[str], hypotheses: Sequence[str]) -> fl
     >>> word_error_rate(["{LAUGH}"], ["A"]) is None
     True
     """
+    counts = word_errors(transcripts, hypotheses)
+    n_words = counts["words"].sum()
+    return float(counts["word_errors"].sum() / n_words) if n_words else None
+
+
+def word_errors(transcripts: Sequence[str], hypotheses: Sequence[str]) -> pd.DataFrame:
+    """Word errors of each utterance, from jiwer's alignments, both sides normalised alike.
+
+    Arguments
+    ---------
+    transcripts : sequence of str
+        What was said, as the corpus writes it.
+    hypotheses : sequence of str
+        What was recognised.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``words`` (of the reference) and ``word_errors``, a row an utterance.
+
+    Example
+    -------
+    >>> word_errors(["Excuse me.", "{LAUGH}"], ["EXCUSE", "A"]).to_numpy().tolist()
+    [[2, 1], [0, 1]]
+    """
     references = [normalise_transcript(t) for t in transcripts]
     hypotheses = [normalise_transcript(h) for h in hypotheses]
-    n_words = sum(len(r.split()) for r in references)
-    if not n_words:
-        return None
-    # an utterance without words (laughter) contributes what was inserted into it
-    inserted = sum(len(h.split()) for r, h in zip(references, hypotheses, strict=True) if not r)
-    pairs = [(r, h) for r, h in zip(references, hypotheses, strict=True) if r]
-    out = jiwer.process_words(*map(list, zip(*pairs, strict=True)))
-    return float((out.substitutions + out.deletions + out.insertions + inserted) / n_words)
+    # jiwer takes no reference without words; an utterance without any (laughter) has what was inserted into it
+    errors = [0 if r else len(h.split()) for r, h in zip(references, hypotheses, strict=True)]
+    spoken = [k for k, r in enumerate(references) if r]
+    if spoken:
+        aligned = jiwer.process_words([references[k] for k in spoken], [hypotheses[k] for k in spoken]).alignments
+        for k, chunks in zip(spoken, aligned, strict=True):
+            errors[k] = sum(_length(c) for c in chunks if c.type != "equal")
+    return pd.DataFrame({"words": [len(r.split()) for r in references], "word_errors": errors}, dtype=int)
+
+
+def _length(chunk: jiwer.AlignmentChunk) -> int:
+    return max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
 
 
 def metrics(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
@@ -89,7 +118,8 @@ def metrics(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
     Arguments
     ---------
     predictions : pandas.DataFrame
-        Columns ID, emotion, predicted, transcript; ``hypothesis`` where there is an ASR head.
+        Columns ID, emotion, predicted, transcript; ``hypothesis`` where there is an ASR head, or the ``words`` and
+        ``word_errors`` of :func:`word_errors`, where they were counted before.
     classes : sequence of str
         All classes.
 
@@ -102,7 +132,10 @@ def metrics(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
         "n": len(predictions),
         **emotion_metrics(predictions["emotion"], predictions["predicted"], classes),
     }
-    if "hypothesis" in predictions:
+    if "words" in predictions:
+        n_words = predictions["words"].sum()
+        out["WER"] = float(predictions["word_errors"].sum() / n_words) if n_words else None
+    elif "hypothesis" in predictions:
         out["WER"] = word_error_rate(predictions["transcript"], predictions["hypothesis"])
     return out
 
