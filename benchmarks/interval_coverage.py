@@ -1,28 +1,28 @@
 """How often nominal 95 % intervals hold the truth when 4 or 10 speakers are tested.
 
-    python benchmarks/interval_coverage.py [--replicates=2000] [--out=benchmarks/interval_coverage.csv]
+    python benchmarks/interval_coverage.py [--replicates=2000] [--out=benchmarks]
 
 Test sets are drawn from a known truth: speakers differ (an intra-speaker correlation, or a coefficient of variation of
 their word error rate), have SAVEE's equal or EMO-DB's unequal numbers of utterances, and each figure's interval is made
-by several methods. A row says how often each held the truth, in percent.
+by several methods. A row says how often each held the truth, in percent. A second table says how often two equally
+good systems are found different.
 """
 
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import special, stats
 from tqdm import tqdm
 
-from speechbrain_ser.evaluation.compare import speaker_difference
+from speechbrain_ser.evaluation.compare import bootstrap_p, mcnemar_test, speaker_difference
 from speechbrain_ser.evaluation.intervals import (
     Sums,
     bootstrap_interval,
     estimate,
-    jackknife_error,
-    leave_one_out,
     speaker_interval,
 )
 from speechbrain_ser.files import write_csv
@@ -32,6 +32,7 @@ EMODB_CLASSES = (127, 81, 46, 69, 71, 79, 62)
 SPEAKERS = {"4 equal": (120,) * 4, "4 unequal": (35, 71, 43, 61), "10 unequal": EMODB_SIZES}
 WORDS_PER_UTTERANCE = 8
 ERRORS_COME_IN_BUNCHES = 3.0  # variance over mean of an utterance's word errors
+GAIN = 0.05  # of the second system, where differences are covered
 
 Drawn = tuple[Sums, float]  # replicates and their truth
 
@@ -67,21 +68,31 @@ def draw_wer(rng, sizes, wer: float, variation: float, replicates: int) -> Drawn
     return Sums(errors[..., None], np.broadcast_to(words[:, None], (*errors.shape, 1))), wer
 
 
-def draw_pair(rng, sizes, wa: float, correlation: float, replicates: int, gain: float = 0.0) -> tuple[Sums, Sums]:
-    """Two systems on the same utterances: what is easy for one is mostly easy for the other."""
+@dataclass(frozen=True)
+class Pair:
+    """Two systems on the same utterances: right on both, on one, by replicate and speaker."""
+
+    both: np.ndarray
+    only_first: np.ndarray
+    only_second: np.ndarray
+    sizes: np.ndarray
+
+    @property
+    def sums(self) -> tuple[Sums, Sums]:
+        """Of the accuracies of the first and the second."""
+        totals = np.broadcast_to(self.sizes[:, None], (*self.both.shape, 1))
+        return tuple(Sums((self.both + only)[..., None], totals) for only in (self.only_first, self.only_second))
+
+
+def draw_pair(rng, sizes, wa: float, correlation: float, replicates: int, gain: float) -> Pair:
+    """What is easy for one system is mostly easy for the other, speakers and utterances alike."""
     sizes = np.asarray(sizes)
     shared, own = rng.normal(size=(replicates, len(sizes))), rng.normal(size=(2, replicates, len(sizes)))
-    accuracy = [
-        _shares(stats.norm.cdf(np.sqrt(0.8) * shared + np.sqrt(0.2) * o), w, correlation)
-        for o, w in zip(own, (wa, wa + gain), strict=True)
-    ]
-    # the harder of the two is right on a share `agree` of what the other is right on
-    both = rng.binomial(sizes, np.minimum(*accuracy) * 0.9)
-    rest = sizes - both
-    correct = [both + rng.binomial(rest, (a - 0.9 * np.minimum(*accuracy)) / (1 - 0.9 * np.minimum(*accuracy)))
-               for a in accuracy]
-    denominators = np.broadcast_to(sizes[:, None], (*both.shape, 1))
-    return tuple(Sums(c[..., None], denominators) for c in correct)
+    uniform = stats.norm.cdf(np.sqrt(0.8) * shared + np.sqrt(0.2) * own)
+    first, second = (_shares(u, w, correlation) for u, w in zip(uniform, (wa, wa + gain), strict=True))
+    both = 0.3 * first * second + 0.7 * np.minimum(first, second)
+    counts = rng.multinomial(sizes, np.stack([both, first - both, second - both, 1 - first - second + both], -1))
+    return Pair(*np.moveaxis(counts[..., :3], -1, 0), sizes)
 
 
 def _shares(uniform, mean, correlation: float):
@@ -181,26 +192,63 @@ def coverage(setting: Setting, replicates: int, methods=METHODS, seed: int = 0) 
 
 
 def _coverage_of_difference(rng, sizes, setting: Setting, replicates: int) -> dict[str, float]:
-    gain = 0.05
-    first, second = draw_pair(rng, sizes, setting.truth, setting.unlike, replicates, gain)
-    without = leave_one_out(second) - leave_one_out(first)
-    difference = estimate(second) - estimate(first)
-    residuals = (second.numerators - first.numerators)[..., 0] - difference[:, None] * first.denominators[..., 0]
-    total = first.denominators.sum((-2, -1))
-    n = len(sizes)
-    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), 999)
-    drawn = weights @ (second.numerators - first.numerators)[..., 0].T / (weights @ first.denominators[..., 0].T)
-    t = stats.t.ppf(0.975, n - 1)
-    spread = {
-        "CR0 t": t * np.sqrt((residuals**2).sum(-1)) / total,
-        "jackknife t": t * jackknife_error(difference, without),
+    pair = draw_pair(rng, sizes, setting.truth, setting.unlike, replicates, GAIN)
+    chosen = speaker_difference(*pair.sums)
+    difference, total = chosen.difference, pair.sizes.sum()
+    gained = pair.only_second - pair.only_first
+    margin = {
+        "utterances independent": 1.96 * np.sqrt((pair.only_first + pair.only_second).sum(-1)) / total,
+        "CR0 t": stats.t.ppf(0.975, len(sizes) - 1)
+        * np.sqrt(((gained - difference[:, None] * pair.sizes) ** 2).sum(-1))
+        / total,
     }
-    chosen = speaker_difference(first, second)
     return {
-        "cluster bootstrap": _held(np.quantile(drawn, [0.025, 0.975], axis=0), gain),
-        **{name: _held((difference - m, difference + m), gain) for name, m in spread.items()},
-        "chosen": _held((chosen.low, chosen.high), gain),
+        **{name: _held((difference - m, difference + m), GAIN) for name, m in margin.items()},
+        "cluster bootstrap": _held(np.quantile(_resampled(pair), [0.025, 0.975], axis=0), GAIN),
+        "jackknife t": _held((chosen.low, chosen.high), GAIN),
+        "chosen": _held((chosen.low, chosen.high), GAIN),
     }
+
+
+def _resampled(pair: Pair) -> np.ndarray:
+    """Differences [resamples, replicates] when whole speakers are drawn with replacement."""
+    n = len(pair.sizes)
+    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), 999)
+    return weights @ (pair.only_second - pair.only_first).T / (weights @ pair.sizes)[:, None]
+
+
+def false_alarms(speakers: str, unlike: float, replicates: int, wa: float = 0.7, seed: int = 0) -> dict[str, float]:
+    """How often each test finds two equally good systems different at the 5 % level.
+
+    Arguments
+    ---------
+    speakers : str
+        A key of SPEAKERS.
+    unlike : float
+        Intra-speaker correlation: with it the systems suit different speakers.
+    replicates : int
+        How often.
+    wa : float
+        Of both.
+    seed : int
+        Of the draws.
+
+    Returns
+    -------
+    dict of str to float
+    """
+    pair = draw_pair(np.random.default_rng(seed), SPEAKERS[speakers], wa, unlike, replicates, 0.0)
+    first, second = pair.sums
+    drawn = _resampled(pair)
+    discordant = zip(pair.only_first.sum(-1), pair.only_second.sum(-1), strict=True)
+    one_by_one = [[Sums(*(a[k] for a in sums)) for sums in (first, second)] for k in range(replicates)]
+    p_values = {
+        "McNemar": [mcnemar_test([True] * b + [False] * c, [False] * b + [True] * c).p for b, c in discordant],
+        "cluster bootstrap": 2 * np.minimum((drawn <= 0).mean(0), (drawn >= 0).mean(0)),
+        "wild cluster bootstrap (chosen)": [bootstrap_p(*sums, n_resamples=999) for sums in one_by_one],
+        "jackknife t (chosen)": speaker_difference(first, second).p,
+    }
+    return {name: float(np.mean(np.asarray(p) < 0.05)) for name, p in p_values.items()}
 
 
 def _held(interval, truth: float) -> float:
@@ -211,18 +259,29 @@ def _held(interval, truth: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicates", type=int, default=2000)
-    parser.add_argument("--out", default="benchmarks/interval_coverage.csv")
+    parser.add_argument("--out", default="benchmarks", help="folder of the tables (default: %(default)s)")
     arguments = parser.parse_args()
-    rows = []
-    for k, setting in enumerate(tqdm(list(settings()))):
+    coverages, alarms = [], []
+    for k, setting in enumerate(tqdm(list(settings()), desc="coverage")):
         found = coverage(setting, arguments.replicates, seed=k)
-        rows.append({**vars(setting), **{m: round(100 * c, 1) for m, c in found.items()}})
-    table = pd.DataFrame(rows)
+        coverages.append({**vars(setting), **{m: round(100 * found[m], 1) for m in METHODS}})
+    cells = [(s, u) for s in SPEAKERS for u in (0.0, 0.02, 0.05, 0.1)]
+    for k, (speakers, unlike) in enumerate(tqdm(cells, desc="false alarms")):
+        found = false_alarms(speakers, unlike, arguments.replicates, seed=k)
+        alarms.append({"speakers": speakers, "unlike": unlike, **{m: round(100 * v, 1) for m, v in found.items()}})
+    coverages, alarms = pd.DataFrame(coverages), pd.DataFrame(alarms)
     methods = list(METHODS)
-    summary = table.groupby(["figure", "speakers"], sort=False)[methods].agg(["min", "mean", "max"]).round(1)
-    print(table.to_string(index=False), "\n\nover all settings of a figure, % of intervals that hold the truth:")
-    print(summary.T.unstack().to_string())
-    print(f"\n{write_csv(table, arguments.out)}")
+    summary = coverages.melt(["figure", "speakers"], methods, var_name="method").groupby(
+        ["figure", "speakers", "method"], sort=False
+    )
+    summary = summary["value"].agg(["min", "mean", "max"]).round(1).unstack("method").swaplevel(axis=1)
+    print(coverages.to_string(index=False))
+    print("\n% of nominal 95 % intervals that hold the truth, over all settings of a figure (min, mean, max):")
+    for method in methods:
+        print(f"\n{method}\n{summary[method].to_string()}")
+    print(f"\n% of equally good pairs found different at the 5 % level:\n{alarms.to_string(index=False)}\n")
+    print(write_csv(coverages, Path(arguments.out) / "interval_coverage.csv"))
+    print(write_csv(alarms, Path(arguments.out) / "false_alarms.csv"))
 
 
 if __name__ == "__main__":

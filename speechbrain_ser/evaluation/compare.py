@@ -4,7 +4,8 @@ Three views of a difference, from the same pairs (utterance, seed):
 
 - an interval and a p-value of Student's t from leaving out one speaker at a time: the ones to quote;
 - a paired bootstrap over speakers: each speaker's share of the difference is redrawn with a random sign and size (wild
-  cluster bootstrap, Webb's six weights), because drawing whole speakers with replacement finds too much with few of them;
+  cluster bootstrap, Webb's six weights), because drawing whole speakers with replacement finds too much when they are
+  few;
 - McNemar's test of the discordant utterances, exact where they are few: it takes utterances for independent, which
   those of one speaker are not, so its p-value is too small where speakers differ.
 """
@@ -77,7 +78,7 @@ def speaker_difference(first: Sums, second: Sums, level: float = LEVEL) -> Diffe
 
 
 def bootstrap_p(first: Sums, second: Sums, n_resamples: int = 9999, seed: int = 0) -> float | None:
-    """Two-sided p-value of the paired bootstrap over speakers (wild cluster bootstrap-t of the jackknife pseudo-values).
+    """Two-sided p-value of the paired bootstrap over speakers: wild cluster bootstrap-t of the jackknife pseudo-values.
 
     Arguments
     ---------

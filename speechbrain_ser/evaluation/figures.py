@@ -1,7 +1,8 @@
 """Pictures of a run: confusion matrix and learning curves."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -18,7 +19,8 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> Path:
     """Write a figure in one step (a temporary file, then a rename); the suffix names the format."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format=path.suffix[1:], dpi=120, bbox_inches="tight")
+    dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # the same figure gives the same file
+    figure.savefig(temporary, format=path.suffix[1:], dpi=120, bbox_inches="tight", metadata=dates.get(path.suffix))
     os.replace(temporary, path)
     return path
 
@@ -87,4 +89,39 @@ def plot_learning_curves(epochs: pd.DataFrame, title: str) -> Figure:
         axes.legend(fontsize="small")
     figure.suptitle(title)
     figure.tight_layout()
+    return figure
+
+
+def plot_variant_curves(curves: Mapping[str, pd.DataFrame], part: str, title: str) -> Figure:
+    """Accuracy and WER against the epoch, one line a variant (Cai et al. 2021, figure 2; Ha 2023, figures 2 and 3).
+
+    Arguments
+    ---------
+    curves : mapping of str to pandas.DataFrame
+        By variant: index epoch, columns WA and, with an ASR head, WER; means over folds and seeds.
+    part : str
+        ``test`` or ``valid``: where they were measured.
+    title : str
+        Says corpus and protocol.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    panels = [m for m in ("WA", "WER") if any(m in c for c in curves.values())]
+    figure = Figure(figsize=(4.6 * len(panels), 3.8))
+    colours = matplotlib.colormaps["tab10" if len(curves) <= 10 else "tab20"].colors
+    all_axes = np.atleast_1d(figure.subplots(1, len(panels)))
+    for axes, metric in zip(all_axes, panels, strict=True):
+        for (name, curve), colour in zip(curves.items(), cycle(colours)):
+            if metric in curve:
+                axes.plot(curve.index, curve[metric], color=colour, label=name, marker=".", markersize=4)
+        axes.set(xlabel="epoch", ylabel=f"{part}: {CURVES[metric]}")
+        axes.set_ylim(bottom=0, top=1.02 if metric == "WA" else None)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    handles, names = all_axes[0].get_legend_handles_labels()
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.legend(handles, names, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=min(3, len(names)), frameon=False)
     return figure

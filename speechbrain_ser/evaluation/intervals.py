@@ -192,9 +192,7 @@ def speaker_interval(sums: Sums, scale: str = "logit", level: float = LEVEL) -> 
     return Interval(*map(_plain, (low, high)))
 
 
-def bootstrap_interval(
-    sums: Sums, n_resamples: int = 2000, seed: int = 0, level: float = LEVEL
-) -> Interval | None:
+def bootstrap_interval(sums: Sums, n_resamples: int = 2000, seed: int = 0, level: float = LEVEL) -> Interval | None:
     """The plain cluster bootstrap: whole speakers drawn with replacement, percentiles. Too short with few speakers.
 
     Arguments
@@ -233,7 +231,11 @@ def _log_scale(figure, margin):
     return figure * np.exp(-margin / figure), figure * np.exp(margin / figure)
 
 
-SCALED = {"logit": _logit_scale, "log": _log_scale, "identity": lambda figure, margin: (figure - margin, figure + margin)}
+SCALED = {
+    "logit": _logit_scale,
+    "log": _log_scale,
+    "identity": lambda figure, margin: (figure - margin, figure + margin),
+}
 
 
 def effective_size(sums: Sums, quantile: float, level: float = LEVEL) -> np.ndarray:

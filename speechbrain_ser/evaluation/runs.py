@@ -124,8 +124,8 @@ class Runs:
     @property
     def common(self) -> dict[str, str]:
         """Changed lines that all variants share, by their last path component."""
-        changed = [run.metrics["changed"] for run in self.runs]
-        return {k: v.rstrip("/").rsplit("/", 1)[-1] for k, v in changed[0].items() if all(c.get(k) == v for c in changed)}
+        shared = _shared([run.metrics["changed"] for run in self.runs])
+        return {k: v.rstrip("/").rsplit("/", 1)[-1] for k, v in shared.items()}
 
 
 def load_runs(folder: str | os.PathLike, allow_incomplete: bool = False) -> Runs:
@@ -303,7 +303,7 @@ def _check_count(file: Path, frame: pd.DataFrame, expected: int, problems: Probl
 # ------------------------------------------------------------------ checks between runs
 
 
-def _check_mixture(metrics: dict[Path, dict], problems: Problems) -> None:
+def _check_mixture(metrics: dict[Path, dict], problems: Problems, twice: bool = False) -> None:
     """One report, one corpus, protocol, list of folds, label set and selection; a variant has one number of epochs."""
     tests = {
         "corpora": lambda m: m["corpus"],
@@ -319,6 +319,8 @@ def _check_mixture(metrics: dict[Path, dict], problems: Problems) -> None:
         if len(found) > 1:
             for each, paths in found.items():
                 problems.add(f"different {kind} in one report: name a folder with one", f"{each}: {_some(paths)}")
+    if twice:  # two folders may hold the same variant, trained otherwise
+        return
     by_place: dict[tuple, list[Path]] = {}
     epochs: dict[tuple, set] = {}
     for path, m in metrics.items():
@@ -353,6 +355,28 @@ def _check_utterances(runs: Sequence[Run], problems: Problems) -> None:
     for fold, (_, facts) in of_fold.items():
         if twice := [i for i in facts.index if owner.setdefault(i, fold) != fold]:
             problems.add("utterances tested in two folds", f"{owner[twice[0]]} and {fold}: {_listed(twice)}")
+
+
+def check_same_tests(first: Runs, second: Runs, problems: Problems, allow_incomplete: bool) -> None:
+    """Whether two sets of runs can be paired: the same corpus, protocol, classes, selection, and utterances by fold.
+
+    Arguments
+    ---------
+    first, second : Runs
+        Each checked by itself.
+    problems : Problems
+        Takes what differs.
+    allow_incomplete : bool
+        Whether one may have folds or seeds that the other lacks.
+    """
+    _check_mixture({r.folder: r.metrics for r in (*first.runs, *second.runs)}, problems, twice=True)
+    _check_utterances((*first.runs, *second.runs), problems)
+    there = [{(r.fold, r.seed) for r in runs.runs} for runs in (first, second)]
+    if not there[0] & there[1]:
+        problems.add("no fold and seed in common", f"{sorted(there[0])} and {sorted(there[1])}")
+    elif not allow_incomplete:
+        for fold, seed in sorted(there[0] ^ there[1]):
+            problems.add("in one of the two only (--allow-incomplete compares the rest)", f"fold {fold}, seed {seed}")
 
 
 def _check_same(who: str, facts: pd.DataFrame, other: str, known: pd.DataFrame, problems: Problems) -> None:
@@ -405,21 +429,25 @@ def short_names(variants: Sequence[tuple[str, str]], changed: Sequence[dict]) ->
 
     Example
     -------
-    >>> short_names(
-    ...     [("cai", "alpha=0,freeze=True"), ("cai", "freeze=True")], [{"alpha": "0", "freeze": "True"}, {"freeze": "True"}])
+    >>> changed = [{"alpha": "0", "freeze": "True"}, {"freeze": "True"}]
+    >>> short_names([("cai", "alpha=0,freeze=True"), ("cai", "freeze=True")], changed)
     ['alpha=0', 'default']
     >>> short_names([("cai", "default"), ("ha", "beta=0")], [{}, {"beta": "0"}])
     ['cai', 'ha beta=0']
     """
     if len(variants) == 1:
         return [variants[0][1]]
-    shared = {k: v for k, v in changed[0].items() if all(c.get(k) == v for c in changed)}
+    shared = _shared(changed)
     lines = [items_of(full, without=shared) for _, full in variants]
     if len({system for system, _ in variants}) > 1:
         names = [" ".join(filter(None, [s, line])) for (s, _), line in zip(variants, lines, strict=True)]
     else:
         names = [line or "default" for line in lines]
     return names if len(set(names)) == len(names) else ["/".join(v) for v in variants]
+
+
+def _shared(changed: Sequence[dict]) -> dict:
+    return {k: v for k, v in changed[0].items() if all(c.get(k) == v for c in changed)}
 
 
 def items_of(variant: str, without: Iterable[str] = (), only: Iterable[str] | None = None) -> str:
@@ -454,7 +482,7 @@ def natural(text: str) -> list[tuple]:
 
 
 def stacked(runs: Iterable[Run], selection: str) -> pd.DataFrame:
-    """All predictions of some runs below each other, with columns fold and seed; an unknown speaker makes all unknown."""
+    """All predictions of some runs, with columns fold and seed; one unknown speaker makes all unknown."""
     frames = [r.predictions[selection].assign(fold=r.fold, seed=r.seed) for r in runs]
     frame = pd.concat(frames, ignore_index=True)
     return frame.assign(speaker="") if (frame["speaker"] == "").any() else frame

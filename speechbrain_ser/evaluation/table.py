@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 NONE = "none"  # nothing to measure there
-ABSENT = "–"  # the variant has no such head
+ABSENT = "-"  # the variant has no such head
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +90,8 @@ class Table:
         )
 
 
-LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "—": "---"}
-LATEX |= {c: rf"\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "−": "$-$", "<": "$<$", ">": "$>$", "…": r"\ldots{}"}
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+LATEX |= {c: rf"\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "<": "$<$", ">": "$>$", "…": r"\ldots{}"}
 
 
 def escape_latex(text: object) -> str:
@@ -102,7 +102,8 @@ def escape_latex(text: object) -> str:
     >>> escape_latex("alpha_0 & 5 %")
     'alpha\\\\_0 \\\\& 5 \\\\%'
     """
-    return re.sub("|".join(map(re.escape, LATEX)), lambda m: LATEX[m[0]], str(text))
+    escaped = re.sub("|".join(map(re.escape, LATEX)), lambda m: LATEX[m[0]], str(text))
+    return re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)  # a minus, not a hyphen
 
 
 # ------------------------------------------------------------------ cells
@@ -128,7 +129,7 @@ def points(value: float) -> str:
     ('+3.4', '0.0')
     """
     text = f"{100 * value:+.1f}"
-    return "0.0" if float(text) == 0 else text.replace("-", "−")
+    return "0.0" if float(text) == 0 else text
 
 
 def with_interval(value: str, ends: Sequence[str] | None) -> str:

@@ -233,11 +233,11 @@ def selection_table(runs: Runs) -> Table:
                 row["choosing on test gains"] = points(by_selection["test"] - by_selection["last"])
             text.append(row)
             values.append({"variant": name, "figure": m} | {_csv_selection(s): v for s, v in by_selection.items()})
-    n = len(runs.runs[0].predictions)
-    notes = ["The ORACLE/leaky column picks, in each fold, the epoch that is best on the test part: no result of a system."]
-    if n == 1:
-        notes = ["These runs kept one selection only; --test_every_epoch=True keeps all three."]
-    return Table("selections", "Cost of selection", pd.DataFrame(text).fillna(ABSENT), pd.DataFrame(values), tuple(notes))
+    if len(runs.runs[0].predictions) == 1:
+        note = "These runs kept one selection only; --test_every_epoch=True keeps all three."
+    else:
+        note = "The ORACLE/leaky column picks each fold's best epoch on the test part: no result of a system."
+    return Table("selections", "Cost of selection", pd.DataFrame(text).fillna(ABSENT), pd.DataFrame(values), (note,))
 
 
 def _csv_selection(selection: str) -> str:
@@ -263,7 +263,9 @@ def spread_table(runs: Runs, selection: str) -> Table:
         "Mean ± standard deviation. Over folds: of the folds' figures, each the mean of its seeds. Over seeds: of the "
         "figures pooled over folds.",
     )
-    return Table("spread", "Spread over folds and seeds", _without_empty(pd.DataFrame(text)), pd.DataFrame(values), notes)
+    return Table(
+        "spread", "Spread over folds and seeds", _without_empty(pd.DataFrame(text)), pd.DataFrame(values), notes
+    )
 
 
 def fold_table(runs: Runs, selection: str) -> Table:
@@ -385,7 +387,7 @@ def _comparison_text(row: dict, selection: str) -> dict:
         counts = f"{row['only_second_right']}:{row['only_first_right']}"
         mcnemar = f"{p_value(row['p_mcnemar_holm'])} ({counts}{', exact' if row['mcnemar_is_exact'] else ''})"
     return {
-        "second − first": f"{row['second']} − {row['first']}",
+        "second - first": f"{row['second']} - {row['first']}",
         "figure": row["figure"],
         "pairs": str(row["n"]),
         "difference": _marked(with_interval(points(difference.difference), ends), selection),
