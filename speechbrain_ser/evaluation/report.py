@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
 
@@ -12,6 +12,7 @@ import pandas as pd
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.evaluation import tables as make
 from speechbrain_ser.evaluation.figures import plot_confusion, plot_variant_curves, save_figure
+from speechbrain_ser.evaluation.metrics import metrics
 from speechbrain_ser.evaluation.page import Picture, render_page
 from speechbrain_ser.evaluation.runs import Run, Runs, load_runs, stacked
 from speechbrain_ser.evaluation.table import Table
@@ -82,11 +83,15 @@ def build_report(
         If the runs cannot be averaged honestly; the message names why.
     """
     runs = load_runs(results_folder, allow_incomplete)
+    rows = make.paper_rows(paper)
+    runs = runs.in_order_of(list(rows), lambda variant, name: make.paper_key(variant, name, rows))
     selection = _known_selection(runs, selection)
     if reference is not None and reference not in runs.variants:
         raise UserError(f"no variant '{reference}'{nearest(reference, runs.variants)}: {', '.join(runs.variants)}")
     title = _title(runs, paper)
     tables = {t.name: t for t in _tables(runs, selection, paper, reference)}
+    if runs.leak:  # wherever such a number appears
+        tables = {n: replace(t, title=f"{t.title}, LEAKY PROTOCOL") for n, t in tables.items()}
     folder = Path(out_folder or Path(results_folder) / "report")
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     pictures = _pictures(runs, selection, folder / "figures")
@@ -178,7 +183,7 @@ def _pictures(runs: Runs, selection: str, folder: Path) -> list[Picture]:
         )
         figures["curves"] = (plot_variant_curves(curves, part, where), caption)
     for k, (name, of_variant) in enumerate(runs.variants.items(), 1):
-        found = make.figures_of(stacked(of_variant, selection), runs.classes)
+        found = metrics(stacked(of_variant, selection), runs.classes)
         by = make.SELECTED_BY[selection]
         title = f"{fill(name, 40)}\n{where}\n{by}: WA {found['WA']:.1%}, UA {found['UA']:.1%}"
         caption = f"Confusion matrix of {name} ({by}): utterances and share of the true class."

@@ -7,7 +7,7 @@ missing or doubled, folds of other protocols, corpora or label sets, variants te
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -102,6 +102,14 @@ class Runs:
     def selection(self) -> str:
         """The configured one, whose figures come first."""
         return self.runs[0].metrics["selection"]
+
+    def in_order_of(self, keys: Sequence[str], key_of: Callable[[str, str], str]) -> "Runs":
+        """The same runs, variants in the order of `keys`; `key_of` maps a variant and its short name to a key."""
+        place = {}
+        for name, of_variant in self.variants.items():
+            key = key_of(of_variant[0].metrics["variant"], name)
+            place |= dict.fromkeys(of_variant, keys.index(key) if key in keys else len(keys))
+        return Runs(tuple(sorted(self.runs, key=place.__getitem__)), self.missing)
 
     @cached_property
     def variants(self) -> dict[str, list[Run]]:

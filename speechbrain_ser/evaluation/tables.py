@@ -14,7 +14,6 @@ from speechbrain_ser.evaluation.table import ABSENT, NONE, Table, p_value, perce
 
 SELECTED_BY = {"last": "last epoch", "valid": "best on validation", "test": "ORACLE/leaky: best on TEST"}
 ORACLE = "ORACLE/leaky"
-LEAKY = "LEAKY"
 
 
 # ------------------------------------------------------------------ one variant
@@ -111,24 +110,24 @@ def main_table(runs: Runs, selection: str, paper: Mapping | None = None) -> Tabl
     Table
     """
     text, values = [], []
-    papers = paper_rows(paper)
+    papers = dict(paper_rows(paper))
     for name, of_variant in runs.variants.items():
         predictions = stacked(of_variant, selection)
         found = figures_of(predictions, runs.classes) | speaker_figures(of_variant)
         found["share_text_heard"] = float(predictions["text_heard"].mean())
         per_fold = _by(of_variant, selection, runs.classes, ["fold", "seed"]).groupby("fold")["WER"]
         found["WER_fold_mean"] = _mean(per_fold.apply(_mean)) if "WER" in found else None
-        row = {"variant": name, **{f"{m} %": _marked(_cell(found, m), selection) for m in ("WA", "UA", "F1")}}
-        row["WER %, pooled"] = _marked(_cell(found, "WER"), selection)
-        row["WER %, mean over folds"] = (
-            _marked(percent(found["WER_fold_mean"]), selection) if "WER" in found else ABSENT
-        )
-        row["test texts heard in training %"] = percent(found["share_text_heard"])
-        row["speaker accuracy on seen %"] = _cell(found, "speaker")
-        row["tested"] = f"{found['n']}"
+        row = {"variant": name, **{f"{m} %": _marked(_cell(found, m), selection) for m in ("WA", "UA")}}
+        row["F1 %"] = _marked(percent(found["F1"]), selection)
+        row["WER %"] = _marked(_cell(found, "WER"), selection)
+        row["WER %, fold mean"] = _marked(percent(found["WER_fold_mean"]), selection) if "WER" in found else ABSENT
+        row["texts heard %"] = percent(found["share_text_heard"])
+        row["speaker acc. on seen %"] = _cell(found, "speaker")
+        row["predictions"] = str(found["n"])
         theirs = papers.pop(paper_key(of_variant[0].metrics["variant"], name, papers), {})
         text.append(row | {f"paper {c} %": percent(v) for c, v in theirs.items()})
-        values.append({"variant": name, "selection": SELECTED_BY[selection]} | _flat(found) | _paper_values(theirs))
+        label = {"variant": name, "selection": SELECTED_BY[selection], "speaker_disjoint": not runs.leak}
+        values.append(label | _flat(found) | _paper_values(theirs))
     for key, theirs in papers.items():
         text.append({"variant": f"{key} (not run)"} | {f"paper {c} %": percent(v) for c, v in theirs.items()})
         values.append({"variant": f"{key} (not run)"} | _paper_values(theirs))
@@ -150,7 +149,8 @@ def _main_notes(runs: Runs, values: Sequence[Mapping]) -> tuple[str, ...]:
         notes.append("In brackets: 95 % intervals clustered by speaker (jackknife, Student's t).")
     if any("WER" in v for v in values):
         notes.append(
-            "WER on texts that were heard in training is telling known sentences apart; see the text-disjoint part."
+            "WER: pooled over words, and the mean of the folds'. Texts heard: share of the test utterances whose text "
+            "is said in training; WER there is telling known sentences apart, see the text-disjoint part."
         )
     if any("speaker" in v for v in values):
         notes.append("Speaker accuracy: on `seen`, held-out utterances of training speakers.")
@@ -201,7 +201,7 @@ def text_table(runs: Runs, selection: str) -> Table:
     for name, of_variant in runs.variants.items():
         predictions = stacked(of_variant, selection)
         for part, rows in _text_parts(predictions):
-            label = {"variant": name, "texts": part, "tested": str(len(rows))}
+            label = {"variant": name, "texts": part, "predictions": str(len(rows))}
             if rows.empty:
                 text.append(label | {f"{m} %": NONE for m in ("WA", "UA", "WER")})
                 values.append({"variant": name, "texts": part, "n": 0})
@@ -347,7 +347,7 @@ def comparison_table(
             rows = [r for r in values if r["figure"] == figure]
             for row, p in zip(rows, holm(r[column] for r in rows), strict=True):
                 row[f"{column}_holm"] = p
-    text = [_comparison_text(row, selection) for row in values]
+    text = [_comparison_text(row, selection) for row in values if row["figure"] != "F1"]
     notes = [
         "Difference: second minus first, in points, on the same utterances and seeds, with the 95 % interval and p of "
         "the jackknife by speaker. Bootstrap: over speakers (wild, studentised).",
