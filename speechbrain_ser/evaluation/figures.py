@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib
 import numpy as np
@@ -92,15 +93,17 @@ def plot_learning_curves(epochs: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def plot_variant_curves(curves: Mapping[str, pd.DataFrame], part: str, title: str) -> Figure:
-    """Accuracy and WER against the epoch, one line a variant (Cai et al. 2021, figure 2; Ha 2023, figures 2 and 3).
+def plot_variant_curves(curves: Mapping[str, pd.DataFrame], metric: str, part: str, title: str) -> Figure:
+    """A metric against the epoch, one line a variant (Cai et al. 2021, figure 2; Ha 2023, figures 2 and 3).
 
     Arguments
     ---------
     curves : mapping of str to pandas.DataFrame
         By variant: index epoch, columns WA and, with an ASR head, WER; means over folds and seeds.
+    metric : str
+        ``WA`` or ``WER``; variants without it have no line.
     part : str
-        ``test`` or ``valid``: where they were measured.
+        ``test`` or ``valid``: where it was measured.
     title : str
         Says corpus and protocol.
 
@@ -108,20 +111,16 @@ def plot_variant_curves(curves: Mapping[str, pd.DataFrame], part: str, title: st
     -------
     matplotlib.figure.Figure
     """
-    panels = [m for m in ("WA", "WER") if any(m in c for c in curves.values())]
-    figure = Figure(figsize=(4.6 * len(panels), 3.8))
+    figure = Figure(figsize=(5.4, 3.9))
+    axes = figure.subplots()
     colours = matplotlib.colormaps["tab10" if len(curves) <= 10 else "tab20"].colors
-    all_axes = np.atleast_1d(figure.subplots(1, len(panels)))
-    for axes, metric in zip(all_axes, panels, strict=True):
-        for (name, curve), colour in zip(curves.items(), cycle(colours)):
-            if metric in curve:
-                axes.plot(curve.index, curve[metric], color=colour, label=name, marker=".", markersize=4)
-        axes.set(xlabel="epoch", ylabel=f"{part}: {CURVES[metric]}")
-        axes.set_ylim(bottom=0, top=1.02 if metric == "WA" else None)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-    handles, names = all_axes[0].get_legend_handles_labels()
-    figure.suptitle(title)
-    figure.tight_layout()
-    figure.legend(handles, names, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=min(3, len(names)), frameon=False)
+    for (name, curve), colour in zip(curves.items(), cycle(colours)):  # a variant has one colour in all figures
+        if metric in curve:
+            axes.plot(curve.index, curve[metric], color=colour, label=fill(name, 40), marker=".", markersize=4)
+    axes.set(xlabel="epoch", ylabel=f"{part}: {CURVES[metric]}", title=title)
+    axes.set_ylim(bottom=0, top=1.02 if metric == "WA" else None)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    columns = min(3, len(axes.lines)) if max(map(len, curves)) <= 20 else 1
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, frameon=False, fontsize="small")
     return figure

@@ -49,7 +49,8 @@ thead th { border-bottom: 1px solid #1c1c1c; vertical-align: bottom; max-width: 
 td, th { padding: .3rem .7rem; text-align: right; white-space: nowrap; }
 thead th { white-space: normal; }
 th:first-child { text-align: left; position: sticky; left: 0; background: #fff; padding-left: 0; }
-tbody th { font-weight: 400; white-space: normal; min-width: 7rem; max-width: 16rem; overflow-wrap: anywhere; }
+tbody th { font-weight: 400; white-space: normal; }
+tbody th div { width: max-content; max-width: 18rem; overflow-wrap: break-word; }
 tbody tr:nth-child(even) :is(td, th) { background: #f6f7f9; }
 .figures { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); }
 figure { margin: 1rem 0; }
@@ -58,7 +59,7 @@ figcaption { color: #4a4a4a; font-size: .9rem; overflow-wrap: anywhere; }
 @media (max-width: 40rem) {
   body { padding: .5rem .9rem 3rem; }
   h1 { font-size: 1.25rem; }
-  tbody th { min-width: 5rem; max-width: 8rem; }
+  tbody th div { max-width: 8.5rem; }
   td, th { padding: .3rem .5rem; }
 }
 </style>

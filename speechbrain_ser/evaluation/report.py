@@ -177,11 +177,13 @@ def _pictures(runs: Runs, selection: str, folder: Path) -> list[Picture]:
     figures = {}
     part, curves = mean_curves(runs)
     if curves:
-        caption = (
-            f"Accuracy and WER per epoch on the {part} part ({'to look at, not to choose by; ' * (part == 'test')}"
-            "mean over folds and seeds; a run that stopped early keeps its last value)."
-        )
-        figures["curves"] = (plot_variant_curves(curves, part, where), caption)
+        measured = [m for m in ("WA", "WER") if any(m in c for c in curves.values())]
+        for metric in measured:
+            caption = (
+                f"{metric} per epoch on the {part} part ({'to look at, not to choose by; ' * (part == 'test')}mean over "
+                "folds and seeds; a run that stopped early keeps its last value)."
+            )
+            figures[f"curves_{metric}"] = (plot_variant_curves(curves, metric, part, where), caption)
     for k, (name, of_variant) in enumerate(runs.variants.items(), 1):
         found = metrics(stacked(of_variant, selection), runs.classes)
         by = make.SELECTED_BY[selection]
@@ -244,5 +246,5 @@ def _sweep(folder: Path, tables: Sequence[Table], pictures: Sequence[Picture]) -
     """Files of an earlier report that had more variants."""
     kept = {f"{t.name}.csv" for t in tables} | {f"{p.path.stem}{s}" for p in pictures for s in (".svg", ".pdf")}
     for path in [*folder.glob("*.csv"), *folder.glob("figures/*")]:
-        if re.fullmatch(r"(confusion_\d+|comparisons|curves)\.(csv|svg|pdf)", path.name) and path.name not in kept:
+        if re.fullmatch(r"(confusion_\d+|comparisons|curves_\w+)\.(csv|svg|pdf)", path.name) and path.name not in kept:
             path.unlink()

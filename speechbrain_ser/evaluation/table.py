@@ -75,9 +75,9 @@ class Table:
 
     def html(self) -> str:
         """A section with a heading; the table scrolls sideways where the screen is narrow."""
-        head = "".join(f'<th scope="col">{html.escape(str(c))}</th>' for c in self.text)
+        head = "".join(f'<th scope="col">{html.escape(str(c)).replace(" %", "&nbsp;%")}</th>' for c in self.text)
         rows = "\n".join(
-            f'<tr><th scope="row">{html.escape(str(first))}</th>'
+            f'<tr><th scope="row"><div>{html.escape(str(first)).replace(",", ",<wbr>")}</div></th>'
             + "".join(f"<td>{html.escape(str(v))}</td>" for v in rest)
             + "</tr>"
             for first, *rest in self.text.to_numpy().tolist()

@@ -387,7 +387,7 @@ def _comparison_text(row: dict, selection: str) -> dict:
         counts = f"{row['only_second_right']}:{row['only_first_right']}"
         mcnemar = f"{p_value(row['p_mcnemar_holm'])} ({counts}{', exact' if row['mcnemar_is_exact'] else ''})"
     return {
-        "second - first": f"{row['second']} - {row['first']}",
+        "second vs first": f"{row['second']} vs {row['first']}",
         "figure": row["figure"],
         "pairs": str(row["n"]),
         "difference": _marked(with_interval(points(difference.difference), ends), selection),
