@@ -180,8 +180,8 @@ def _pictures(runs: Runs, selection: str, folder: Path) -> list[Picture]:
         measured = [m for m in ("WA", "WER") if any(m in c for c in curves.values())]
         for metric in measured:
             caption = (
-                f"{metric} per epoch on the {part} part ({'to look at, not to choose by; ' * (part == 'test')}mean over "
-                "folds and seeds; a run that stopped early keeps its last value)."
+                f"{metric} per epoch on the {part} part ({'to look at, not to choose by; ' * (part == 'test')}mean "
+                "over folds and seeds; a run that stopped early keeps its last value)."
             )
             figures[f"curves_{metric}"] = (plot_variant_curves(curves, metric, part, where), caption)
     for k, (name, of_variant) in enumerate(runs.variants.items(), 1):

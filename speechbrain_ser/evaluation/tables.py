@@ -353,7 +353,8 @@ def comparison_table(
         "the jackknife by speaker. Bootstrap: over speakers (wild, studentised).",
         "McNemar's test takes utterances for independent and IGNORES that they cluster by speaker (and seed): where "
         "speakers differ its p is too small. Quote the other two.",
-        f"Every p is corrected for {len(pairs)} comparison{'s' * (len(pairs) != 1)} (Holm), for each figure and test.",
+        f"p: corrected for {len(pairs)} comparison{"s" * (len(pairs) != 1)} (Holm), for each figure and test alone; "
+        "intervals are not corrected.",
     ]
     left_out = [f"{a} and {b}" for (a, b), f in found.items() if f["n"] < max(len(predictions[n]) for n in (a, b))]
     if left_out:
@@ -391,9 +392,9 @@ def _comparison_text(row: dict, selection: str) -> dict:
         "figure": row["figure"],
         "pairs": str(row["n"]),
         "difference": _marked(with_interval(points(difference.difference), ends), selection),
-        "p": p_value(row["p_holm"]),
-        "p, bootstrap": p_value(row["p_bootstrap_holm"]),
-        "p, McNemar (only second : only first right)": mcnemar,
+        "p (Holm)": p_value(row["p_holm"]),
+        "bootstrap p (Holm)": p_value(row["p_bootstrap_holm"]),
+        "McNemar p (Holm; only second : only first right)": mcnemar,
     }
 
 
