@@ -353,7 +353,7 @@ def comparison_table(
         "the jackknife by speaker. Bootstrap: over speakers (wild, studentised).",
         "McNemar's test takes utterances for independent and IGNORES that they cluster by speaker (and seed): where "
         "speakers differ its p is too small. Quote the other two.",
-        f"p: corrected for {len(pairs)} comparison{"s" * (len(pairs) != 1)} (Holm), for each figure and test alone; "
+        f"p: corrected for {len(pairs)} comparison{'s' * (len(pairs) != 1)} (Holm), for each figure and test alone; "
         "intervals are not corrected.",
     ]
     left_out = [f"{a} and {b}" for (a, b), f in found.items() if f["n"] < max(len(predictions[n]) for n in (a, b))]
