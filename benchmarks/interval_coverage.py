@@ -1,6 +1,6 @@
 """How often nominal 95 % intervals hold the truth when 4 or 10 speakers are tested.
 
-    python benchmarks/interval_coverage.py [--replicates=2000] [--out=benchmarks]
+    python benchmarks/interval_coverage.py [--replicates=4000] [--out=benchmarks]
 
 Test sets are drawn from a known truth: speakers differ (an intra-speaker correlation, or a coefficient of variation of
 their word error rate), have SAVEE's equal or EMO-DB's unequal numbers of utterances, and each figure's interval is made
@@ -260,7 +260,7 @@ def _held(interval, truth: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--replicates", type=int, default=2000)
+    parser.add_argument("--replicates", type=int, default=4000)
     parser.add_argument("--out", default="benchmarks", help="folder of the tables (default: %(default)s)")
     arguments = parser.parse_args()
     coverages, alarms = [], []

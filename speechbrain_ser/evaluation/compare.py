@@ -156,7 +156,9 @@ def holm(p_values: Iterable[float | None]) -> list[float | None]:
     """
     p_values = list(p_values)
     known = [p for p in p_values if p is not None]
-    corrected = iter(multipletests(known, method="holm")[1]) if known else iter(())
+    if len(known) < 2:  # nothing to correct, and multipletests collects garbage at every call
+        return p_values
+    corrected = iter(multipletests(known, method="holm")[1])
     return [None if p is None else float(next(corrected)) for p in p_values]
 
 
