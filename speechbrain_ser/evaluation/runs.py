@@ -245,7 +245,7 @@ def _read_run(path: Path, metrics: dict, problems: Problems) -> Run | None:
     try:
         files = {s: path / _file_name(s, metrics) for s in metrics["selections"]}
         predictions = {s: _read_csv(file, COLUMNS) for s, file in files.items()}
-        epochs = pd.read_csv(path / "epochs.csv")
+        epochs = _read_epochs(path / "epochs.csv")
         seen = path / "predictions_seen.csv"
         seen = _read_csv(seen, SEEN_COLUMNS) if seen.is_file() else None
         run = Run(path, metrics, {s: _prepared(p) for s, p in predictions.items()}, epochs, seen)
@@ -271,6 +271,13 @@ def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     if lacking := [c for c in columns if c not in frame]:
         raise ValueError(f"{path.name} lacks the columns {', '.join(lacking)}")
+    return frame
+
+
+def _read_epochs(path: Path) -> pd.DataFrame:
+    frame = pd.read_csv(path)
+    if "epoch" not in frame:
+        raise ValueError(f"{path.name} lacks the column epoch")
     return frame
 
 

@@ -110,7 +110,8 @@ def main_table(runs: Runs, selection: str, paper: Mapping | None = None) -> Tabl
     Table
     """
     text, values = [], []
-    papers = dict(paper_rows(paper))
+    papers = paper_rows(paper)
+    keys, not_run = list(papers), dict(papers)
     for name, of_variant in runs.variants.items():
         predictions = stacked(of_variant, selection)
         found = figures_of(predictions, runs.classes) | speaker_figures(of_variant)
@@ -124,13 +125,16 @@ def main_table(runs: Runs, selection: str, paper: Mapping | None = None) -> Tabl
         row["texts heard %"] = percent(found["share_text_heard"])
         row["speaker acc. on seen %"] = _cell(found, "speaker")
         row["predictions"] = str(found["n"])
-        theirs = papers.pop(paper_key(of_variant[0].metrics["variant"], name, papers), {})
+        key = paper_key(of_variant[0].metrics["variant"], name, papers)
+        theirs = papers.get(key, {})
+        not_run.pop(key, None)
         text.append(row | {f"paper {c} %": percent(v) for c, v in theirs.items()})
         label = {"variant": name, "selection": SELECTED_BY[selection], "speaker_disjoint": not runs.leak}
         values.append(label | _flat(found) | _paper_values(theirs))
-    for key, theirs in papers.items():
-        text.append({"variant": f"{key} (not run)"} | {f"paper {c} %": percent(v) for c, v in theirs.items()})
-        values.append({"variant": f"{key} (not run)"} | _paper_values(theirs))
+    for key, theirs in not_run.items():  # at its place among those that were; runs are in the paper's order
+        place = sum(k not in not_run for k in keys[: keys.index(key)]) + list(not_run).index(key)
+        text.insert(place, {"variant": f"{key} (not run)"} | {f"paper {c} %": percent(v) for c, v in theirs.items()})
+        values.insert(place, {"variant": f"{key} (not run)"} | _paper_values(theirs))
     return Table(
         "figures",
         f"Results, {SELECTED_BY[selection]}",
