@@ -497,9 +497,9 @@ def test_command_line(one, tmp_path, capsys):
     assert "INCOMPLETE" in capsys.readouterr().out
 
 
-def test_report_of_a_real_training(trained_demo):
+def test_report_of_a_real_training(trained_demo, tmp_path):
     """The files that train.py writes are the files that a report reads."""
-    found = build_report(trained_demo.parents[4], trained_demo.parents[4] / "report", allow_incomplete=True)
+    found = build_report(trained_demo.parents[4], tmp_path, allow_incomplete=True)
     metrics = json.loads((trained_demo / "metrics.json").read_text())
     row = found.tables["figures"].values.iloc[0]
     assert row["WA"] == metrics["selections"][metrics["selection"]]["all"]["WA"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jiwer
 import numpy as np
 import pandas as pd
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
+from sklearn.metrics import confusion_matrix
 
 from speechbrain_ser.text import normalise_transcript
 
@@ -37,15 +37,17 @@ def emotion_metrics(emotion: Sequence[str], predicted: Sequence[str], classes: S
     >>> m["WA"], round(m["UA"], 4), m["recall"]["c"], m["confusion"][0]
     (0.75, 0.8333, None, [2, 1, 0])
     """
-    present = [c for c in classes if c in set(emotion)]
-    recalls = recall_score(emotion, predicted, labels=present, average=None, zero_division=0)
-    by_class = dict(zip(present, map(float, recalls), strict=True))
+    confusion = confusion_matrix(emotion, predicted, labels=list(classes))  # once: the rest is sums of it
+    hits, true, said = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    occurs = true > 0
+    recalls = hits[occurs] / true[occurs]
+    by_class = dict(zip(np.asarray(classes)[occurs].tolist(), recalls.tolist(), strict=True))
     return {
-        "WA": float(accuracy_score(emotion, predicted)),
-        "UA": float(np.mean(recalls)),
-        "F1": float(f1_score(emotion, predicted, labels=present, average="macro", zero_division=0)),
+        "WA": float(hits.sum() / len(emotion)),
+        "UA": float(recalls.mean()),
+        "F1": float((2 * hits[occurs] / (true + said)[occurs]).mean()),
         "recall": {c: by_class.get(c) for c in classes},
-        "confusion": confusion_matrix(emotion, predicted, labels=list(classes)).tolist(),
+        "confusion": confusion.tolist(),
     }
 
 
