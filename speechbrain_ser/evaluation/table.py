@@ -77,7 +77,7 @@ class Table:
         """A section with a heading; the table scrolls sideways where the screen is narrow."""
         head = "".join(f'<th scope="col">{html.escape(str(c)).replace(" %", "&nbsp;%")}</th>' for c in self.text)
         rows = "\n".join(
-            f'<tr><th scope="row"><div>{html.escape(str(first)).replace(",", ",<wbr>")}</div></th>'
+            f'<tr><th scope="row"><div>{_breakable(html.escape(str(first)))}</div></th>'
             + "".join(f"<td>{html.escape(str(v))}</td>" for v in rest)
             + "</tr>"
             for first, *rest in self.text.to_numpy().tolist()
@@ -88,6 +88,11 @@ class Table:
             f'<div class="scroll" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n'
             f"<tbody>\n{rows}\n</tbody>\n</table></div>\n{notes}\n</section>"
         )
+
+
+def _breakable(name: str) -> str:
+    """A variant's name that may break after a comma or an equals sign."""
+    return name.replace(",", ",<wbr>").replace("=", "=<wbr>")
 
 
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
