@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0, or 1 after a wrong input, which is printed to stderr.
+        The exit status: 0, or, after a wrong input, which is printed to stderr, 1 (a corpus) or 2 (anything else).
 
     Example
     -------
@@ -27,18 +27,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser("speechbrain-ser", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_demo_corpus,):
+    for add in (_demo_corpus, _report, _compare):
         add(commands)
     arguments = vars(parser.parse_args(argv))
     run = arguments.pop("run")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from .corpora.errors import CorpusError
+    from .errors import UserError
 
     try:
         run(**arguments)
-    except CorpusError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 1 if isinstance(error, CorpusError) else 2
     return 0
 
 
@@ -60,6 +61,51 @@ def _demo_corpus(commands):
     layouts = ("iemocap", "savee", "emodb")
     parser.add_argument("--layout", choices=layouts, default="iemocap", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the variation (default: %(default)s)")
+
+
+def _report(commands):
+    def run(results_folder, out, allow_incomplete, selection, reference):
+        from .evaluation.report import build_report
+
+        report = build_report(
+            results_folder, out, allow_incomplete=allow_incomplete, selection=selection, reference=reference
+        )
+        _show(report)
+
+    parser = _command(
+        commands, "report", run, "tables and figures of all runs below a folder, made again from their files"
+    )
+    parser.add_argument("results_folder", metavar="RESULTS_FOLDER", help="holds runs of one corpus and protocol")
+    parser.add_argument("--out", help="where the files go (default: RESULTS_FOLDER/report)")
+    _incomplete(parser)
+    parser.add_argument("--selection", choices=("last", "valid", "test"), help="whose figures come first")
+    parser.add_argument("--reference", help="compare every variant with this one (default: all pairs)")
+
+
+def _compare(commands):
+    def run(first, second, out, allow_incomplete):
+        from .evaluation.versus import compare_folders
+
+        _show(compare_folders(first, second, out, allow_incomplete=allow_incomplete))
+
+    parser = _command(commands, "compare", run, "paired comparison of two variants on the same utterances")
+    parser.add_argument("first", metavar="A", help="the folder of one variant's runs")
+    parser.add_argument("second", metavar="B", help="the folder of the other's")
+    parser.add_argument("--out", default="comparison", help="where the files go (default: ./%(default)s)")
+    _incomplete(parser)
+
+
+def _incomplete(parser):
+    parser.add_argument(
+        "--allow-incomplete",
+        action="store_true",
+        help="leave out folds that have not finished, and say so in the title",
+    )
+
+
+def _show(report):
+    print(f"{report.console}\n\nwritten to {report.folder}:")
+    print("  " + ", ".join(path.name for path in report.files if path.suffix in (".html", ".md", ".tex", ".csv")))
 
 
 if __name__ == "__main__":

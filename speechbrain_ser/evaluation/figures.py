@@ -1,8 +1,10 @@
 """Pictures of a run: confusion matrix and learning curves."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib
 import numpy as np
@@ -18,7 +20,8 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> Path:
     """Write a figure in one step (a temporary file, then a rename); the suffix names the format."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format=path.suffix[1:], dpi=120, bbox_inches="tight")
+    dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # the same figure gives the same file
+    figure.savefig(temporary, format=path.suffix[1:], dpi=120, bbox_inches="tight", metadata=dates.get(path.suffix))
     os.replace(temporary, path)
     return path
 
@@ -87,4 +90,37 @@ def plot_learning_curves(epochs: pd.DataFrame, title: str) -> Figure:
         axes.legend(fontsize="small")
     figure.suptitle(title)
     figure.tight_layout()
+    return figure
+
+
+def plot_variant_curves(curves: Mapping[str, pd.DataFrame], metric: str, part: str, title: str) -> Figure:
+    """A metric against the epoch, one line a variant (Cai et al. 2021, figure 2; Ha 2023, figures 2 and 3).
+
+    Arguments
+    ---------
+    curves : mapping of str to pandas.DataFrame
+        By variant: index epoch, columns WA and, with an ASR head, WER; means over folds and seeds.
+    metric : str
+        ``WA`` or ``WER``; variants without it have no line.
+    part : str
+        ``test`` or ``valid``: where it was measured.
+    title : str
+        Says corpus and protocol.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure = Figure(figsize=(5.4, 3.9))
+    axes = figure.subplots()
+    colours = matplotlib.colormaps["tab10" if len(curves) <= 10 else "tab20"].colors
+    for (name, curve), colour in zip(curves.items(), cycle(colours)):  # a variant has one colour in all figures
+        if metric in curve:
+            axes.plot(curve.index, curve[metric], color=colour, label=fill(name, 40), marker=".", markersize=4)
+    axes.set(xlabel="epoch", ylabel=f"{part}: {CURVES[metric]}", title=title)
+    axes.set_ylim(bottom=0, top=1.02 if metric == "WA" else None)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    columns = min(3, len(axes.lines)) if max(map(len, curves)) <= 20 else 1
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, frameon=False, fontsize="small")
     return figure

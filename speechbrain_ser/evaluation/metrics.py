@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jiwer
 import numpy as np
 import pandas as pd
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
+from sklearn.metrics import confusion_matrix
 
 from speechbrain_ser.text import normalise_transcript
 
@@ -37,15 +37,17 @@ def emotion_metrics(emotion: Sequence[str], predicted: Sequence[str], classes: S
     >>> m["WA"], round(m["UA"], 4), m["recall"]["c"], m["confusion"][0]
     (0.75, 0.8333, None, [2, 1, 0])
     """
-    present = [c for c in classes if c in set(emotion)]
-    recalls = recall_score(emotion, predicted, labels=present, average=None, zero_division=0)
-    by_class = dict(zip(present, map(float, recalls), strict=True))
+    confusion = confusion_matrix(emotion, predicted, labels=list(classes))  # once: the rest is sums of it
+    hits, true, said = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    occurs = true > 0
+    recalls = hits[occurs] / true[occurs]
+    by_class = dict(zip(np.asarray(classes)[occurs].tolist(), recalls.tolist(), strict=True))
     return {
-        "WA": float(accuracy_score(emotion, predicted)),
-        "UA": float(np.mean(recalls)),
-        "F1": float(f1_score(emotion, predicted, labels=present, average="macro", zero_division=0)),
+        "WA": float(hits.sum() / len(emotion)),
+        "UA": float(recalls.mean()),
+        "F1": float((2 * hits[occurs] / (true + said)[occurs]).mean()),
         "recall": {c: by_class.get(c) for c in classes},
-        "confusion": confusion_matrix(emotion, predicted, labels=list(classes)).tolist(),
+        "confusion": confusion.tolist(),
     }
 
 
@@ -71,16 +73,45 @@ def word_error_rate(transcripts: Sequence[str], hypotheses: Sequence[str]) -> fl
     >>> word_error_rate(["{LAUGH}"], ["A"]) is None
     True
     """
+    counts = word_errors(transcripts, hypotheses)
+    n_words = counts["words"].sum()
+    return float(counts["word_errors"].sum() / n_words) if n_words else None
+
+
+def word_errors(transcripts: Sequence[str], hypotheses: Sequence[str]) -> pd.DataFrame:
+    """Word errors of each utterance, from jiwer's alignments, both sides normalised alike.
+
+    Arguments
+    ---------
+    transcripts : sequence of str
+        What was said, as the corpus writes it.
+    hypotheses : sequence of str
+        What was recognised.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``words`` (of the reference) and ``word_errors``, a row an utterance.
+
+    Example
+    -------
+    >>> word_errors(["Excuse me.", "{LAUGH}"], ["EXCUSE", "A"]).to_numpy().tolist()
+    [[2, 1], [0, 1]]
+    """
     references = [normalise_transcript(t) for t in transcripts]
     hypotheses = [normalise_transcript(h) for h in hypotheses]
-    n_words = sum(len(r.split()) for r in references)
-    if not n_words:
-        return None
-    # an utterance without words (laughter) contributes what was inserted into it
-    inserted = sum(len(h.split()) for r, h in zip(references, hypotheses, strict=True) if not r)
-    pairs = [(r, h) for r, h in zip(references, hypotheses, strict=True) if r]
-    out = jiwer.process_words(*map(list, zip(*pairs, strict=True)))
-    return float((out.substitutions + out.deletions + out.insertions + inserted) / n_words)
+    # jiwer takes no reference without words; an utterance without any (laughter) has what was inserted into it
+    errors = [0 if r else len(h.split()) for r, h in zip(references, hypotheses, strict=True)]
+    spoken = [k for k, r in enumerate(references) if r]
+    if spoken:
+        aligned = jiwer.process_words([references[k] for k in spoken], [hypotheses[k] for k in spoken]).alignments
+        for k, chunks in zip(spoken, aligned, strict=True):
+            errors[k] = sum(_length(c) for c in chunks if c.type != "equal")
+    return pd.DataFrame({"words": [len(r.split()) for r in references], "word_errors": errors}, dtype=int)
+
+
+def _length(chunk: jiwer.AlignmentChunk) -> int:
+    return max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
 
 
 def speaker_accuracy(predictions: pd.DataFrame) -> float:
@@ -109,7 +140,8 @@ def metrics(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
     Arguments
     ---------
     predictions : pandas.DataFrame
-        Columns ID, emotion, predicted, transcript; ``hypothesis`` where there is an ASR head.
+        Columns ID, emotion, predicted, transcript; ``hypothesis`` where there is an ASR head, or the ``words`` and
+        ``word_errors`` of :func:`word_errors`, where they were counted before.
     classes : sequence of str
         All classes.
 
@@ -122,7 +154,10 @@ def metrics(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
         "n": len(predictions),
         **emotion_metrics(predictions["emotion"], predictions["predicted"], classes),
     }
-    if "hypothesis" in predictions:
+    if "words" in predictions:
+        n_words = predictions["words"].sum()
+        out["WER"] = float(predictions["word_errors"].sum() / n_words) if n_words else None
+    elif "hypothesis" in predictions:
         out["WER"] = word_error_rate(predictions["transcript"], predictions["hypothesis"])
     return out
 

@@ -1,0 +1,250 @@
+"""A report of many runs, made from their files alone: it can be made again without training."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from textwrap import fill
+
+import pandas as pd
+
+from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.evaluation import tables as make
+from speechbrain_ser.evaluation.figures import plot_confusion, plot_variant_curves, save_figure
+from speechbrain_ser.evaluation.metrics import metrics
+from speechbrain_ser.evaluation.page import Picture, render_page
+from speechbrain_ser.evaluation.runs import Run, Runs, load_runs, stacked
+from speechbrain_ser.evaluation.table import Table
+from speechbrain_ser.files import write_csv, write_text
+
+LATEX_HEAD = "% needs \\usepackage{booktabs}; figures/*.pdf are the figures\n"
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What a report says, and where.
+
+    Attributes
+    ----------
+    title : str
+        With what is leaky or missing in it.
+    tables : dict of str to Table
+        By name: figures, comparisons, selections, texts, spread, folds, recall, confusion_1, …
+    console : str
+        The first tables as text.
+    folder : pathlib.Path
+        Where the files are.
+    files : tuple of pathlib.Path
+        All of them; ``report.html`` first.
+    """
+
+    title: str
+    tables: dict[str, Table]
+    console: str
+    folder: Path
+    files: tuple[Path, ...]
+
+
+def build_report(
+    results_folder: str | os.PathLike,
+    out_folder: str | os.PathLike | None = None,
+    paper: Mapping | None = None,
+    *,
+    allow_incomplete: bool = False,
+    selection: str | None = None,
+    reference: str | None = None,
+) -> Report:
+    """Make the report of every run below a folder.
+
+    Arguments
+    ---------
+    results_folder : str or path
+        Holds runs of one corpus, protocol and label set.
+    out_folder : str or path, optional
+        Where the files go; ``<results_folder>/report`` by default.
+    paper : mapping, optional
+        The paper's own table: ``title``, ``columns`` (such as [WA, WER]) and ``rows``, which maps a variant
+        (``default``, ``alpha=0``) to its numbers, a list in the columns' order or a mapping; shares between 0 and 1.
+    allow_incomplete : bool
+        Report what has finished, the title naming what has not.
+    selection : str, optional
+        ``last``, ``valid`` or ``test`` (oracle): whose figures come first; the configured one by default.
+    reference : str, optional
+        Compare each variant with this one instead of all pairs.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    UserError
+        If the runs cannot be averaged honestly; the message names why.
+    """
+    runs = load_runs(results_folder, allow_incomplete)
+    rows = make.paper_rows(paper)
+    runs = runs.in_order_of(list(rows), lambda variant, name: make.paper_key(variant, name, rows))
+    selection = _known_selection(runs, selection)
+    if reference is not None and reference not in runs.variants:
+        raise UserError(f"no variant '{reference}'{nearest(reference, runs.variants)}: {', '.join(runs.variants)}")
+    title = _title(runs, paper)
+    tables = {t.name: t for t in _tables(runs, selection, paper, reference)}
+    if runs.leak:  # wherever such a number appears
+        tables = {n: replace(t, title=f"{t.title}, LEAKY PROTOCOL") for n, t in tables.items()}
+    folder = Path(out_folder or Path(results_folder) / "report")
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    pictures = _pictures(runs, selection, folder / "figures")
+    written = _write(title, runs, list(tables.values()), pictures, folder)
+    shown = ("figures", "comparisons", "selections", "texts")
+    console = "\n\n".join([fill(title, 120), *_lead(runs), *(tables[n].console() for n in shown if n in tables)])
+    return Report(title, tables, console, folder, tuple(written))
+
+
+def _known_selection(runs: Runs, selection: str | None) -> str:
+    selection = selection or runs.selection
+    if lacking := [str(r) for r in runs.runs if selection not in r.predictions]:
+        raise UserError(f"no predictions of selection '{selection}' in: {'; '.join(lacking[:20])}")
+    return selection
+
+
+# ------------------------------------------------------------------ words
+
+
+def _title(runs: Runs, paper: Mapping | None) -> str:
+    """What, on what, and first of all what is wrong with it."""
+    systems = ", ".join(dict.fromkeys(r.metrics["system"] for r in runs.runs))
+    done = len({r.fold for r in runs.runs})
+    folds = f"{len(runs.folds)} folds" if done == len(runs.folds) else f"{done} of {len(runs.folds)} folds"
+    seeds = f"seed{'s' * (len(runs.seeds) > 1)} {', '.join(map(str, runs.seeds))}"
+    what = (paper or {}).get("title") or systems
+    title = f"{what}: {runs.corpus}, protocol {runs.protocol}, {folds}, {seeds}"
+    if runs.leak:
+        title += ". LEAKY PROTOCOL"
+    if runs.missing:
+        title += f". INCOMPLETE, missing: {'; '.join(runs.missing)}"
+    return title
+
+
+def _lead(runs: Runs) -> list[str]:
+    speakers = {s for r in runs.runs for s in stacked([r], r.metrics["selection"])["speaker"]}
+    tested = f"{sum(len(f) for f in _tests(runs))} test utterances"
+    lead = [f"{tested} of {len(speakers)} speakers, {len(runs.classes)} classes ({', '.join(runs.classes)})."]
+    epochs = {name: of_variant[0].metrics["n_epochs"] for name, of_variant in runs.variants.items()}
+    if len(set(epochs.values())) > 1:
+        lead.append("Epochs of training: " + ", ".join(f"{name} {n}" for name, n in epochs.items()) + ".")
+    if len(runs.variants) > 1 and runs.common:
+        lead.append("All variants: " + ", ".join(f"{k}={v}" for k, v in runs.common.items()) + ".")
+    if not runs.leak:
+        lead.append("No test speaker was in training.")
+    return lead
+
+
+def _tests(runs: Runs) -> list[pd.DataFrame]:
+    """The test part of each fold, once."""
+    return list({r.fold: r.predictions[r.metrics["selection"]] for r in runs.runs}.values())
+
+
+def _warnings(runs: Runs) -> list[str]:
+    warnings = []
+    if runs.leak:
+        warnings.append(f"LEAKY PROTOCOL: {runs.leak}. These figures say little about new speakers.")
+    if runs.missing:
+        warnings.append(f"INCOMPLETE, missing: {'; '.join(runs.missing)}")
+    return warnings
+
+
+# ------------------------------------------------------------------ tables and pictures
+
+
+def _tables(runs: Runs, selection: str, paper: Mapping | None, reference: str | None) -> list[Table]:
+    predictions = {name: stacked(of_variant, selection) for name, of_variant in runs.variants.items()}
+    return [
+        make.main_table(runs, selection, paper),
+        *([make.comparison_table(predictions, runs.classes, selection, reference)] if len(predictions) > 1 else []),
+        make.selection_table(runs),
+        make.text_table(runs, selection),
+        make.spread_table(runs, selection),
+        make.fold_table(runs, selection),
+        make.recall_table(runs, selection),
+        *(make.confusion_table(runs, selection, name, k) for k, name in enumerate(runs.variants, 1)),
+    ]
+
+
+def _pictures(runs: Runs, selection: str, folder: Path) -> list[Picture]:
+    """Curves of all variants and a confusion matrix each, as SVG for the page and PDF for papers."""
+    where = f"{runs.corpus}, protocol {runs.protocol}{', LEAKY' if runs.leak else ''}"
+    figures = {}
+    part, curves = mean_curves(runs)
+    if curves:
+        measured = [m for m in ("WA", "WER") if any(m in c for c in curves.values())]
+        for metric in measured:
+            caption = (
+                f"{metric} per epoch on the {part} part ({'to look at, not to choose by; ' * (part == 'test')}mean "
+                "over folds and seeds; a run that stopped early keeps its last value)."
+            )
+            figures[f"curves_{metric}"] = (plot_variant_curves(curves, metric, part, where), caption)
+    for k, (name, of_variant) in enumerate(runs.variants.items(), 1):
+        found = metrics(stacked(of_variant, selection), runs.classes)
+        by = make.SELECTED_BY[selection]
+        title = f"{fill(name, 40)}\n{where}\n{by}: WA {found['WA']:.1%}, UA {found['UA']:.1%}"
+        caption = f"Confusion matrix of {name} ({by}): utterances and share of the true class."
+        figures[f"confusion_{k}"] = (plot_confusion(found["confusion"], runs.classes, title), caption)
+    for name, (figure, _) in figures.items():
+        save_figure(figure, folder / f"{name}.pdf")
+    return [Picture(save_figure(f, folder / f"{name}.svg"), caption) for name, (f, caption) in figures.items()]
+
+
+def mean_curves(runs: Runs) -> tuple[str, dict[str, pd.DataFrame]]:
+    """WA and WER by epoch, mean over folds and seeds, of the test part where every run measured it, else valid.
+
+    Arguments
+    ---------
+    runs : Runs
+        Checked.
+
+    Returns
+    -------
+    tuple
+        The part's name, and a table by variant.
+    """
+    for part in ("test", "valid"):
+        if all(f"{part}_WA" in r.epochs for r in runs.runs):
+            return part, {name: _mean_curve(of_variant, part) for name, of_variant in runs.variants.items()}
+    return "", {}
+
+
+def _mean_curve(of_variant: Sequence[Run], part: str) -> pd.DataFrame:
+    curves = {}
+    for metric in ("WA", "WER"):
+        column = f"{part}_{metric}"
+        if all(column in r.epochs for r in of_variant):
+            each = pd.concat([r.epochs.set_index("epoch")[column] for r in of_variant], axis=1)
+            curves[metric] = each.ffill().mean(axis=1)
+    return pd.DataFrame(curves)
+
+
+# ------------------------------------------------------------------ files
+
+
+def _write(title: str, runs: Runs, tables: list[Table], pictures: list[Picture], folder: Path) -> list[Path]:
+    lead, warnings = _lead(runs), _warnings(runs)
+    images = [f"![{p.caption}](figures/{p.path.name})" for p in pictures]
+    markdown = [f"# {title}", *(f"**{w}**" for w in warnings), *lead, *(t.markdown() for t in tables), *images]
+    latex = [LATEX_HEAD + "% " + title, *(t.latex() for t in tables)]
+    written = [
+        write_text(render_page(title, lead, warnings, tables, pictures), folder / "report.html"),
+        write_text("\n\n".join(markdown) + "\n", folder / "report.md"),
+        write_text("\n\n".join(latex) + "\n", folder / "report.tex"),
+    ]
+    _sweep(folder, tables, pictures)
+    written += [write_csv(t.values, folder / f"{t.name}.csv") for t in tables]
+    return [*written, *(p.path for p in pictures), *(p.path.with_suffix(".pdf") for p in pictures)]
+
+
+def _sweep(folder: Path, tables: Sequence[Table], pictures: Sequence[Picture]) -> None:
+    """Files of an earlier report that had more variants."""
+    kept = {f"{t.name}.csv" for t in tables} | {f"{p.path.stem}{s}" for p in pictures for s in (".svg", ".pdf")}
+    for path in [*folder.glob("*.csv"), *folder.glob("figures/*")]:
+        if re.fullmatch(r"(confusion_\d+|comparisons|curves_\w+)\.(csv|svg|pdf)", path.name) and path.name not in kept:
+            path.unlink()

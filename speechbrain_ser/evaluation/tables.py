@@ -1,0 +1,419 @@
+"""The tables of a report, from checked runs."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from speechbrain_ser.evaluation.compare import FIGURES, Difference, compare_predictions, holm
+from speechbrain_ser.evaluation.intervals import SCALES, estimate, ratio_sums, speaker_interval, speaker_sums
+from speechbrain_ser.evaluation.metrics import metrics
+from speechbrain_ser.evaluation.runs import Run, Runs, items_of, selections_of, stacked
+from speechbrain_ser.evaluation.table import ABSENT, NONE, Table, p_value, percent, points, with_interval
+
+SELECTED_BY = {"last": "last epoch", "valid": "best on validation", "test": "ORACLE/leaky: best on TEST"}
+ORACLE = "ORACLE/leaky"
+
+
+# ------------------------------------------------------------------ one variant
+
+
+def figures_of(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
+    """Figures and their intervals of some predictions.
+
+    Arguments
+    ---------
+    predictions : pandas.DataFrame
+        Of one variant, folds and seeds stacked: WA is correct / all of them (Cai et al. 2021, eq. 4).
+    classes : sequence of str
+        All classes.
+
+    Returns
+    -------
+    dict
+        n, WA, UA, F1, recall, confusion, WER where there is one, and ``WA_low``, ``WA_high``, … (None without a second
+        speaker).
+    """
+    found = metrics(predictions, classes)
+    for name, sums in speaker_sums(predictions, classes).items():
+        if found.get(name) is not None:
+            found |= _ends(name, speaker_interval(sums, SCALES[name]))
+    return found
+
+
+def speaker_figures(runs: Sequence[Run]) -> dict:
+    """Speaker accuracy on `seen`, pooled over folds and seeds; empty without a speaker head."""
+    if runs[0].seen is None:
+        return {}
+    seen = pd.concat([r.seen for r in runs], ignore_index=True)
+    sums = ratio_sums(seen["speaker"], seen["speaker"] == seen["speaker_predicted"], np.ones(len(seen)))
+    return {
+        "speaker": float(estimate(sums)),
+        "speaker_n": len(seen),
+        **_ends("speaker", speaker_interval(sums, SCALES["speaker"])),
+    }
+
+
+def _ends(name: str, interval) -> dict:
+    low, high = interval or (None, None)
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+def _by(runs: Sequence[Run], selection: str, classes: Sequence[str], keys: list[str]) -> pd.DataFrame:
+    """WA, UA, F1, WER and n of each fold, seed, or both."""
+    rows = []
+    for values, part in stacked(runs, selection).groupby(keys, sort=False):
+        found = metrics(part, classes)
+        rows.append({**dict(zip(keys, values, strict=True)), **{m: found.get(m) for m in ("n", *FIGURES)}})
+    return pd.DataFrame(rows)
+
+
+def _cell(found: Mapping, name: str) -> str:
+    """A figure in percent with its interval; a dash where the variant has no such head."""
+    if name not in found:
+        return ABSENT
+    low, high = found.get(f"{name}_low"), found.get(f"{name}_high")
+    return with_interval(percent(found[name]), None if low is None else (percent(low), percent(high)))
+
+
+def _marked(text: str, selection: str) -> str:
+    """A number that the test part chose says so."""
+    return f"{text} {ORACLE}" if selection == "test" and text not in (ABSENT, NONE) else text
+
+
+def _spread(values: pd.Series) -> str:
+    """Mean ± standard deviation, in percent."""
+    values = values.dropna().astype(float)
+    if values.empty:
+        return ABSENT
+    return percent(values.mean()) + (f" ± {percent(values.std(ddof=1))}" if len(values) > 1 else "")
+
+
+# ------------------------------------------------------------------ main table
+
+
+def main_table(runs: Runs, selection: str, paper: Mapping | None = None) -> Table:
+    """WA, UA, F1, WER and speaker accuracy of each variant, the paper's numbers beside them.
+
+    Arguments
+    ---------
+    runs : Runs
+        Checked.
+    selection : str
+        Which predictions.
+    paper : mapping, optional
+        ``columns`` and ``rows``, see :func:`speechbrain_ser.evaluation.report.build_report`.
+
+    Returns
+    -------
+    Table
+    """
+    text, values = [], []
+    papers = paper_rows(paper)
+    keys, not_run = list(papers), dict(papers)
+    for name, of_variant in runs.variants.items():
+        predictions = stacked(of_variant, selection)
+        found = figures_of(predictions, runs.classes) | speaker_figures(of_variant)
+        found["share_text_heard"] = float(predictions["text_heard"].mean())
+        per_fold = _by(of_variant, selection, runs.classes, ["fold", "seed"]).groupby("fold")["WER"]
+        found["WER_fold_mean"] = _mean(per_fold.apply(_mean)) if "WER" in found else None
+        row = {"variant": name, **{f"{m} %": _marked(_cell(found, m), selection) for m in ("WA", "UA")}}
+        row["F1 %"] = _marked(percent(found["F1"]), selection)
+        row["WER %"] = _marked(_cell(found, "WER"), selection)
+        row["WER %, fold mean"] = _marked(percent(found["WER_fold_mean"]), selection) if "WER" in found else ABSENT
+        row["texts heard %"] = percent(found["share_text_heard"])
+        row["speaker acc. on seen %"] = _cell(found, "speaker")
+        row["predictions"] = str(found["n"])
+        key = paper_key(of_variant[0].metrics["variant"], name, papers)
+        theirs = papers.get(key, {})
+        not_run.pop(key, None)
+        text.append(row | {f"paper {c} %": percent(v) for c, v in theirs.items()})
+        label = {"variant": name, "selection": SELECTED_BY[selection], "speaker_disjoint": not runs.leak}
+        values.append(label | _flat(found) | _paper_values(theirs))
+    for key, theirs in not_run.items():  # at its place among those that were; runs are in the paper's order
+        place = sum(k not in not_run for k in keys[: keys.index(key)]) + list(not_run).index(key)
+        text.insert(place, {"variant": f"{key} (not run)"} | {f"paper {c} %": percent(v) for c, v in theirs.items()})
+        values.insert(place, {"variant": f"{key} (not run)"} | _paper_values(theirs))
+    return Table(
+        "figures",
+        f"Results, {SELECTED_BY[selection]}",
+        _without_empty(pd.DataFrame(text).fillna("")),
+        pd.DataFrame(values),
+        _main_notes(runs, values),
+    )
+
+
+def _main_notes(runs: Runs, values: Sequence[Mapping]) -> tuple[str, ...]:
+    speakers = stacked(runs.runs[:1], runs.selection)["speaker"]
+    notes = ["WA: correct / all utterances, pooled over folds (and seeds); UA: mean recall; F1: macro."]
+    if (speakers == "").any():
+        notes.append("Speakers are not known: no intervals.")
+    else:
+        notes.append("In brackets: 95 % intervals clustered by speaker (jackknife, Student's t).")
+    if any("WER" in v for v in values):
+        notes.append(
+            "WER: pooled over words, and the mean of the folds'. Texts heard: share of the test utterances whose text "
+            "is said in training; WER there is telling known sentences apart, see the text-disjoint part."
+        )
+    if any("speaker" in v for v in values):
+        notes.append("Speaker accuracy: on `seen`, held-out utterances of training speakers.")
+    return tuple(notes)
+
+
+def paper_rows(paper: Mapping | None) -> dict[str, dict[str, float]]:
+    """The paper's own numbers by variant and column; a list stands for its columns in order.
+
+    Example
+    -------
+    >>> paper_rows({"columns": ["WA", "WER"], "rows": {"alpha=0": [0.7166, 0.9981], "default": {"WA": 0.7815}}})
+    {'alpha=0': {'WA': 0.7166, 'WER': 0.9981}, 'default': {'WA': 0.7815}}
+    """
+    if not paper:
+        return {}
+    columns = list(paper.get("columns", ()))
+    return {
+        str(key): dict(row) if isinstance(row, Mapping) else dict(zip(columns, row, strict=True))
+        for key, row in paper["rows"].items()
+    }
+
+
+def paper_key(variant: str, name: str, rows: Mapping[str, Mapping]) -> str:
+    """The paper's row of a variant: its own name, or its lines of the keys that the paper's table sweeps.
+
+    Example
+    -------
+    >>> rows = {"alpha=0": {}, "default": {}}
+    >>> paper_key("alpha=0,wav2vec2_hub=tiny", "", rows), paper_key("wav2vec2_hub=tiny", "", rows)
+    ('alpha=0', 'default')
+    """
+    swept = {item.split("=")[0] for key in rows for item in key.split(",") if "=" in item}
+    candidates = (variant, name, items_of(variant, only=swept) or "default")
+    return next((c for c in candidates if c in rows), "")
+
+
+def _paper_values(row: Mapping[str, float]) -> dict:
+    return {f"paper_{c}": v for c, v in row.items()}
+
+
+# ------------------------------------------------------------------ the text-disjoint part, selection, spread
+
+
+def text_table(runs: Runs, selection: str) -> Table:
+    """Figures on test utterances whose text was, and was not, heard in training."""
+    text, values = [], []
+    for name, of_variant in runs.variants.items():
+        predictions = stacked(of_variant, selection)
+        for part, rows in _text_parts(predictions):
+            label = {"variant": name, "texts": part, "predictions": str(len(rows))}
+            if rows.empty:
+                text.append(label | {f"{m} %": NONE for m in ("WA", "UA", "WER")})
+                values.append({"variant": name, "texts": part, "n": 0})
+                continue
+            found = figures_of(rows, runs.classes)
+            text.append(label | {f"{m} %": _marked(_cell(found, m), selection) for m in ("WA", "UA", "WER")})
+            values.append({"variant": name, "texts": part} | _flat(found))
+    notes = ("Text-disjoint: the test utterances whose text no training utterance says; 'none' where there is none.",)
+    return Table("texts", "Text-disjoint part", _without_empty(pd.DataFrame(text)), pd.DataFrame(values), notes)
+
+
+def _text_parts(predictions: pd.DataFrame):
+    heard = predictions["text_heard"]
+    return (("heard in training", predictions[heard]), ("text-disjoint", predictions[~heard]))
+
+
+def selection_table(runs: Runs) -> Table:
+    """What choosing an epoch costs: last, best on validation and the oracle side by side."""
+    text, values = [], []
+    for name, of_variant in runs.variants.items():
+        found = {s: metrics(stacked(of_variant, s), runs.classes) for s in selections_of(of_variant)}
+        for m in ("WA", "UA", "WER"):
+            by_selection = {s: f[m] for s, f in found.items() if f.get(m) is not None}
+            if not by_selection:
+                continue
+            row = {"variant": name, "figure": f"{m} %"}
+            row |= {SELECTED_BY[s]: _marked(percent(v), s) for s, v in by_selection.items()}
+            if {"last", "test"} <= set(by_selection):
+                row["choosing on test gains"] = points(by_selection["test"] - by_selection["last"])
+            text.append(row)
+            values.append({"variant": name, "figure": m} | {_csv_selection(s): v for s, v in by_selection.items()})
+    if len(runs.runs[0].predictions) == 1:
+        note = "These runs kept one selection only; --test_every_epoch=True keeps all three."
+    else:
+        note = "The ORACLE/leaky column picks each fold's best epoch on the test part: no result of a system."
+    return Table("selections", "Cost of selection", pd.DataFrame(text).fillna(ABSENT), pd.DataFrame(values), (note,))
+
+
+def _csv_selection(selection: str) -> str:
+    return "test_ORACLE_leaky" if selection == "test" else selection
+
+
+def spread_table(runs: Runs, selection: str) -> Table:
+    """Mean and standard deviation over folds, and over seeds."""
+    text, values = [], []
+    for name, of_variant in runs.variants.items():
+        both = _by(of_variant, selection, runs.classes, ["fold", "seed"])
+        spreads = {
+            "folds": both.groupby("fold", sort=False)[list(FIGURES)].agg(_mean),
+            "seeds": _by(of_variant, selection, runs.classes, ["seed"]),
+        }
+        for over, rows in spreads.items():
+            label = {"variant": name, "over": f"{len(rows)} {over if len(rows) > 1 else over[:-1]}"}
+            text.append(label | {f"{m} %": _marked(_spread(rows[m]), selection) for m in FIGURES})
+            means = {f"{m}_mean": _mean(rows[m]) for m in FIGURES}
+            sds = {f"{m}_sd": rows[m].dropna().astype(float).std(ddof=1) for m in FIGURES}
+            values.append({"variant": name, "over": over, "number": len(rows)} | means | sds)
+    notes = (
+        "Mean ± standard deviation. Over folds: of the folds' figures, each the mean of its seeds. Over seeds: of the "
+        "figures pooled over folds.",
+    )
+    return Table(
+        "spread", "Spread over folds and seeds", _without_empty(pd.DataFrame(text)), pd.DataFrame(values), notes
+    )
+
+
+def fold_table(runs: Runs, selection: str) -> Table:
+    """WA (and WER) of each fold, variants side by side, seeds averaged."""
+    long = [
+        _by(of_variant, selection, runs.classes, ["fold", "seed"]).assign(variant=name)
+        for name, of_variant in runs.variants.items()
+    ]
+    values = pd.concat(long, ignore_index=True)[["variant", "fold", "seed", "n", *FIGURES]]
+    text = []
+    for fold in [f for f in runs.folds if f in set(values["fold"])]:
+        here = values[values["fold"] == fold]
+        row = {"fold": fold, "tested": str(here["n"].iloc[0])}
+        for m in ("WA", "WER"):
+            for name in runs.variants:
+                mean = _mean(here[m][here["variant"] == name])
+                row[f"{m} % {name}"] = ABSENT if mean is None else _marked(percent(mean), selection)
+        text.append(row)
+    return Table("folds", "Folds", _without_empty(pd.DataFrame(text)), values)
+
+
+# ------------------------------------------------------------------ classes
+
+
+def recall_table(runs: Runs, selection: str) -> Table:
+    """Recall of each class."""
+    text, values = [], []
+    for name, of_variant in runs.variants.items():
+        found = metrics(stacked(of_variant, selection), runs.classes)
+        text.append({"variant": name} | {c: _marked(percent(v), selection) for c, v in found["recall"].items()})
+        values.append({"variant": name} | found["recall"])
+    return Table("recall", "Recall of each class, %", pd.DataFrame(text), pd.DataFrame(values))
+
+
+def confusion_table(runs: Runs, selection: str, name: str, number: int) -> Table:
+    """Counts and row shares of a variant."""
+    counts = np.array(metrics(stacked(runs.variants[name], selection), runs.classes)["confusion"])
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    text, values = [], []
+    for k, true in enumerate(runs.classes):
+        cells = {c: f"{counts[k, j]} ({percent(shares[k, j])})" for j, c in enumerate(runs.classes)}
+        text.append({"true \\ predicted": true} | cells | {"all": str(counts[k].sum())})
+        for j, said in enumerate(runs.classes):
+            values.append({"variant": name, "true": true, "predicted": said, "n": counts[k, j], "share": shares[k, j]})
+    seeds = f", summed over {len(runs.seeds)} seeds" if len(runs.seeds) > 1 else ""
+    title = f"Confusion, {name} ({SELECTED_BY[selection]}): utterances{seeds} (% of the row)"
+    return Table(f"confusion_{number}", title, pd.DataFrame(text), pd.DataFrame(values))
+
+
+# ------------------------------------------------------------------ comparison
+
+
+def comparison_table(
+    predictions: Mapping[str, pd.DataFrame], classes: Sequence[str], selection: str, reference: str | None = None
+) -> Table:
+    """Paired differences of variants on the same utterances, corrected for their number.
+
+    Arguments
+    ---------
+    predictions : mapping of str to pandas.DataFrame
+        Stacked predictions by variant.
+    classes : sequence of str
+        All classes.
+    selection : str
+        Which predictions these are.
+    reference : str, optional
+        Compare each variant to this one; by default all pairs.
+
+    Returns
+    -------
+    Table
+    """
+    names = list(predictions)
+    pairs = [(reference, n) for n in names if n != reference] if reference else list(combinations(names, 2))
+    found = {(a, b): compare_predictions(predictions[a], predictions[b], classes) for a, b in pairs}
+    values = [row for pair, f in found.items() for row in _comparison_rows(pair, f)]
+    for column in ("p", "p_bootstrap", "p_mcnemar"):
+        for figure in FIGURES:  # a family is the comparisons of one figure by one test
+            rows = [r for r in values if r["figure"] == figure]
+            for row, p in zip(rows, holm(r[column] for r in rows), strict=True):
+                row[f"{column}_holm"] = p
+    text = [_comparison_text(row, selection) for row in values if row["figure"] != "F1"]
+    notes = [
+        "Difference: second minus first, in points, on the same utterances and seeds, with the 95 % interval and p of "
+        "the jackknife by speaker. Bootstrap: over speakers (wild, studentised).",
+        "McNemar's test takes utterances for independent and IGNORES that they cluster by speaker (and seed): where "
+        "speakers differ its p is too small. Quote the other two.",
+        f"p: corrected for {len(pairs)} comparison{'s' * (len(pairs) != 1)} (Holm), for each figure and test alone; "
+        "intervals are not corrected.",
+    ]
+    left_out = [f"{a} and {b}" for (a, b), f in found.items() if f["n"] < max(len(predictions[n]) for n in (a, b))]
+    if left_out:
+        notes.append(f"Only what both have was compared for {'; '.join(left_out)}.")
+    return Table("comparisons", "Paired comparison", pd.DataFrame(text), pd.DataFrame(values), tuple(notes))
+
+
+def _comparison_rows(pair: tuple[str, str], found: dict):
+    for figure, difference in found["figures"].items():
+        mcnemar = found["mcnemar"] if figure == "WA" else None
+        yield {
+            "first": pair[0],
+            "second": pair[1],
+            "figure": figure,
+            "n": found["n"],
+            "speakers": found["speakers"],
+            **difference._asdict(),
+            "p_bootstrap": found["bootstrap_p"][figure],
+            "only_first_right": mcnemar and mcnemar.only_first,
+            "only_second_right": mcnemar and mcnemar.only_second,
+            "p_mcnemar": mcnemar and mcnemar.p,
+            "mcnemar_is_exact": mcnemar and mcnemar.is_exact,
+        }
+
+
+def _comparison_text(row: dict, selection: str) -> dict:
+    difference = Difference(*(row[k] for k in Difference._fields))
+    ends = None if difference.low is None else (points(difference.low), points(difference.high))
+    mcnemar = ABSENT
+    if row["figure"] == "WA":
+        counts = f"{row['only_second_right']}:{row['only_first_right']}"
+        mcnemar = f"{p_value(row['p_mcnemar_holm'])} ({counts}{', exact' if row['mcnemar_is_exact'] else ''})"
+    return {
+        "second vs first": f"{row['second']} vs {row['first']}",
+        "figure": row["figure"],
+        "pairs": str(row["n"]),
+        "difference": _marked(with_interval(points(difference.difference), ends), selection),
+        "p (Holm)": p_value(row["p_holm"]),
+        "bootstrap p (Holm)": p_value(row["p_bootstrap_holm"]),
+        "McNemar p (Holm; only second : only first right)": mcnemar,
+    }
+
+
+# ------------------------------------------------------------------ small parts
+
+
+def _mean(values: pd.Series) -> float | None:
+    values = values.dropna().astype(float)
+    return float(values.mean()) if len(values) else None
+
+
+def _flat(found: Mapping) -> dict:
+    return {k: v for k, v in found.items() if k not in ("recall", "confusion")}
+
+
+def _without_empty(text: pd.DataFrame) -> pd.DataFrame:
+    """Without the columns of heads that no variant has."""
+    return text[[c for c in text if not text[c].isin([ABSENT, ""]).all()]]

@@ -1,0 +1,142 @@
+"""Paired comparison: against scipy, statsmodels and counting by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+
+from speechbrain_ser.evaluation.compare import (
+    bootstrap_p,
+    compare_predictions,
+    holm,
+    mcnemar_test,
+    paired,
+    speaker_difference,
+)
+from speechbrain_ser.evaluation.intervals import Sums
+from speechbrain_ser.evaluation.metrics import metrics, word_errors
+from speechbrain_ser.evaluation.tables import comparison_table
+
+from .run_folders import CLASSES, FOLDS, predictions
+
+
+def table(accuracy, seeds=(1,), asr=True):
+    frames = [predictions(f, accuracy, s, asr=asr).assign(seed=s) for f in FOLDS for s in seeds]
+    frame = pd.concat(frames, ignore_index=True)
+    return frame.join(word_errors(frame["transcript"], frame["hypothesis"])) if asr else frame
+
+
+def shares(values, size=50):
+    return Sums(size * np.asarray(values, float)[:, None], np.full((len(values), 1), float(size)))
+
+
+# ------------------------------------------------------------------ McNemar
+
+
+def test_few_discordant_is_the_exact_binomial():
+    first, second = [1] * 10 + [1] * 3 + [0] * 9 + [0] * 5, [1] * 10 + [0] * 3 + [1] * 9 + [0] * 5
+    found = mcnemar_test(first, second)
+    assert (found.only_first, found.only_second, found.is_exact) == (3, 9, True)
+    assert found.p == pytest.approx(stats.binomtest(3, 12).pvalue)
+
+
+def test_many_discordant_is_statsmodels_chi_square():
+    found = mcnemar_test([1] * 30 + [0] * 15 + [1] * 50, [0] * 30 + [1] * 15 + [1] * 50)
+    assert not found.is_exact
+    assert found.p == pytest.approx(mcnemar([[50, 30], [15, 0]], exact=False, correction=True).pvalue)
+    assert found.p == pytest.approx(stats.chi2.sf((30 - 15 - 1) ** 2 / 45, 1))
+
+
+def test_equal_variants():
+    assert mcnemar_test([True, False], [True, False]).p == 1
+    assert speaker_difference(shares([0.5, 0.7]), shares([0.5, 0.7]))[::3] == (0, 1)
+    assert bootstrap_p(shares([0.5, 0.7]), shares([0.5, 0.7])) == 1
+
+
+# ------------------------------------------------------------------ by speaker
+
+
+def test_speakers_of_one_size_give_the_paired_t_test():
+    first, second = [0.5, 0.6, 0.55, 0.7, 0.65], [0.56, 0.62, 0.54, 0.8, 0.66]
+    found = speaker_difference(shares(first), shares(second))
+    expected = stats.ttest_rel(second, first)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()))
+
+
+def test_bootstrap_is_near_the_t_test_with_many_speakers():
+    rng = np.random.default_rng(0)
+    first = rng.uniform(0.4, 0.8, 40)
+    second = first + rng.normal(0.02, 0.06, 40)
+    assert bootstrap_p(shares(first), shares(second)) == pytest.approx(stats.ttest_rel(second, first).pvalue, abs=0.02)
+
+
+def test_bootstrap_draws_the_same_every_time():
+    first, second = shares([0.5, 0.6, 0.55, 0.7]), shares([0.56, 0.62, 0.54, 0.8])
+    assert bootstrap_p(first, second) == bootstrap_p(first, second)
+
+
+def test_one_speaker_has_no_p():
+    assert speaker_difference(shares([0.5]), shares([0.6]))[1:] == (None, None, None)
+    assert bootstrap_p(shares([0.5]), shares([0.6])) is None
+
+
+def test_holm_is_statsmodels():
+    p_values = [0.04, 0.001, 0.03, 0.2]
+    assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
+    assert holm([0.01, 0.04]) == [0.02, 0.04]  # by hand: 2 x 0.01, then 1 x 0.04
+    assert holm([None, 0.01]) == [None, 0.01] and holm([]) == [] and holm([None]) == [None]
+
+
+# ------------------------------------------------------------------ whole tables
+
+
+def test_pairs_are_found_by_id_and_seed():
+    first, second = table(0.8, (1, 2)), table(0.6, (2, 3)).sample(frac=1, random_state=0)
+    a, b = paired(first, second)
+    assert set(a["seed"]) == {2} and len(a) == 96
+    assert (a[["ID", "seed", "emotion"]] == b[["ID", "seed", "emotion"]]).all(axis=None)
+
+
+def test_differences_are_those_of_the_figures():
+    first, second = table(0.6), table(0.8)
+    found = compare_predictions(first, second, CLASSES)
+    a, b = metrics(first, CLASSES), metrics(second, CLASSES)
+    assert found["n"] == 96 and found["speakers"] == 4
+    for figure in ("WA", "UA", "F1", "WER"):
+        difference = found["figures"][figure]
+        assert difference.difference == pytest.approx(b[figure] - a[figure])
+        assert difference.low < difference.difference < difference.high
+    only = found["mcnemar"]
+    assert only.only_second - only.only_first == round(96 * (b["WA"] - a["WA"]))
+
+
+def test_no_wer_against_a_variant_without_asr():
+    assert "WER" not in compare_predictions(table(0.6, asr=False), table(0.8), CLASSES)["figures"]
+
+
+def test_table_of_all_pairs_is_corrected_for_their_number():
+    variants = {name: table(a) for name, a in {"a": 0.5, "b": 0.6, "c": 0.8}.items()}
+    found = comparison_table(variants, CLASSES, "last")
+    wa = found.values[found.values["figure"] == "WA"]
+    assert list(zip(wa["first"], wa["second"], strict=True)) == [("a", "b"), ("a", "c"), ("b", "c")]
+    for column in ("p", "p_bootstrap", "p_mcnemar"):
+        assert wa[f"{column}_holm"].tolist() == pytest.approx(multipletests(wa[column], method="holm")[1].tolist())
+    assert any("3 comparisons" in n for n in found.notes)
+    assert any("McNemar" in n and "IGNORES" in n and "speaker" in n for n in found.notes)
+    only_first = comparison_table(variants, CLASSES, "last", reference="b")
+    assert set(only_first.values["first"]) == {"b"} and any("2 comparisons" in n for n in only_first.notes)
+
+
+def test_an_oracle_difference_says_so():
+    found = comparison_table({"a": table(0.5), "b": table(0.6)}, CLASSES, "test")
+    assert found.text["difference"].str.endswith("ORACLE/leaky").all()
+
+
+def test_unknown_speakers_have_no_interval():
+    variants = {name: table(a).assign(speaker="") for name, a in {"a": 0.5, "b": 0.6}.items()}
+    found = comparison_table(variants, CLASSES, "last")
+    assert (found.text["p (Holm)"] == "none").all()
+    assert found.values["p_mcnemar"].notna().any()

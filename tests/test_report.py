@@ -1,0 +1,512 @@
+"""Reports from fabricated run folders: figures, honesty, and every bad input."""
+
+import json
+import re
+import shutil
+
+import jiwer
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import metrics as sk
+
+from speechbrain_ser.cli import main
+from speechbrain_ser.errors import UserError
+from speechbrain_ser.evaluation.report import build_report, mean_curves
+from speechbrain_ser.evaluation.runs import load_runs, stacked
+from speechbrain_ser.evaluation.table import Table
+from speechbrain_ser.evaluation.versus import compare_folders
+from speechbrain_ser.files import write_csv, write_json
+
+from .run_folders import CLASSES, FOLDS, SENTENCES, epochs, predictions, write_results, write_run
+
+SWEEP = [({}, 0.8), ({"alpha": "0"}, 0.6), ({"alpha": "0.01"}, 0.7)]
+PAPER = {
+    "title": "A paper's table 4",
+    "columns": ["WA", "WER"],
+    "rows": {"alpha=0": [0.7166, 0.9981], "alpha=0.001": [0.7397, 0.2233], "alpha=0.01": [0.7634, 0.2007]},
+}
+PAPER["rows"]["default"] = {"WA": 0.7815, "WER": 0.1929}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Three variants, four folds, two seeds."""
+    return write_results(tmp_path_factory.mktemp("sweep") / "results", SWEEP, seeds=(1, 2))
+
+
+@pytest.fixture(scope="module")
+def report(results, tmp_path_factory):
+    return build_report(results, tmp_path_factory.mktemp("out"), PAPER)
+
+
+@pytest.fixture(scope="module")
+def four_folds(tmp_path_factory):
+    return write_results(tmp_path_factory.mktemp("four"), [({}, 0.8)])
+
+
+@pytest.fixture
+def one(four_folds, tmp_path):
+    """One variant, four folds, to spoil."""
+    return shutil.copytree(four_folds, tmp_path / "results")
+
+
+def run_of(root, fold="01F"):
+    (metrics,) = root.glob(f"*/*/*/{fold}/*/metrics.json")
+    return metrics.parent
+
+
+def change(path, **entries):
+    write_json(json.loads(path.read_text()) | entries, path)
+
+
+# ------------------------------------------------------------------ figures
+
+
+def test_pooled_figures_are_scikit_learns_and_jiwers(results, report):
+    rows = report.tables["figures"].values.set_index("variant")
+    for name, of_variant in load_runs(results).variants.items():
+        files = [pd.read_csv(r.folder / "predictions.csv", keep_default_na=False) for r in of_variant]
+        frame = pd.concat(files)
+        row = rows.loc[name]
+        assert row["n"] == len(frame) == 192
+        # Cai et al. 2021, eq. 4: all correct ones over all utterances
+        assert row["WA"] == sum((f["emotion"] == f["predicted"]).sum() for f in files) / sum(map(len, files))
+        assert row["WA"] == sk.accuracy_score(frame["emotion"], frame["predicted"])
+        assert row["UA"] == pytest.approx(sk.balanced_accuracy_score(frame["emotion"], frame["predicted"]))
+        assert row["F1"] == pytest.approx(sk.f1_score(frame["emotion"], frame["predicted"], average="macro"))
+        if name == "alpha=0":
+            assert pd.isna(row["WER"])
+            continue
+        assert row["WER"] == pytest.approx(
+            jiwer.wer(frame["transcript"].str.upper().tolist(), list(frame["hypothesis"]))
+        )
+        # eq. 5: the mean of the folds' (here of fold and seed, all folds having both seeds)
+        of_folds = [jiwer.wer(f["transcript"].str.upper().tolist(), list(f["hypothesis"])) for f in files]
+        assert row["WER_fold_mean"] == pytest.approx(np.mean(of_folds))
+        assert row["WA_low"] < row["WA"] < row["WA_high"] and row["WER_low"] < row["WER"] < row["WER_high"]
+
+
+def test_by_hand(tmp_path):
+    """Two folds, 3 of 4 and 1 of 2 right: pooled 4/6, over folds 5/8; WER 1/4 and 0/2: pooled 1/6, mean 1/8."""
+
+    def fold(name, emotion, predicted, said, heard):
+        frame = pd.DataFrame({"ID": [f"{name}{k}" for k in range(len(emotion))], "speaker": name, "emotion": emotion})
+        return frame.assign(predicted=predicted, transcript=said, hypothesis=heard, text_heard=True)
+
+    a = fold("a", ["sad"] * 3 + ["happy"], ["sad", "sad", "happy", "happy"], ["one"] * 4, ["ONE"] * 3 + ["TWO"])
+    b = fold("b", ["sad", "happy"], ["happy", "happy"], ["one"] * 2, ["ONE"] * 2)
+    for name, frame in (("a", a), ("b", b)):
+        write_run(tmp_path, name, by_selection={"last": frame}, folds=["a", "b"], classes=["happy", "sad"])
+    found = build_report(tmp_path).tables
+    row = found["figures"].values.iloc[0]
+    assert row["WA"] == pytest.approx(4 / 6) and row["UA"] == pytest.approx((2 / 2 + 2 / 4) / 2)
+    assert row["WER"] == pytest.approx(1 / 6) and row["WER_fold_mean"] == pytest.approx(1 / 8)
+    over_folds, over_seeds = found["spread"].values.to_dict("records")
+    assert over_folds["WA_mean"] == pytest.approx(5 / 8) and over_folds["WA_sd"] == pytest.approx(
+        np.std([0.75, 0.5], ddof=1)
+    )
+    assert over_seeds["number"] == 1 and pd.isna(over_seeds["WA_sd"])
+    assert found["confusion_1"].values["n"].tolist() == [2, 0, 2, 2]
+    assert found["confusion_1"].values["share"].tolist() == [1, 0, 0.5, 0.5]
+    assert found["confusion_1"].text.to_numpy().tolist() == [
+        ["happy", "2 (100.0)", "0 (0.0)", "2"],
+        ["sad", "2 (50.0)", "2 (50.0)", "4"],
+    ]
+    assert found["recall"].values.loc[0, CLASSES[1::2]].tolist() == [1, 0.5]
+
+
+def test_folds_and_seeds(results, report):
+    folds = report.tables["folds"].values
+    assert len(folds) == 3 * 4 * 2
+    row = folds[(folds["variant"] == "alpha=0") & (folds["fold"] == "02F") & (folds["seed"] == 2)].iloc[0]
+    frame = predictions("02F", 0.6, 2, asr=False)
+    assert row["WA"] == (frame["emotion"] == frame["predicted"]).mean()
+    spread = report.tables["spread"].values.set_index(["variant", "over"])
+    per_seed = folds[folds["variant"] == "default"].groupby("seed")["WA"].mean()  # folds of one size
+    assert spread.loc[("default", "seeds"), "WA_sd"] == pytest.approx(per_seed.std())
+    per_fold = folds[folds["variant"] == "default"].groupby("fold")["WA"].mean()
+    assert spread.loc[("default", "folds"), "WA_sd"] == pytest.approx(per_fold.std())
+
+
+def test_the_papers_numbers_stand_beside_ours_in_its_order(report):
+    text = report.tables["figures"].text
+    assert text["variant"].tolist() == ["alpha=0", "alpha=0.001 (not run)", "alpha=0.01", "default"]
+    assert text["paper WER %"].tolist() == ["99.8", "22.3", "20.1", "19.3"]
+    assert report.tables["figures"].values["paper_WA"].tolist() == [0.7166, 0.7397, 0.7634, 0.7815]
+    assert text["WA %"][1] == ""
+    assert "A paper's table 4" in report.title and "A paper's table 4" in report.console
+
+
+def test_speaker_accuracy_on_seen(tmp_path):
+    seen = pd.DataFrame(
+        {"ID": [f"u{k}" for k in range(6)], "speaker": list("aabbcc"), "speaker_predicted": list("aabcab")}
+    )
+    for fold in FOLDS:
+        write_run(tmp_path, fold, {"beta": "0.1"}, seen=seen)
+        write_run(tmp_path, fold, {"beta": "0"})
+    table = build_report(tmp_path).tables["figures"]
+    row = table.values.set_index("variant").loc["beta=0.1"]
+    assert row["speaker"] == pytest.approx(3 / 6) and row["speaker_n"] == 24
+    text = table.text.set_index("variant")["speaker acc. on seen %"]
+    assert text["beta=0.1"].startswith("50.0 [") and text["beta=0"] == "-"
+    assert any("held-out utterances of training speakers" in n for n in table.notes)
+
+
+def test_curves_are_means_over_folds_and_a_stopped_run_keeps_its_last_value(one):
+    write_csv(epochs(0.5, 2), run_of(one) / "epochs.csv")
+    part, curves = mean_curves(load_runs(one))
+    assert part == "test" and curves["default"].index.tolist() == [1, 2, 3]
+    assert curves["default"]["WA"].iloc[-1] == pytest.approx((0.5 + 3 * 0.8) / 4)
+    assert curves["default"]["WER"].iloc[-1] == pytest.approx((0.5 + 3 * 0.2) / 4)
+
+
+# ------------------------------------------------------------------ honesty
+
+
+def test_cost_of_selection_and_the_word_oracle(report):
+    table = report.tables["selections"].text
+    oracle = next(c for c in table if "ORACLE" in c)
+    assert table[oracle].str.fullmatch(r"\d+\.\d ORACLE/leaky").all()
+    values = report.tables["selections"].values
+    wa = values[values["figure"] == "WA"]
+    assert (wa["test_ORACLE_leaky"] > wa["last"]).all() and (wa["valid"] == wa["last"]).all()
+
+
+def test_a_report_of_the_oracle_says_so_at_every_number(results, tmp_path):
+    found = build_report(results, tmp_path, selection="test").tables
+    for name in ("figures", "texts", "recall", "spread", "folds"):
+        for column in found[name].text:
+            cells = found[name].text[column]
+            shares = cells[cells.str.match(r"\d+\.\d")]
+            if column not in ("texts heard %",):
+                assert shares.str.endswith("ORACLE/leaky").all(), (name, column)
+    assert "ORACLE" in found["figures"].title and "ORACLE" in found["confusion_1"].title
+    assert found["comparisons"].text["difference"].str.endswith("ORACLE/leaky").all()
+
+
+def test_one_selection_only(tmp_path):
+    for fold in FOLDS:
+        write_run(tmp_path, fold, by_selection={"last": predictions(fold)})
+    table = build_report(tmp_path).tables["selections"]
+    assert "test_every_epoch" in table.notes[0] and list(table.values) == ["variant", "figure", "last"]
+
+
+def test_text_disjoint_part(results, report, tmp_path):
+    rows = report.tables["texts"].values.set_index(["variant", "texts"])
+    frame = stacked(load_runs(results).variants["default"], "last")
+    part = frame[frame["transcript"] == SENTENCES[3]]
+    found = rows.loc[("default", "text-disjoint")]
+    assert found["n"] == len(part) and found["WA"] == (part["emotion"] == part["predicted"]).mean()
+    for fold in FOLDS:  # EMO-DB: everybody says every sentence
+        write_run(tmp_path, fold, by_selection={"last": predictions(fold).assign(text_heard=True)})
+    text = build_report(tmp_path).tables["texts"].text.set_index("texts").loc["text-disjoint"]
+    assert text[["WA %", "UA %", "WER %"]].tolist() == ["none"] * 3
+    for file in (tmp_path / "report").glob("report.*"):
+        assert "nan" not in re.sub(r"data:[^\"]*", "", file.read_text().lower()).replace("finance", "")
+
+
+def test_leaky_protocols_are_called_so_everywhere(tmp_path):
+    leak = {"protocol": "half_session", "speaker_disjoint": False, "leak": "2 test speakers are also trained on"}
+    found = build_report(write_results(tmp_path, **leak))
+    assert "LEAKY PROTOCOL" in found.title
+    assert all("LEAKY PROTOCOL" in t.title for t in found.tables.values())
+    assert not found.tables["figures"].values["speaker_disjoint"].any()
+    assert "2 test speakers are also trained on" in (tmp_path / "report" / "report.html").read_text()
+    assert "No test speaker was in training" not in found.console
+
+
+def test_unknown_speakers_have_no_intervals(tmp_path):
+    for fold in FOLDS:
+        write_run(tmp_path, fold, by_selection={"last": predictions(fold).assign(speaker="")})
+    table = build_report(tmp_path).tables["figures"]
+    assert "[" not in table.text["WA %"][0] and any("no intervals" in n for n in table.notes)
+
+
+# ------------------------------------------------------------------ files
+
+
+def test_files(report):
+    names = {p.name for p in report.files}
+    assert {"report.html", "report.md", "report.tex", "figures.csv", "comparisons.csv", "confusion_3.csv"} <= names
+    assert {"curves_WA.svg", "curves_WER.pdf", "confusion_1.svg"} <= names
+    assert all(p.stat().st_size for p in report.files)
+    assert not [p for p in report.folder.rglob("*") if p.is_file() and p not in report.files]
+
+
+def test_html_is_one_self_contained_file(report):
+    page = (report.folder / "report.html").read_text()
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page) and "url(" not in page and "<script" not in page
+    assert page.count("data:image/svg+xml;base64,") == 5
+    assert 'name="viewport"' in page and page.count('class="scroll"') == page.count("<table>")
+    for table in report.tables.values():
+        assert f'id="{table.name}"' in page
+
+
+def test_latex_is_booktabs_with_as_many_cells_as_columns(report):
+    text = (report.folder / "report.tex").read_text()
+    assert text.count(r"\begin{table}") == text.count(r"\bottomrule") == len(report.tables)
+    for columns, body in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", text, re.DOTALL):
+        for row in re.findall(r"^(.*) \\\\$", body, re.MULTILINE):
+            assert len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1
+    assert not re.search(r"(?<!\\)%", "\n".join(line for line in text.splitlines() if not line.startswith("%")))
+
+
+def test_special_characters_survive():
+    rows = pd.DataFrame({"variant": ["a_b|<c> & 5%"], "WA %": ["1.0"]})
+    table = Table("t", "T", rows, rows)
+    assert r"a\_b|$<$c$>$ \& 5\%" in table.latex()
+    assert "a_b|&lt;c&gt; &amp; 5%" in table.html() and r"a_b\|<c> & 5%" in table.markdown()
+
+
+def test_made_again_without_training_it_is_the_same_byte_for_byte(results, report, tmp_path):
+    again = build_report(results, tmp_path / "again", PAPER)
+    assert len(again.files) == len(report.files) and again.console == report.console
+    for mine, theirs in zip(again.files, report.files, strict=True):
+        assert mine.read_bytes() == theirs.read_bytes(), mine.name
+
+
+def test_a_smaller_report_sweeps_the_files_of_a_larger_one(tmp_path):
+    write_results(tmp_path / "results")
+    build_report(tmp_path / "results", tmp_path / "out")
+    shutil.rmtree(tmp_path / "results" / "cai_mtl" / "demo-speaker" / "alpha=0")
+    found = build_report(tmp_path / "results", tmp_path / "out")
+    assert not [p for p in found.folder.rglob("*") if p.is_file() and p not in found.files]
+
+
+# ------------------------------------------------------------------ names
+
+
+def test_two_systems_in_one_report(tmp_path):
+    write_results(tmp_path, [({}, 0.7)])
+    write_results(tmp_path, [({"beta": "0.1"}, 0.7)], system="ha_speaker_norm")
+    assert list(load_runs(tmp_path).variants) == ["cai_mtl", "ha_speaker_norm beta=0.1"]
+
+
+def test_lines_that_all_variants_share_are_said_once(tmp_path):
+    hub = {"wav2vec2_hub": "/backbones/tiny"}
+    for changed in (hub, hub | {"alpha": "0"}):
+        variant = ",".join(f"{k}={v.rsplit('/', 1)[-1]}" for k, v in sorted(changed.items()))
+        for fold in FOLDS:
+            write_run(tmp_path, fold, changed, variant=variant)
+    found = build_report(tmp_path, paper=PAPER)
+    text = found.tables["figures"].text.set_index("variant")
+    assert text.loc["alpha=0", "paper WA %"] == "71.7" and text.loc["default", "paper WER %"] == "19.3"
+    assert "All variants: wav2vec2_hub=tiny" in found.console
+
+
+# ------------------------------------------------------------------ bad input
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(UserError, match="is not a folder"):
+        build_report(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no run"):
+        build_report(tmp_path)
+
+
+def test_an_unfinished_fold_is_named(one):
+    (run_of(one, "02F") / "metrics.json").unlink()
+    shutil.rmtree(run_of(one, "01M"))
+    with pytest.raises(UserError, match=r"cai_mtl/default, seed 1: fold 01M, 02F") as error:
+        build_report(one)
+    assert "--allow-incomplete" in str(error.value) and "begun" not in str(error.value)
+    assert not (one / "report").exists()
+    found = build_report(one, allow_incomplete=True)
+    assert (
+        "2 of 4 folds" in found.title and "INCOMPLETE, missing: cai_mtl/default, seed 1: fold 01M, 02F" in found.title
+    )
+    for name in ("report.html", "report.md", "report.tex"):
+        assert "fold 01M, 02F" in (one / "report" / name).read_text()
+    assert found.tables["figures"].values["n"][0] == 48
+
+
+def test_a_variant_without_any_finished_fold_is_named(one):
+    folder = one / "cai_mtl" / "demo-speaker" / "alpha=0" / "01F" / "1"
+    folder.mkdir(parents=True)
+    write_json({}, folder / "configuration.json")
+    with pytest.raises(UserError, match=r"alpha=0/01F/1 \(begun\)"):
+        build_report(one)
+
+
+def test_a_seed_that_one_variant_lacks_is_named(one):
+    for fold in FOLDS:
+        write_run(one, fold, {"alpha": "0"}, seed=1)
+        write_run(one, fold, {"alpha": "0"}, seed=2)
+    with pytest.raises(UserError, match="cai_mtl/default, seed 2: all folds"):
+        build_report(one)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: f.iloc[1:], r"missing or surplus utterances \(1\):\n.*predictions.csv: 23, metrics.json says 24"),
+        (lambda f: pd.concat([f, f[3:5]]), r"doubled utterances \(1\):\n.*01F_003, 01F_004"),
+        (lambda f: f.replace({"ID": {"01F_003": "01F_004"}}), r"doubled utterances \(1\):\n.*01F_004"),
+        (lambda f: f.replace({"ID": {"01F_003": "x"}}), r"tested on different utterances"),
+        (
+            lambda f: f.assign(emotion=["bored", *f["emotion"][1:]]),
+            "classes that metrics.json does not know.*\n.*bored",
+        ),
+        (lambda f: f.assign(predicted=f["emotion"]), "predictions that metrics.json was not made of"),
+        (lambda f: f.assign(speaker="02F"), "another speaker, emotion or transcript"),
+        (lambda f: f.drop(columns="text_heard"), "unreadable file.*\n.*lacks the columns text_heard"),
+    ],
+)
+def test_predictions_that_are_not_what_they_should_be(one, spoil, message):
+    path = run_of(one) / "predictions.csv"
+    write_csv(spoil(pd.read_csv(path, keep_default_na=False)), path)
+    with pytest.raises(UserError, match=message) as error:
+        build_report(one)
+    assert "01F" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            {"protocol": "half_session"},
+            r"different protocols.*\n  half_session: .*01F/1\n  speaker: .*01M/1 and 2 more",
+        ),
+        ({"corpus": "emodb"}, "different corpora"),
+        ({"classes": ["angry", "happy", "neutral", "sad", "tired"]}, "different label sets"),
+        ({"folds": ["01F", "01M"]}, "different lists of folds"),
+        ({"n_epochs": 7}, r"different numbers of epochs \(1\):\n  cai_mtl/default: 3, 7"),
+        ({"fold": "01M"}, "the same run twice"),
+        ({"selection": "valid"}, "different configured selections"),
+        ({"utterances": 3}, "metrics.json without what a report needs"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_runs_that_do_not_belong_together(one, entry, message):
+    change(run_of(one) / "metrics.json", **entry)
+    with pytest.raises(UserError, match=message):
+        build_report(one)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "predictions.csv", "predictions_test.csv", "epochs.csv"])
+@pytest.mark.parametrize("content", ["", '{"a": ', "\0\0"])
+def test_unreadable_files(one, name, content):
+    (run_of(one) / name).write_text(content)
+    with pytest.raises(UserError, match=r"unreadable file|what a report needs|lacks the columns"):
+        build_report(one)
+
+
+def test_a_missing_file(one):
+    (run_of(one) / "predictions_valid.csv").unlink()
+    with pytest.raises(UserError, match=r"unreadable file \(1\):\n.*predictions_valid.csv"):
+        build_report(one)
+
+
+def test_utterances_in_two_folds(tmp_path):
+    for fold in FOLDS:
+        write_run(tmp_path, fold, by_selection={"last": predictions("01F")})
+    with pytest.raises(UserError, match="utterances tested in two folds"):
+        build_report(tmp_path)
+
+
+def test_variants_tested_on_other_utterances(one):
+    other = predictions("01F", n=20)
+    for fold in FOLDS:
+        write_run(one, fold, {"alpha": "0"}, by_selection={"last": other if fold == "01F" else predictions(fold)})
+    with pytest.raises(UserError, match=r"alpha=0, fold 01F, seed 1 \(last\) lacks 01F_020, 01F_021"):
+        build_report(one)
+
+
+def test_seen_in_some_folds_only(tmp_path):
+    seen = pd.DataFrame({"ID": ["u"], "speaker": ["a"], "speaker_predicted": ["a"]})
+    for fold in FOLDS:
+        write_run(tmp_path, fold, seen=seen if fold == "01F" else None)
+    with pytest.raises(UserError, match=r"predictions_seen\.csv in some folds only"):
+        build_report(tmp_path)
+
+
+def test_a_selection_or_reference_that_there_is_not(tmp_path, results):
+    for fold in FOLDS:
+        write_run(tmp_path, fold, by_selection={"last": predictions(fold)})
+    with pytest.raises(UserError, match="no predictions of selection 'test'"):
+        build_report(tmp_path, selection="test")
+    with pytest.raises(UserError, match=r"no variant 'alpha=0.02'.*did you mean 'alpha=0"):
+        build_report(results, tmp_path / "out", reference="alpha=0.02")
+
+
+# ------------------------------------------------------------------ compare two folders, and the command line
+
+
+def folders(tmp_path):
+    write_results(tmp_path / "a", [({}, 0.8)])
+    write_results(tmp_path / "b", [({"alpha": "0"}, 0.6)])
+    return tmp_path / "a", tmp_path / "b"
+
+
+def test_compare_two_folders(tmp_path):
+    a, b = folders(tmp_path)
+    found = compare_folders(a, b, tmp_path / "out")
+    report = build_report_of_both(tmp_path, a, b)
+    columns = ["figure", "difference", "low", "high", "p", "p_bootstrap"]
+    pd.testing.assert_frame_equal(found.tables["comparisons"].values[columns], report[columns])
+    assert {p.name for p in found.files} == {"comparison.md", "comparison.tex", "comparisons.csv"}
+    assert "cai_mtl/alpha=0 against cai_mtl/default" in found.title
+
+
+def build_report_of_both(tmp_path, a, b):
+    shutil.copytree(a, tmp_path / "both")
+    shutil.copytree(b, tmp_path / "both", dirs_exist_ok=True)
+    return build_report(tmp_path / "both", reference="default").tables["comparisons"].values
+
+
+def test_the_same_variant_in_two_folders(tmp_path):
+    write_results(tmp_path / "a", [({}, 0.8)])
+    write_results(tmp_path / "b", [({}, 0.7)])
+    title = compare_folders(tmp_path / "a", tmp_path / "b", tmp_path / "out").title
+    assert title.startswith("B (") and " against A (" in title
+
+
+def test_folders_that_cannot_be_compared(tmp_path, results):
+    a, b = folders(tmp_path)
+    with pytest.raises(UserError, match="has 3 variants"):
+        compare_folders(a, results, tmp_path / "out")
+    shutil.rmtree(run_of(b, "02M"))
+    with pytest.raises(UserError, match="fold 02M"):
+        compare_folders(a, b, tmp_path / "out")
+    found = compare_folders(a, b, tmp_path / "out", allow_incomplete=True)
+    assert "INCOMPLETE" in found.title and found.tables["comparisons"].values["n"][0] == 72
+    write_results(tmp_path / "c", [({}, 0.8)], protocol="session")
+    with pytest.raises(UserError, match="different protocols"):
+        compare_folders(a, tmp_path / "c", tmp_path / "out")
+    write_results(tmp_path / "d", [({}, 0.8)], seeds=(2,))
+    with pytest.raises(UserError, match="no fold and seed in common"):
+        compare_folders(a, tmp_path / "d", tmp_path / "out")
+
+
+def test_command_line(one, tmp_path, capsys):
+    assert main(["report", str(one), f"--out={tmp_path / 'out'}"]) == 0
+    out = capsys.readouterr().out
+    assert "Results, last epoch" in out and "report.html" in out and (tmp_path / "out" / "report.html").is_file()
+    shutil.copytree(one, tmp_path / "b")
+    assert main(["compare", str(one), str(tmp_path / "b"), f"--out={tmp_path / 'c'}"]) == 0
+    assert "Paired comparison" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "nowhere")]) == 2
+    assert main(["compare", str(one), str(tmp_path / "nowhere")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("error: ") == 2 and "Traceback" not in err
+    (run_of(one) / "metrics.json").unlink()
+    assert main(["report", str(one)]) == 2
+    assert "fold 01F" in capsys.readouterr().err
+    assert main(["report", str(one), "--allow-incomplete"]) == 0
+    assert "INCOMPLETE" in capsys.readouterr().out
+
+
+def test_report_of_a_real_training(train, tmp_path):
+    """The files that train.py writes are the files that a report reads."""
+    train("--test_every_epoch=True")
+    with pytest.raises(UserError, match="seed 1: fold 08, 09"):
+        build_report(tmp_path / "results")
+    found = build_report(tmp_path / "results", allow_incomplete=True)
+    assert "1 of 10 folds" in found.title and "INCOMPLETE, missing: cai_mtl/" in found.title
+    (path,) = (tmp_path / "results").glob("**/metrics.json")
+    trained = json.loads(path.read_text())["selections"]["last"]["all"]
+    row = found.tables["figures"].values.iloc[0]
+    assert [row[m] for m in ("WA", "UA", "F1")] == [trained[m] for m in ("WA", "UA", "F1")]
+    assert row["WER"] == pytest.approx(trained["WER"])
+    assert "ORACLE/leaky: best on TEST" in found.tables["selections"].text
