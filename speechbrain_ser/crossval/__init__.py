@@ -1,0 +1,5 @@
+"""Many runs of train.py: which (plan), where (local, slurm), in what order (schedule), and what came of them (report)."""
+
+from speechbrain_ser.crossval.program import main
+
+__all__ = ["main"]
