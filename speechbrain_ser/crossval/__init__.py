@@ -1,4 +1,4 @@
-"""Many runs of train.py: which (plan), where (local, slurm), in what order (schedule), and what came of them (report)."""
+"""Many runs of train.py: which (plan), where (local, slurm), in what order (schedule), what came of them (report)."""
 
 from speechbrain_ser.crossval.program import main
 

@@ -142,7 +142,8 @@ def _options(request: Request, table: Table | None) -> list[str]:
     """train.py's options: the user's, and the table's lines where the user has none."""
     given = {o.partition("=")[0].removeprefix("--") for o in request.options}
     lines = table.lines if table else {}
-    return [*request.options, *(f"--{k}={v}" for k, v in lines.items() if k not in given)]
+    quiet = [] if "noprogressbar" in given else ["--noprogressbar"]  # a run's log is read afterwards
+    return [*request.options, *quiet, *(f"--{k}={v}" for k, v in lines.items() if k not in given)]
 
 
 def _rows(request: Request, table: Table | None) -> list[Row]:
@@ -208,8 +209,8 @@ class _Planner:
         return [*self.base, *(f"--{k}={v}" for k, v in row.lines.items())]
 
     def _add(self, row: Row, seed: str, fold: str) -> None:
-        argv = [*(a for a in self._argv(row) if not a.startswith("--seed=")), f"--fold={fold}", f"--seed={seed}"]
-        run = self._run(row.name, argv)
+        seeds = [f"--seed={seed}"] if self.request.seeds else []  # else it is in the options, or the YAML's own
+        run = self._run(row.name, [*self._argv(row), f"--fold={fold}", *seeds])
         if run.name != row.name:
             raise UserError(f"this and {run.name} are one run (folder {run.folder}): what differs changes no training")
 
@@ -230,6 +231,8 @@ class _Planner:
         shared = {k: config.plain[k] for k in (*SHARED_LINES, "fold", "seed") if k not in lines}
         options = config.run_opts.overridden_args - set(config.tree) - {"param_file"}
         flags = [f"--{k}" if config.run_opts[k] is True else f"--{k}={config.run_opts[k]}" for k in sorted(options)]
-        run = self._run(Path(yaml).stem, [yaml, *flags, *(f"--{k}={v}" for k, v in as_texts({**shared, **lines}).items())])
+        run = self._run(
+            Path(yaml).stem, [yaml, *flags, *(f"--{k}={v}" for k, v in as_texts({**shared, **lines}).items())]
+        )
         self.shared.needed[run.folder] = run.setup.science
         return run

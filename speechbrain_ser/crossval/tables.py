@@ -1,11 +1,11 @@
 """A paper's table as a small YAML: which system, which lines differ from row to row, what the paper says.
 
-    table: Cai et al. 2021, Table 4
-    hparams: cai_mtl.yaml
-    published: --protocol=half_session      # how the paper's own numbers came about
-    lines: {test_every_epoch: True}         # for every row
-    rows:
-      - {name: alpha = 0, lines: {alpha: 0}, paper: {WA: 0.7166, WER: 0.9981}}
+table: Cai et al. 2021, Table 4
+hparams: cai_mtl.yaml
+published: --protocol=half_session      # how the paper's own numbers came about
+lines: {test_every_epoch: True}         # for every row
+rows:
+  - {name: alpha = 0, lines: {alpha: 0}, paper: {WA: 0.7166, WER: 0.9981}}
 """
 
 import json
