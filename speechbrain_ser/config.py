@@ -53,6 +53,10 @@ REFUSED = {
 REFERENCE = re.compile(r"<([^>\[\]]+)")
 CALLS = ("!new:", "!name:", "!apply:")
 
+# HyperPyYAML teaches ruamel for good what (a, tuple) is when it first builds something: done now, so that a YAML read
+# before that and one read afterwards are the same
+load_hyperpyyaml("tuple: (1, 2)")
+
 
 @dataclass
 class Config:
@@ -455,7 +459,7 @@ def _bare(node):
         value = node if node is None or isinstance(node, (bool, int, float)) else str(node)
         if isinstance(value, float):  # 1.0 is 1; and no ScalarFloat, which remembers how it was written
             value = int(value) if value.is_integer() and abs(value) < 1e15 else float(value)
-    return (tag, value) if tag else value
+    return (tag, value) if tag and tag != "!tuple" else value
 
 
 def _short(key: str, text: str) -> str:

@@ -160,8 +160,9 @@ def _rows(request: Request, table: Table | None) -> list[Row]:
 def _raise(problems: dict[str, list[str]]) -> None:
     """One error for all; what many runs have in common is said once."""
     if problems:
-        said = [f"{', '.join(of[:3])}{', …' if len(of) > 3 else ''}: {what}" for what, of in problems.items()]
-        raise UserError(said[0].partition(": ")[2] if len(said) == 1 else "\n".join(said))
+        raise UserError(
+            "\n".join(f"{what}\n  ({', '.join(of[:3])}{', …' if len(of) > 3 else ''})" for what, of in problems.items())
+        )
 
 
 class _Planner:
