@@ -182,7 +182,9 @@ def end_with_parent(poll: float = 0.5) -> None:
     def watch():
         while os.getppid() == parent:
             time.sleep(poll)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGKILL if ignored else signal.SIGTERM)
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    ignored = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN  # our parent's decision
+    if not ignored:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     threading.Thread(target=watch, daemon=True).start()

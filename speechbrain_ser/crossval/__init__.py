@@ -1,5 +1,4 @@
-"""Many runs of train.py: which (plan), where (local, slurm), in what order (schedule), what came of them (report)."""
+"""Many runs of train.py: which (plan), where (local, slurm), in what order (schedule), what came of them (report).
 
-from speechbrain_ser.crossval.program import main
-
-__all__ = ["main"]
+Nothing is imported here: a Slurm job needs `slurm_job` alone.
+"""

@@ -74,7 +74,8 @@ def _executor(request: Request, plan: Plan, command: list[str]) -> Executor:
     if request.executor == "slurm":
         from speechbrain_ser.crossval.slurm import SlurmJobs
 
-        return SlurmJobs(plan.config.plain, command)
+        plain = plan.config.plain
+        return SlurmJobs(plain.get("slurm") or {}, Path(plain["results_folder"]) / "slurm", command)
     return LocalProcesses(request.jobs, command)
 
 

@@ -137,7 +137,9 @@ class Schedule:
             if run.finished():
                 self._finish(run)
                 self.bar.write(f"finished {run}")
-            elif self._held(run):  # another program was there first: no failure
+            elif self._held(run) or not all(need in self.finished for need in run.needs):
+                # another program was there first, or it could not even begin: no failure of its own
+                self.attempts[run] -= 1
                 self.waiting.append(run)
             elif self.attempts[run] < ATTEMPTS:
                 self.bar.write(f"failed, tried again: {run} ({run.log})")
