@@ -51,21 +51,6 @@ class WholeCheckpointer(Checkpointer):
         return super()._save_checkpoint_metafile(temporary, meta_to_include or {}, end_of_epoch)
 
 
-OPTIMIZER = "optimizer.ckpt"
-
-
-def has_optimizer(save: str | os.PathLike) -> bool:
-    """Whether a run's `save/` folder still holds what further training needs."""
-    checkpoints = sorted(Path(save).glob(f"{CKPT_PREFIX}*/{METAFNAME}"))
-    return all((meta.parent / OPTIMIZER).exists() for meta in checkpoints)
-
-
-def drop_optimizer(save: str | os.PathLike) -> None:
-    """Delete the optimiser's state, two thirds of a checkpoint, from a finished run's `save/` folder."""
-    for file in Path(save).glob(f"{CKPT_PREFIX}*/{OPTIMIZER}"):
-        file.unlink()
-
-
 @register_checkpoint_hooks
 class RandomState:
     """The Python, NumPy and torch random states (SpecAugment and layerdrop draw from NumPy and torch).

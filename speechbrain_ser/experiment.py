@@ -16,7 +16,7 @@ import speechbrain as sb
 import torch
 
 from speechbrain_ser.brain import RunData, check_optimizer
-from speechbrain_ser.checkpoints import WholeCheckpointer, has_optimizer
+from speechbrain_ser.checkpoints import WholeCheckpointer
 from speechbrain_ser.config import Config, read_config
 from speechbrain_ser.corpora import manifest as corpora
 from speechbrain_ser.dataio import (
@@ -33,6 +33,7 @@ from speechbrain_ser.lobes.backbone import check_backbone, fingerprint
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
 from speechbrain_ser.locks import FolderInUse, end_with_parent, locked
 from speechbrain_ser.nnet.losses import frames_needed
+from speechbrain_ser.optimizer_state import has_optimizer
 from speechbrain_ser.protocols import Fold, choose_fold, leakage, make_folds, text_heard
 from speechbrain_ser.results import SELECTIONS, evaluate_and_write, print_results, selections_of
 from speechbrain_ser.tokens import build_tokens, save_tokens

@@ -1,5 +1,7 @@
 """Runs as processes of this machine."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import signal
@@ -7,9 +9,12 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from speechbrain_ser.crossval.plan import Run
 from speechbrain_ser.locks import PARENT
+
+if TYPE_CHECKING:
+    from speechbrain_ser.crossval.plan import Run
 
 GRACE = 10.0  # seconds between asking a process to end and ending it
 

@@ -1,13 +1,11 @@
 """crossval.py from its command line to its exit status."""
 
-import contextlib
 import logging
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from speechbrain_ser.crossval.arguments import USAGE, Request, read_arguments
+from speechbrain_ser.crossval.interrupt import Interrupted, interruptible
 from speechbrain_ser.crossval.local import LocalProcesses
 from speechbrain_ser.crossval.plan import Plan, check_builds, make_plan
 from speechbrain_ser.crossval.report import make_report
@@ -16,10 +14,6 @@ from speechbrain_ser.dataio import AudioCache
 from speechbrain_ser.errors import UserError
 
 INTERRUPTED = 130
-
-
-class Interrupted(BaseException):
-    """Ctrl-C, or a polite request to end."""
 
 
 def main(argv: list[str], root: Path, command: list[str] | None = None) -> int:
@@ -44,7 +38,7 @@ def main(argv: list[str], root: Path, command: list[str] | None = None) -> int:
         print(USAGE)
         return 0
     try:
-        with _interruptible():
+        with interruptible():
             return _run(read_arguments(argv), root, command or [sys.executable, str(root / "train.py")])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -87,24 +81,3 @@ def _resample(plan: Plan) -> None:
     """Once, and not in every process at the same time."""
     plain = plan.config.plain
     AudioCache(Path(plain["cache_folder"]) / "audio").fill(plan.reported[0].setup.frame["wav"].tolist())
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP end the program in its own order; a second one, while it does so, is ignored."""
-
-    def interrupt(number, frame):
-        for name in before:
-            signal.signal(name, signal.SIG_IGN)
-        raise Interrupted
-
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    if before[signal.SIGHUP] is signal.SIG_IGN:  # nohup
-        del before[signal.SIGHUP]
-    for number in before:  # also where a shell's & had SIGINT ignored
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,19 +1,25 @@
 """In what order runs go: what is ready is started, what fails is tried once more, the rest goes on."""
 
+from __future__ import annotations
+
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tqdm import tqdm
 
-from speechbrain_ser.checkpoints import drop_optimizer
-from speechbrain_ser.crossval.plan import Run
 from speechbrain_ser.locks import holder
+from speechbrain_ser.optimizer_state import drop_optimizer
+
+if TYPE_CHECKING:
+    from speechbrain_ser.crossval.plan import Run
 
 ATTEMPTS = 2
 TAIL = 15  # lines of a failed run's log
+SHOW = (1.0, 60.0)  # seconds between two pictures of the bar: on a terminal, in a file
 
 
 class Executor(Protocol):
@@ -121,14 +127,13 @@ class Schedule:
             while self.waiting or self.running:
                 self._collect()
                 self._start()
-                if time.monotonic() - looked > 1 or not (self.waiting or self.running):
+                if time.monotonic() - looked > SHOW[not sys.stderr.isatty()] or not (self.waiting or self.running):
                     self._show()
                     looked = time.monotonic()
                 time.sleep(self.poll if self.running or self.waiting else 0)
         finally:
             self.bar.close()
-            if self.running:
-                self.executor.stop()
+            self.executor.stop()
         return self.outcome
 
     def _collect(self) -> None:

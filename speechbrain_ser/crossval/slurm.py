@@ -1,15 +1,20 @@
 """Runs as Slurm jobs: one a run, those it needs as dependencies, followed through squeue."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from speechbrain_ser.crossval.plan import Run
 from speechbrain_ser.crossval.slurm_job import TrainJob
 from speechbrain_ser.errors import UserError
+
+if TYPE_CHECKING:
+    from speechbrain_ser.crossval.plan import Run
 
 LOOK = 5.0  # seconds between two looks at the queue
 # our words -> submitit's; any other word of the `slurm` lines is an option of sbatch
@@ -113,9 +118,13 @@ def parameters(settings: dict) -> dict:
     -------
     >>> parameters({"partition": "gpu", "gpus": 1, "time": 60, "memory": None, "qos": "long"})
     {'partition': 'gpu', 'gpus_per_node': 1, 'time': 60, 'additional_parameters': {'qos': 'long'}}
+    >>> parameters({"cpus": 4})
+    {'cpus_per_task': 4, 'srun_args': ['--cpus-per-task=4'], 'additional_parameters': {}}
     """
     given = {k: v for k, v in settings.items() if v is not None and (k, v) != ("gpus", 0)}
     ours = {WORDS[k]: v for k, v in given.items() if k in WORDS}
+    if "cpus" in given:  # since Slurm 22.05 a step does not inherit the job's
+        ours["srun_args"] = [f"--cpus-per-task={given['cpus']}"]
     return {**ours, "additional_parameters": {k: v for k, v in given.items() if k not in WORDS}}
 
 

@@ -34,7 +34,7 @@ class TrainJob:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, PARENT: str(os.getpid())},
+                env={**_threads(), **os.environ, PARENT: str(os.getpid())},
                 preexec_fn=_leave_signals_to_us,
                 check=True,
             )
@@ -44,6 +44,12 @@ class TrainJob:
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
+
+
+def _threads() -> dict[str, str]:
+    """As many threads as the job has cores."""
+    cores = os.environ.get("SLURM_CPUS_PER_TASK")
+    return {"OMP_NUM_THREADS": cores} if cores else {}
 
 
 def _leave_signals_to_us() -> None:
