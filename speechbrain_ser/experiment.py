@@ -269,7 +269,7 @@ def _needed_digest(key: str, folder: str | None, yaml: str, shared: Preparation)
     if science is None:
         path = Path(folder) / "configuration.json"
         if not path.is_file() or not (path.parent / "metrics.json").is_file():
-            raise UserError(f"{key}: {folder} is not the folder of a finished run of {yaml}")
+            raise UserError(f"{key}: {folder} holds no finished run of {yaml}")
         science = json.loads(path.read_text(encoding="utf-8"))
     return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -237,7 +237,7 @@ def test_all_folds_and_a_yaml_seed(crossval):
     ids=lambda value: value[0] if value else None,
 )
 def test_refused_before_anything_starts(crossval, tmp_path, flags, expect):
-    said = crossval(*flags, code=2) if flags != ["--sweep=alpha=0,much"] else crossval(*flags, code=2)
+    said = crossval(*flags, code=2)
     assert not Pretender.started and not list((tmp_path / "results").glob("cai_mtl"))
     assert "Traceback" not in said
     for words in expect:
@@ -290,7 +290,8 @@ def two_stages(tmp_path):
     (root / "hparams").mkdir(parents=True)
     text = (ROOT / "hparams" / "cai_mtl.yaml").read_text()
     (root / "hparams" / "pre.yaml").write_text(text.replace("system: cai_mtl", "system: pre", 1))
-    more = "pretrained: null\nneeds: {pretrained: {yaml: pre.yaml, lines: {pooling: !ref <pooling>, n_epochs: 7}}}\n"
+    handed_on = "".join(f"      {key}: !ref <{key}>\n" for key in ("wav2vec2_hub", "tokens", "pooling"))
+    more = f"pretrained: null\nneeds:\n  pretrained:\n    yaml: pre.yaml\n    lines:\n      n_epochs: 7\n{handed_on}"
     (root / "hparams" / "joint.yaml").write_text(text.replace("system: cai_mtl", "system: joint", 1) + more)
     return root
 
@@ -311,11 +312,14 @@ def test_needed_runs_are_shared_between_variants(crossval, two_stages):
     assert [r.setup.config.system for r in runs] == ["pre", "joint"]  # another pooling is another pre-training
 
 
-def test_a_needed_run_is_asked_for_by_train(train, two_stages, capfd):
+def test_a_needed_run_is_asked_for_by_train(small, two_stages, tmp_path, capfd):
     from speechbrain_ser.experiment import main
 
-    argv = [str(two_stages / "hparams" / "joint.yaml"), "--corpus=emodb", "--data_folder=x"]
-    assert "needs" not in argv and main([*argv, "--build_backbone={hidden_size: 7}"], two_stages / "hparams") == 2
+    argv = [str(two_stages / "hparams" / "joint.yaml"), "--corpus=emodb", f"--data_folder={small.corpus('emodb')}"]
+    argv += [f"--wav2vec2_hub={small.backbone()}", f"--manifest_folder={small.folder / 'manifests'}"]
+    for flags, words in (([], "--pretrained="), ([f"--pretrained={tmp_path}"], "holds no finished run of pre.yaml")):
+        assert main([*argv, *flags], two_stages / "hparams") == 2
+        assert words in capfd.readouterr().err
 
 
 # ------------------------------------------------------------------ finished runs without their optimiser

@@ -57,11 +57,12 @@ def _run(request: Request, root: Path, command: list[str]) -> int:
         _resample(plan)
     schedule = Schedule(plan.runs, _executor(request, plan, command), request.keep_optimizer, _has_bar(request))
     outcome = schedule.work()
-    print(make_report(plan, request.yaml.stem))
-    if outcome.failed or outcome.blocked:
-        print(f"\n{outcome}", file=sys.stderr)
-        return 1
-    return 0
+    try:
+        print(make_report(plan, request.yaml.stem))
+    finally:
+        if str(outcome):
+            print(f"\n{outcome}", file=sys.stderr)
+    return 1 if str(outcome) else 0
 
 
 def _executor(request: Request, plan: Plan, command: list[str]) -> Executor:

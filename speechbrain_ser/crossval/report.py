@@ -1,5 +1,9 @@
-"""From finished runs to the table that was asked for."""
+"""From finished runs to the report that was asked for."""
 
+import contextlib
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -10,38 +14,86 @@ from speechbrain_ser.files import write_csv
 from speechbrain_ser.results import SELECTION_NAMES
 
 FIGURES = ("WA", "UA", "WER")
-
-
-def report_folder(plan: Plan, name: str) -> Path:
-    """Where the report goes, beside the runs."""
-    plain = plan.config.plain
-    return Path(plain["results_folder"]) / "reports" / f"{name}-{plain['corpus']}-{plain['protocol']}"
+FILES = ("metrics.json", "epochs.csv", "predictions*.csv")  # all that a report is made of
 
 
 def make_report(plan: Plan, name: str) -> str:
-    """Pooled figures of every row and selection, the paper's own beside them.
+    """Report the finished runs of a plan, and only them, the paper's own numbers beside ours.
 
     Arguments
     ---------
     plan : Plan
-        Its finished runs are reported; a title line says which are missing.
+        Some of its runs may be missing: they are named.
     name : str
         Of the report's folder.
 
     Returns
     -------
     str
-        What the console shows; the same goes to a CSV.
+        What the console shows.
     """
+    plain, missing = plan.config.plain, [str(run) for run in plan.reported if not run.finished()]
+    folder = Path(plain["results_folder"]) / "reports" / f"{name}-{plain['corpus']}-{plain['protocol']}"
+    lines = [f"INCOMPLETE, {len(missing)} of {len(plan.reported)} runs are missing: {'; '.join(missing)}"] * bool(
+        missing
+    )
+    if len(missing) == len(plan.reported):
+        return "\n".join([*lines, "nothing is finished, so there is no report"])
+    runs = _gather(plan, folder / "runs")
+    build = _builder()
+    text = build(runs, folder, _paper(plan), allow_incomplete=True).console if build else _plain_report(plan, folder)
+    return "\n".join(["", *lines, text, f"\nreport: {folder}{os.sep}"])
+
+
+def _builder() -> Callable | None:
+    """The evaluation's report, where it is installed."""
+    with contextlib.suppress(ImportError):
+        from speechbrain_ser.evaluation.report import build_report
+
+        return build_report
+    return None
+
+
+def _gather(plan: Plan, folder: Path) -> Path:
+    """The files of the plan's runs, linked into a folder of their own: others' results lie beside theirs."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for run in plan.reported:
+        if run.finished():
+            place = folder.joinpath(*run.folder.parts[-5:])
+            place.mkdir(parents=True)
+            for file in (f for pattern in FILES for f in run.folder.glob(pattern)):
+                try:
+                    os.link(file, place / file.name)
+                except OSError:  # file systems without hard links
+                    shutil.copyfile(file, place / file.name)
+    return folder
+
+
+def _paper(plan: Plan) -> dict | None:
+    """The paper's table in the report's words: its numbers by the variant of our run."""
+    if plan.table is None:
+        return None
+    variants = {run.name: run.setup.config.variant() for run in plan.reported}
+    return {"title": _title(plan), "rows": {variants[row.name]: row.paper for row in plan.rows if row.paper}}
+
+
+def _title(plan: Plan) -> str:
+    if plan.table is None:
+        return plan.config.system
+    return plan.table.title + (f" (the paper: {plan.table.published})" if plan.table.published else "")
+
+
+# ------------------------------------------------------------------ without the evaluation's report
+
+
+def _plain_report(plan: Plan, folder: Path) -> str:
     table = pooled_table(plan)
-    folder = report_folder(plan, name)
-    folder.mkdir(parents=True, exist_ok=True)
     write_csv(table, folder / "table.csv")
-    shown = table.copy()
-    for column in shown.columns.intersection([*FIGURES, *(f"paper {f}" for f in FIGURES), "paper speaker"]):
-        shown[column] = [f"{v:.2%}" if pd.notna(v) else "" for v in shown[column]]
-    text = shown.to_string(index=False) if len(shown) else "(nothing is finished)"
-    return f"\n{_title(plan)}\n{text}\n\nreport: {folder}"
+    leaky = {run.setup.results()["leak"] for run in plan.reported if run.finished()} - {None}
+    title = f"{_title(plan)}: {plan.config.plain['corpus']}, protocol {plan.config.plain['protocol']}"
+    for column in table.columns.intersection([*FIGURES, *(f"paper {f}" for f in (*FIGURES, "speaker"))]):
+        table[column] = [f"{v:.2%}" if pd.notna(v) else "" for v in table[column]]
+    return "\n".join([title + " (LEAKY: test speakers are trained on)" * bool(leaky), table.to_string(index=False)])
 
 
 def pooled_table(plan: Plan) -> pd.DataFrame:
@@ -71,14 +123,3 @@ def _predictions(run: Run, selection: str) -> pd.DataFrame:
     return pd.read_csv(
         run.folder / f"predictions{suffix}.csv", dtype={"ID": str, "speaker": str}, keep_default_na=False
     )
-
-
-def _title(plan: Plan) -> str:
-    plain, missing = plan.config.plain, [str(run) for run in plan.reported if not run.finished()]
-    title = plan.table.title if plan.table else plan.config.system
-    title += f" | {plain['corpus']}, protocol {plain['protocol']}"
-    leaks = {run.setup.results()["leak"] for run in plan.reported if run.finished()} - {None}
-    title += " (LEAKY: test speakers are trained on)" if leaks else ""
-    if plan.table and plan.table.published:
-        title += f"\nthe paper's own figures: {plan.table.published}"
-    return title + (f"\nINCOMPLETE, {len(missing)} runs are missing: {'; '.join(missing)}" if missing else "")
