@@ -2,7 +2,7 @@
 
 table: Cai et al. 2021, Table 4
 hparams: cai_mtl.yaml
-published: --protocol=half_session      # how the paper's own numbers came about
+published: half_session, 10 folds        # how the paper's own numbers came about
 lines: {test_every_epoch: True}         # for every row
 rows:
   - {name: alpha = 0, lines: {alpha: 0}, paper: {WA: 0.7166, WER: 0.9981}}
@@ -52,7 +52,7 @@ class Table:
     hparams : pathlib.Path
         The system's YAML.
     published : str
-        Options that give the paper's own protocol.
+        How the paper's own numbers came about.
     lines : dict of str to str
         For every row.
     rows : list of Row
