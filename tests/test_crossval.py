@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -218,7 +219,7 @@ def test_folds_seeds_and_sweeps(crossval):
     names = ("alpha=0, pooling=sum", "alpha=0.1, pooling=sum")
     assert where(runs) == [(n, f, s) for s in "12" for f in ("03", "08") for n in names]
     assert runs[0].folder.parts[-3] != runs[1].folder.parts[-3]
-    assert "8 runs, 0 of them finished" in out and "INCOMPLETE" not in out
+    assert "8 runs, 0 of them finished" in out and "runs are missing" not in out
     runs, out = crossval("--folds=3,08,9", "--seeds=1,2", "--sweep=alpha=0,0.1", "--sweep", "pooling=sum")
     assert {r.setup.fold.name for r in runs} == {"09"} and "12 runs, 8 of them finished" in out
 
@@ -274,7 +275,7 @@ def test_table_and_the_papers_numbers(crossval):
     runs, out = crossval("--folds=03", "--test_every_epoch=False", yaml="tables/cai_table4.yaml")
     assert [r.name for r in runs] == ["alpha = 0", "alpha = 0.001", "alpha = 0.01", "alpha = 0.1"]
     assert not runs[0].setup.config.plain["test_every_epoch"]  # the user's word, not the table's
-    assert "Table 4" in out and "78.15" in out and "19.29" in out
+    assert "Table 4" in out and "paper" in out and re.search(r"78\.[12]", out) and "19.3" in out
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "hparams" / "tables").glob("*.yaml")), ids=lambda p: p.stem)
