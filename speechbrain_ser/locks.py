@@ -1,7 +1,6 @@
 """One process a run folder: a lock file beside it, and children that end with the program that started them."""
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -15,6 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from speechbrain_ser.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: locks are kept, without protection against a simultaneous start
+    fcntl = None
 
 PARENT = "SPEECHBRAIN_SER_PARENT"  # the environment's word for who started us and whom we shall not survive
 
@@ -141,7 +145,8 @@ def _alone(path: Path):
     while True:
         with path.open("a+", encoding="utf-8") as file:
             with contextlib.suppress(OSError):  # file systems without flock: only a simultaneous start is unguarded
-                fcntl.flock(file, fcntl.LOCK_EX)
+                if fcntl:
+                    fcntl.flock(file, fcntl.LOCK_EX)
             if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
                 continue  # its holder removed it while we waited
             file.seek(0)

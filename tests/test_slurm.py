@@ -107,7 +107,7 @@ def _free_port() -> int:
 
 
 def test_crossval_preempted_and_resumed(slurm, small, tmp_path):
-    """One job is taken away, one is warned that it will be; both resume and end like runs that nobody disturbed."""
+    """One job is taken away, one is warned that it will be, crossval itself is killed: runs end as if undisturbed."""
     flags = ["--corpus=emodb", f"--data_folder={small.corpus('emodb')}", f"--wav2vec2_hub={small.backbone()}"]
     flags += [
         "--spec_augment=False",
@@ -123,20 +123,22 @@ def test_crossval_preempted_and_resumed(slurm, small, tmp_path):
 
     there = tmp_path / "cluster"
     on_slurm = ["--executor=slurm", "--slurm={gpus: 0, cpus: 1, time: 30, partition: main}"]
-    crossval = subprocess.Popen(
-        [*command, *on_slurm, f"--results_folder={there}"],
-        env=environment,
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+
+    def begin() -> subprocess.Popen:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": tmp_path}
+        return subprocess.Popen([*command, *on_slurm, f"--results_folder={there}"], env=environment, **pipes)
+
+    crossval = begin()
     try:
         taken, warned = _wait(lambda: _both(there.glob("cai_mtl/*/alpha=*/03/1/epochs.csv")), crossval)
         jobs = {folder: folder.with_name("1.job").read_text() for folder in (taken, warned)}
         subprocess.run(["scontrol", "requeue", jobs[taken]], env=slurm, check=True)
         subprocess.run(["scancel", "--signal=USR2", jobs[warned]], env=slurm, check=True)
         epochs_then = {folder: len(pd.read_csv(folder / "epochs.csv")) for folder in jobs}
+        crossval.kill()
+        crossval.wait()
+        assert {p.name for p in there.glob("cai_mtl/*/*/03/*.job")} == {"1.job"}
+        crossval = begin()
         out, _ = crossval.communicate(timeout=400)
     finally:
         crossval.kill()
@@ -146,7 +148,8 @@ def test_crossval_preempted_and_resumed(slurm, small, tmp_path):
     for folder, job in jobs.items():
         log = folder.with_name("1.log").read_text()
         print(*(line for line in log.splitlines() if re.search("Slurm job|resumed|Going into", line)), sep="\n")
-        assert f"Slurm job {job}, start 0" in log and f"Slurm job {job}, start 1" in log
+        starts = re.findall(r"Slurm job (\d+), start (\d+)", log)
+        assert starts == [(job, "0"), (job, "1")]  # the job went on without crossval, and no second one was queued
         assert f"resumed after epoch {epochs_then[folder]}" in log
         assert pd.read_csv(folder / "epochs.csv")["epoch"].tolist() == list(range(1, N_EPOCHS + 1))
     assert not list(there.glob("**/*.job")) and not list(there.glob("**/*.lock"))

@@ -43,11 +43,16 @@ class LocalProcesses:
         self.command = list(command)
         gpus = visible_gpus() if jobs > 1 else []
         self.slots = [_Slot(gpus[k % len(gpus)] if gpus else None) for k in range(jobs)]
-        self.threads = max(1, len(os.sched_getaffinity(0)) // jobs) if jobs > 1 else None
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self.threads = max(1, cores // jobs) if jobs > 1 else None
 
     def room(self, run: Run) -> bool:
         """Whether a place is free and nothing that the run needs is missing."""
         return any(slot.process is None for slot in self.slots) and all(need.finished() for need in run.needs)
+
+    def has(self, run: Run) -> bool:
+        """Never: our processes end when we do."""
+        return False
 
     def start(self, run: Run) -> None:
         """Start a process; what it says goes to the run's log."""

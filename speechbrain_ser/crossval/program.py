@@ -34,6 +34,7 @@ def main(argv: list[str], root: Path, command: list[str] | None = None) -> int:
         0; 1 where a run failed; 2 after an error that the user can mend; 130 where it was interrupted.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger("speechbrain").setLevel(logging.WARNING)  # it has a level of its own
     if set(argv) & {"-h", "--help"}:
         print(USAGE)
         return 0

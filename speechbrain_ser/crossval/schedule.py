@@ -28,6 +28,9 @@ class Executor(Protocol):
     def room(self, run: Run) -> bool:
         """Whether a run can be given to it now."""
 
+    def has(self, run: Run) -> bool:
+        """Whether it works on the run since an earlier start of this program; to start it is then to follow it."""
+
     def start(self, run: Run) -> None:
         """Begin it; returns at once."""
 
@@ -160,7 +163,7 @@ class Schedule:
                 self.waiting.remove(run)
                 self.outcome.blocked.append(run)
                 lost.add(run)
-            elif self.executor.room(run) and not self._held(run):
+            elif self.executor.room(run) and (not self._held(run) or self.executor.has(run)):
                 self.waiting.remove(run)
                 if run.finished():  # by another program, meanwhile
                     self._finish(run)

@@ -67,13 +67,18 @@ class SlurmJobs:
         """Whether what the run needs is finished or in the queue."""
         return all(need.finished() or need in self.jobs for need in run.needs)
 
-    def start(self, run: Run) -> None:
-        """Queue a job, or go on with the one that an earlier start has queued."""
+    def has(self, run: Run) -> bool:
+        """Whether a job of the run is in the queue."""
         number = _number(run)
-        if number is None or number not in (queued() or ()):
-            number = self._submit(run)
-            job_file(run).write_text(number)
-        self.jobs[run] = number
+        return number is not None and number in (queued() or ())
+
+    def start(self, run: Run) -> None:
+        """Queue a job, or follow the one that an earlier start has queued."""
+        if self.has(run):
+            self.jobs[run] = _number(run)
+        else:
+            self.jobs[run] = self._submit(run)
+            job_file(run).write_text(self.jobs[run])
 
     def ended(self) -> list[Run]:
         """Runs whose job is no longer in the queue."""
