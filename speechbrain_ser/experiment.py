@@ -31,7 +31,7 @@ from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.files import write_json, write_text
 from speechbrain_ser.lobes.backbone import check_backbone, fingerprint
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
-from speechbrain_ser.locks import FolderInUse, end_with_parent, locked
+from speechbrain_ser.locks import FolderInUse, locked
 from speechbrain_ser.nnet.losses import frames_needed
 from speechbrain_ser.optimizer_state import has_optimizer
 from speechbrain_ser.protocols import Fold, choose_fold, leakage, make_folds, text_heard
@@ -59,7 +59,6 @@ def main(argv: list[str], hparams_folder: Path) -> int:
     int
         0, or 2 after an error that the user can mend, or `TRY_LATER`.
     """
-    end_with_parent()
     # force: a second run of one process (a notebook, the tests) must not write to the first one's streams
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     try:
