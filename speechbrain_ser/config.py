@@ -152,10 +152,10 @@ def read_config(argv: list[str], hparams_folder: Path) -> Config:
     tree = _load(Path(argv[0]), hparams_folder)
     shipped = _shipped(tree, hparams_folder, argv[0])
     _check_against_shipped(tree, shipped, argv[0])
-    options, overrides = _split(argv[1:], tree)
+    options, overrides, problems = _split(argv[1:], tree)
     _update(tree, overrides)
-    if problems := [*_wrong_values(tree, shipped), *_wrong_arguments(tree, "")]:
-        raise UserError(f"{argv[0]}:\n  " + "\n  ".join(problems))
+    if problems := [*problems, *_wrong_values(tree, shipped), *_wrong_arguments(tree, "")]:
+        raise UserError("\n  ".join([f"on the command line or in {argv[0]}:", *problems]))
     config = Config(tree, shipped, _run_options([argv[0], *options]))
     missing = [k for k, v in tree.items() if _tag(v) == "!PLACEHOLDER"]
     if missing:
@@ -234,8 +234,8 @@ def _references(node) -> Iterator[str]:
         yield from REFERENCE.findall(str(node.value))
 
 
-def _split(argv: list[str], tree: CommentedMap) -> tuple[list[str], CommentedMap]:
-    """Tell run options from overrides of the YAML; abbreviations and unknown names are refused."""
+def _split(argv: list[str], tree: CommentedMap) -> tuple[list[str], CommentedMap, list[str]]:
+    """Tell run options from overrides of the YAML; abbreviations and unknown names come back as problems."""
     actions = _run_option_actions()
     options, overrides, problems = [], CommentedMap(), []
     rest = list(argv)
@@ -274,9 +274,7 @@ def _split(argv: list[str], tree: CommentedMap) -> tuple[list[str], CommentedMap
                     break
         else:
             problems.append(f"{name} is unknown{_hint(name, [*(f'--{k}' for k in tree), *actions])}")
-    if problems:
-        raise UserError("\n  ".join(["on the command line:", *problems]))
-    return options, overrides
+    return options, overrides, problems
 
 
 def _hint(name: str, known: list[str]) -> str:

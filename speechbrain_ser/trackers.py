@@ -1,11 +1,15 @@
 """Where the figures of an epoch go: train_log.txt always, TensorBoard or Weights & Biases by one YAML line."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from speechbrain.utils.train_logger import FileTrainLogger, TensorboardLogger, WandBLogger
+# on its import SpeechBrain warns that it could not save images with torchvision, which nobody asked for
+logging.getLogger("speechbrain.utils.train_logger").addFilter(lambda record: "torchvision" not in record.getMessage())
 
-from speechbrain_ser.errors import UserError, nearest
+from speechbrain.utils.train_logger import FileTrainLogger, TensorboardLogger, WandBLogger  # noqa: E402
+
+from speechbrain_ser.errors import UserError, nearest  # noqa: E402
 
 TRACKERS = ("tensorboard", "wandb")
 PARTS = ("train", "valid", "test")
