@@ -366,8 +366,15 @@ def test_dropped_optimizer(train, crossval, small, tmp_path):
 def test_end_to_end(small, tmp_path):
     """2 jobs, 2 folds, 2 alphas; a training and crossval itself are killed; the report is that of a quiet run."""
     flags = ["--corpus=demo", f"--data_folder={small.corpus('iemocap')}", f"--wav2vec2_hub={small.backbone()}"]
-    flags += ["--spec_augment=False", "--tokens=characters", "--lr=0.001", "--device=cpu", "--folds=01F,02M", "--jobs=2"]
-    flags += ["--sweep=alpha=0,0.1", "--n_epochs=4", "--test_every_epoch=True"]
+    flags += [
+        "--spec_augment=False",
+        "--tokens=characters",
+        "--lr=0.001",
+        "--device=cpu",
+        "--folds=01F,02M",
+        "--jobs=2",
+    ]
+    flags += ["--folds=01F,02M", "--jobs=2", "--sweep=alpha=0,0.1", "--n_epochs=4", "--test_every_epoch=True"]
     command = [sys.executable, str(ROOT / "crossval.py"), str(ROOT / "hparams" / "cai_mtl.yaml"), *flags]
 
     def begin(results: str) -> subprocess.Popen:
