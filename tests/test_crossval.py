@@ -278,7 +278,7 @@ def test_table_and_the_papers_numbers(crossval):
     runs, out = crossval("--folds=03", "--test_every_epoch=False", yaml="tables/cai_table4.yaml")
     assert [r.name for r in runs] == ["alpha = 0", "alpha = 0.001", "alpha = 0.01", "alpha = 0.1"]
     assert not runs[0].setup.config.plain["test_every_epoch"]  # the user's word, not the table's
-    assert "Table 4" in out and "paper" in out and re.search(r"78\.[12]", out) and "19.3" in out
+    assert "Table 4" in out and "paper" in out and re.search(r"78\.[12]", out) and re.search(r"19\.[23]", out)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "hparams" / "tables").glob("*.yaml")), ids=lambda p: p.stem)
@@ -366,14 +366,7 @@ def test_dropped_optimizer(train, crossval, small, tmp_path):
 def test_end_to_end(small, tmp_path):
     """2 jobs, 2 folds, 2 alphas; a training and crossval itself are killed; the report is that of a quiet run."""
     flags = ["--corpus=demo", f"--data_folder={small.corpus('iemocap')}", f"--wav2vec2_hub={small.backbone()}"]
-    flags += [
-        "--spec_augment=False",
-        "--tokens=characters",
-        "--lr=0.001",
-        "--device=cpu",
-        "--folds=01F,02M",
-        "--jobs=2",
-    ]
+    flags += ["--spec_augment=False", "--tokens=characters", "--lr=0.001", "--device=cpu"]
     flags += ["--folds=01F,02M", "--jobs=2", "--sweep=alpha=0,0.1", "--n_epochs=4", "--test_every_epoch=True"]
     command = [sys.executable, str(ROOT / "crossval.py"), str(ROOT / "hparams" / "cai_mtl.yaml"), *flags]
 
@@ -381,7 +374,9 @@ def test_end_to_end(small, tmp_path):
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": tmp_path}
         return subprocess.Popen([*command, f"--results_folder={results}"], **pipes)
 
-    quiet = begin("quiet").communicate(timeout=300)[0]
+    undisturbed = begin("quiet")
+    quiet = undisturbed.communicate(timeout=300)[0]
+    assert undisturbed.returncode == 0, quiet
     first = begin("killed")
     locks = tmp_path / "killed" / "cai_mtl"
     lock = wait(lambda: next(locks.glob("**/*.lock"), None), 60)
@@ -397,6 +392,6 @@ def test_end_to_end(small, tmp_path):
     assert all(p.stat().st_mtime_ns == before for p, before in finished.items())
 
     def report(text):
-        return text[text.index("cai_mtl | ") :].replace("killed", "quiet")
+        return text[text.index("cai_mtl: demo") :].replace("killed", "quiet")
 
     assert report(out) == report(quiet)

@@ -130,7 +130,7 @@ def test_crossval_preempted_and_resumed(slurm, small, tmp_path):
 
     crossval = begin()
     try:
-        taken, warned = _wait(lambda: _both(there.glob("cai_mtl/*/alpha=*/03/1/epochs.csv")), crossval)
+        taken, warned = _wait(lambda: _both(there.glob("cai_mtl/*/*/03/1/epochs.csv")), crossval)
         jobs = {folder: folder.with_name("1.job").read_text() for folder in (taken, warned)}
         subprocess.run(["scontrol", "requeue", jobs[taken]], env=slurm, check=True)
         subprocess.run(["scancel", "--signal=USR2", jobs[warned]], env=slurm, check=True)
