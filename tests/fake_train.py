@@ -6,9 +6,8 @@ from pathlib import Path
 
 from speechbrain_ser.locks import end_with_parent, locked
 
-end_with_parent(0.05)
-folder, n_epochs, seconds, mode = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
-with locked(folder):
+
+def train(folder: Path, n_epochs: int, seconds: float, mode: str) -> None:
     folder.mkdir(exist_ok=True)
     with (folder / "starts").open("a") as starts:
         starts.write("x\n")
@@ -23,3 +22,10 @@ with locked(folder):
         with epochs.open("a") as rows:
             rows.write(f"{epoch}\n")
     (folder / "finished").touch()
+
+
+if __name__ == "__main__":
+    end_with_parent(0.05)
+    place = Path(sys.argv[1])
+    with locked(place):
+        train(place, int(sys.argv[2]), float(sys.argv[3]), sys.argv[4])
