@@ -58,6 +58,18 @@ class RunData:
     speakers: tuple[str, ...] = ()
 
 
+def check_optimizer(hparams: dict, opt_class) -> None:
+    """What is wrong with the optimiser is said now; SpeechBrain makes it only when training starts."""
+    for key in ("lr", "backbone_lr"):
+        rate = hparams.get(key)
+        if rate is not None and not (isinstance(rate, (int, float)) and 0 <= rate < float("inf")):
+            raise UserError(f"{key} must be a number >= 0, found {rate!r}")
+    try:
+        opt_class([torch.nn.Parameter(torch.zeros(1))])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"opt_class: {error}") from error
+
+
 class SERBrain(sb.Brain):
     """Base of the recipes' Brains.
 
@@ -78,7 +90,7 @@ class SERBrain(sb.Brain):
 
     def __init__(self, data: RunData, sampler: StepSampler, loaders=None, **kwargs):
         super().__init__(**kwargs)
-        self._check_optimizer()
+        check_optimizer(vars(self.hparams), self.opt_class)
         self.data = data
         self.train_sampler = sampler  # SpeechBrain calls its set_epoch only if it is named so
         self.loaders = loaders or {}
@@ -96,17 +108,6 @@ class SERBrain(sb.Brain):
         if self.checkpointer is not None:
             states = {"history": self.history, "tally": self.tally, "random": RandomState()}
             self.checkpointer.add_recoverables({**states, "epoch_counter": self.hparams.epoch_counter})
-
-    def _check_optimizer(self) -> None:
-        """What is wrong with the optimiser is said now; SpeechBrain makes it only when training starts."""
-        for key in ("lr", "backbone_lr"):
-            rate = getattr(self.hparams, key, None)
-            if rate is not None and not (isinstance(rate, (int, float)) and 0 <= rate < float("inf")):
-                raise UserError(f"{key} must be a number >= 0, found {rate!r}")
-        try:
-            self.opt_class([torch.nn.Parameter(torch.zeros(1))])
-        except (TypeError, ValueError) as error:
-            raise UserError(f"opt_class: {error}") from error
 
     # -------------------------------------------------------------- losses
 

@@ -33,7 +33,7 @@ PATH_KEYS = frozenset({"corpus", "protocol", "fold", "seed"})
 # Lines that change where, how long or how fast a run goes, not what one epoch of it computes
 NEUTRAL_KEYS = frozenset(
     "data_folder output_folder results_folder manifest_folder cache_folder selection n_epochs test_every_epoch "
-    "tracker num_workers micro_batch_size eval_batch_size table_file system".split()
+    "tracker num_workers micro_batch_size eval_batch_size table_file system slurm".split()
 )
 NEUTRAL_OPTIONS = frozenset(
     "test_only debug debug_batches debug_epochs debug_persistently log_config device data_parallel_backend "
@@ -53,6 +53,10 @@ REFUSED = {
 }
 REFERENCE = re.compile(r"<([^>\[\]]+)")
 CALLS = ("!new:", "!name:", "!apply:")
+
+# HyperPyYAML teaches ruamel for good what (a, tuple) is when it first builds something: done now, so that a YAML read
+# before that and one read afterwards are the same
+load_hyperpyyaml("tuple: (1, 2)")
 
 
 @dataclass
@@ -86,11 +90,19 @@ class Config:
 
     def changed(self) -> dict[str, str]:
         """Lines that change the science compared to the shipped YAML: key -> value as text, sorted."""
-        keys = set(self.tree) | set(self.shipped)
+        keys = (set(self.tree) | set(self.shipped)) - set(self.needed_yamls())
         texts = {k: (_text(self.tree, k), _text(self.shipped, k)) for k in keys - PATH_KEYS - NEUTRAL_KEYS}
         changed = {k: mine for k, (mine, theirs) in texts.items() if mine != theirs}
         options = self.run_opts.overridden_args - NEUTRAL_OPTIONS
         return dict(sorted({**changed, **{k: str(self.run_opts[k]) for k in options}}.items()))
+
+    def needed_yamls(self) -> dict[str, str]:
+        """Runs that this one starts from: the line that takes such a run's folder -> that run's YAML.
+
+        Declared as ``needs: {pretrained: {yaml: hsu_pretrain.yaml, lines: {width: !ref <width>}}}``; `lines` are
+        what the needed run is given beyond the data, fold and seed.
+        """
+        return {key: need["yaml"] for key, need in (self.plain.get("needs") or {}).items()}
 
     def variant(self) -> str:
         """The changed lines as a folder name: ``default``, or ``alpha=0,lr=0.002``."""
@@ -100,7 +112,7 @@ class Config:
 
     def science(self) -> dict[str, str]:
         """Everything that a run folder must agree on with itself when a run is continued."""
-        keys = sorted(set(self.tree) - NEUTRAL_KEYS)
+        keys = sorted(set(self.tree) - NEUTRAL_KEYS - set(self.needed_yamls()))
         return {**{k: _text(self.tree, k) for k in keys}, **self.changed()}
 
     def resolved(self) -> str:
@@ -446,7 +458,7 @@ def _bare(node):
         value = node if node is None or isinstance(node, (bool, int, float)) else str(node)
         if isinstance(value, float):  # 1.0 is 1; and no ScalarFloat, which remembers how it was written
             value = int(value) if value.is_integer() and abs(value) < 1e15 else float(value)
-    return (tag, value) if tag else value
+    return (tag, value) if tag and tag != "!tuple" else value
 
 
 def _short(key: str, text: str) -> str:

@@ -1,0 +1,154 @@
+"""Runs as Slurm jobs: one a run, those it needs as dependencies, followed through squeue."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from speechbrain_ser.crossval.slurm_job import TrainJob
+from speechbrain_ser.errors import UserError
+
+if TYPE_CHECKING:
+    from speechbrain_ser.crossval.plan import Run
+
+LOOK = 5.0  # seconds between two looks at the queue
+# our words -> submitit's; any other word of the `slurm` lines is an option of sbatch
+WORDS = {
+    "partition": "partition",
+    "time": "time",
+    "gpus": "gpus_per_node",
+    "cpus": "cpus_per_task",
+    "memory": "mem",
+    "setup": "setup",
+    "warning": "signal_delay_s",
+}
+MANY = 1_000_000  # how often a job may run out of its time and start again
+
+
+class SlurmJobs:
+    """A job for each run, all in the queue at once.
+
+    Jobs outlive this program: their numbers lie beside the runs' folders, and a later start follows them further.
+
+    Arguments
+    ---------
+    settings : dict
+        The YAML's `slurm` lines.
+    folder : pathlib.Path
+        For what submitit writes.
+    command : list of str
+        What a run's arguments are appended to.
+
+    Raises
+    ------
+    UserError
+        Where submitit or Slurm is missing.
+    """
+
+    def __init__(self, settings: dict, folder: Path, command: Sequence[str]):
+        try:
+            import submitit
+        except ImportError:
+            raise UserError('--executor=slurm needs submitit: pip install -e ".[slurm]"') from None
+        try:
+            self.submitit = submitit.SlurmExecutor(folder=folder.resolve(), max_num_timeout=MANY)
+        except RuntimeError:
+            raise UserError("--executor=slurm needs Slurm's commands (srun, sbatch, squeue): none found here") from None
+        self.folder, self.command, self.settings = folder, list(command), parameters(settings)
+        self.jobs: dict[Run, str] = {}
+        self.looked = 0.0
+
+    def room(self, run: Run) -> bool:
+        """Whether what the run needs is finished or in the queue."""
+        return all(need.finished() or need in self.jobs for need in run.needs)
+
+    def has(self, run: Run) -> bool:
+        """Whether a job of the run is in the queue."""
+        number = _number(run)
+        return number is not None and number in (queued() or ())
+
+    def start(self, run: Run) -> None:
+        """Queue a job, or follow the one that an earlier start has queued."""
+        if self.has(run):
+            self.jobs[run] = _number(run)
+        else:
+            self.jobs[run] = self._submit(run)
+            job_file(run).write_text(self.jobs[run])
+
+    def ended(self) -> list[Run]:
+        """Runs whose job is no longer in the queue."""
+        if not self.jobs or time.monotonic() - self.looked < LOOK:
+            return []
+        there, self.looked = queued(), time.monotonic()
+        if there is None:  # no answer: look again
+            return []
+        over = [run for run, number in self.jobs.items() if number not in there]
+        for run in over:
+            del self.jobs[run]
+            job_file(run).unlink(missing_ok=True)
+        return over
+
+    def stop(self) -> None:
+        """Take all jobs out of the queue."""
+        if self.jobs:
+            subprocess.run(["scancel", *self.jobs.values()], check=False)
+        for run in self.jobs:
+            job_file(run).unlink(missing_ok=True)
+
+    def _submit(self, run: Run) -> str:
+        run.log.parent.mkdir(parents=True, exist_ok=True)
+        settings = dict(self.settings)
+        extra = {"requeue": True, "chdir": os.getcwd(), **settings.pop("additional_parameters")}
+        if numbers := [self.jobs[need] for need in run.needs if need in self.jobs]:
+            extra |= {"dependency": "afterok:" + ":".join(numbers), "kill-on-invalid-dep": "yes"}
+        root = str(Path(__file__).parents[2])
+        setup = [f'export PYTHONPATH="{root}${{PYTHONPATH:+:$PYTHONPATH}}"', *settings.pop("setup", [])]
+        name = f"{run.setup.config.system} {run}".replace(" ", "_")
+        self.submitit.update_parameters(**settings, setup=setup, job_name=name, additional_parameters=extra)
+        try:
+            return self.submitit.submit(TrainJob([*self.command, *run.argv], str(run.log.resolve()))).job_id
+        except Exception as error:  # submitit wraps what sbatch says in several kinds
+            raise UserError(f"Slurm does not take the job of {run}: {error}") from error
+
+
+def parameters(settings: dict) -> dict:
+    """The YAML's `slurm` lines in submitit's words; lines that are null, or no GPU, are left to Slurm.
+
+    Example
+    -------
+    >>> parameters({"partition": "gpu", "gpus": 1, "time": 60, "memory": None, "qos": "long"})
+    {'partition': 'gpu', 'gpus_per_node': 1, 'time': 60, 'additional_parameters': {'qos': 'long'}}
+    >>> parameters({"cpus": 4})
+    {'cpus_per_task': 4, 'srun_args': ['--cpus-per-task=4'], 'additional_parameters': {}}
+    """
+    given = {k: v for k, v in settings.items() if v is not None and (k, v) != ("gpus", 0)}
+    ours = {WORDS[k]: v for k, v in given.items() if k in WORDS}
+    if "cpus" in given:  # since Slurm 22.05 a step does not inherit the job's
+        ours["srun_args"] = [f"--cpus-per-task={given['cpus']}"]
+    return {**ours, "additional_parameters": {k: v for k, v in given.items() if k not in WORDS}}
+
+
+def job_file(run: Run) -> Path:
+    """Where a run's job number lies while the job is in the queue."""
+    return run.folder.with_name(f"{run.folder.name}.job")
+
+
+def queued() -> set[str] | None:
+    """The numbers of this user's jobs that wait or run; None where Slurm gives no answer."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        found = subprocess.run(["squeue", "-h", "--me", "-o", "%A"], capture_output=True, text=True, timeout=60)
+        if found.returncode == 0:
+            return set(found.stdout.split())
+    return None
+
+
+def _number(run: Run) -> str | None:
+    try:
+        return job_file(run).read_text().strip() or None
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,132 @@
+"""A paper's table as a small YAML: which system, which lines differ from row to row, what the paper says.
+
+table: Cai et al. 2021, Table 4
+hparams: cai_mtl.yaml
+published: half_session, 10 folds        # how the paper's own numbers came about
+lines: {test_every_epoch: True}         # for every row
+rows:
+  - {name: alpha = 0, lines: {alpha: 0}, paper: {WA: 0.7166, WER: 0.9981}}
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ruamel.yaml
+
+from speechbrain_ser.errors import UserError, nearest
+
+KEYS = ("table", "hparams", "published", "lines", "rows")
+ROW_KEYS = ("name", "lines", "paper")
+FIGURES = ("WA", "UA", "F1", "WER", "speaker")
+
+
+@dataclass
+class Row:
+    """One variant.
+
+    Arguments
+    ---------
+    name : str
+        What the row is called in the report; empty: its lines.
+    lines : dict of str to str
+        Lines of the YAML and their values as text.
+    paper : dict of str to float
+        The paper's own figures, as shares.
+    """
+
+    name: str = ""
+    lines: dict[str, str] = field(default_factory=dict)
+    paper: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Table:
+    """A table of a paper.
+
+    Arguments
+    ---------
+    title : str
+        Paper and table.
+    hparams : pathlib.Path
+        The system's YAML.
+    published : str
+        How the paper's own numbers came about.
+    lines : dict of str to str
+        For every row.
+    rows : list of Row
+        In the paper's order.
+    """
+
+    title: str
+    hparams: Path
+    published: str
+    lines: dict[str, str]
+    rows: list[Row]
+
+
+def read_table(path: Path, hparams_folder: Path) -> Table | None:
+    """Read a table; None where the file is a system's YAML or cannot be read as one (which reading that will say).
+
+    Arguments
+    ---------
+    path : pathlib.Path
+        The YAML.
+    hparams_folder : pathlib.Path
+        Where the shipped systems are.
+
+    Returns
+    -------
+    Table or None
+
+    Raises
+    ------
+    UserError
+        Naming everything that is wrong with the table.
+    """
+    try:
+        found = ruamel.yaml.YAML(typ="safe", pure=True).load(path)
+    except (OSError, ruamel.yaml.error.YAMLError):  # a system's tags among them
+        return None
+    if not isinstance(found, Mapping) or "table" not in found:
+        return None
+    if problems := list(_problems(found, hparams_folder)):
+        raise UserError("\n  ".join([f"{path}:", *problems]))
+    rows = [
+        Row(str(r.get("name", "")), as_texts(r.get("lines") or {}), dict(r.get("paper") or {})) for r in found["rows"]
+    ]
+    lines = as_texts(found.get("lines") or {})
+    return Table(found["table"], hparams_folder / found["hparams"], str(found.get("published", "")), lines, rows)
+
+
+def as_texts(lines: Mapping) -> dict[str, str]:
+    """Values as the command line has them.
+
+    Example
+    -------
+    >>> as_texts({"alpha": 0.1, "freeze": True, "labels": {"a": None}, "fold": None})
+    {'alpha': '0.1', 'freeze': 'True', 'labels': '{"a": null}', 'fold': 'null'}
+    """
+    return {
+        str(k): "null" if v is None else json.dumps(v) if isinstance(v, (Mapping, list)) else str(v)
+        for k, v in lines.items()
+    }
+
+
+def _problems(found: Mapping, hparams_folder: Path):
+    yield from (f"unknown line {k}{nearest(k, KEYS)}" for k in found if k not in KEYS)
+    yield from (f"no line '{k}:'" for k in ("hparams", "rows") if not found.get(k))
+    systems = sorted(p.name for p in hparams_folder.glob("*.yaml"))
+    if (name := str(found.get("hparams", ""))) and name not in systems:
+        yield f"hparams: no {name} among {', '.join(systems)}{nearest(name, systems)}"
+    for number, row in enumerate(found.get("rows") or [], 1):
+        if not isinstance(row, Mapping):
+            yield f"row {number}: expected name, lines, paper, found {row!r}"
+            continue
+        yield from (f"row {number}: unknown {k}{nearest(k, ROW_KEYS)}" for k in row if k not in ROW_KEYS)
+        for figure, value in (row.get("paper") or {}).items():
+            if figure not in FIGURES:
+                yield f"row {number}: unknown figure {figure}{nearest(figure, FIGURES)}"
+            elif not isinstance(value, (int, float)):
+                yield f"row {number}: {figure} must be a number, found {value!r}"

@@ -1,0 +1,397 @@
+"""Cross-validation: which runs, in what order, what killing does to them, what is refused before any starts."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from speechbrain_ser.crossval import program
+from speechbrain_ser.crossval.tables import read_table
+from speechbrain_ser.errors import UserError
+from speechbrain_ser.files import write_csv, write_json
+from speechbrain_ser.locks import FolderInUse, Owner, holder, lock_path, locked
+from speechbrain_ser.results import evaluate_and_write
+
+from .conftest import ROOT
+from .fake_crossval import FakeRun, fake_runs, work
+
+# ------------------------------------------------------------------ locks
+
+
+def test_lock_of_a_living_process(tmp_path):
+    with locked(tmp_path / "run"), pytest.raises(FolderInUse, match=str(os.getpid())):
+        with locked(tmp_path / "run"):
+            pass
+    with locked(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize("what", ["dead", "number used again", "empty", "half"])
+def test_stale_lock(tmp_path, what):
+    me = Owner.me()
+    pid = 2**22 + 1 if what == "dead" else me.pid
+    text = json.dumps({"host": me.host, "pid": pid, "started": "17", "job": None})
+    lock_path(tmp_path / "run").write_text({"empty": "", "half": text[:9]}.get(what, text))
+    assert holder(tmp_path / "run") is None
+    with locked(tmp_path / "run"):
+        assert holder(tmp_path / "run") == me
+    assert not lock_path(tmp_path / "run").exists()
+
+
+def test_lock_of_another_machine_counts(tmp_path):
+    lock_path(tmp_path / "run").write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "1", "job": None}))
+    with pytest.raises(FolderInUse, match=r"on elsewhere: .*remove .*run\.lock"), locked(tmp_path / "run"):
+        pass
+
+
+# ------------------------------------------------------------------ the schedule, with processes that only pretend
+
+
+def test_failures_are_tried_once_more_and_the_rest_goes_on(tmp_path):
+    runs = fake_runs(tmp_path, 1, 0, ["a:fails", "b:fails once", "c", "d:works:a", "e:works:b"])
+    outcome = work(runs)
+    a, b, _c, d, _e = runs
+    assert [r.starts() for r in runs] == [2, 2, 1, 0, 1]
+    assert outcome.failed == [a] and outcome.blocked == [d] and b.finished()
+    said = str(outcome)
+    assert "the reason of a" in said and str(a.log) in said and "NOT RUN: d: needs a" in said
+    again = work(runs)  # what is finished is not run again, what failed is
+    assert again.skipped == 3 and [r.starts() for r in runs] == [4, 2, 1, 0, 1]
+
+
+def test_needed_runs_go_first(tmp_path):
+    runs = fake_runs(tmp_path, 1, 0.1, ["pre", "x:works:pre", "y:works:pre"])
+    work(runs, jobs=3)
+    pre, x, y = (
+        (r.folder / name).stat().st_mtime for r, name in zip(runs, ["finished", "starts", "starts"], strict=True)
+    )
+    assert pre <= min(x, y)
+
+
+def test_a_run_of_another_program_is_waited_for(tmp_path):
+    (run,) = fake_runs(tmp_path, 4, 0.1, ["a"])
+    tmp_path.joinpath("a.log").touch()
+    other = start(tmp_path, 1, 4, 0.1, "a")
+    wait(lambda: holder(run.folder))
+    outcome = work([run])
+    assert not outcome.failed and run.starts() == 1 and other.wait(10) == 0
+
+
+def start(folder: Path, jobs: int, n_epochs: int, seconds: float, *names: str) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "tests" / "fake_crossval.py"), str(folder), str(jobs), str(n_epochs)]
+    return subprocess.Popen([*command, str(seconds), *names], env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def wait(condition, seconds: float = 10):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+    return found
+
+
+def epochs(run: FakeRun) -> list[str]:
+    return (run.folder / "epochs.csv").read_text().split()
+
+
+def test_kill_9_of_a_training(tmp_path):
+    runs = fake_runs(tmp_path, 5, 0.1, ["a", "b"])
+    crossval = start(tmp_path, 2, 5, 0.1, "a", "b")
+    wait(lambda: runs[0].epochs_done() >= 2)
+    os.kill(holder(runs[0].folder).pid, signal.SIGKILL)
+    assert crossval.wait(20) == 0
+    assert [r.starts() for r in runs] == [2, 1]
+    assert all(epochs(r) == ["epoch", *"12345"] for r in runs)
+
+
+def test_kill_9_of_crossval(tmp_path):
+    names = ["a", "b", "c", "d"]
+    runs = fake_runs(tmp_path, 5, 0.1, names)
+    crossval = start(tmp_path, 2, 5, 0.1, *names)
+    wait(lambda: runs[0].finished() and runs[1].finished() and runs[2].epochs_done() >= 1 and holder(runs[3].folder))
+    crossval.kill()
+    crossval.wait()
+    assert work(runs).skipped == 2  # at once: children that still live are waited for, not doubled
+    assert [r.starts() for r in runs] == [1, 1, 2, 2]
+    assert all(epochs(r) == ["epoch", *"12345"] for r in runs)
+
+
+def test_children_do_not_survive_crossval(tmp_path):
+    (run,) = fake_runs(tmp_path, 9, 9, ["a"])
+    crossval = start(tmp_path, 1, 9, 9, "a")
+    wait(lambda: holder(run.folder))
+    crossval.kill()
+    crossval.wait()
+    wait(lambda: holder(run.folder) is None)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted(tmp_path, number):
+    runs = fake_runs(tmp_path, 5, 0.1, ["a", "b", "c"])
+    crossval = start(tmp_path, 2, 5, 0.1, "a", "b", "c")
+    wait(lambda: runs[0].epochs_done() >= 1 and runs[1].epochs_done() >= 1)
+    crossval.send_signal(number)
+    assert crossval.wait(10) == 130
+    assert not list(tmp_path.glob("*.lock")) and runs[2].starts() == 0
+    work(runs)
+    assert all(epochs(r) == ["epoch", *"12345"] for r in runs)
+
+
+# ------------------------------------------------------------------ the plan, with real configurations
+
+
+class PretendedBrain:
+    """Predicts the first class for the first utterance, and else the truth."""
+
+    tested_epoch = 1
+
+    def __init__(self, setup):
+        self.setup = setup
+
+    def evaluate(self, loader, max_key):
+        pass
+
+    def predictions(self):
+        test = self.setup.frame.set_index("ID").loc[list(self.setup.fold.test)].reset_index()
+        rows = test[["ID", "speaker", "emotion", "transcript"]].copy()
+        rows["predicted"] = rows["emotion"].where(rows.index > 0, self.setup.classes[0])
+        return rows.assign(hypothesis=rows["transcript"])
+
+
+class Pretender:
+    """An executor whose runs are finished at once."""
+
+    started: list
+
+    def __init__(self, jobs, command):
+        self.over = []
+
+    def room(self, run):
+        return all(need.finished() for need in run.needs)
+
+    def has(self, run):
+        return False
+
+    def start(self, run):
+        self.started.append(run)
+        self.over.append(run)
+        run.folder.mkdir(parents=True)
+        write_json(run.setup.science, run.folder / "configuration.json")
+        write_csv(pd.DataFrame({"epoch": [1], "train_WA": [0.5], "valid_WA": [0.5]}), run.folder / "epochs.csv")
+        evaluate_and_write(run.setup, PretendedBrain(run.setup), None)
+
+    def ended(self):
+        over, self.over = self.over, []
+        return over
+
+    def stop(self):
+        pass
+
+
+@pytest.fixture
+def crossval(small, tmp_path, monkeypatch, capfd):
+    """crossval.py's main on the smallest of everything, its runs only pretended; gives what was run."""
+    monkeypatch.setattr(program, "LocalProcesses", Pretender)
+
+    def run(*flags: str, yaml: str = "cai_mtl.yaml", code: int = 0, root: Path = ROOT):
+        Pretender.started = []
+        argv = [str(root / "hparams" / yaml), "--corpus=emodb", f"--data_folder={small.corpus('emodb')}"]
+        argv += [f"--wav2vec2_hub={small.backbone()}", f"--manifest_folder={small.folder / 'manifests'}"]
+        argv += [f"--results_folder={tmp_path / 'results'}", "--tokens=characters", "--device=cpu", *flags]
+        capfd.readouterr()
+        assert program.main(argv, root) == code
+        out, err = capfd.readouterr()
+        return (Pretender.started, out) if code == 0 else err
+
+    return run
+
+
+def where(runs) -> list[tuple]:
+    return [(run.name, *run.folder.parts[-2:]) for run in runs]
+
+
+def test_folds_seeds_and_sweeps(crossval):
+    runs, out = crossval("--folds=3,08", "--seeds=1,2", "--sweep=alpha=0,0.1", "--sweep", "pooling=sum")
+    names = ("alpha=0, pooling=sum", "alpha=0.1, pooling=sum")
+    assert where(runs) == [(n, f, s) for s in "12" for f in ("03", "08") for n in names]
+    assert runs[0].folder.parts[-3] != runs[1].folder.parts[-3]
+    assert "8 runs, 0 of them finished" in out and "runs are missing" not in out
+    runs, out = crossval("--folds=3,08,9", "--seeds=1,2", "--sweep=alpha=0,0.1", "--sweep", "pooling=sum")
+    assert {r.setup.fold.name for r in runs} == {"09"} and "12 runs, 8 of them finished" in out
+
+
+def test_all_folds_and_a_yaml_seed(crossval):
+    runs, _ = crossval("--seed=5")
+    assert len(runs) == 10 and {r.folder.name for r in runs} == {"5"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "expect"),
+    [
+        (["--sweep=alhpa=0,1"], ["--alhpa is unknown (did you mean '--alpha'?)"]),
+        (["--sweep=alpha=0,much"], []),
+        (["--sweep=pooling=mean,men"], ["men", "pooling=men"]),
+        (["--sweep=alpha"], ["expected KEY=VALUE,VALUE"]),
+        (["--sweep=alpha=0,0"], ["given twice"]),
+        (["--sweep=alpha=0", "--alpha=1"], ["--alpha is given twice"]),
+        (["--sweep=n_epochs=1,2"], ["changes no training"]),
+        (["--sweep=seed=1,2", "--sweep=fold=03", "--sweep=protocol=random"], ["--seeds", "--folds", "one protocol"]),
+        (["--folds=03,99,xx"], ["'99'", "'xx'", "folds: 03"]),
+        (["--fold=03"], ["--folds"]),
+        (["--seeds=a"], ["whole numbers"]),
+        (["--seeds=1", "--seed=2"], ["--seed and --seeds"]),
+        (["--jobs=0", "--executor=slrum"], ["--jobs", "did you mean 'slurm'"]),
+        (["--output_folder=x", "--debug"], ["results_folder", "train.py"]),
+        (["--opt=1", "--sweep=lrr=1"], ["--opt is unknown", "did you mean '--lr'"]),
+    ],
+    ids=lambda value: value[0] if value else None,
+)
+def test_refused_before_anything_starts(crossval, tmp_path, flags, expect):
+    said = crossval(*flags, code=2)
+    assert not Pretender.started and not list((tmp_path / "results").glob("cai_mtl"))
+    assert "Traceback" not in said
+    for words in expect:
+        assert words in said, said
+
+
+def test_an_unfinished_fold_is_named(crossval, monkeypatch, capfd):
+    real = Pretender.start
+    monkeypatch.setattr(
+        Pretender, "start", lambda self, r: self.over.append(r) if r.setup.fold.name == "08" else real(self, r)
+    )
+    monkeypatch.setattr(Pretender, "started", [])
+    with pytest.raises(AssertionError):
+        crossval("--folds=03,08")
+    out, err = capfd.readouterr()
+    assert "INCOMPLETE, 1 of 2 runs are missing: default, fold 08, seed 1" in out
+    assert "FAILED 2 times: default, fold 08" in err and "(no log)" in err
+
+
+def test_table_and_the_papers_numbers(crossval):
+    runs, out = crossval("--folds=03", "--test_every_epoch=False", yaml="tables/cai_table4.yaml")
+    assert [r.name for r in runs] == ["alpha = 0", "alpha = 0.001", "alpha = 0.01", "alpha = 0.1"]
+    assert not runs[0].setup.config.plain["test_every_epoch"]  # the user's word, not the table's
+    assert "Table 4" in out and "paper" in out and re.search(r"78\.[12]", out) and re.search(r"19\.[23]", out)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "hparams" / "tables").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_tables_are_read(path):
+    if path.stem.startswith("ha_") and not (ROOT / "hparams" / "ha_speaker_norm.yaml").exists():
+        pytest.skip("its system is not there yet")
+    table = read_table(path, ROOT / "hparams")
+    assert table.lines["test_every_epoch"] == "True" and all(row.paper for row in table.rows)
+
+
+def test_wrong_table(tmp_path):
+    path = tmp_path / "t.yaml"
+    path.write_text(
+        "table: T\nhparams: cai_mlt.yaml\nlinse: {}\nrows:\n- {lines: {alpha: 0}, paper: {WAA: 1, UA: x}}\n"
+    )
+    with pytest.raises(UserError) as error:
+        read_table(path, ROOT / "hparams")
+    for words in ("did you mean 'lines'", "did you mean 'cai_mtl.yaml'", "did you mean 'WA'", "UA must be a number"):
+        assert words in str(error.value)
+
+
+@pytest.fixture
+def two_stages(tmp_path):
+    """A system that needs a run of another one first, and hands a line on to it."""
+    root = tmp_path / "root"
+    (root / "hparams").mkdir(parents=True)
+    text = (ROOT / "hparams" / "cai_mtl.yaml").read_text()
+    (root / "hparams" / "pre.yaml").write_text(text.replace("system: cai_mtl", "system: pre", 1))
+    handed_on = "".join(f"      {key}: !ref <{key}>\n" for key in ("wav2vec2_hub", "tokens", "pooling"))
+    more = f"pretrained: null\nneeds:\n  pretrained:\n    yaml: pre.yaml\n    lines:\n      n_epochs: 7\n{handed_on}"
+    (root / "hparams" / "joint.yaml").write_text(text.replace("system: cai_mtl", "system: joint", 1) + more)
+    return root
+
+
+def test_needed_runs_are_shared_between_variants(crossval, two_stages):
+    flags = ("--folds=03,08", "--sweep=alpha=0,0.1")
+    runs, out = crossval(*flags, yaml="joint.yaml", root=two_stages)
+    systems = [r.setup.config.system for r in runs]
+    assert systems.count("pre") == 2 and systems.count("joint") == 4
+    pre = {r.setup.fold.name: r for r in runs if r.setup.config.system == "pre"}
+    for run in runs:
+        if run.setup.config.system == "joint":
+            assert run.needs == [pre[run.setup.fold.name]] and runs.index(run.needs[0]) < runs.index(run)
+            assert run.setup.config.plain["pretrained"] == str(run.needs[0].folder)
+    assert pre["03"].n_epochs == 7 and "pre," not in out.split("\n\n")[1]
+    assert crossval(*flags, yaml="joint.yaml", root=two_stages)[0] == []  # the digest on disk is the planned one
+    runs, _ = crossval("--folds=03", "--sweep=pooling=sum", yaml="joint.yaml", root=two_stages)
+    assert [r.setup.config.system for r in runs] == ["pre", "joint"]  # another pooling is another pre-training
+
+
+def test_a_needed_run_is_asked_for_by_train(small, two_stages, tmp_path, capfd):
+    from speechbrain_ser.experiment import main
+
+    argv = [str(two_stages / "hparams" / "joint.yaml"), "--corpus=emodb", f"--data_folder={small.corpus('emodb')}"]
+    argv += [f"--wav2vec2_hub={small.backbone()}", f"--manifest_folder={small.folder / 'manifests'}"]
+    for flags, words in (([], "--pretrained="), ([f"--pretrained={tmp_path}"], "holds no finished run of pre.yaml")):
+        assert main([*argv, *flags], two_stages / "hparams") == 2
+        assert words in capfd.readouterr().err
+
+
+# ------------------------------------------------------------------ finished runs without their optimiser
+
+
+def test_dropped_optimizer(train, crossval, small, tmp_path):
+    from .test_train import folder_of
+
+    flags = ("--test_every_epoch=True",)
+    folder = folder_of(train(*flags))
+    assert len(list(folder.glob("save/CKPT*/optimizer.ckpt"))) == 1
+    same = ("--folds=03", "--n_epochs=1", "--lr=0.001", "--spec_augment=False")
+    crossval("--keep_optimizer", *same, *flags)
+    assert list(folder.glob("save/CKPT*/optimizer.ckpt")) and not Pretender.started
+    crossval(*same, *flags)
+    assert not list(folder.glob("save/CKPT*/optimizer.ckpt")) and not Pretender.started
+    assert "best on validation" in train(*flags, "--selection=valid")  # tested anew
+    said = train("--n_epochs=3", code=2)
+    assert "optimiser state was dropped" in said and "--keep_optimizer" in said
+    assert "optimiser state was dropped" in crossval(*same[:1], "--n_epochs=3", *same[2:], code=2)
+
+
+# ------------------------------------------------------------------ the real thing
+
+
+@pytest.mark.slow
+def test_end_to_end(small, tmp_path):
+    """2 jobs, 2 folds, 2 alphas; a training and crossval itself are killed; the report is that of a quiet run."""
+    flags = ["--corpus=demo", f"--data_folder={small.corpus('iemocap')}", f"--wav2vec2_hub={small.backbone()}"]
+    flags += ["--spec_augment=False", "--tokens=characters", "--lr=0.001", "--device=cpu"]
+    flags += ["--folds=01F,02M", "--jobs=2", "--sweep=alpha=0,0.1", "--n_epochs=4", "--test_every_epoch=True"]
+    command = [sys.executable, str(ROOT / "crossval.py"), str(ROOT / "hparams" / "cai_mtl.yaml"), *flags]
+
+    def begin(results: str) -> subprocess.Popen:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": tmp_path}
+        return subprocess.Popen([*command, f"--results_folder={results}"], **pipes)
+
+    undisturbed = begin("quiet")
+    quiet = undisturbed.communicate(timeout=300)[0]
+    assert undisturbed.returncode == 0, quiet
+    first = begin("killed")
+    locks = tmp_path / "killed" / "cai_mtl"
+    lock = wait(lambda: next(locks.glob("**/*.lock"), None), 60)
+    wait(lambda: holder(lock.with_suffix("")), 60)
+    os.kill(holder(lock.with_suffix("")).pid, signal.SIGKILL)
+    wait(lambda: len(list(locks.glob("**/metrics.json"))) >= 1, 120)
+    first.kill()
+    first.wait()
+    finished = {p: p.stat().st_mtime_ns for p in locks.glob("**/metrics.json")}
+    second = begin("killed")
+    out = second.communicate(timeout=300)[0]
+    assert second.returncode == 0, out
+    assert all(p.stat().st_mtime_ns == before for p, before in finished.items())
+
+    def report(text):
+        return text[text.index("cai_mtl: demo") :].replace("killed", "quiet")
+
+    assert report(out) == report(quiet)
