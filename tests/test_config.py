@@ -423,7 +423,7 @@ def test_every_line_of_a_shipped_yaml_is_read(path):
         for key in config.tree
         if not key.startswith("__")
         and f"<{key}>" not in yaml
-        and not re.search(rf"""(plain|hparams|tree)\[["']{key}["']\]|hparams\.{key}\b""", code)
+        and not re.search(rf"""(plain|hparams|tree)(\[|\.get\()["']{key}["']|hparams\.{key}\b""", code)
         and key not in config.run_opts.as_dict()
     ]
     assert unread == []
