@@ -1,7 +1,6 @@
 """Corpora on disk -> manifests: exact rows, and clear errors for what is wrong."""
 
 import logging
-import os
 import re
 import shutil
 from pathlib import Path
@@ -22,6 +21,7 @@ from speechbrain_ser.corpora.manifest import (
     write_manifest,
 )
 
+from .conftest import EMODB
 from .corpus_trees import (
     FULL_HALVES,
     FULL_LABELS,
@@ -32,8 +32,7 @@ from .corpus_trees import (
     write_wav,
 )
 
-EMODB = Path(os.environ.get("EMODB_FOLDER", Path(__file__).parents[1] / "../shared/data/EMO-DB"))
-needs_emodb = pytest.mark.skipif(not EMODB.is_dir(), reason=f"no EMO-DB in {EMODB}: set EMODB_FOLDER")
+needs_emodb = pytest.mark.skipif(not EMODB.is_dir(), reason="real speech: set EMODB_FOLDER to EMO-DB's folder")
 
 
 @pytest.fixture
