@@ -230,7 +230,7 @@ def test_past_the_end_is_zero(folder, batch, kind):
 @pytest.mark.parametrize("kind", [GROUP, DATA2VEC], ids=["group norm", "data2vec"])
 def test_without_the_swapped_layers_padding_leaks(folder, batch, kind, monkeypatch):
     """The tests above can fail: these two need what the lobe puts in."""
-    monkeypatch.setattr(module, "_swap_leaking_layers", lambda model: None)
+    monkeypatch.setattr(module, "_swap_layers", lambda model: None)
     assert padding_error(Wav2Vec2(folder(kind)).eval(), batch) > 10 * TOLERANCE
 
 

@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from speechbrain_ser.lobes.backbone import BackboneError, check_backbone, resolve_backbone
 from speechbrain_ser.lobes.quiet import quiet_transformers
+from speechbrain_ser.nnet.layer_norm_conv import LayerNormConvLayer
 from speechbrain_ser.nnet.masked import MaskedGroupNormConvLayer, MaskedPositionalConv, normalize_own
 from speechbrain_ser.nnet.pooling import frame_mask
 from speechbrain_ser.nnet.span_mask import span_mask
@@ -157,7 +158,7 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         self.time_spans = {"prob": mask_time_prob, "length": mask_time_length}
         self.feature_spans = {"prob": mask_feature_prob, "length": mask_feature_length}
         self._set_up_spec_augment(apply_spec_augment)
-        _swap_leaking_layers(self.model)
+        _swap_layers(self.model)
         if gradient_checkpointing and not freeze:
             _enable_gradient_checkpointing(self.model)
         self.layer_weights = _layer_weights(self.model) if weighted_sum else None
@@ -440,9 +441,13 @@ def _is_encoder_parameter(key: str) -> bool:
     return key.startswith(ENCODER_PARTS) or base.startswith(ENCODER_PARTS)
 
 
-def _swap_leaking_layers(model: nn.Module) -> None:
-    """Replace the layers in which padding changes an utterance's result; parameters keep their names."""
+def _swap_layers(model: nn.Module) -> None:
+    """Replace the layers in which padding changes an utterance's result, and slow ones; parameters keep their
+    names."""
     convolutions = model.feature_extractor.conv_layers
+    for index, layer in enumerate(convolutions):
+        if isinstance(getattr(layer, "layer_norm", None), nn.LayerNorm):
+            convolutions[index] = LayerNormConvLayer(layer)
     if isinstance(getattr(convolutions[0], "layer_norm", None), nn.GroupNorm):
         convolutions[0] = MaskedGroupNormConvLayer(convolutions[0])
     if MaskedPositionalConv.needed_by(model.encoder.pos_conv_embed):
