@@ -305,6 +305,16 @@ def test_no_such_folder(tmp_path):
         build_report(tmp_path)
 
 
+def test_a_fold_that_nobody_finished_is_named_once(results, tmp_path):
+    results = shutil.copytree(results, tmp_path / "results")
+    for path in results.glob("*/*/*/01M/*/metrics.json"):
+        path.unlink()
+    found = build_report(results, allow_incomplete=True)
+    assert found.title.endswith("INCOMPLETE, missing: fold 01M of every variant and seed")
+    page = (results / "report" / "report.html").read_text()
+    assert page.count("fold 01M of every") == 2  # the page's title and its heading
+
+
 def test_an_unfinished_fold_is_named(one):
     (run_of(one, "02F") / "metrics.json").unlink()
     shutil.rmtree(run_of(one, "01M"))

@@ -149,8 +149,6 @@ def _warnings(runs: Runs) -> list[str]:
     warnings = []
     if runs.leak:
         warnings.append(f"LEAKY PROTOCOL: {runs.leak}. These figures say little about new speakers.")
-    if runs.missing:
-        warnings.append(f"INCOMPLETE, missing: {'; '.join(runs.missing)}")
     return warnings
 
 

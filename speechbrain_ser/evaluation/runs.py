@@ -414,15 +414,25 @@ def _missing(runs: Sequence[Run], unfinished: Sequence[Path]) -> list[str]:
     """Folds and seeds that some variant lacks, and folders that were begun, each named once."""
     folds, seeds = runs[0].metrics["folds"], sorted({r.seed for r in runs})
     there = {(*r.variant, r.seed, r.fold) for r in runs}
-    missing, places = [], set()
+    lacking: dict[tuple, list[tuple]] = {}  # folds: who lacks them
     for system, variant in dict.fromkeys(r.variant for r in runs):
         for seed in seeds:
-            lacking = [f for f in folds if (system, variant, seed, f) not in there]
-            places |= {(variant, f, str(seed)) for f in lacking}  # the end of a run's path
-            if lacking:
-                what = "all folds" if len(lacking) == len(folds) else f"fold {', '.join(lacking)}"
-                missing.append(f"{system}/{variant}, seed {seed}: {what}")
-    return missing + [f"{path} (begun)" for path in unfinished if path.parts[-3:] not in places]
+            if absent := tuple(f for f in folds if (system, variant, seed, f) not in there):
+                lacking.setdefault(absent, []).append((system, variant, seed))
+    everybody = len({r.variant for r in runs}) * len(seeds)
+    missing = []
+    for absent, who in lacking.items():
+        if len(who) == everybody > 1:
+            missing.append(f"fold {', '.join(absent)} of every variant and seed")
+        else:
+            missing += [_whose(absent, folds, *each) for each in who]
+    places = {(v, f, str(seed)) for absent, who in lacking.items() for _, v, seed in who for f in absent}
+    return missing + [f"{path} (begun)" for path in unfinished if path.parts[-3:] not in places]  # the end of its path
+
+
+def _whose(absent: Sequence[str], folds: Sequence[str], system: str, variant: str, seed: int) -> str:
+    what = "all folds" if len(absent) == len(folds) else f"fold {', '.join(absent)}"
+    return f"{system}/{variant}, seed {seed}: {what}"
 
 
 # ------------------------------------------------------------------ names
