@@ -14,7 +14,7 @@ from speechbrain_ser.files import write_csv, write_json
 from speechbrain_ser.protocols import Fold, leakage, text_heard
 
 if TYPE_CHECKING:
-    from speechbrain_ser.experiment import Setup
+    from speechbrain_ser.preparation import Setup
 
 SELECTIONS = {"last": None, "valid": "valid_score", "test": "test_score"}  # name -> checkpoint key
 SELECTION_NAMES = {"last": "last epoch", "valid": "best on validation", "test": "best on TEST (oracle)"}

@@ -71,7 +71,7 @@ def frame(tmp_path_factory):
 
 
 def make_brain(frame, folder, run_opts=None, model=None, **changes):
-    """A CaiBrain with everything that experiment.build gives it, and its loaders."""
+    """A CaiBrain with everything that building.build gives it, and its loaders."""
     options = {
         "alpha": 0.1,
         "micro": 4,

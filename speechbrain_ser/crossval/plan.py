@@ -6,11 +6,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from speechbrain_ser.building import rehearse
 from speechbrain_ser.config import Config, read_config
 from speechbrain_ser.crossval.arguments import Request
 from speechbrain_ser.crossval.tables import Row, Table, as_texts, read_table
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.experiment import Preparation, Setup, prepare, rehearse
+from speechbrain_ser.preparation import Preparation, Setup, prepare
 from speechbrain_ser.protocols import choose_fold
 
 # What a needed run shares with the run that needs it; its other lines are its own YAML's, or named under `needs`
