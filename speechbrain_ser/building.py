@@ -16,7 +16,9 @@ from speechbrain_ser.dataio import (
     SAMPLE_RATE,
     AudioCache,
     StepSampler,
+    balanced_weights,
     length_sorted_batches,
+    load_audio,
     make_dataset,
     make_loader,
 )
@@ -24,7 +26,8 @@ from speechbrain_ser.errors import UserError
 from speechbrain_ser.files import write_json, write_text
 from speechbrain_ser.nnet.losses import frames_needed
 from speechbrain_ser.preparation import Setup
-from speechbrain_ser.protocols import leakage, text_heard
+from speechbrain_ser.processing.feature_cache import FeatureCache
+from speechbrain_ser.protocols import PARTS, leakage, text_heard
 from speechbrain_ser.tokens import build_tokens, save_tokens
 
 logger = logging.getLogger(__name__)
@@ -89,9 +92,9 @@ def _parts(setup: Setup, tokens):
     frame = setup.frame.set_index("ID")
     weights = _class_weights(hparams["class_weights"], setup)
     data = RunData(frame, setup.fold, setup.classes, weights, tokens, setup.speakers)
+    _refuse_too_short(data, hparams["model"])
+    _warn_ctc(data, hparams["model"])
     loaders, sampler = _loaders(hparams, data)
-    _refuse_too_short(data, hparams["encoder"])
-    _warn_ctc(data, hparams["encoder"])
     return hparams, data, loaders, sampler
 
 
@@ -157,34 +160,52 @@ def _class_weights(wanted, setup: Setup) -> torch.Tensor | None:
 
 
 def _loaders(hparams: dict, data: RunData):
-    cache = AudioCache(Path(hparams["cache_folder"]) / "audio")
-    cache.fill(data.frame["wav"].tolist())
-    frames = {
-        part: data.frame.loc[list(getattr(data.fold, part))].reset_index()
-        for part in ("train", "valid", "seen", "test")
-    }
-    encode = data.tokens.encode if data.tokens else None
+    frames = {part: data.frame.loc[list(getattr(data.fold, part))].reset_index() for part in PARTS}
+    train = frames["train"]
     sampler = StepSampler(
-        frames["train"]["duration"], hparams["batch_size"], hparams["micro_batch_size"], hparams["seed"]
+        train["duration"],
+        hparams["batch_size"],
+        hparams["micro_batch_size"],
+        hparams["seed"],
+        balanced_weights(train, hparams["balance"], hparams["second_corpus"], hparams["second_share"]),
     )
     logger.info(
         f"{sampler.steps_per_epoch} steps of {hparams['batch_size']} utterances an epoch, "
         f"micro-batches of {sampler.micro_batch_size}, padding {sampler.padding_share():.0%}"
     )
+    inputs = _inputs(hparams, data.frame["wav"].tolist())
+    encode = data.tokens.encode if data.tokens else None
     loaders = {"valid": None}
     for part, frame in frames.items():
         if len(frame):
             batches = (
                 sampler if part == "train" else length_sorted_batches(frame["duration"], hparams["eval_batch_size"])
             )
-            dataset = make_dataset(frame, cache, data.classes, encode, data.speakers)
+            dataset = make_dataset(frame, inputs, data.classes, encode, data.speakers)
             loaders[part] = make_loader(dataset, batches, hparams["num_workers"])
     return loaders, sampler
 
 
+def _inputs(hparams: dict, wavs: list[str]) -> dict:
+    """What the model reads of a recording, by name: waveforms, or features that are computed once and kept."""
+    inputs = {}
+    for name in hparams["model"].inputs:
+        if name == "sig":
+            inputs[name] = AudioCache(Path(hparams["cache_folder"]) / "audio")
+        else:
+            if hparams["augment"] is not None:
+                raise UserError(f"augment changes waveforms, but {name} are computed once: give --cache_features=False")
+            features = hparams["features"]
+            inputs[name] = FeatureCache(
+                Path(hparams["cache_folder"]) / "features", features.settings, features.extract, load_audio
+            )
+        inputs[name].fill(wavs)
+    return inputs
+
+
 def _log_split(setup: Setup) -> None:
     fold, plain = setup.fold, setup.config.plain
-    sizes = ", ".join(f"{p} {len(getattr(fold, p))}" for p in ("train", "valid", "seen", "test"))
+    sizes = ", ".join(f"{p} {len(getattr(fold, p))}" for p in PARTS if getattr(fold, p))
     logger.info(f"{plain['corpus']}, protocol {plain['protocol']}, fold {fold.name}: {sizes}")
     if leak := leakage(setup.frame, fold):
         logger.warning(f"LEAKY PROTOCOL: {leak}")
@@ -196,22 +217,22 @@ def _samples(durations: pd.Series) -> torch.Tensor:
     return torch.tensor((durations * SAMPLE_RATE).round().to_numpy(), dtype=torch.long)
 
 
-def _refuse_too_short(data: RunData, encoder) -> None:
+def _refuse_too_short(data: RunData, model) -> None:
     """An utterance without a single frame would stop an epoch in its middle."""
     samples = zip(data.frame.index, _samples(data.frame["duration"]).tolist(), strict=True)
-    if short := [f"{utterance} ({n / 16:.0f} ms)" for utterance, n in samples if n < encoder.min_samples]:
+    if short := [f"{utterance} ({n / 16:.0f} ms)" for utterance, n in samples if n < model.min_samples]:
         raise UserError(
-            f"{len(short)} utterances are shorter than the {encoder.min_samples / 16:.0f} ms the backbone needs for a "
+            f"{len(short)} utterances are shorter than the {model.min_samples / 16:.0f} ms the model needs for a "
             f"frame: {', '.join(short[:20])}{' …' if len(short) > 20 else ''}"
         )
 
 
-def _warn_ctc(data: RunData, encoder) -> None:
+def _warn_ctc(data: RunData, model) -> None:
     """CTC cannot spell more tokens than there are frames: such utterances teach only the other tasks."""
     if not data.tokens:
         return
     train = data.frame.loc[list(data.fold.train)]
-    frames = encoder.frame_counts(_samples(train["duration"]))
+    frames = model.frame_counts(_samples(train["duration"]))
     needed = [frames_needed(data.tokens.encode(t)) for t in train["transcript"]]
     if short := [i for i, f, n in zip(train.index, frames.tolist(), needed, strict=True) if n > f]:
         logger.warning(f"{len(short)} utterances are too short for their transcript, CTC leaves them out: {short[:20]}")

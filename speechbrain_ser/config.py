@@ -32,8 +32,8 @@ from speechbrain_ser.errors import UserError, nearest
 PATH_KEYS = frozenset({"corpus", "protocol", "fold", "seed"})
 # Lines that change where, how long or how fast a run goes, not what one epoch of it computes
 NEUTRAL_KEYS = frozenset(
-    "data_folder output_folder results_folder manifest_folder cache_folder selection n_epochs test_every_epoch "
-    "tracker num_workers micro_batch_size eval_batch_size table_file system slurm".split()
+    "data_folder second_data_folder output_folder results_folder manifest_folder cache_folder selection n_epochs "
+    "test_every_epoch tracker num_workers micro_batch_size eval_batch_size table_file system slurm".split()
 )
 NEUTRAL_OPTIONS = frozenset(
     "test_only debug debug_batches debug_epochs debug_persistently log_config device data_parallel_backend "

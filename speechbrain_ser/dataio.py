@@ -3,11 +3,12 @@
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -20,12 +21,13 @@ from speechbrain.dataio.dataloader import SaveableDataLoader
 from speechbrain.dataio.dataset import DynamicItemDataset
 from tqdm import tqdm
 
-from speechbrain_ser.errors import UserError
+from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.nnet.losses import UNKNOWN_SPEAKER
 
 logger = logging.getLogger(__name__)
 
 SAMPLE_RATE = 16_000
-UNKNOWN_SPEAKER = -1  # index of a speaker who is not trained on
+LABELS = ("emotion_index", "speaker_index", "token_list")  # items that are no inputs
 
 
 # ------------------------------------------------------------------ audio
@@ -98,9 +100,15 @@ def _is_plain(path: str) -> bool:
 # ------------------------------------------------------------------ datasets
 
 
+class SupportsGetItem(Protocol):
+    """Gives a tensor [time, …] for a recording's path."""
+
+    def __getitem__(self, path: str) -> torch.Tensor: ...
+
+
 def make_dataset(
     frame: pd.DataFrame,
-    cache: AudioCache,
+    inputs: Mapping[str, SupportsGetItem],
     classes: Sequence[str],
     encode: Callable | None = None,
     speakers: Sequence[str] = (),
@@ -111,8 +119,9 @@ def make_dataset(
     ---------
     frame : pandas.DataFrame
         Rows of a manifest.
-    cache : AudioCache
-        Reads the audio.
+    inputs : mapping of str to object
+        What the model reads, by name: something that gives a tensor [time, …] for a recording's path, such as
+        :class:`AudioCache` for ``sig``.
     classes : sequence of str
         Emotion classes, in the order of the logits.
     encode : callable, optional
@@ -123,30 +132,31 @@ def make_dataset(
     Returns
     -------
     speechbrain.dataio.dataset.DynamicItemDataset
-        Items ``id``, ``sig`` [time], ``emotion_index``, ``speaker_index`` (:data:`UNKNOWN_SPEAKER` for others),
+        Items ``id``, each input, ``emotion_index``, ``speaker_index`` (:data:`UNKNOWN_SPEAKER` for others),
         ``token_list``.
     """
     # a dictionary, not from_csv: its replacements would also touch braces in transcripts
     data = frame.set_index("ID")[["wav", "emotion", "speaker", "transcript"]].to_dict("index")
     dataset = DynamicItemDataset(data)
+    for name, source in inputs.items():
+        dataset.add_dynamic_item(source.__getitem__, takes="wav", provides=name)
     index = {c: i for i, c in enumerate(classes)}
-    dataset.add_dynamic_item(cache.__getitem__, takes="wav", provides="sig")
     dataset.add_dynamic_item(index.__getitem__, takes="emotion", provides="emotion_index")
     known = {s: i for i, s in enumerate(speakers)}
     dataset.add_dynamic_item(lambda s: known.get(s, UNKNOWN_SPEAKER), takes="speaker", provides="speaker_index")
     dataset.add_dynamic_item(encode or (lambda transcript: []), takes="transcript", provides="token_list")
-    dataset.set_output_keys(["id", "sig", "emotion_index", "speaker_index", "token_list"])
+    dataset.set_output_keys(["id", *inputs, *LABELS])
     return dataset
 
 
 class Batch(PaddedBatch):
-    """A padded batch: lists ``id``, ``tokens``; ``sig`` (data, lengths); ``emotion``, ``speaker`` [batch].
+    """A padded batch: lists ``id``, ``tokens``; each input (data, lengths); ``emotion``, ``speaker`` [batch].
 
     Tokens stay a list of tensors, because an utterance may have none (laughter) and CTC needs no padding.
     """
 
     def __init__(self, examples: list[dict]):
-        super().__init__([{"id": e["id"], "sig": e["sig"]} for e in examples])
+        super().__init__([{k: v for k, v in e.items() if k not in LABELS} for e in examples])
         self.emotion = torch.tensor([e["emotion_index"] for e in examples])
         self.speaker = torch.tensor([e["speaker_index"] for e in examples])
         self.tokens = [torch.tensor(e["token_list"], dtype=torch.long) for e in examples]
@@ -196,6 +206,9 @@ class StepSampler:
         Utterances a forward pass.
     seed : int
         The run's seed.
+    weights : sequence of float, optional
+        How often each utterance is drawn, relative to the others: an epoch then draws as many utterances as there
+        are, with replacement, instead of each once.
 
     Example
     -------
@@ -207,7 +220,14 @@ class StepSampler:
     [0, 1, 2, 3, 4]
     """
 
-    def __init__(self, durations: Sequence[float], step_size: int, micro_batch_size: int, seed: int):
+    def __init__(
+        self,
+        durations: Sequence[float],
+        step_size: int,
+        micro_batch_size: int,
+        seed: int,
+        weights: Sequence[float] | None = None,
+    ):
         for name, value in (("batch_size", step_size), ("micro_batch_size", micro_batch_size)):
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} must be a whole number >= 1, found {value!r}")
@@ -215,6 +235,7 @@ class StepSampler:
         self.step_size = step_size
         self.micro_batch_size = min(micro_batch_size, step_size)
         self.seed = seed
+        self.probabilities = None if weights is None else np.asarray(weights, float) / np.sum(weights)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -225,7 +246,8 @@ class StepSampler:
     @cached_property
     def plan(self) -> list[MicroBatch]:
         """The epoch's micro-batches."""
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.durations))
+        rng, n = np.random.default_rng([self.seed, self.epoch]), len(self.durations)
+        order = rng.permutation(n) if self.probabilities is None else rng.choice(n, n, p=self.probabilities)
         steps = [order[i : i + self.step_size] for i in range(0, len(order), self.step_size)]
         return [micro for step in steps for micro in self._cut(step)]
 
@@ -242,14 +264,70 @@ class StepSampler:
 
     def padding_share(self) -> float:
         """Share of the epoch's samples that are padding."""
-        longest = [self.durations[list(m.indices)].max() * len(m.indices) for m in self.plan]
-        return float(1 - self.durations.sum() / sum(longest))
+        lengths = [self.durations[list(m.indices)] for m in self.plan]
+        return float(1 - sum(x.sum() for x in lengths) / sum(x.max() * len(x) for x in lengths))
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter([list(m.indices) for m in self.plan])
 
     def __len__(self) -> int:
         return len(self.plan)
+
+
+def balanced_weights(
+    frame: pd.DataFrame,
+    columns: Sequence[str] | None = None,
+    second_corpus: str | None = None,
+    second_share: float | None = None,
+) -> np.ndarray | None:
+    """How often each training utterance is drawn, for :class:`StepSampler`.
+
+    Arguments
+    ---------
+    frame : pandas.DataFrame
+        The training rows of a manifest.
+    columns : sequence of str, optional
+        Groups that are drawn equally often: ``[emotion]``, ``[corpus, emotion]``, …
+    second_corpus : str, optional
+        Name of a joined corpus.
+    second_share : float, optional
+        Share of it among the utterances drawn, 0 to 1.
+
+    Returns
+    -------
+    numpy.ndarray or None
+        [utterances]; None where each utterance is to be drawn once an epoch.
+
+    Raises
+    ------
+    UserError
+        For a column that is not there, or a share that cannot be.
+
+    Example
+    -------
+    >>> frame = pd.DataFrame({"emotion": ["sad", "sad", "angry"], "corpus": ["savee", "savee", "emodb"]})
+    >>> balanced_weights(frame, ["emotion"]).tolist()
+    [0.5, 0.5, 1.0]
+    >>> balanced_weights(frame, None, "emodb", 0.2).round(3).tolist()
+    [0.4, 0.4, 0.2]
+    """
+    if columns is None and second_share is None:
+        return None
+    weights = np.ones(len(frame))
+    if columns is not None:
+        columns = [columns] if isinstance(columns, str) else list(columns)
+        if unknown := [f"{c}{nearest(c, frame.columns)}" for c in columns if c not in frame]:
+            raise UserError(f"balance: no column {', '.join(unknown)}; there are: {', '.join(frame.columns)}")
+        weights = 1 / frame.groupby(columns)["emotion"].transform("size").to_numpy(float)
+    if second_share is not None:
+        is_second = (frame["corpus"] == second_corpus).to_numpy()
+        if second_corpus is None or not 0 <= second_share <= 1 or not is_second.any():
+            raise UserError(f"second_share: expected a second_corpus and a share of 0 to 1, found {second_share!r}")
+        shares = {True: second_share, False: 1 - second_share}
+        weights = sum(
+            np.where(is_second == s, share * weights / weights[is_second == s].sum(), 0) for s, share in shares.items()
+        )
+    return weights
 
 
 def length_sorted_batches(durations: Sequence[float], batch_size: int) -> list[list[int]]:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from speechbrain_ser.config import Config
 from speechbrain_ser.corpora import manifest as corpora
+from speechbrain_ser.corpora.joined import join
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.lobes.backbone import check_backbone, fingerprint
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
@@ -99,17 +100,20 @@ class Preparation:
     _made: dict[str, object] = field(default_factory=dict)
 
     DATA_KEYS = (
-        "corpus data_folder manifest_folder table_file table_columns labels protocol seen_fraction split_seed".split()
-    )
+        "corpus data_folder manifest_folder table_file table_columns labels protocol seen_fraction split_seed "
+        "second_corpus second_data_folder second_labels"
+    ).split()
     BACKBONE_KEYS = ("wav2vec2_hub", "build_backbone")
 
     def data(self, plain: dict) -> Data:
         """The corpus that a configuration names."""
         return self._once(_read_data, plain, self.DATA_KEYS)
 
-    def backbone(self, plain: dict) -> str:
+    def backbone(self, plain: dict) -> dict:
         """The fingerprint of the backbone that a configuration names, made first where it asks for one."""
-        return self._once(_ready_backbone, plain, self.BACKBONE_KEYS)
+        if "wav2vec2_hub" not in plain:
+            return {}
+        return {"backbone": self._once(_ready_backbone, plain, self.BACKBONE_KEYS)}
 
     def _once(self, make, plain: dict, keys):
         key = json.dumps([make.__name__, *(plain[k] for k in keys)], default=str)
@@ -138,7 +142,7 @@ def prepare(config: Config, shared: Preparation | None = None) -> Setup:
     backbone, data = shared.backbone(plain), shared.data(plain)
     fold = choose_fold(data.folds, plain["fold"])
     _check_fold(plain, fold, data)
-    science = {**config.science(), "fold": fold.name, "backbone": backbone, "utterances": data.digest}
+    science = {**config.science(), "fold": fold.name, **backbone, "utterances": data.digest}
     science |= {key: _needed_digest(key, plain[key], yaml, shared) for key, yaml in config.needed_yamls().items()}
     science = {k: str(v) for k, v in science.items()}
     setup = Setup(config, data.frame, fold, list(data.folds), _output_folder(config, fold), science)
@@ -172,10 +176,20 @@ def _check_fold(plain: dict, fold: Fold, data: Data) -> None:
 
 
 def _read_data(plain: dict) -> Data:
-    frame = corpora.read_manifest(_prepare_manifest(plain), plain["data_folder"])
-    frame = corpora.apply_labels(frame, plain["labels"])
-    folds = make_folds(frame, plain["protocol"], plain["seen_fraction"], plain["split_seed"])
+    second = plain["second_corpus"]
+    frame = _read_corpus(plain, plain["corpus"], plain["data_folder"], plain["labels"])
+    if second is not None:
+        if plain["second_data_folder"] is None:
+            raise UserError(f"second_corpus: {second} needs its folder: give --second_data_folder=…")
+        frame = join(frame, _read_corpus(plain, second, plain["second_data_folder"], plain["second_labels"]))
+    folds = make_folds(frame, plain["protocol"], plain["seen_fraction"], plain["split_seed"], second)
     return Data(frame, folds, pd.util.hash_pandas_object(frame.drop(columns="wav"), index=False).sum().item())
+
+
+def _read_corpus(plain: dict, corpus: str, folder: str, labels) -> pd.DataFrame:
+    options = {"file": plain["table_file"], "columns": plain["table_columns"]} if corpus == "table" else {}
+    manifest = corpora.prepare(corpus, folder, plain["manifest_folder"], **options)
+    return corpora.apply_labels(corpora.read_manifest(manifest, folder), labels)
 
 
 def _ready_backbone(plain: dict) -> str:
@@ -206,11 +220,6 @@ def _build_backbone(folder: str, sizes: dict) -> None:
         build_tiny_wav2vec2(folder, **sizes)
     except ValueError as error:
         raise UserError(f"build_backbone: {error}") from error
-
-
-def _prepare_manifest(plain: dict) -> Path:
-    options = {"file": plain["table_file"], "columns": plain["table_columns"]} if plain["corpus"] == "table" else {}
-    return corpora.prepare(plain["corpus"], plain["data_folder"], plain["manifest_folder"], **options)
 
 
 def _output_folder(config: Config, fold: Fold) -> Path:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from speechbrain_ser.evaluation.figures import plot_confusion, plot_learning_curves, save_figure
-from speechbrain_ser.evaluation.metrics import metrics_by_text, speaker_accuracy
+from speechbrain_ser.evaluation.metrics import metrics, metrics_by_text, speaker_accuracy
 from speechbrain_ser.files import write_csv, write_json
-from speechbrain_ser.protocols import Fold, leakage, text_heard
+from speechbrain_ser.protocols import PARTS, Fold, leakage, text_heard
 
 if TYPE_CHECKING:
     from speechbrain_ser.preparation import Setup
@@ -40,13 +40,11 @@ def evaluate_and_write(setup: Setup, brain, loaders: dict) -> None:
         ``test``, and ``seen`` for the speaker task.
     """
     plain, frame, fold = setup.config.plain, setup.frame, setup.fold
-    heard, leak = text_heard(frame, fold), leakage(frame, fold)
+    leak = leakage(frame, fold)
     selections = {}
     for selection in selections_of(plain, fold):
         brain.evaluate(loaders["test"], max_key=SELECTIONS[selection])
-        # a speaker of the test part is recognised only where a leaky protocol trains on him: see `seen`
-        predictions = brain.predictions().drop(columns="speaker_predicted", errors="ignore")
-        predictions["text_heard"] = predictions["ID"].map(heard)
+        predictions = _predictions(setup, brain, "test")
         suffix = "" if selection == plain["selection"] else f"_{selection}"
         write_csv(predictions, setup.folder / f"predictions{suffix}.csv")
         selections[selection] = {
@@ -54,11 +52,14 @@ def evaluate_and_write(setup: Setup, brain, loaders: dict) -> None:
             "epoch": brain.tested_epoch,
             **metrics_by_text(predictions, setup.classes),
         }
+        if fold.second:
+            selections[selection]["second"] = _test_second(setup, brain, loaders, selection, suffix)
         if brain.has_speaker_task:
             selections[selection]["seen_speaker_accuracy"] = _test_speakers(setup, brain, loaders, selection, suffix)
     results = {
         "system": setup.config.system,
         "corpus": plain["corpus"],
+        "second_corpus": plain["second_corpus"],
         "protocol": plain["protocol"],
         "fold": fold.name,
         "folds": setup.folds,
@@ -68,13 +69,29 @@ def evaluate_and_write(setup: Setup, brain, loaders: dict) -> None:
         "speaker_disjoint": leak is None,
         "leak": leak,
         "classes": setup.classes,
-        "utterances": {p: len(getattr(fold, p)) for p in ("train", "valid", "seen", "test")},
+        "utterances": {p: len(getattr(fold, p)) for p in PARTS},
         "n_epochs": plain["n_epochs"],
         "selection": plain["selection"],
         "selections": selections,
     }
     _pictures(setup, results)
     write_json(results, setup.folder / "metrics.json")  # last: its presence says that the run is finished
+
+
+def _predictions(setup: Setup, brain, part: str) -> pd.DataFrame:
+    """Of the part that was just tested, saying which of its texts were also said in training."""
+    # a speaker of a test part is recognised only where a leaky protocol trains on him: see `seen`
+    predictions = brain.predictions().drop(columns="speaker_predicted", errors="ignore")
+    predictions["text_heard"] = predictions["ID"].map(text_heard(setup.frame, setup.fold, part))
+    return predictions
+
+
+def _test_second(setup: Setup, brain, loaders: dict, selection: str, suffix: str) -> dict:
+    """The held-out utterances of the second corpus."""
+    brain.evaluate(loaders["second"], max_key=SELECTIONS[selection])
+    predictions = _predictions(setup, brain, "second")
+    write_csv(predictions, setup.folder / f"predictions_second{suffix}.csv")
+    return metrics(predictions, setup.classes)
 
 
 def _test_speakers(setup: Setup, brain, loaders: dict, selection: str, suffix: str) -> float | str:
@@ -116,6 +133,10 @@ def print_results(setup: Setup) -> None:
             row["WER"] = "" if wer is None else f"{wer:.1%}"
             if part == "all" and (accuracy := found.get("seen_speaker_accuracy", "none")) != "none":
                 row["speaker (seen)"] = f"{accuracy:.1%}"
+            rows.append(row)
+        if second := found.get("second"):
+            row = {"selection": found["selected_by"], "epoch": found["epoch"], "n": second["n"]}
+            row |= {"test utterances": results["second_corpus"], **{m: f"{second[m]:.1%}" for m in ("WA", "UA", "F1")}}
             rows.append(row)
     where = f"{results['corpus']}, protocol {results['protocol']}, fold {results['fold']}, seed {results['seed']}"
     share = results["selections"][results["selection"]]["share_text_heard"]

@@ -67,8 +67,11 @@ def train(small, tmp_path, capfd):
             defaults["--data_folder"] = small.corpus("emodb")
         if "--wav2vec2_hub" not in given:
             defaults["--wav2vec2_hub"] = small.backbone()
-        argv = [f"{k}={v}" for k, v in defaults.items() if k not in given and v is not None]
         path = yaml if yaml.endswith(".yaml") else str(ROOT / "hparams" / f"{yaml}.yaml")
+        if yaml.startswith("fu_"):  # no backbone, no tokens; narrow layers
+            defaults = {k: v for k, v in defaults.items() if f"\n{k[2:]}:" in Path(path).read_text()}
+            defaults["--encoder"] = "{channels: [8, 8, 8], bottleneck: 8, lstm_size: 4, heads: 2}"
+        argv = [f"{k}={v}" for k, v in defaults.items() if k not in given and v is not None]
         capfd.readouterr()
         found = main([path, "--device=cpu", "--noprogressbar", *argv, *flags], ROOT / "hparams")
         out, err = capfd.readouterr()

@@ -124,7 +124,7 @@ def make_brain(frame, folder, run_opts=None, model=None, **changes):
     for part, rows in frames.items():
         if len(rows):
             batches = sampler if part == "train" else length_sorted_batches(rows["duration"], 3)
-            dataset = make_dataset(rows, cache, CLASSES, tokens.encode if tokens else None)
+            dataset = make_dataset(rows, {"sig": cache}, CLASSES, tokens.encode if tokens else None)
             loaders[part] = make_loader(dataset, batches)
     brain = CaiBrain(
         data=data,

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
-from speechbrain_ser.models.cai import CaiModel, active_tasks
+from speechbrain_ser.models.cai import CaiModel
+from speechbrain_ser.models.heads import active_tasks
 from speechbrain_ser.nnet.losses import ctc_loss, frames_needed
 from speechbrain_ser.nnet.pooling import MaskedPooling
 

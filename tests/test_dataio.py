@@ -223,7 +223,7 @@ def frame(tmp_path_factory):
 
 
 def loader_of(frame, sampler, workers=0, encode=None):
-    return make_loader(make_dataset(frame, AudioCache("unused"), ["angry", "sad"], encode), sampler, workers)
+    return make_loader(make_dataset(frame, {"sig": AudioCache("unused")}, ["angry", "sad"], encode), sampler, workers)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -284,6 +284,6 @@ def test_a_batch_moves_what_a_device_computes_with():
 
 
 def test_speakers_who_are_not_trained_on_are_unknown(frame):
-    dataset = make_dataset(frame, AudioCache("unused"), ["angry", "sad"], None, speakers=["s0", "s2"])
+    dataset = make_dataset(frame, {"sig": AudioCache("unused")}, ["angry", "sad"], None, speakers=["s0", "s2"])
     indices = [dataset[k]["speaker_index"] for k in range(3)]
     assert indices == [0, UNKNOWN_SPEAKER, 1]

@@ -1,9 +1,7 @@
 """Cai et al. 2021, "Speech Emotion Recognition with Multi-task Learning": L = L_CE + alpha * L_CTC (eq. 3)."""
 
-import torch.nn.functional as F
-
 from speechbrain_ser.brain import SERBrain
-from speechbrain_ser.nnet.losses import ctc_loss
+from speechbrain_ser.nnet.losses import ctc_loss, emotion_loss
 
 
 class CaiBrain(SERBrain):
@@ -16,11 +14,7 @@ class CaiBrain(SERBrain):
 
     def losses(self, predictions, batch):
         """Equations 1 and 2, one value an utterance: CTC summed over its characters, and cross-entropy."""
-        losses = {
-            "emotion": F.cross_entropy(
-                predictions["emotion"].float(), batch.emotion, self.class_weights, reduction="none"
-            )
-        }
+        losses = {"emotion": emotion_loss(predictions["emotion"], batch.emotion, self.class_weights)}
         if "asr" in predictions:
             losses["asr"] = ctc_loss(predictions["asr"], predictions["frames"], batch.tokens, self.tokens.blank)
         return losses

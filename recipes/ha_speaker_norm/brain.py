@@ -1,9 +1,7 @@
 """Ha 2023, "SER via multi-task learning with speaker normalization": L = L_SER + alpha * L_ASR + beta * L_sid."""
 
-import torch.nn.functional as F
-
 from recipes.cai_mtl.brain import CaiBrain
-from speechbrain_ser.dataio import UNKNOWN_SPEAKER
+from speechbrain_ser.nnet.losses import speaker_loss
 
 
 class HaBrain(CaiBrain):
@@ -13,9 +11,7 @@ class HaBrain(CaiBrain):
         """Cai's two, and L_sid of the speakers who are trained on (section III.C)."""
         losses = super().losses(predictions, batch)
         if "speaker" in predictions:
-            losses["speaker"] = F.cross_entropy(
-                predictions["speaker"].float(), batch.speaker, ignore_index=UNKNOWN_SPEAKER, reduction="none"
-            )
+            losses["speaker"] = speaker_loss(predictions["speaker"], batch.speaker)
         return losses
 
     def on_fit_batch_start(self, batch, should_step):

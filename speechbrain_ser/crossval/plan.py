@@ -16,7 +16,8 @@ from speechbrain_ser.protocols import choose_fold
 
 # What a needed run shares with the run that needs it; its other lines are its own YAML's, or named under `needs`
 SHARED_LINES = (
-    "corpus data_folder labels table_file table_columns protocol seen_fraction split_seed "
+    "corpus data_folder labels table_file table_columns second_corpus second_data_folder second_labels "
+    "protocol seen_fraction split_seed "
     "results_folder manifest_folder cache_folder"
 ).split()
 

@@ -96,7 +96,7 @@ def build_report(
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     pictures = _pictures(runs, selection, folder / "figures")
     written = _write(title, runs, list(tables.values()), pictures, folder)
-    shown = ("figures", "comparisons", "selections", "texts")
+    shown = ("figures", "second", "comparisons", "selections", "texts")
     console = "\n\n".join([fill(title, 120), *_lead(runs), *(tables[n].console() for n in shown if n in tables)])
     return Report(title, tables, console, folder, tuple(written))
 
@@ -159,6 +159,7 @@ def _tables(runs: Runs, selection: str, paper: Mapping | None, reference: str | 
     predictions = {name: stacked(of_variant, selection) for name, of_variant in runs.variants.items()}
     return [
         make.main_table(runs, selection, paper),
+        *filter(None, [make.second_table(runs, selection)]),
         *([make.comparison_table(predictions, runs.classes, selection, reference)] if len(predictions) > 1 else []),
         make.selection_table(runs),
         make.text_table(runs, selection),
@@ -243,6 +244,7 @@ def _write(title: str, runs: Runs, tables: list[Table], pictures: list[Picture],
 def _sweep(folder: Path, tables: Sequence[Table], pictures: Sequence[Picture]) -> None:
     """Files of an earlier report that had more variants."""
     kept = {f"{t.name}.csv" for t in tables} | {f"{p.path.stem}{s}" for p in pictures for s in (".svg", ".pdf")}
+    ours = re.compile(r"(confusion_\d+|second|comparisons|curves_\w+)\.(csv|svg|pdf)")
     for path in [*folder.glob("*.csv"), *folder.glob("figures/*")]:
-        if re.fullmatch(r"(confusion_\d+|comparisons|curves_\w+)\.(csv|svg|pdf)", path.name) and path.name not in kept:
+        if ours.fullmatch(path.name) and path.name not in kept:
             path.unlink()

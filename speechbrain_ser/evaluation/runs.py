@@ -41,6 +41,8 @@ class Run:
         Its ``epochs.csv``.
     seen : pandas.DataFrame or None
         Speaker predictions on held-out utterances of training speakers, where there is a speaker head.
+    second : dict of str to pandas.DataFrame
+        As `predictions`, on held-out utterances of the second corpus; empty where there is none.
     """
 
     folder: Path
@@ -48,6 +50,7 @@ class Run:
     predictions: dict[str, pd.DataFrame]
     epochs: pd.DataFrame
     seen: pd.DataFrame | None
+    second: dict[str, pd.DataFrame]
 
     @property
     def variant(self) -> tuple[str, str]:
@@ -243,12 +246,13 @@ def _read_metrics(path: Path, problems: Problems) -> dict:
 
 def _read_run(path: Path, metrics: dict, problems: Problems) -> Run | None:
     try:
-        files = {s: path / _file_name(s, metrics) for s in metrics["selections"]}
+        files = {s: path / _file_name("predictions", s, metrics) for s in metrics["selections"]}
         predictions = {s: _read_csv(file, COLUMNS) for s, file in files.items()}
         epochs = _read_epochs(path / "epochs.csv")
         seen = path / "predictions_seen.csv"
         seen = _read_csv(seen, SEEN_COLUMNS) if seen.is_file() else None
-        run = Run(path, metrics, {s: _prepared(p) for s, p in predictions.items()}, epochs, seen)
+        second = _read_second(path, metrics, problems)
+        run = Run(path, metrics, {s: _prepared(p) for s, p in predictions.items()}, epochs, seen, second)
         for selection, file in files.items():
             _check_predictions(run, selection, file, problems)
         if seen is not None:
@@ -262,8 +266,17 @@ def _read_run(path: Path, metrics: dict, problems: Problems) -> Run | None:
     return run
 
 
-def _file_name(selection: str, metrics: dict) -> str:
-    return "predictions.csv" if selection == metrics["selection"] else f"predictions_{selection}.csv"
+def _read_second(path: Path, metrics: dict, problems: Problems) -> dict[str, pd.DataFrame]:
+    expected = metrics["utterances"].get("second", 0)
+    files = {s: path / _file_name("predictions_second", s, metrics) for s in metrics["selections"] if expected}
+    frames = {selection: _read_csv(file, COLUMNS) for selection, file in files.items()}
+    for selection, frame in frames.items():
+        _check_count(files[selection], frame, expected, problems)
+    return {selection: _prepared(frame) for selection, frame in frames.items()}
+
+
+def _file_name(stem: str, selection: str, metrics: dict) -> str:
+    return f"{stem}.csv" if selection == metrics["selection"] else f"{stem}_{selection}.csv"
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -506,9 +519,12 @@ def natural(text: str) -> list[tuple]:
     return [(float(p), "") if k % 2 else (0.0, p) for k, p in enumerate(parts)]
 
 
-def stacked(runs: Iterable[Run], selection: str) -> pd.DataFrame:
-    """All predictions of some runs, with columns fold and seed; one unknown speaker makes all unknown."""
-    frames = [r.predictions[selection].assign(fold=r.fold, seed=r.seed) for r in runs]
+def stacked(runs: Iterable[Run], selection: str, part: str = "predictions") -> pd.DataFrame:
+    """All predictions of some runs, with columns fold and seed; one unknown speaker makes all unknown.
+
+    `part` is ``predictions``, or ``second`` for the second corpus.
+    """
+    frames = [getattr(r, part)[selection].assign(fold=r.fold, seed=r.seed) for r in runs]
     frame = pd.concat(frames, ignore_index=True)
     return frame.assign(speaker="") if (frame["speaker"] == "").any() else frame
 

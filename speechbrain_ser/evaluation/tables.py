@@ -196,6 +196,38 @@ def _paper_values(row: Mapping[str, float]) -> dict:
     return {f"paper_{c}": v for c, v in row.items()}
 
 
+def second_table(runs: Runs, selection: str) -> Table | None:
+    """Figures of each variant that was trained on a second corpus as well, on held-out utterances of that one.
+
+    Arguments
+    ---------
+    runs : Runs
+        Checked.
+    selection : str
+        Which predictions.
+
+    Returns
+    -------
+    Table or None
+        None where no variant has a second corpus.
+    """
+    text, values = [], []
+    for name, of_variant in runs.variants.items():
+        tested = [r for r in of_variant if r.second]  # a small second corpus is not held out of in every fold
+        if not tested:
+            continue
+        found = figures_of(stacked(tested, selection, "second"), runs.classes)
+        row = {"variant": name, "second corpus": tested[0].metrics["second_corpus"]}
+        values.append(row | _flat(found))
+        row |= {f"{m} %": _marked(_cell(found, m), selection) for m in ("WA", "UA")}
+        text.append(row | {"F1 %": _marked(percent(found["F1"]), selection), "predictions": str(found["n"])})
+    if not text:
+        return None
+    note = "Its own held-out utterances, each tested in one fold at most; UA and F1 over the classes that it has."
+    title = f"On the second corpus, {SELECTED_BY[selection]}"
+    return Table("second", title, pd.DataFrame(text), pd.DataFrame(values), (note,))
+
+
 # ------------------------------------------------------------------ the text-disjoint part, selection, spread
 
 

@@ -5,6 +5,58 @@ import itertools
 import torch
 import torch.nn.functional as F
 
+UNKNOWN_SPEAKER = -1  # index of a speaker who is not trained on
+
+
+def emotion_loss(
+    logits: torch.Tensor, emotion: torch.Tensor, class_weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Cross-entropy of the emotion, in float32.
+
+    Arguments
+    ---------
+    logits : torch.Tensor
+        [batch, classes].
+    emotion : torch.Tensor
+        [batch], class indices.
+    class_weights : torch.Tensor, optional
+        [classes].
+
+    Returns
+    -------
+    torch.Tensor
+        [batch].
+
+    Example
+    -------
+    >>> emotion_loss(torch.zeros(1, 4), torch.tensor([2])).exp()
+    tensor([4.])
+    """
+    return F.cross_entropy(logits.float(), emotion, class_weights, reduction="none")
+
+
+def speaker_loss(logits: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the speaker, in float32; 0 for speakers who are not trained on.
+
+    Arguments
+    ---------
+    logits : torch.Tensor
+        [batch, speakers].
+    speaker : torch.Tensor
+        [batch], indices or :data:`UNKNOWN_SPEAKER`.
+
+    Returns
+    -------
+    torch.Tensor
+        [batch].
+
+    Example
+    -------
+    >>> speaker_loss(torch.zeros(2, 4), torch.tensor([2, UNKNOWN_SPEAKER])).exp()
+    tensor([4., 1.])
+    """
+    return F.cross_entropy(logits.float(), speaker, ignore_index=UNKNOWN_SPEAKER, reduction="none")
+
 
 def ctc_loss(logits: torch.Tensor, frames: torch.Tensor, targets: list[torch.Tensor], blank: int = 0) -> torch.Tensor:
     """CTC summed over an utterance's tokens, in float32 (Cai et al. 2021, eq. 1).

@@ -1,0 +1,164 @@
+"""Fu's system through train.py's main: one task or two, one corpus or two, features cached or not."""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from speechbrain_ser.lobes.cnn_blstm_attention import CNNBLSTMAttention
+from speechbrain_ser.processing.log_mel import LogMel
+from torch import nn
+
+from speechbrain_ser.errors import UserError
+from speechbrain_ser.evaluation.report import build_report
+from speechbrain_ser.models.fu import FuModel
+
+
+@pytest.fixture
+def fu(train, small):
+    """Train Fu's narrow model on the demo corpus in SAVEE's layout."""
+
+    def run(*flags: str, code: int = 0) -> str:
+        corpora = [f"--data_folder={small.corpus('savee')}", f"--second_data_folder={small.corpus('emodb')}"]
+        return train("--corpus=savee", *corpora, *flags, yaml="fu_cross_lingual", code=code)
+
+    return run
+
+
+def folder_of(out: str) -> Path:
+    return Path(re.search(r"^results: (.*)$", out, re.MULTILINE).group(1))
+
+
+def metrics_of(out: str) -> dict:
+    return json.loads((folder_of(out) / "metrics.json").read_text())
+
+
+# ------------------------------------------------------------------ the model
+
+
+def model(fixed_length=40, **changes) -> FuModel:
+    torch.manual_seed(0)
+    lobe = CNNBLSTMAttention(128, (8, 8, 8), bottleneck=8, lstm_size=8, heads=2, dropout=0.0)
+    heads = {
+        "emotion": lambda in_features: nn.Linear(in_features, 7),
+        "speaker": lambda in_features: nn.Linear(in_features, 4),
+    }
+    return FuModel(LogMel(), lobe, heads, {"emotion": 1.0, "speaker": 1.0}, fixed_length, **changes)
+
+
+@pytest.mark.parametrize("fixed_length", [None, 40])
+def test_a_batch_gives_what_its_utterances_give_alone(fixed_length):
+    torch.manual_seed(1)
+    found = model(fixed_length).eval()
+    samples = [9_000, 24_000, 15_500]
+    wavs = nn.utils.rnn.pad_sequence([torch.randn(n) for n in samples], batch_first=True)
+    together = found(wavs, torch.tensor(samples) / max(samples))
+    for k, n in enumerate(samples):
+        alone = found(wavs[k : k + 1, :n], torch.ones(1))
+        for task in ("emotion", "speaker", "embedding"):
+            torch.testing.assert_close(together[task][k], alone[task][0], atol=1e-4, rtol=0)
+
+
+def test_spectrograms_are_taken_as_well_as_waveforms():
+    found, wavs, lens = model().eval(), torch.randn(2, 16_000), torch.tensor([1.0, 0.6])
+    feats = found.features(wavs, lens)
+    counts = found.features.frame_counts((lens * 16_000).round().long())
+    given = found(feats, counts / feats.shape[1])
+    torch.testing.assert_close(given["emotion"], found(wavs, lens)["emotion"])
+
+
+def test_theta_0_has_no_speaker_head_and_the_same_emotion_head():
+    one = model()
+    lobe = CNNBLSTMAttention(128, (8, 8, 8), bottleneck=8, lstm_size=8, heads=2)
+    heads = {"emotion": lambda in_features: nn.Linear(in_features, 7)}
+    other = FuModel(LogMel(), lobe, heads, {"emotion": 1.0, "speaker": 0})
+    assert set(other.heads) == {"emotion"}
+    assert torch.equal(one.heads["emotion"].weight, other.heads["emotion"].weight)
+
+
+def test_a_random_cut_is_the_centre_when_testing():
+    found, wavs, lens = model(fixed_length=10, cut="random"), torch.randn(1, 16_000), torch.ones(1)
+    centre = model(fixed_length=10, cut="centre").eval()
+    assert torch.equal(found.eval().spectrogram(wavs, lens)[0], centre.spectrogram(wavs, lens)[0])
+    found.train()
+    drawn = {found.spectrogram(wavs, lens)[0].sum().item() for _ in range(8)}
+    assert len(drawn) > 1
+
+
+@pytest.mark.parametrize("wrong", [{"cut": "middle"}, {"fixed_length": 3}])
+def test_wrong_arguments(wrong):
+    with pytest.raises(UserError, match="cut is|fixed_length is"):
+        model(**wrong)
+
+
+# ------------------------------------------------------------------ runs
+
+
+def test_two_tasks_on_one_corpus(fu):
+    out = fu("--test_every_epoch=True")
+    found = metrics_of(out)
+    last = found["selections"]["last"]
+    assert found["speaker_disjoint"] and "second" not in last and 0 <= last["seen_speaker_accuracy"] <= 1
+    assert "speaker (seen)" in out and {"last", "valid", "test"} == set(found["selections"])
+    assert found["classes"] == ["angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"]
+
+
+def test_two_corpora(fu, tmp_path):
+    """The first corpus's figures stay its own; the second's held-out utterances are reported apart."""
+    found = metrics_of(fu("--second_corpus=emodb", "--theta=0", "--fold=JE"))
+    alone = metrics_of(fu("--theta=0", "--fold=JE"))
+    assert found["utterances"]["test"] == alone["utterances"]["test"] and alone["utterances"]["second"] == 0
+    assert found["utterances"]["train"] > alone["utterances"]["train"] and found["speaker_disjoint"]
+    folder = tmp_path / "results"
+    (path,) = folder.glob("**/predictions_second.csv")
+    frame = pd.read_csv(path, dtype=str)
+    assert len(frame) == found["utterances"]["second"] == found["selections"]["last"]["second"]["n"]
+    assert set(frame["speaker"]) == {"emodb-08", "emodb-11", "emodb-14"} and "boredom" not in set(frame["emotion"])
+    report = build_report(folder, allow_incomplete=True)
+    table = report.tables["second"].values
+    assert table["variant"].tolist() == ["second_corpus=emodb"] and table["second corpus"].tolist() == ["emodb"]
+    assert table["WA"][0] == found["selections"]["last"]["second"]["WA"] and "On the second corpus" in report.console
+
+
+def test_cached_features_and_waveforms_train_alike(fu):
+    """The cache computes one utterance at a time, the model a batch: equal but for rounding."""
+    cached, computed = metrics_of(fu()), metrics_of(fu("--cache_features=False"))
+    a, b = (m["selections"]["last"]["all"] for m in (cached, computed))
+    assert a["n"] == b["n"] and abs(a["WA"] - b["WA"]) <= 1 / a["n"]
+
+
+def test_same_seed_same_files_also_with_random_cuts_and_masks(fu, tmp_path):
+    flags = ["--cut=random", "--fixed_length=60", "--n_epochs=2", "--balance=[emotion]"]
+    flags += ["--feature_augment=!new:speechbrain.augment.freq_domain.SpectrogramDrop"]
+    a, b = (folder_of(fu(*flags, f"--results_folder={tmp_path / name}")) for name in "ab")
+    for name in ("metrics.json", "predictions.csv", "epochs.csv"):
+        assert (a / name).read_bytes() == (b / name).read_bytes()
+
+
+def test_what_is_cut_is_said(fu):
+    assert re.search(r"\d+ of \d+ utterances are longer than 30 frames \(0.8 s\) and cut", fu("--fixed_length=30"))
+
+
+def test_no_length_is_fixed(fu):
+    assert "cut (cut:" not in fu("--fixed_length=null")
+
+
+# ------------------------------------------------------------------ wrong input
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--second_corpus=emodb", "--second_labels=null"], "boredom"),
+        (["--second_corpus=emodb", "--second_data_folder=null"], "--second_data_folder"),
+        (["--second_corpus=savee"], "savee twice"),
+        (["--second_share=0.5"], "second_share"),
+        (["--balance=[emotoin]"], "emotoin.*emotion"),
+        (["--scale=decibel"], "scale"),
+        (["--augment=!new:speechbrain.augment.time_domain.DropChunk"], "cache_features=False"),
+    ],
+)
+def test_said_before_training(fu, flags, said):
+    assert re.search(said, fu(*flags, code=2))
