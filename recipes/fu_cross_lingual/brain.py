@@ -45,6 +45,6 @@ class FuBrain(SERBrain):
         if model.fixed_length and (n := int((counts > model.fixed_length).sum())):
             seconds = model.fixed_length * model.features.hop_seconds
             logger.warning(
-                f"{n} of {len(counts)} utterances are longer than {model.fixed_length} frames ({seconds:.1f} s) and cut "
-                f"(cut: {model.cut}); the longest has {counts.max()}. fixed_length: null takes them whole"
+                f"{n} of {len(counts)} utterances are longer than {model.fixed_length} frames ({seconds:.1f} s) and "
+                f"cut (cut: {model.cut}); the longest has {counts.max()}. fixed_length: null takes them whole"
             )
