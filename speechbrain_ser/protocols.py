@@ -168,7 +168,7 @@ def leakage(frame: pd.DataFrame, fold: Fold) -> str | None:
         return None
     if not is_joined:
         return f"{len(shared)} test speakers are also trained on ({', '.join(shared[:12])})"
-    by_corpus = {c: [who for who in shared if who.startswith(f"{c}:")] for c in frame["corpus"].unique()}
+    by_corpus = {c: [who for who in shared if who.startswith(f"{c}:")] for c in sorted(set(frame["corpus"]))}
     found = [f"{len(whom)} of {corpus} ({', '.join(whom[:12])})" for corpus, whom in by_corpus.items() if whom]
     return f"{len(shared)} test speakers are also trained on: {', '.join(found)}"
 
