@@ -3,10 +3,13 @@
 A protocol is a named list of folds. ``speaker`` and ``session`` never let a test speaker into training and assert it;
 ``half_session`` (IEMOCAP as published), ``random`` and ``random_plain`` do, and are called leaky wherever their
 numbers appear; ``given`` is the user's own split and is judged by its content.
+
+A second corpus may be trained on as well. The folds are the first's, test part included, so that figures with and
+without it are of the same utterances; what is held out of the second is a part of its own.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +20,7 @@ from speechbrain_ser.text import heard_texts
 
 SPEAKER_DISJOINT = ("speaker", "session")
 N_RANDOM_FOLDS = 5
-PARTS = ("train", "valid", "seen", "test")
+PARTS = ("train", "valid", "seen", "test", "second")
 SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "dev": "valid", "test": "test"}
 
 
@@ -26,7 +29,8 @@ class Fold:
     """The utterance IDs of one fold, each part sorted.
 
     ``seen`` holds held-out utterances of the training speakers; it may be the same set as ``valid`` (no validation
-    speaker) or as ``test`` (protocols whose test speakers are known), and is never trained on.
+    speaker) or as ``test`` (protocols whose test speakers are known), and is never trained on. ``second`` holds the
+    test utterances of the second corpus; ``test`` has none of them.
     """
 
     name: str
@@ -34,6 +38,7 @@ class Fold:
     valid: tuple[str, ...]
     seen: tuple[str, ...]
     test: tuple[str, ...]
+    second: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,13 @@ class _Split:
     seen_is_test: bool = False
 
 
-def make_folds(frame: pd.DataFrame, protocol: str, seen_fraction: float = 0.1, split_seed: int = 0) -> dict[str, Fold]:
+def make_folds(
+    frame: pd.DataFrame,
+    protocol: str,
+    seen_fraction: float = 0.1,
+    split_seed: int = 0,
+    second: str | None = None,
+) -> dict[str, Fold]:
     """All folds of a protocol over the utterances of a manifest.
 
     Arguments
@@ -59,11 +70,16 @@ def make_folds(frame: pd.DataFrame, protocol: str, seen_fraction: float = 0.1, s
         Share of the training speakers' utterances that is held out as ``seen``; 0 trains on everything.
     split_seed : int
         Seed of everything drawn here; independent of the training seed, so that seeds share their folds.
+    second : str, optional
+        The name of the corpus in `frame` that is only joined to the other one (see `corpora.joined`). Its own folds
+        are dealt to the first's: of n, fold k holds out its folds k, k + n, k + 2n, … as ``second``, and nothing
+        where it has too few. All else of it is trained on, but for its share of ``seen`` (and of ``valid``, where
+        the first's is ``seen``); it has no validation speakers.
 
     Returns
     -------
     dict of str to Fold
-        By fold name, in order.
+        By fold name, in order; the first corpus's utterances are in the same parts with and without a second.
 
     Raises
     ------
@@ -78,6 +94,10 @@ def make_folds(frame: pd.DataFrame, protocol: str, seen_fraction: float = 0.1, s
     >>> folds = make_folds(frame, "speaker", seen_fraction=0)
     >>> folds["2"].train, folds["2"].test
     (('a', 'b'), ('c', 'd'))
+    >>> other = frame.assign(ID=list("efgh"), speaker=["3", "4", "5", "6"], corpus="emodb")
+    >>> fold = make_folds(pd.concat([frame, other]), "speaker", seen_fraction=0, second="emodb")["2"]
+    >>> fold.train, fold.test, fold.second
+    (('a', 'b', 'e', 'g'), ('c', 'd'), ('f', 'h'))
     """
     if protocol not in PROTOCOLS:
         raise UserError(
@@ -89,11 +109,9 @@ def make_folds(frame: pd.DataFrame, protocol: str, seen_fraction: float = 0.1, s
         raise UserError(f"split_seed must be >= 0, found {split_seed}")
     if frame.empty:
         raise UserError("no utterance is left after label selection")
-    splits = PROTOCOLS[protocol](frame, split_seed)
-    folds = {s.name: _complete(s, frame, seen_fraction, split_seed) for s in splits}
-    for fold in folds.values():
-        _check(fold, frame, protocol)
-    return folds
+    if second is None:
+        return _folds_of_one(frame, protocol, seen_fraction, split_seed)
+    return _folds_of_two(*_told_apart(frame, protocol, second), protocol, seen_fraction, split_seed)
 
 
 def choose_fold(folds: dict[str, Fold], name) -> Fold:
@@ -133,25 +151,85 @@ def choose_fold(folds: dict[str, Fold], name) -> Fold:
 
 
 def speaker_overlap(frame: pd.DataFrame, fold: Fold) -> list[str]:
-    """Speakers (qualified by corpus) who are both in train and in test of a fold, sorted."""
+    """Speakers (qualified by corpus) who are both in train and in a test part of a fold, sorted."""
     who = frame.set_index("ID")
     who = who["corpus"] + ":" + who["speaker"]
-    return sorted(set(who[list(fold.train)]) & set(who[list(fold.test)]))
+    return sorted(set(who[list(fold.train)]) & set(who[[*fold.test, *fold.second]]))
 
 
 def leakage(frame: pd.DataFrame, fold: Fold) -> str | None:
-    """What leaks from train into test, in words; None where no speaker does."""
-    if (frame["speaker"] == "").any():
-        return "speakers are not known, so the test speakers may be in training"
+    """What leaks from train into the test parts, in words and by corpus; None where no speaker does."""
+    is_joined = frame["corpus"].nunique() > 1
+    if unknown := sorted(set(frame["corpus"][frame["speaker"] == ""])):
+        of_whom = f" of {' and '.join(unknown)}" if is_joined else ""
+        return f"speakers{of_whom} are not known, so the test speakers may be in training"
     shared = speaker_overlap(frame, fold)
-    return f"{len(shared)} test speakers are also trained on ({', '.join(shared[:12])})" if shared else None
+    if not shared:
+        return None
+    if not is_joined:
+        return f"{len(shared)} test speakers are also trained on ({', '.join(shared[:12])})"
+    by_corpus = {c: [who for who in shared if who.startswith(f"{c}:")] for c in sorted(set(frame["corpus"]))}
+    found = [f"{len(whom)} of {corpus} ({', '.join(whom[:12])})" for corpus, whom in by_corpus.items() if whom]
+    return f"{len(shared)} test speakers are also trained on: {', '.join(found)}"
 
 
-def text_heard(frame: pd.DataFrame, fold: Fold) -> pd.Series:
-    """For each test ID of a fold, whether its text occurs in the training part (Series of bool by ID)."""
+def text_heard(frame: pd.DataFrame, fold: Fold, part: str = "test") -> pd.Series:
+    """For each ID of a fold's test part, or of another, whether its text occurs in the training part (bool by ID)."""
     text = frame.set_index("ID")["transcript"]
-    test = list(fold.test)
-    return pd.Series(heard_texts(text[list(fold.train)], text[test]), index=test, dtype=bool)
+    ids = list(getattr(fold, part))
+    return pd.Series(heard_texts(text[list(fold.train)], text[ids]), index=ids, dtype=bool)
+
+
+def _folds_of_one(frame: pd.DataFrame, protocol: str, seen_fraction: float, seed: int) -> dict[str, Fold]:
+    folds = {s.name: _complete(s, frame, seen_fraction, seed) for s in PROTOCOLS[protocol](frame, seed)}
+    for fold in folds.values():
+        _check(fold, frame, protocol)
+    return folds
+
+
+def _told_apart(frame: pd.DataFrame, protocol: str, second: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The first corpus's rows and the second's."""
+    corpora = sorted(set(frame["corpus"]))
+    if len(corpora) != 2 or second not in corpora:
+        raise UserError(f"expected two corpora, {second} the second of them; found {', '.join(corpora)}")
+    if protocol == "given":
+        raise UserError("protocol 'given' is one table's own split: it knows no second corpus")
+    is_second = frame["corpus"] == second
+    return frame[~is_second], frame[is_second]
+
+
+def _folds_of_two(
+    first: pd.DataFrame, second: pd.DataFrame, protocol: str, seen_fraction: float, seed: int
+) -> dict[str, Fold]:
+    folds = _folds_of_one(first, protocol, seen_fraction, seed)
+    splits = PROTOCOLS[protocol](second, seed)
+    both = pd.concat([first, second])
+    for k, fold in enumerate(folds.values()):
+        dealt = splits[k :: len(folds)]
+        folds[fold.name] = _with_second(fold, second, dealt, splits[0].seen_is_test, seen_fraction, seed)
+        _check(folds[fold.name], both, protocol)
+    return folds
+
+
+def _with_second(
+    fold: Fold, second: pd.DataFrame, dealt: list[_Split], seen_is_test: bool, seen_fraction: float, seed: int
+) -> Fold:
+    held_out = frozenset().union(*(split.test for split in dealt))
+    rest = second[~second["ID"].isin(held_out)]
+    share = frozenset() if seen_is_test else _stratified_share(rest, seen_fraction, seed)
+    train = set(rest["ID"]) - share
+    if not train:
+        raise UserError(f"fold '{fold.name}': nothing of the second corpus is left to train on")
+    seen = held_out if seen_is_test else share
+    # equal only where `seen` validates, or where nothing was drawn for it
+    valid = share if fold.valid == fold.seen else ()
+    return replace(
+        fold,
+        train=tuple(sorted([*fold.train, *train])),
+        valid=tuple(sorted([*fold.valid, *valid])),
+        seen=tuple(sorted([*fold.seen, *seen])),
+        second=tuple(sorted(held_out)),
+    )
 
 
 def _complete(split: _Split, frame: pd.DataFrame, seen_fraction: float, seed: int) -> Fold:
@@ -179,9 +257,11 @@ def _check(fold: Fold, frame: pd.DataFrame, protocol: str) -> None:
     for part in ("train", "test"):
         if not getattr(fold, part):
             raise UserError(f"protocol '{protocol}', fold '{fold.name}': the {part} part is empty")
-    for part in ("valid", "seen", "test"):
+    for part in ("valid", "seen", "test", "second"):
         if set(fold.train) & set(getattr(fold, part)):
             raise AssertionError(f"fold '{fold.name}': train and {part} share utterances")
+    if set(fold.second) & {*fold.valid, *fold.test}:
+        raise AssertionError(f"fold '{fold.name}': second and valid or test share utterances")
     if protocol in SPEAKER_DISJOINT and (shared := speaker_overlap(frame, fold)):
         raise AssertionError(f"protocol '{protocol}', fold '{fold.name}' is not speaker-disjoint: {shared}")
 

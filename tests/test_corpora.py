@@ -572,7 +572,7 @@ def test_some_other_csv_is_no_manifest(tmp_path):
 
 def test_unknown_corpus_and_option(release, tmp_path):
     message = error_of("iemocp", release, tmp_path / "out")
-    assert message == "unknown corpus 'iemocp' (did you mean 'iemocap'?); known: demo, emodb, iemocap, table"
+    assert message == "unknown corpus 'iemocp' (did you mean 'iemocap'?); known: demo, emodb, iemocap, savee, table"
     message = error_of("table", release, tmp_path / "out", colums={})
     assert "has no option colums (did you mean 'columns'?); it has: file, columns, extra" in message
     assert "it has: none" in error_of("iemocap", release, tmp_path / "out", seed=1)

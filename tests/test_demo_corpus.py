@@ -7,9 +7,9 @@ import pytest
 import soundfile
 
 from speechbrain_ser.cli import main
-from speechbrain_ser.corpora import espeak
+from speechbrain_ser.corpora import espeak, savee
 from speechbrain_ser.corpora.demo import make_demo_corpus
-from speechbrain_ser.corpora.demo_layouts import HELD_OUT, SAVEE_CODES, SENTENCES
+from speechbrain_ser.corpora.demo_layouts import HELD_OUT, SENTENCES
 from speechbrain_ser.corpora.espeak import Speech, speak
 from speechbrain_ser.corpora.manifest import CorpusError, apply_labels, prepare, read_manifest
 
@@ -139,7 +139,7 @@ def test_savee_layout(tmp_path):
     assert main(["demo-corpus", str(tmp_path / "savee"), "--layout=savee"]) == 0
     wavs = sorted((tmp_path / "savee").rglob("*.wav"))
     assert len(wavs) == 350 and {wav.parent.name for wav in wavs} == {"DC", "JE", "JK", "KL"}
-    assert {wav.stem.rstrip("0123456789") for wav in wavs} == set(SAVEE_CODES)
+    assert {wav.stem.rstrip("0123456789") for wav in wavs} == set(savee.EMOTIONS)
     assert wavs[0].relative_to(tmp_path / "savee").as_posix() == "AudioData/DC/a01.wav"
     assert soundfile.info(wavs[0]).samplerate == 44100
     assert json.loads((tmp_path / "savee" / "demo_corpus.json").read_text())["layout"] == "savee"

@@ -54,7 +54,7 @@ def find_utterances(data_folder: str | os.PathLike, seed: int | None = None) -> 
     CorpusError
         The folder holds something else.
     """
-    found = _marker(Path(data_folder))
+    found = read_marker(Path(data_folder))
     if found is None or found.get("layout") != "iemocap" or seed not in (None, found.get("seed")):
         make_demo_corpus(data_folder, "iemocap", seed or 0)
     return [{**row, "corpus": "demo"} for row in iemocap.find_utterances(data_folder)]
@@ -117,7 +117,7 @@ def make_demo_corpus(
 def _is_there(out, wanted):
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    found = _marker(out)
+    found = read_marker(out)
     if found is None:
         what = "a file" if out.is_file() else f"a folder without {MARKER}"
         raise CorpusError(f"{out} is no demo corpus but {what}: give a new or an empty folder")
@@ -129,9 +129,21 @@ def _is_there(out, wanted):
     return True
 
 
-def _marker(out):
+def read_marker(folder: Path) -> dict | None:
+    """What a demo corpus was made from.
+
+    Arguments
+    ---------
+    folder : path
+        Where it may be.
+
+    Returns
+    -------
+    dict or None
+        Its layout, seed, sentences and version; None where no demo corpus is.
+    """
     try:
-        found = json.loads((out / MARKER).read_text(encoding="utf-8"))
+        found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import emodb, iemocap
+from . import emodb, iemocap, savee
 from .acting import FEMALE, MALE, Voice
 
 SENTENCES = (
@@ -164,16 +164,7 @@ def _write(path, text):
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-SAVEE_VOICES = dict(zip(("DC", "JE", "JK", "KL"), MALE, strict=False))
-SAVEE_CODES = {
-    "a": "angry",
-    "d": "disgust",
-    "f": "fear",
-    "h": "happy",
-    "n": "neutral",
-    "sa": "sad",
-    "su": "surprise",
-}
+SAVEE_VOICES = dict(zip(savee.SPEAKERS, MALE, strict=False))
 
 
 def savee_layout(sentences: int | None = None) -> Plan:
@@ -199,7 +190,7 @@ def savee_layout(sentences: int | None = None) -> Plan:
         numbered = list(enumerate(SENTENCES, 1))[:sentences]
         if speaker == "KL":
             numbered += list(enumerate(HELD_OUT, len(SENTENCES) + 1))
-        for code, emotion in SAVEE_CODES.items():
+        for code, emotion in savee.EMOTIONS.items():
             for number, text in numbered:
                 turns.append(Turn(f"AudioData/{speaker}/{code}{number:02}.wav", speaker, emotion, text))
     return Plan(turns, SAVEE_VOICES, "en-us", 44100)

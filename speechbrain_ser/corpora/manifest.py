@@ -48,7 +48,7 @@ def prepare(corpus: str, data_folder: str | os.PathLike, manifest_folder: str | 
     Arguments
     ---------
     corpus : str
-        demo, emodb, iemocap or table.
+        demo, emodb, iemocap, savee or table.
     data_folder : path
         The corpus.
     manifest_folder : path

@@ -7,7 +7,7 @@ from .errors import CorpusError, nearest
 
 # Each module has find_utterances(data_folder, **options) -> rows without durations, and DEFAULT_LABELS.
 # EMOTIONS (code -> emotion, when they are known beforehand) and OFFICIAL (totals that only warn) may follow.
-CORPORA = ("demo", "emodb", "iemocap", "table")
+CORPORA = ("demo", "emodb", "iemocap", "savee", "table")
 
 
 def corpus_module(name: str) -> ModuleType:

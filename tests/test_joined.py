@@ -1,0 +1,258 @@
+"""Two corpora in one manifest, and their folds: the first's stay what they are, the second is trained on."""
+
+import itertools
+import logging
+import random
+
+import pandas as pd
+import pytest
+
+from speechbrain_ser import protocols
+from speechbrain_ser.corpora.errors import CorpusError
+from speechbrain_ser.corpora.joined import join
+from speechbrain_ser.corpora.labels import apply_labels
+from speechbrain_ser.errors import UserError
+from speechbrain_ser.protocols import PARTS, Fold, leakage, make_folds, speaker_overlap, text_heard
+
+SHARED = ("angry", "disgust", "fear", "happy", "neutral", "sad")
+SAVEE = ("DC", "JE", "JK", "KL")
+EMODB = ("03", "08", "09", "10", "11", "12", "13", "14", "15", "16")
+
+
+def manifest(corpus, speakers, emotions, takes, session=False):
+    rows = [
+        (f"{who}_{emotion}{take}", who, emotion, f"S{who[:2]}" if session else "", f"text {take}")
+        for who, emotion, take in itertools.product(speakers, emotions, range(takes))
+    ]
+    columns = ["ID", "speaker", "emotion", "session", "transcript"]
+    return pd.DataFrame(rows, columns=columns).assign(corpus=corpus, dialog="", duration=1.5)
+
+
+@pytest.fixture
+def savee():
+    return manifest("savee", SAVEE, (*SHARED, "surprise"), 3)
+
+
+@pytest.fixture
+def emodb():
+    return manifest("emodb", EMODB, SHARED, 2)
+
+
+@pytest.fixture
+def both(savee, emodb):
+    return join(savee, emodb)
+
+
+def ids(frame, speakers=None, corpus=None) -> set:
+    rows = frame if corpus is None else frame[frame["corpus"] == corpus]
+    return set(rows["ID"] if speakers is None else rows["ID"][rows["speaker"].isin(speakers)])
+
+
+# ------------------------------------------------------------------ join
+
+
+def test_rows_of_both(savee, emodb, caplog):
+    emodb = emodb.assign(valence="3")
+    emodb.loc[0, "speaker"] = ""
+    with caplog.at_level(logging.INFO):
+        both = join(savee, emodb)
+    pd.testing.assert_frame_equal(both.iloc[: len(savee)].drop(columns="valence"), savee)
+    rest = both.iloc[len(savee) :].reset_index(drop=True)
+    assert rest["ID"].tolist() == ["emodb-" + name for name in emodb["ID"]]
+    assert rest["speaker"].tolist() == ["", *("emodb-" + name for name in emodb["speaker"][1:])]
+    pd.testing.assert_frame_equal(rest.drop(columns=["ID", "speaker"]), emodb.drop(columns=["ID", "speaker"]))
+    assert set(both["valence"][: len(savee)]) == {""} and both["duration"].dtype == float
+    assert [record.getMessage() for record in caplog.records] == [
+        "savee (84 utterances) joined by emodb (120 utterances); emodb has no utterance of surprise"
+    ]
+
+
+def test_classes_that_the_first_lacks(savee):
+    emodb = manifest("emodb", EMODB, (*SHARED, "boredom", "surprised"), 2)
+    with pytest.raises(CorpusError) as error:
+        join(savee, emodb)
+    message = str(error.value)
+    assert "not a class of savee (2):\n  'boredom': 20 utterances\n  'surprised': 20 utterances" in message
+    assert "(did you mean 'surprise'?)" in message
+    line = "second_labels: {angry: angry, boredom: null, disgust: disgust, fear: fear, happy: happy, "
+    assert line + "neutral: neutral, sad: sad}" in message.splitlines()
+
+
+def test_the_line_that_maps_them_works(savee):
+    iemocap = manifest("iemocap", ("01F",), ("angry", "excited", "frustrated"), 2)
+    with pytest.raises(CorpusError) as error:
+        join(savee, iemocap)
+    (line,) = (line for line in str(error.value).splitlines() if line.startswith("second_labels"))
+    assert line.endswith("sad: sad, '*': null}")
+    rules = {"angry": "angry", "excited": "happy", "happy": "happy", "neutral": "neutral", "sad": "sad", "*": None}
+    assert all(f"{k}: {v}" in line for k, v in rules.items() if v)
+    assert join(savee, apply_labels(iemocap, rules))["emotion"].iloc[-1] == "happy"
+    table = manifest("table", ("A",), ("angry", "tired"), 1)
+    with pytest.raises(CorpusError, match=r"second_labels: \{angry: angry, tired: null\}"):
+        join(savee, table)
+
+
+def test_what_cannot_be_joined(savee, emodb):
+    with pytest.raises(CorpusError, match="expected two corpora to join, found savee twice"):
+        join(savee, savee)
+    with pytest.raises(CorpusError, match="the second corpus has no utterance left"):
+        join(savee, emodb.head(0))
+    with pytest.raises(CorpusError, match="the first corpus has no utterance left"):
+        join(savee.head(0), emodb)
+    with pytest.raises(CorpusError, match="one corpus as the first to join, found emodb, savee"):
+        join(pd.concat([savee, emodb]), emodb)
+    table = savee.assign(corpus="table", speaker="emodb-03")
+    table.loc[0, "ID"] = "emodb-03_angry0"
+    with pytest.raises(CorpusError, match=r"same ID \(1\):\n  emodb-03_angry0\nthe same speaker \(1\):\n  emodb-03$"):
+        join(table, emodb)
+
+
+# ------------------------------------------------------------------ folds
+
+
+def test_leave_one_speaker_out_membership(both, savee):
+    folds = make_folds(both, "speaker", second="emodb")
+    dealt = {"DC": ("03", "11", "15"), "JE": ("08", "12", "16"), "JK": ("09", "13"), "KL": ("10", "14")}
+    assert list(folds) == list(dealt)
+    for name, speakers in dealt.items():
+        fold = folds[name]
+        held = {"emodb-" + speaker for speaker in speakers}
+        assert set(fold.test) == ids(both, {name}) and set(fold.second) == ids(both, held)
+        assert {*fold.train, *fold.seen} == ids(both) - ids(both, held | {name})
+        assert fold.valid == fold.seen
+        others = ids(both, corpus="emodb") - set(fold.second)
+        assert abs(len(others & set(fold.seen)) - len(others) / 10) < 1
+        assert leakage(both, fold) is None
+
+
+def test_emodb_first(savee, emodb):
+    both = join(emodb, savee[savee["emotion"] != "surprise"])
+    folds = make_folds(both, "speaker", second="savee")
+    assert list(folds) == list(EMODB)
+    held = [{i.split("_")[0].removeprefix("savee-") for i in fold.second} for fold in folds.values()]
+    assert held == [{"DC"}, {"JE"}, {"JK"}, {"KL"}, *[set()] * 6]
+    fold = folds["03"]
+    # the first validates on its next speaker; of the second nobody is kept back for that
+    assert set(fold.valid) == ids(both, {"08"})
+    assert {s for s in both.set_index("ID")["speaker"][list(fold.train)] if "savee" in s} == {
+        *("savee-JE", "savee-JK", "savee-KL")
+    }
+    assert make_folds(both, "speaker", 0, second="savee")["16"].train == tuple(
+        sorted(ids(both) - ids(both, ("03", "16")))
+    )
+
+
+def test_random_plain(both):
+    folds = make_folds(both, "random_plain", second="emodb")
+    assert list(folds) == ["r0", "r1", "r2", "r3", "r4"]
+    assert sorted(i for fold in folds.values() for i in fold.second) == sorted(ids(both, corpus="emodb"))
+    assert {len(fold.second) for fold in folds.values()} == {24}
+    for fold in folds.values():
+        assert set(fold.seen) == {*fold.test, *fold.second}
+        assert set(fold.train) == ids(both) - {*fold.test, *fold.valid, *fold.second}
+        assert set(fold.valid) <= ids(both, corpus="savee")
+    shared = speaker_overlap(both, folds["r0"])
+    emodb, savee = ([who for who in shared if who.startswith(corpus)] for corpus in ("emodb", "savee"))
+    assert savee == [f"savee:{speaker}" for speaker in SAVEE] and emodb
+    assert leakage(both, folds["r0"]) == (
+        f"{len(shared)} test speakers are also trained on: {len(emodb)} of emodb ({', '.join(emodb)}), "
+        f"4 of savee ({', '.join(savee)})"
+    )
+
+
+def random_corpus(rng, corpus):
+    speakers = [f"{k:02}" for k in range(rng.randint(3, 8))]
+    rows = []
+    for speaker in speakers:
+        for k in range(rng.randint(5, 12)):
+            rows.append((f"{speaker}x{k}", speaker, "ab"[k % 2], f"S{int(speaker) % 3}", "", ""))
+    columns = ["ID", "speaker", "emotion", "session", "dialog", "transcript"]
+    return pd.DataFrame(rows, columns=columns).assign(corpus=corpus)
+
+
+@pytest.mark.parametrize("protocol", ["speaker", "session", "random", "random_plain"])
+def test_properties(protocol):
+    for seed in range(12):
+        rng = random.Random(f"{protocol} {seed}")
+        share = rng.choice((0, 0.1, 0.3))
+        first = random_corpus(rng, rng.choice(("savee", "table")))
+        second = random_corpus(rng, "emodb")
+        if rng.random() < 0.5 and protocol != "session":
+            first = first.assign(session="")
+        both = join(pd.concat([first, first.assign(ID=first["ID"] + "y", emotion="a")]), second)
+        folds = make_folds(both, protocol, share, seed, second="emodb")
+        shuffled = both.sample(frac=1, random_state=seed)
+        assert folds == make_folds(shuffled, protocol, share, seed, second="emodb")
+        mine, theirs = ids(both) - ids(both, corpus="emodb"), ids(both, corpus="emodb")
+        alone = make_folds(both[both["corpus"] != "emodb"], protocol, share, seed)
+        assert list(folds) == list(alone)
+        for name, fold in folds.items():
+            # the first's utterances are where they would be without a second corpus
+            found = {part: tuple(i for i in getattr(fold, part) if i in mine) for part in PARTS}
+            assert Fold(name, **found) == alone[name] and fold.test == alone[name].test
+            train, held = set(fold.train), set(fold.second)
+            assert held <= theirs and not train & {*fold.valid, *fold.seen, *fold.test, *held}
+            assert {*fold.train, *fold.valid, *fold.seen, *fold.second} >= theirs and train & theirs
+            assert not held & {*fold.valid, *fold.test}
+            if protocol in ("speaker", "session"):
+                assert speaker_overlap(both, fold) == []
+                kept = theirs - train - held
+                assert abs(len(kept) - share * len(theirs - held)) < 1 and kept == set(fold.seen) & theirs
+                assert set(fold.valid) & theirs == (kept if alone[name].valid == alone[name].seen else set())
+        tested = [i for fold in folds.values() for i in fold.second]
+        assert sorted(tested) == sorted(theirs)
+
+
+def test_leaks_are_caught_in_both(both, monkeypatch):
+    def leaking(frame, seed):
+        del seed
+        speakers = sorted(set(frame["speaker"]))
+        parts = [frozenset(frame["ID"][frame["speaker"] == s]) for s in speakers]
+        if "emodb" in set(frame["corpus"]):
+            parts[0] = frozenset(sorted(parts[0])[1:])  # one utterance of hers stays in training
+        return [protocols._Split(s, part, None) for s, part in zip(speakers, parts, strict=True)]
+
+    monkeypatch.setitem(protocols.PROTOCOLS, "speaker", leaking)
+    with pytest.raises(AssertionError, match=r"fold 'DC' is not speaker-disjoint: \['emodb:emodb-03'\]"):
+        make_folds(both, "speaker", 0, second="emodb")
+    monkeypatch.setitem(protocols.PROTOCOLS, "random", leaking)  # which promises nothing
+    fold = make_folds(both, "random", 0, second="emodb")["DC"]
+    assert leakage(both, fold) == "1 test speakers are also trained on: 1 of emodb (emodb:emodb-03)"
+
+
+def test_parts_that_share_utterances_are_caught(both, monkeypatch):
+    good = make_folds(both, "speaker", second="emodb")["DC"]
+    for part, message in (("train", "train and second share"), ("test", "second and valid or test share")):
+        bad = protocols.replace(good, **{part: tuple(sorted({*getattr(good, part), good.second[0]}))})
+        monkeypatch.setattr(protocols, "_with_second", lambda *a, bad=bad: bad)
+        with pytest.raises(AssertionError, match=message):
+            make_folds(both, "speaker", second="emodb")
+
+
+def test_unknown_speakers_are_of_a_corpus(both):
+    frame = both.assign(speaker=both["speaker"].where(both["corpus"] == "savee", ""))
+    fold = make_folds(frame, "random", second="emodb")["r0"]
+    assert leakage(frame, fold) == "speakers of emodb are not known, so the test speakers may be in training"
+
+
+def test_what_the_second_cannot_do(both, savee, emodb):
+    with pytest.raises(UserError, match="published one; found corpus"):
+        make_folds(both, "half_session", second="emodb")
+    demo = savee.assign(corpus="demo", dialog="Ses0" + (savee.index % 3).astype(str) + "F_impro01")
+    with pytest.raises(UserError, match=r"published one; found corpus \['emodb'\]"):
+        make_folds(join(demo, emodb), "half_session", second="emodb")
+    with pytest.raises(UserError, match=r"needs a session for every utterance; 120 of 120 .*emodb-03"):
+        make_folds(both.assign(session=both["speaker"].where(both["corpus"] == "savee", "")), "session", second="emodb")
+    with pytest.raises(UserError, match="'given' is one table's own split"):
+        make_folds(both, "given", second="emodb")
+    with pytest.raises(UserError, match="fold 'DC': nothing of the second corpus is left to train on"):
+        make_folds(join(savee, emodb[emodb["speaker"] == "03"]), "speaker", second="emodb")
+    with pytest.raises(UserError, match="expected two corpora, iemocap the second of them; found emodb, savee"):
+        make_folds(both, "speaker", second="iemocap")
+
+
+def test_texts_heard_in_the_second(both):
+    fold = make_folds(both, "speaker", second="emodb")["DC"]
+    heard = text_heard(both, fold, "second")
+    assert list(heard.index) == list(fold.second) and heard.all()
+    assert list(text_heard(both, fold).index) == list(fold.test)
