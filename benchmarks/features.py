@@ -29,6 +29,21 @@ def seconds(label: str, work: Callable) -> None:
     print(f"{label:34} {time.perf_counter() - start:7.3f} s, {time.process_time() - start_cpu:7.3f} s of processor")
 
 
+def measure(paths: list[str], log_mel: LogMel, workers: int, folder: str) -> None:
+    """A corpus's first time in an empty folder, and its later ones."""
+
+    def cache() -> FeatureCache:
+        return FeatureCache(folder, log_mel.settings, log_mel.extract, load_audio, workers=workers)
+
+    seconds(f"first time, {workers} threads", lambda: cache().fill(paths))
+    filled, unfilled = cache(), cache()
+    seconds("second time", lambda: filled.fill(paths))
+    seconds("an epoch from memory", lambda: [filled[path] for path in paths])
+    seconds("an epoch from disk, without fill", lambda: [unfilled[path] for path in paths])
+    files = [path for path in Path(folder).rglob("*") if path.is_file()]
+    print(f"{len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -42,21 +57,11 @@ def main() -> None:
     load = ", ".join(f"{x:.2f}" for x in os.getloadavg())
     print(f"{machine}, {cores()} cores (load {load}), torch {torch.__version__}, {date.today()}")
     wavs = [load_audio(path) for path in paths]  # and the system has the files in memory from here on
-    print(f"{len(paths)} recordings, {sum(map(len, wavs)) / 16000 / 60:.1f} min, log-mel of {log_mel.output_size} bands")
+    minutes = sum(map(len, wavs)) / 16_000 / 60
+    print(f"{len(paths)} recordings, {minutes:.1f} min, log-mel of {log_mel.output_size} bands")
     for workers in args.workers:
         with tempfile.TemporaryDirectory(dir=args.cache_folder) as folder:
-
-            def cache(workers=workers, folder=folder):
-                return FeatureCache(folder, log_mel.settings, log_mel.extract, load_audio, workers=workers)
-
-            seconds(f"first time, {workers} threads", lambda: cache().fill(paths))
-            second = cache()
-            seconds("second time", lambda: second.fill(paths))
-            seconds("an epoch from memory", lambda: [second[path] for path in paths])
-            third = cache()
-            seconds("an epoch from disk, without fill", lambda: [third[path] for path in paths])
-            files = [path for path in Path(folder).rglob("*") if path.is_file()]
-            print(f"{len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
+            measure(paths, log_mel, workers, folder)
     torch.set_num_threads(1)
     seconds("on the fly from waveforms, 1 thread", lambda: [log_mel.extract(wav) for wav in wavs])
 
