@@ -120,7 +120,7 @@ def test_settings_are_kept_apart_and_noted(make, paths, tmp_path):
     assert torch.equal(cache[paths[0]], load_audio(paths[0]) * 2.5)
     assert make().fill(paths, progress=False) == 0  # and the first ones are still there
     notes = [json.loads(note.read_text()) for note in (tmp_path / "cache").glob("*/settings.json")]
-    assert sorted(notes, key=str) == sorted([SETTINGS, other], key=str)
+    assert sorted(notes, key=lambda note: note["factor"]) == [SETTINGS, other]
 
 
 def test_order_of_settings_is_nothing(make, paths):
