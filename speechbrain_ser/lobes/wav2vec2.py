@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from speechbrain_ser.lobes.backbone import BackboneError, check_backbone, resolve_backbone
 from speechbrain_ser.lobes.quiet import quiet_transformers
 from speechbrain_ser.nnet.layer_norm_conv import LayerNormConvLayer
+from speechbrain_ser.nnet.lengths import absolute_lengths
 from speechbrain_ser.nnet.masked import MaskedGroupNormConvLayer, MaskedPositionalConv, normalize_own
 from speechbrain_ser.nnet.pooling import frame_mask
 from speechbrain_ser.nnet.span_mask import span_mask
@@ -329,42 +330,6 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         if self.output_norm:
             return normalize_own(out, own, OUTPUT_NORM_EPS)
         return out.masked_fill(~own[:, :, None], 0.0)
-
-
-def absolute_lengths(wavs: torch.Tensor, wav_lens: torch.Tensor | None = None) -> torch.LongTensor:
-    """Samples of each utterance from SpeechBrain's relative lengths.
-
-    Arguments
-    ---------
-    wavs : torch.Tensor
-        Padded waveforms [batch, time].
-    wav_lens : torch.Tensor, optional
-        Relative lengths, above 0 and at most 1 [batch]; None when there is no padding.
-
-    Returns
-    -------
-    torch.LongTensor
-        [batch], on the waveforms' device.
-
-    Raises
-    ------
-    ValueError
-        When the shapes do not match.
-
-    Example
-    -------
-    >>> absolute_lengths(torch.zeros(2, 48000), torch.tensor([1.0, 1 / 3]))
-    tensor([48000, 16000])
-    """
-    if wavs.dim() != 2 or (wav_lens is not None and wav_lens.shape != wavs.shape[:1]):
-        found = None if wav_lens is None else list(wav_lens.shape)
-        raise ValueError(f"expected wavs [batch, time] and wav_lens [batch], found {list(wavs.shape)} and {found}")
-    if wav_lens is None:
-        return torch.full(wavs.shape[:1], wavs.shape[1], device=wavs.device)
-    # float32 holds a length / time exactly enough to round back, as long as the product is not float32 as
-    # well
-    lengths = torch.round(wav_lens.to(wavs.device).double() * wavs.shape[1]).long()
-    return lengths.clamp(max=wavs.shape[1])
 
 
 # --- checks ----------------------------------------------------------------------------------------------
