@@ -57,7 +57,8 @@ def _paper(plan: Plan) -> dict | None:
     if plan.table is None:
         return None
     variants = {run.name: run.setup.config.variant() for run in plan.reported}
-    return {"title": _title(plan), "rows": {variants[row.name]: row.paper for row in plan.rows if row.paper}}
+    names = {variants[row.name]: row.name for row in plan.rows}
+    return {"title": _title(plan), "rows": {variants[row.name]: row.paper for row in plan.rows}, "names": names}
 
 
 def _title(plan: Plan) -> str:

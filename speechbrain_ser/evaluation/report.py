@@ -14,7 +14,7 @@ from speechbrain_ser.evaluation import tables as make
 from speechbrain_ser.evaluation.figures import plot_confusion, plot_variant_curves, save_figure
 from speechbrain_ser.evaluation.metrics import metrics
 from speechbrain_ser.evaluation.page import Picture, render_page
-from speechbrain_ser.evaluation.runs import Run, Runs, load_runs, stacked
+from speechbrain_ser.evaluation.runs import Run, Runs, items_of, load_runs, stacked
 from speechbrain_ser.evaluation.table import Table
 from speechbrain_ser.files import write_csv, write_text
 
@@ -66,6 +66,7 @@ def build_report(
     paper : mapping, optional
         The paper's own table: ``title``, ``columns`` (such as [WA, WER]) and ``rows``, which maps a variant
         (``default``, ``alpha=0``) to its numbers, a list in the columns' order or a mapping; shares between 0 and 1.
+        ``names`` may map variants to what the table calls them.
     allow_incomplete : bool
         Report what has finished, the title naming what has not.
     selection : str, optional
@@ -82,7 +83,7 @@ def build_report(
     UserError
         If the runs cannot be averaged honestly; the message names why.
     """
-    runs = load_runs(results_folder, allow_incomplete)
+    runs = replace(load_runs(results_folder, allow_incomplete), names=(paper or {}).get("names", {}))
     rows = make.paper_rows(paper)
     runs = runs.in_order_of(list(rows), lambda variant, name: make.paper_key(variant, name, rows))
     selection = _known_selection(runs, selection)
@@ -130,6 +131,10 @@ def _lead(runs: Runs) -> list[str]:
     speakers = {s for r in runs.runs for s in stacked([r], r.metrics["selection"])["speaker"]}
     tested = f"{sum(len(f) for f in _tests(runs))} test utterances"
     lead = [f"{tested} of {len(speakers)} speakers, {len(runs.classes)} classes ({', '.join(runs.classes)})."]
+    told = {name: of_variant[0].metrics["variant"] for name, of_variant in runs.variants.items()}
+    if runs.names:
+        lines = {name: items_of(variant, without=runs.common) or "default" for name, variant in told.items()}
+        lead.append("Variants: " + "; ".join(f"{name}: {line}" for name, line in lines.items()) + ".")
     epochs = {name: of_variant[0].metrics["n_epochs"] for name, of_variant in runs.variants.items()}
     if len(set(epochs.values())) > 1:
         lead.append("Epochs of training: " + ", ".join(f"{name} {n}" for name, n in epochs.items()) + ".")

@@ -7,8 +7,8 @@ missing or doubled, folds of other protocols, corpora or label sets, variants te
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -79,10 +79,13 @@ class Runs:
         By variant, seed and fold.
     missing : tuple of str
         What has not finished, in words; empty unless incomplete folds were asked for.
+    names : dict of str to str
+        What a table calls its variants; others are called by the lines in which they differ.
     """
 
     runs: tuple[Run, ...]
     missing: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def corpus(self) -> str:
@@ -112,15 +115,16 @@ class Runs:
         for name, of_variant in self.variants.items():
             key = key_of(of_variant[0].metrics["variant"], name)
             place |= dict.fromkeys(of_variant, keys.index(key) if key in keys else len(keys))
-        return Runs(tuple(sorted(self.runs, key=place.__getitem__)), self.missing)
+        return replace(self, runs=tuple(sorted(self.runs, key=place.__getitem__)))
 
     @cached_property
     def variants(self) -> dict[str, list[Run]]:
-        """Runs by the short name of their variant: only the lines in which variants differ."""
+        """Runs by the name of their variant: the table's, or only the lines in which variants differ."""
         by_variant: dict[tuple, list[Run]] = {}
         for run in self.runs:
             by_variant.setdefault(run.variant, []).append(run)
         names = short_names(list(by_variant), [runs[0].metrics["changed"] for runs in by_variant.values()])
+        names = [self.names.get(variant, name) for (_, variant), name in zip(by_variant, names, strict=True)]
         return dict(zip(names, by_variant.values(), strict=True))
 
     @property

@@ -133,8 +133,9 @@ def main_table(runs: Runs, selection: str, paper: Mapping | None = None) -> Tabl
         values.append(label | _flat(found) | _paper_values(theirs))
     for key, theirs in not_run.items():  # at its place among those that were; runs are in the paper's order
         place = sum(k not in not_run for k in keys[: keys.index(key)]) + list(not_run).index(key)
-        text.insert(place, {"variant": f"{key} (not run)"} | {f"paper {c} %": percent(v) for c, v in theirs.items()})
-        values.insert(place, {"variant": f"{key} (not run)"} | _paper_values(theirs))
+        name = f"{runs.names.get(key, key)} (not run)"
+        text.insert(place, {"variant": name} | {f"paper {c} %": percent(v) for c, v in theirs.items()})
+        values.insert(place, {"variant": name} | _paper_values(theirs))
     return Table(
         "figures",
         f"Results, {SELECTED_BY[selection]}",
