@@ -1,0 +1,287 @@
+"""The CNN-BLSTM with self-attention and local attention of Fu et al. (figure 1, section 3.3, table 1).
+
+"An End-to-End Multitask Learning Model to Improve Speech Emotion Recognition". From a log-mel spectrogram to one
+vector an utterance; the output layers (emotion, speaker) are the reader's.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.nnet.blstm import BLSTM
+from speechbrain_ser.nnet.constant_tail import constant_tail_start
+from speechbrain_ser.nnet.keras_init import keras_init_
+from speechbrain_ser.nnet.local_attention import LocalAttentionPooling
+from speechbrain_ser.nnet.pooling import frame_mask
+from speechbrain_ser.nnet.self_attention import SelfAttention
+
+INITIALIZATIONS = ("keras", "pytorch")
+
+
+class AttentionWeights(NamedTuple):
+    """What each frame and the utterance attended to; frames are the CNN's (two fewer a side than the input's).
+
+    Arguments
+    ---------
+    self_attention : torch.Tensor or numpy.ndarray
+        [batch, heads, frames (attending), frames (attended)]; over the last axis it sums to 1 on own frames, and
+        it is 0 on padding.
+    local_attention : torch.Tensor or numpy.ndarray
+        [batch, frames]; sums to 1, 0 on padding.
+    """
+
+    self_attention: torch.Tensor | np.ndarray
+    local_attention: torch.Tensor | np.ndarray
+
+    def utterance(self, index: int, frames: int | None = None) -> "AttentionWeights":
+        """One utterance's weights as NumPy arrays, to draw them
+        (:func:`speechbrain_ser.evaluation.attention_figure.plot_attention`).
+
+        Arguments
+        ---------
+        index : int
+            Which of the batch.
+        frames : int, optional
+            Own frames after the CNN (:meth:`CNNBLSTMAttention.frame_counts`); None keeps all.
+
+        Returns
+        -------
+        AttentionWeights
+            [heads, frames, frames] and [frames].
+        """
+        self_attention = self.self_attention[index, :, :frames, :frames].detach().cpu().numpy()
+        return AttentionWeights(self_attention, self.local_attention[index, :frames].detach().cpu().numpy())
+
+
+class CNNBLSTMAttention(nn.Module):
+    """Convolutions, bottleneck, BLSTM, self-attention and local attention pooling; table 1's sizes are the defaults.
+
+    The paper cuts and pads every spectrogram to 256 frames and lets the model see the padding: call it without
+    ``lengths``. With ``lengths`` utterances of any lengths are batched, each gets what it would get alone, and
+    padding costs next to nothing.
+
+    Where the paper is silent: the bottleneck has no activation (Keras' default); heads divide the BLSTM's channels
+    among themselves (``head_size=256`` gives each of them all); self-attention has no residual connection; dropout
+    stands before each BLSTM layer and on the utterance's vector, which the output layers read (attention weights
+    always sum to 1).
+
+    Arguments
+    ---------
+    input_size : int
+        Mel bands.
+    channels : sequence of int
+        Filters of each convolution.
+    kernels : sequence of int
+        Frames each convolution looks at; none is padded ("valid").
+    bottleneck : int
+        Channels of the dense layer after the convolutions.
+    lstm_size : int
+        Units of a direction of the BLSTM.
+    lstm_layers : int
+        Layers of the BLSTM.
+    heads : int
+        Heads of the self-attention.
+    head_size : int, optional
+        Channels of a head; None divides the BLSTM's 2 x ``lstm_size`` among the heads.
+    dropout : float
+        Probability, 0 to 1 (excluded).
+    initialization : str
+        ``keras``: of the paper's framework (:func:`speechbrain_ser.nnet.keras_init.keras_init_`); ``pytorch``:
+        PyTorch's defaults.
+
+    Attributes
+    ----------
+    output_size : int
+        Channels of the utterance's vector, 2 x ``lstm_size``.
+    min_frames : int
+        Frames of the shortest utterance that can be computed (5).
+
+    Raises
+    ------
+    UserError
+        When an argument is out of range.
+
+    Example
+    -------
+    >>> lobe = CNNBLSTMAttention(input_size=8, channels=(4, 6, 8), bottleneck=4, lstm_size=8, heads=4).eval()
+    >>> features = torch.randn(2, 40, 8)  # the second utterance has 30 frames
+    >>> lengths = torch.tensor([40, 30])
+    >>> vectors, attention = lobe(features, lengths, return_attention=True)
+    >>> vectors.shape, attention.self_attention.shape, attention.local_attention.shape
+    (torch.Size([2, 16]), torch.Size([2, 4, 36, 36]), torch.Size([2, 36]))
+    >>> torch.allclose(vectors[1:], lobe(features[1:, :30]), atol=1e-5)
+    True
+    """
+
+    def __init__(
+        self,
+        input_size: int = 128,
+        channels: Sequence[int] = (512, 1024, 2048),
+        kernels: Sequence[int] = (3, 1, 3),
+        bottleneck: int = 512,
+        lstm_size: int = 128,
+        lstm_layers: int = 2,
+        heads: int = 16,
+        head_size: int | None = None,
+        dropout: float = 0.35,
+        initialization: str = "keras",
+    ):
+        super().__init__()
+        _check_arguments(channels, kernels, dropout, initialization)
+        self.output_size = 2 * lstm_size
+        self.min_frames = 1 + sum(kernel - 1 for kernel in kernels)
+        sizes = [input_size, *channels]
+        self.convolutions = nn.ModuleList(map(nn.Conv1d, sizes[:-1], sizes[1:], kernels))
+        self.bottleneck = nn.Linear(sizes[-1], bottleneck)
+        self.blstm = BLSTM(bottleneck, lstm_size, lstm_layers, dropout)
+        self.self_attention = SelfAttention(self.output_size, heads, head_size)
+        self.local_attention = LocalAttentionPooling(self.output_size)
+        self.dropout = nn.Dropout(dropout)
+        if initialization == "keras":
+            keras_init_(self)
+
+    def frame_counts(self, frames: int | torch.Tensor) -> int | torch.Tensor:
+        """Frames after the convolutions.
+
+        Arguments
+        ---------
+        frames : int or torch.LongTensor
+            Frames of the spectrograms, any shape.
+
+        Returns
+        -------
+        int or torch.LongTensor
+            Like `frames`; 0 where no frame is left.
+
+        Example
+        -------
+        >>> CNNBLSTMAttention().frame_counts(256)
+        252
+        """
+        left = frames - (self.min_frames - 1)
+        return left.clamp(min=0) if isinstance(left, torch.Tensor) else max(left, 0)
+
+    def forward(
+        self, features: torch.Tensor, lengths: torch.Tensor | None = None, return_attention: bool = False
+    ) -> torch.Tensor | tuple[torch.Tensor, AttentionWeights]:
+        """From spectrograms to a vector an utterance.
+
+        Arguments
+        ---------
+        features : torch.Tensor
+            Log-mel spectrograms [batch, frames, bands].
+        lengths : torch.LongTensor, optional
+            Own frames of each utterance [batch], ``min_frames`` to frames; what stands past them is ignored, whatever
+            it is. None: all frames count, as in the paper.
+        return_attention : bool
+            Also give the attention weights (more memory).
+
+        Returns
+        -------
+        torch.Tensor
+            [batch, output_size], float32.
+        AttentionWeights, only with ``return_attention``
+            Over ``frame_counts(frames)`` frames, 0 on padding.
+
+        Raises
+        ------
+        ValueError
+            When shapes do not fit, or an utterance is shorter than ``min_frames`` or longer than the batch.
+        """
+        self._check(features, lengths)
+        frames = self.frame_counts(features.shape[1])
+        features, counts = _without_common_padding(features, lengths)
+        hidden = self.dropout(self._convolve(features, counts))  # [batch, frames, bottleneck]
+        own = None
+        if counts is not None:
+            counts = self.frame_counts(counts)
+            own = frame_mask(counts, hidden.shape[1])  # [batch, frames]
+        hidden = self.blstm(hidden, counts)  # [batch, frames, 2 lstm_size]
+        hidden, *weights = _tuple(self.self_attention(hidden, own, return_attention))
+        vectors, local = self.local_attention(hidden, own)  # [batch, 2 lstm_size], [batch, frames]
+        vectors = self.dropout(vectors)
+        if not return_attention:
+            return vectors
+        missing = frames - local.shape[1]  # the padding that all utterances had
+        return vectors, AttentionWeights(F.pad(weights[0], (0, missing, 0, missing)), F.pad(local, (0, missing)))
+
+    def _convolve(self, features: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor:
+        """[batch, frames, bands] -> [batch, frames', bottleneck], computing no frame twice and no padding.
+
+        Utterances are laid end to end. Frames that mix two of them, where one ends, are never read.
+        """
+        kept = self._kept(features, counts)
+        if kept is None:
+            return self._cnn(features)
+        rows = self._cnn(features[frame_mask(kept, features.shape[1])][None])[0]  # [all utterances' frames, bottleneck]
+        starts = kept.cumsum(0) - kept
+        last = kept - self.min_frames  # the last frame of an utterance stands for the rest of it
+        positions = torch.arange(self.frame_counts(features.shape[1]), device=features.device)
+        index = starts[:, None] + torch.minimum(positions, last[:, None])  # [batch, frames']
+        return rows.index_select(0, index.flatten()).unflatten(0, index.shape)
+
+    def _kept(self, features: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor | None:
+        """Frames of each utterance whose convolutions are to be computed [batch]; None: all of all of them."""
+        if counts is None and (features.requires_grad or torch.compiler.is_compiling()):
+            return None  # each equal frame has a gradient of its own; an exported graph has fixed shapes
+        kept = features.new_full(features.shape[:1], features.shape[1], dtype=torch.long) if counts is None else counts
+        if not features.requires_grad:
+            kept = torch.minimum(kept, constant_tail_start(features) + self.min_frames)
+        return None if kept.sum() == features.shape[0] * features.shape[1] else kept
+
+    def _cnn(self, features: torch.Tensor) -> torch.Tensor:
+        """[batch, frames, bands] -> [batch, frames', bottleneck]."""
+        hidden = features.transpose(1, 2)  # [batch, bands, frames]
+        for convolution in self.convolutions:
+            hidden = F.relu(convolution(hidden), inplace=True)  # [batch, channels, frames']
+        return self.bottleneck(hidden.transpose(1, 2))
+
+    def _check(self, features: torch.Tensor, lengths: torch.Tensor | None) -> None:
+        bands = self.convolutions[0].in_channels
+        if features.dim() != 3 or features.shape[2] != bands or not len(features):
+            raise ValueError(f"expected spectrograms [batch, frames, {bands}], found {list(features.shape)}")
+        shortest = longest = features.shape[1]
+        if lengths is not None:
+            if lengths.shape != features.shape[:1] or lengths.is_floating_point():
+                raise ValueError(
+                    f"expected lengths in frames, integers [{len(features)}], "
+                    f"found {str(lengths.dtype).removeprefix('torch.')} {list(lengths.shape)}"
+                )
+            shortest, longest = torch.stack(lengths.aminmax()).tolist()
+        if shortest < self.min_frames or longest > features.shape[1]:
+            raise ValueError(
+                f"expected utterances of {self.min_frames} (the convolutions' reach) to {features.shape[1]} frames, "
+                f"found {shortest}" + (f" to {longest}" if longest != shortest else "")
+            )
+
+
+def _without_common_padding(
+    features: torch.Tensor, lengths: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Cut the batch to its longest utterance; lengths become None where all are the same."""
+    if lengths is None:
+        return features, None
+    lengths = lengths.to(features.device)
+    shortest, longest = torch.stack(lengths.aminmax()).tolist()
+    return features[:, :longest], None if shortest == longest else lengths
+
+
+def _tuple(value) -> tuple:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _check_arguments(channels: Sequence[int], kernels: Sequence[int], dropout: float, initialization: str) -> None:
+    if len(channels) != len(kernels) or not len(channels):
+        raise UserError(
+            f"channels and kernels: expected one of each a convolution, found {list(channels)} and {list(kernels)}"
+        )
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout: expected a probability from 0 to below 1, found {dropout}")
+    if initialization not in INITIALIZATIONS:
+        hint = nearest(initialization, INITIALIZATIONS)
+        raise UserError(f"initialization: expected one of {', '.join(INITIALIZATIONS)}, found {initialization!r}{hint}")
