@@ -46,5 +46,5 @@ class FuBrain(SERBrain):
             seconds = model.fixed_length * model.features.hop_seconds
             logger.warning(
                 f"{n} of {len(counts)} utterances are longer than {model.fixed_length} frames ({seconds:.1f} s) and "
-                f"cut (cut: {model.cut}); the longest has {counts.max()}. fixed_length: null takes them whole"
+                f"cut (cut: {model.cut}); the longest has {counts.max()}. fixed_length: 0 takes them whole"
             )

@@ -25,9 +25,9 @@ class FuModel(nn.Module):
         ``emotion`` and ``speaker``, constructors that still lack ``in_features``.
     loss_weights : mapping of str to float
         gamma and theta; a head of weight 0 is not built.
-    fixed_length : int, optional
-        Cut and pad every spectrogram to so many frames, padding being part of the input (256 in the paper); None
-        takes utterances as they are, and nothing depends on padding.
+    fixed_length : int
+        Cut and pad every spectrogram to so many frames, padding being part of the input (256 in the paper); 0 takes
+        utterances as they are, and nothing depends on padding.
     cut : str
         Which part of a longer utterance is kept: ``start``, ``centre``, or ``random`` in training and the centre
         otherwise.
@@ -50,7 +50,7 @@ class FuModel(nn.Module):
         encoder: nn.Module,
         heads: Mapping[str, Callable[..., nn.Module]],
         loss_weights: Mapping[str, float],
-        fixed_length: int | None = 256,
+        fixed_length: int = 256,
         cut: str = "start",
         standardize: bool = True,
         feature_augment: nn.Module | None = None,
@@ -60,7 +60,7 @@ class FuModel(nn.Module):
         super().__init__()
         if cut not in PARTS:
             raise UserError(f"cut is {cut!r}, expected one of {', '.join(PARTS)}")
-        if fixed_length is not None and fixed_length < encoder.min_frames:
+        if 0 != fixed_length < encoder.min_frames:
             raise UserError(f"fixed_length is {fixed_length}: the encoder needs {encoder.min_frames} frames")
         self.features, self.encoder = features, encoder
         self.fixed_length, self.cut = fixed_length, cut
