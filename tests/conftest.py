@@ -36,6 +36,14 @@ class Small:
         return build_tiny_wav2vec2(self.folder / name, **sizes)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_pip_freeze():
+    """SpeechBrain lists every installed package for each run's env.log: seconds that tests in this process save."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("speechbrain.utils.logger.get_environment_description", lambda: "not listed in tests\n")
+        yield
+
+
 @pytest.fixture(scope="session")
 def small(tmp_path_factory) -> Small:
     return Small(tmp_path_factory.mktemp("small"))
