@@ -2,8 +2,8 @@
 
 The content, pitch and rhythm encoders and the decoder are those of SpeechSplit's released program (Qian et al. 2020,
 "Unsupervised speech decomposition via triple information bottleneck"); the timbre encoder is what Hsu et al. 2023
-("Speech Emotion Recognition using Decomposed Speech via Multi-task Learning", section 2.2, figure 2) put in the place of
-its speaker label. Their paper does not give its shape; the one here is ours.
+("Speech Emotion Recognition using Decomposed Speech via Multi-task Learning", section 2.2, figure 2) put in the place
+of its speaker label. Their paper does not give its shape; the one here is ours.
 
 Each module works on its own, for utterances of any length; what it gives an utterance does not depend on the batch.
 Randomness (initial weights, resampling) comes from torch's global generator.
@@ -709,7 +709,9 @@ class SpeechDecomposition(nn.Module):
 
     Example
     -------
-    >>> model = SpeechDecomposition({"rhythm": RhythmEncoder(), "timbre": TimbreEncoder(channels=64, groups=4)})
+    >>> from functools import partial
+    >>> encoders = {"rhythm": RhythmEncoder(), "pitch": None, "timbre": TimbreEncoder(channels=64, groups=4)}
+    >>> model = SpeechDecomposition(encoders, partial(Decoder, units=32))
     >>> mel = torch.rand(2, 100, 80)
     >>> codes, reconstruction = model(mel, frame_counts=torch.tensor([100, 40]))
     >>> {name: list(code.shape) for name, code in codes.items()}
@@ -718,9 +720,7 @@ class SpeechDecomposition(nn.Module):
     torch.Size([2, 100, 80])
     """
 
-    def __init__(
-        self, encoders: Mapping[str, Encoder | None], decoder: Callable[..., nn.Module] | None = Decoder
-    ):
+    def __init__(self, encoders: Mapping[str, Encoder | None], decoder: Callable[..., nn.Module] | None = Decoder):
         super().__init__()
         self.encoders = nn.ModuleDict({name: encoder for name, encoder in encoders.items() if encoder is not None})
         if not self.encoders:
@@ -854,7 +854,7 @@ def from_speechsplit(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
     """Parameters of SpeechSplit's program under the names of :class:`SpeechDecomposition`.
 
     They fit encoders named `content`, `pitch` and `rhythm`. SpeechSplit's decoder reads content, rhythm, pitch and a
-    speaker label in this order, thus encoders of another order need another decoder.
+    speaker label, in this order; it fits only what stacks the same.
 
     Arguments
     ---------

@@ -3,8 +3,6 @@
 import torch
 from torch import nn
 
-from speechbrain_ser.nnet.masked import normalize_own
-
 
 class MaskedGroupNorm(nn.GroupNorm):
     """PyTorch's GroupNorm, with the padding of a batch left out of mean and variance.
@@ -40,10 +38,14 @@ class MaskedGroupNorm(nn.GroupNorm):
         """
         if own is None:
             return super().forward(x)
-        batch, channels, frames = x.shape
-        groups = x.reshape(batch * self.num_groups, channels // self.num_groups, frames).transpose(1, 2)
-        normed = normalize_own(groups, own.repeat_interleave(self.num_groups, dim=0), self.eps)
-        normed = normed.transpose(1, 2).reshape(batch, channels, frames)
+        padding = ~own[:, None, :]
+        values = x.to(torch.promote_types(x.dtype, torch.float32)).masked_fill(padding, 0.0)
+        grouped = values.unflatten(1, (self.num_groups, -1))  # [batch, groups, channels of one, frames]
+        size = (own.sum(dim=1) * grouped.shape[2])[:, None, None, None]
+        mean = grouped.sum(dim=(2, 3), keepdim=True) / size
+        centred = (grouped - mean).masked_fill(padding[:, None], 0.0)
+        variance = centred.square().sum(dim=(2, 3), keepdim=True) / size
+        normed = (centred * torch.rsqrt(variance + self.eps)).flatten(1, 2)  # [batch, channels, frames]
         if self.affine:
-            normed = torch.addcmul(self.bias[:, None], normed, self.weight[:, None])
-        return normed.masked_fill(~own[:, None, :], 0.0).to(x.dtype)
+            normed = torch.addcmul(self.bias[:, None], normed, self.weight[:, None]).masked_fill(padding, 0.0)
+        return normed.to(x.dtype)

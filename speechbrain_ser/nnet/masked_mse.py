@@ -2,7 +2,7 @@
 
 import torch
 
-from speechbrain_ser.nnet.pooling import MaskedPooling
+from speechbrain_ser.nnet.pooling import MaskedPooling, frame_mask
 
 _MEAN = MaskedPooling("mean")
 
@@ -41,4 +41,7 @@ def masked_mse(prediction: torch.Tensor, target: torch.Tensor, frame_counts: tor
             f"expected a prediction of the target's shape {list(target.shape)}, found {list(prediction.shape)}"
         )
     wide = torch.promote_types(prediction.dtype, torch.float32)
-    return _MEAN((prediction.to(wide) - target.to(wide)).square(), frame_counts).mean(dim=1)
+    padding = ~frame_mask(frame_counts.to(prediction.device), prediction.shape[1])[:, :, None]
+    # before squaring: the gradient of a square is its argument, and 0 * nan is nan
+    error = (prediction.to(wide) - target.to(wide)).masked_fill(padding, 0.0)
+    return _MEAN(error.square(), frame_counts).mean(dim=1)
