@@ -24,7 +24,7 @@ def test_published_program(emodb_folder, name):
     from speechbrain_ser.dataio import load_audio
 
     wav = torch.as_tensor(load_audio(emodb_folder / "wav" / f"{name}.wav"))
-    noise = (np.random.RandomState(int(name[:2])).rand(len(wav)) - 0.5) * 1e-6  # noqa: NPY002 - the program's
+    noise = (np.random.RandomState(int(name[:2])).rand(len(wav)) - 0.5) * 1e-6
     with np.load(REFERENCE / "mel_norm.npz") as published:
         expected = torch.from_numpy(published[name].clip(0, 1))
     torch.testing.assert_close(SplitMel().extract(wav, noise), expected, atol=1e-5, rtol=0)
