@@ -1,0 +1,422 @@
+"""Decomposed speech: the published program's numbers, and each utterance by itself."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from torch import nn
+
+from speechbrain_ser.lobes.speech_decomposition import (
+    PUBLISHED,
+    ContentEncoder,
+    ConvBlock,
+    Decoder,
+    PitchEncoder,
+    RhythmEncoder,
+    SpeechDecomposition,
+    TimbreEncoder,
+    code_counts,
+    downsample,
+    f0_bins,
+    from_speechsplit,
+)
+from speechbrain_ser.nnet.group_norm import MaskedGroupNorm
+from speechbrain_ser.nnet.masked_mse import masked_mse
+from speechbrain_ser.nnet.random_resampling import RandomResampling, resample
+
+REFERENCE = Path(__file__).parent / "data" / "speechsplit"
+CODES = {"content": "Z_C", "rhythm": "Z_R", "pitch": "Z_F"}  # in the order of SpeechSplit's decoder
+SPEAKERS = 82
+
+
+def tensors(name: str) -> dict[str, torch.Tensor]:
+    with np.load(REFERENCE / f"{name}.npz") as arrays:
+        return {key: torch.as_tensor(arrays[key]) for key in arrays if arrays[key].dtype.kind != "U"}
+
+
+# --- the published program -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published() -> tuple[SpeechDecomposition, Decoder]:
+    """The program's model with its weights; its speaker label takes the place of timbre."""
+    torch.manual_seed(20260601)
+    encoders = {"content": ContentEncoder(), "pitch": PitchEncoder(), "rhythm": RhythmEncoder()}
+    decoder = Decoder(sum(encoder.output_size for encoder in encoders.values()) + SPEAKERS)
+    return SpeechDecomposition(encoders, decoder=None).eval(), decoder.eval()
+
+
+@pytest.fixture(scope="module")
+def case() -> dict[str, torch.Tensor]:
+    return tensors("encoder_case")
+
+
+def decode(model: SpeechDecomposition, decoder: Decoder, codes: dict, speaker: torch.Tensor, frames: int):
+    expanded = [model.encoders[name].expand(codes[name], frames) for name in CODES]
+    label = nn.functional.one_hot(speaker, SPEAKERS)[:, None, :].expand(-1, frames, -1)
+    return decoder(torch.cat([*expanded, label], dim=-1))
+
+
+def test_weights_are_the_published_ones(published, case):
+    with np.load(REFERENCE / "encoder_case.npz") as arrays:
+        names = arrays["weight_names"].tolist()
+    renamed = from_speechsplit(dict(zip(names, case["weight_norms"], strict=True)))
+    state = published[0].state_dict()
+    assert set(renamed) == set(state)
+    for name, norm in renamed.items():
+        torch.testing.assert_close(state[name].double().norm(), norm)
+
+
+def test_published_names_of_the_decoder(published):
+    names = ["decoder.lstm.weight_hh_l2_reverse", "decoder.linear_projection.linear_layer.bias", "encoder_1.len_org"]
+    assert list(from_speechsplit(dict.fromkeys(names))) == [
+        "decoder.blstm.lstm.weight_hh_l2_reverse",
+        "decoder.projection.bias",
+    ]
+    own = {f"decoder.{name}" for name in published[1].state_dict()}
+    assert {name for name in own if any(name.startswith(part + ".") for part in PUBLISHED.values())} == own
+
+
+def test_published_codes_and_blocks(published, case):
+    model, _ = published
+    blocks = {}
+    hooks = [
+        block.register_forward_hook(lambda _, __, out, key=f"{name}_conv{i}": blocks.update({key: out[:, ::8, ::4]}))
+        for name, encoder in model.encoders.items()
+        for i, block in enumerate(encoder.blocks)
+    ]
+    with torch.no_grad():
+        codes, _ = model(case["mel"], case["f0"], torch.tensor([192, 192, 192]))
+    for hook in hooks:
+        hook.remove()
+    for name, key in CODES.items():
+        torch.testing.assert_close(codes[name], case[key], atol=1e-5, rtol=1e-5)
+    assert len(blocks) == 7
+    for key, output in blocks.items():
+        torch.testing.assert_close(output, case[key], atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.slow  # 20 million parameters, backwards
+def test_published_loss_and_gradients(published, case):
+    model, decoder = published
+    codes, _ = model(case["mel"], case["f0"])
+    mel = decode(model, decoder, codes, case["speaker"], 192)
+    torch.testing.assert_close(mel, case["mel_out"], atol=1e-5, rtol=1e-5)
+    loss = masked_mse(mel, case["mel"], torch.tensor([192, 192, 192])).mean()
+    torch.testing.assert_close(loss, case["loss"], atol=1e-6, rtol=1e-5)
+    loss.backward()
+    norms = torch.stack([parameter.grad.norm() for parameter in (*model.parameters(), *decoder.parameters())])
+    torch.testing.assert_close(norms, case["gradnorm"], atol=1e-6, rtol=1e-3)
+
+
+def test_published_whole_utterance(published):
+    model, decoder = published
+    case = tensors("generator_case")
+    with torch.no_grad():
+        codes, _ = model(case["mel"], (case["f0_bins"].float() - 1) / 255)
+        mel = decode(model, decoder, codes, case["speaker"], 256)
+    for name, key in CODES.items():
+        torch.testing.assert_close(codes[name], case[key], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mel, case["mel_out"], atol=1e-5, rtol=1e-5)
+
+
+def test_published_quantisation_after_resampling(case):
+    assert torch.equal(f0_bins(case["f0_resampled"]), case["f0_resampled_bins"])
+
+
+def test_full_size_padded_batch_gives_the_singles(published, case):
+    counts = torch.tensor([192, 121, 64])
+    with torch.no_grad():
+        batch, _ = published[0](case["mel"], case["f0"], counts)
+        for i, own in enumerate(counts.tolist()):
+            alone, _ = published[0](case["mel"][i : i + 1, :own], case["f0"][i : i + 1, :own])
+            for name, code in alone.items():
+                torch.testing.assert_close(batch[name][i, : code.shape[1]], code[0], atol=2e-5, rtol=1e-4)
+
+
+# --- padding ---------------------------------------------------------------------------------------------
+
+SMALL = {"channels": 16, "groups": 4}
+
+
+@pytest.fixture
+def small() -> SpeechDecomposition:
+    torch.manual_seed(0)
+    encoders = {
+        "content": ContentEncoder(**SMALL),
+        "rhythm": RhythmEncoder(**SMALL),
+        "pitch": PitchEncoder(**SMALL),
+        "timbre": TimbreEncoder(**SMALL),
+    }
+    return SpeechDecomposition(encoders, partial(Decoder, units=16, layers=2))
+
+
+@pytest.fixture
+def speech() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    mel, f0 = torch.rand(4, 77, 80), torch.rand(4, 77)
+    return mel, f0.masked_fill(f0 < 0.3, -1e10)
+
+
+COUNTS = torch.tensor([77, 33, 8, 1])
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("garbage", [float("nan"), 1e6])
+def test_any_batch_gives_the_singles(small, speech, training, garbage):
+    mel, f0 = (x.clone() for x in speech)
+    for i, own in enumerate(COUNTS):
+        mel[i, own:], f0[i, own:] = garbage, garbage
+    small.train(training)
+    draws = small.draw(4, 77)
+    codes, reconstruction = small(mel, f0, COUNTS, draws)
+    pooled = small.pool(codes, COUNTS)
+    for i, own in enumerate(COUNTS.tolist()):
+        own_draws = draws and [type(draw)(*(part[i : i + 1] for part in draw)) for draw in draws]
+        single, spectrogram = small(mel[i : i + 1, :own], f0[i : i + 1, :own], draws=own_draws)
+        torch.testing.assert_close(reconstruction[i, :own], spectrogram[0], atol=1e-5, rtol=1e-4)
+        assert (reconstruction[i, own:] == 0).all()
+        torch.testing.assert_close(codes["timbre"][i], single["timbre"][0], atol=1e-5, rtol=1e-4)
+        for name in CODES:
+            used = code_counts(torch.tensor(own)).item()
+            assert single[name].shape[1] == used
+            torch.testing.assert_close(codes[name][i, :used], single[name][0], atol=1e-5, rtol=1e-4)
+            assert (codes[name][i, used:] == 0).all()
+            torch.testing.assert_close(pooled[name][i], single[name][0].mean(dim=0), atol=1e-5, rtol=1e-4)
+
+
+def test_gradients_do_not_see_the_padding(small, speech):
+    mel, f0 = speech
+    torch.manual_seed(2)
+    draws = small.draw(4, 77)
+    gradients = []
+    for garbage in (0.0, float("nan")):
+        own = torch.arange(77) < COUNTS[:, None]
+        small.zero_grad()
+        _, reconstruction = small(
+            mel.masked_fill(~own[:, :, None], garbage), f0.masked_fill(~own, garbage), COUNTS, draws
+        )
+        masked_mse(reconstruction, mel, COUNTS).mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in small.parameters()])
+    assert all(g.isfinite().all() for g in gradients[0])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_group_norm_over_own_frames():
+    norm = MaskedGroupNorm(2, 6)
+    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    x = torch.randn(3, 6, 9) * 3 + 5
+    own = torch.arange(9) < torch.tensor([9, 4, 1])[:, None]
+    y = norm(x.masked_fill(~own[:, None], float("nan")), own)
+    plain = nn.GroupNorm(2, 6)
+    plain.load_state_dict(norm.state_dict())
+    for i, n in enumerate((9, 4, 1)):
+        torch.testing.assert_close(y[i : i + 1, :, :n], plain(x[i : i + 1, :, :n]), atol=1e-5, rtol=1e-5)
+        assert (y[i, :, n:] == 0).all()
+
+
+# --- codes -----------------------------------------------------------------------------------------------
+
+
+def test_codes_are_the_last_forward_and_the_first_backward_state():
+    forward, backward = torch.arange(20.0), torch.arange(100.0, 120.0)
+    states = torch.stack([forward, backward], dim=1)[None].repeat(3, 1, 1)  # [3, 20, 2]
+    codes = downsample(states, torch.tensor([20, 16, 9]))
+    assert codes.tolist() == [
+        [[7, 100], [15, 108], [19, 116]],
+        [[7, 100], [15, 108], [0, 0]],
+        [[7, 100], [8, 108], [0, 0]],
+    ]
+    assert torch.equal(downsample(states), codes[:1].expand(3, -1, -1))
+    assert downsample(states, hop=5)[0].tolist() == [[4, 100], [9, 105], [14, 110], [19, 115]]
+
+
+def test_expansion_gives_each_frame_its_code():
+    codes = torch.tensor([[[1.0], [2.0]]])
+    assert RhythmEncoder(**SMALL).expand(codes, 11).flatten().tolist() == [1.0] * 8 + [2.0] * 3
+    assert TimbreEncoder(**SMALL).expand(codes[:, 0], 3).flatten().tolist() == [1.0] * 3
+
+
+def test_f0_bins_and_their_limits():
+    assert f0_bins(torch.tensor([1.0, 1 / 255, -1.0, 0.0, float("-inf")])).tolist() == [256, 2, 0, 0, 0]
+    assert f0_bins(torch.tensor([1.0, 0.26]), bins=4).tolist() == [4, 2]
+
+
+# --- resampling ------------------------------------------------------------------------------------------
+
+
+def test_content_and_pitch_share_the_draws(small, speech):
+    seen = {"content": [], "pitch": []}
+    for name, calls in seen.items():
+        resampling = small.encoders[name].resampling
+        resampling.register_forward_pre_hook(lambda _, args, calls=calls: calls.append(args[2]))
+    small.train()(*speech, COUNTS)
+    assert len(seen["content"]) == 4  # the input and three blocks
+    assert [id(draw) for draw in seen["content"]] == [id(draw) for draw in seen["pitch"]]
+    assert not torch.equal(seen["content"][0].stretches, seen["content"][1].stretches)
+
+
+def test_training_resamples_content_and_pitch_only(small, speech):
+    small.train()
+    first, second = (small.encode(*speech, COUNTS) for _ in range(2))
+    same = {name for name in first if torch.equal(first[name], second[name])}
+    assert same == {"rhythm", "timbre"}
+    small.eval()
+    assert torch.equal(small(*speech, COUNTS)[1], small(*speech, COUNTS)[1])
+
+
+def test_pitch_is_quantised_after_resampling():
+    encoder = PitchEncoder(**SMALL)
+    seen = []
+    encoder.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    f0 = torch.cat([torch.linspace(0.2, 0.4, 30), torch.zeros(20), torch.linspace(0.9, 0.7, 30)])[None]
+    draws = encoder.draw(1, 80)
+    encoder(f0, draws=draws)
+    marked = f0.masked_fill(f0 == 0, -1e10)[:, :, None]
+    assert torch.equal(seen[0].sum(dim=1), torch.ones(1, 80))
+    assert torch.equal(seen[0].argmax(dim=1), f0_bins(resample(marked, draws[0])[:, :, 0]))
+    # nothing between voiced and unvoiced, which a plain interpolation towards 0 would give
+    assert f0_bins(torch.tensor(0.19)) > 40 and not ((seen[0].argmax(dim=1) > 0) & (seen[0].argmax(dim=1) < 40)).any()
+
+
+def test_one_seed_one_result(small, speech):
+    small.train()
+    torch.manual_seed(7)
+    first = small(*speech, COUNTS)[1]
+    torch.manual_seed(7)
+    assert torch.equal(first, small(*speech, COUNTS)[1])
+
+
+def test_alone_an_encoder_draws_for_itself(speech):
+    encoder = ContentEncoder(**SMALL)
+    torch.manual_seed(3)
+    first = encoder(speech[0])
+    torch.manual_seed(3)
+    assert torch.equal(first, encoder(speech[0], draws=None))
+    assert not torch.equal(first, encoder(speech[0]))
+    still = ContentEncoder(**SMALL, resampling=None)
+    assert torch.equal(still(speech[0]), still(speech[0]))
+
+
+# --- building --------------------------------------------------------------------------------------------
+
+
+def test_default_sizes():
+    model = SpeechDecomposition({"content": ContentEncoder(), "timbre": TimbreEncoder(), "pitch": PitchEncoder()}, None)
+    assert model.output_sizes == {"content": 16, "timbre": 64, "pitch": 64}
+    convolutions = {name: [block[0].out_channels for block in e.blocks] for name, e in model.encoders.items()}
+    assert convolutions == {"content": [512] * 3, "timbre": [256] * 3, "pitch": [256] * 3}
+    assert model.encoders["timbre"].blstm.lstm.hidden_size == 32
+    assert model.encoders["timbre"].blocks[2][1].num_groups == 16
+
+
+def test_leaving_an_encoder_out_leaves_its_parameters_and_input_out(speech):
+    encoders = {"content": None, "pitch": None, "rhythm": RhythmEncoder(**SMALL), "timbre": TimbreEncoder(**SMALL)}
+    model = SpeechDecomposition(encoders, partial(Decoder, units=8, layers=1))
+    assert list(model.encoders) == ["rhythm", "timbre"]
+    assert model.decoder.blstm.lstm.input_size == 66
+    state = torch.get_rng_state()
+    codes, reconstruction = model.train()(speech[0], frame_counts=COUNTS)
+    assert list(codes) == ["rhythm", "timbre"] and reconstruction.shape == (4, 77, 80)
+    assert torch.equal(state, torch.get_rng_state())  # nothing resamples, nothing is drawn
+
+
+def test_encoders_only(speech):
+    codes, reconstruction = SpeechDecomposition({"rhythm": RhythmEncoder(**SMALL)}, decoder=None)(speech[0])
+    assert codes["rhythm"].shape == (4, 10, 2) and reconstruction is None
+
+
+YAML = """
+decomposition: !new:speechbrain_ser.lobes.speech_decomposition.SpeechDecomposition
+    encoders:
+        autoencoder: !new:speechbrain_ser.lobes.speech_decomposition.RhythmEncoder
+            channels: 32
+            units: 12
+        pitch: !new:speechbrain_ser.lobes.speech_decomposition.PitchEncoder
+            channels: 16
+            groups: 4
+            resampling: !name:speechbrain_ser.nnet.random_resampling.RandomResampling
+                max_stretch: 1.2
+    decoder: !name:speechbrain_ser.lobes.speech_decomposition.Decoder
+        units: 8
+        layers: 1
+"""
+
+
+def test_from_a_yaml(speech):
+    model = load_hyperpyyaml(YAML)["decomposition"]
+    codes, reconstruction = model(*speech, COUNTS)
+    assert codes["autoencoder"].shape == (4, 10, 24)
+    assert model.encoders["pitch"].resampling.max_stretch == 1.2
+    assert model.decoder.blstm.lstm.input_size == 24 + 64
+    assert reconstruction.shape == (4, 77, 80)
+
+
+def test_a_step_down_the_gradient_moves_every_part_and_helps(small, speech):
+    mel, f0 = speech
+    small.eval()  # resampling would make the two losses incomparable
+
+    def loss() -> torch.Tensor:
+        return masked_mse(small(mel, f0, COUNTS)[1], mel, COUNTS).mean()
+
+    before = loss()
+    before.backward()
+    assert [name for name, parameter in small.named_parameters() if not parameter.grad.any()] == []
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter -= 0.1 * parameter.grad
+        assert loss() < before
+
+
+# --- masked MSE ------------------------------------------------------------------------------------------
+
+
+def test_masked_mse():
+    prediction, target = torch.randn(3, 20, 5), torch.randn(3, 20, 5)
+    counts = torch.tensor([20, 7, 1])
+    prediction[1, 7:] = float("nan")
+    prediction.requires_grad_()
+    loss = masked_mse(prediction, target, counts)
+    for i, own in enumerate(counts):
+        torch.testing.assert_close(loss[i], nn.functional.mse_loss(prediction[i, :own], target[i, :own]))
+    loss.sum().backward()
+    assert prediction.grad.isfinite().all() and (prediction.grad[2, 1:] == 0).all()
+    half = masked_mse(prediction.bfloat16(), target.bfloat16(), counts)
+    assert half.dtype == torch.float32
+
+
+# --- mistakes --------------------------------------------------------------------------------------------
+
+
+def test_shapes_that_do_not_match(speech):
+    with pytest.raises(ValueError, match=r"target's shape \[1, 2, 3\], found \[1, 2, 4\]"):
+        masked_mse(torch.zeros(1, 2, 4), torch.zeros(1, 2, 3), torch.tensor([2]))
+    with pytest.raises(ValueError, match="1 to 77, found 0 to 77"):
+        RhythmEncoder(**SMALL)(speech[0], torch.tensor([77, 0, 3, 4]))
+    with pytest.raises(ValueError, match=r"frame_counts \[4\], one an utterance, found \[2\]"):
+        RhythmEncoder(**SMALL)(speech[0], torch.tensor([77, 5]))
+    with pytest.raises(ValueError, match=r"\[batch, frames, channels\], found \[77, 80\]"):
+        RhythmEncoder(**SMALL)(speech[0][0])
+
+
+def test_f0_in_hertz(speech):
+    with pytest.raises(ValueError, match=r"normalised to 0 to 1 .*found 220"):
+        PitchEncoder(**SMALL)(torch.full((1, 30), 220.0))
+
+
+def test_missing_f0(small, speech):
+    with pytest.raises(ValueError, match="'pitch' reads F0"):
+        small(speech[0])
+
+
+def test_models_that_make_no_sense():
+    with pytest.raises(ValueError, match="at least one encoder"):
+        SpeechDecomposition({"content": None})
+    other = partial(RandomResampling, max_segment=25)
+    with pytest.raises(ValueError, match=r"resample alike, found .*19-31.*19-25"):
+        SpeechDecomposition({"content": ContentEncoder(**SMALL), "pitch": PitchEncoder(**SMALL, resampling=other)})
+    with pytest.raises(ValueError, match="kernel_size is 4, expected an odd number"):
+        ConvBlock(80, 16, 4, kernel_size=4)
