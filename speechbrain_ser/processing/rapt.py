@@ -1,10 +1,10 @@
 """RAPT: fundamental frequency by normalised cross-correlation and dynamic programming.
 
-Talkin 1995, "A robust algorithm for pitch tracking (RAPT)", in Kleijn & Paliwal (eds.), Speech Coding and Synthesis. The
-frames, the constants and the order of steps are those of his program `get_f0` as SPTK carries it (`pysptk.rapt`), so that
-the two can be compared frame by frame. Three things differ: the level of a recording does not matter, nothing is random
-(SPTK adds noise to the samples, here the power that noise would have is added to the energies), and the path is searched
-over the whole recording instead of a second at a time.
+Talkin 1995, "A robust algorithm for pitch tracking (RAPT)", in Kleijn & Paliwal (eds.), Speech Coding and Synthesis.
+The frames, the constants and the order of steps are those of his program `get_f0` as SPTK carries it (`pysptk.rapt`):
+the two can be compared frame by frame. Three things differ: the level of a recording does not matter; nothing is random
+(SPTK adds noise to the samples, here the power of that noise is added to the energies); and the path is searched over
+the whole recording, not over about a second at a time.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy import fft, signal
+
+from ..errors import UserError
 
 COARSE_RATE = 2000  # Hz: of the signal in which peaks are looked for first
 FILTER_SECONDS = 0.005  # length of the decimation filter
@@ -35,7 +37,7 @@ class Constants:
     lag_weight : float
         How much a peak at the longest lag is lowered: the first of several equal peaks is the period.
     frequency_weight : float
-        Cost of a change of period by a factor e within a second of frames.
+        Cost of a period that changes at a rate of one e-fold a second.
     transition_cost : float
         Cost of switching between voiced and unvoiced.
     transition_amplitude : float
@@ -51,8 +53,8 @@ class Constants:
     max_candidates : int
         Of a frame, the unvoiced one included.
     noise : float
-        Deviation of the white noise that silence is taken to hold, as a part of the recording's peak. SPTK adds noise of 50
-        to samples of 16 bits.
+        Deviation of the white noise that silence is taken to hold, as a part of the recording's peak. SPTK adds noise
+        of 50 to samples of 16 bits.
     """
 
     candidate_threshold: float = 0.3
@@ -152,13 +154,15 @@ def rapt(
     Returns
     -------
     np.ndarray
-        float64 [frame_count(time)], in Hz, 0 where unvoiced. The last frames (two or three of 256 samples), whose lags would
-        reach past the end, are unvoiced.
+        float64 [frame_count(time)], in Hz, 0 where unvoiced. As in `get_f0` the last frames (two or three of 256
+        samples), whose lags would reach past the end, are unvoiced.
 
     Raises
     ------
     ValueError
-        Samples that are not finite or not [time], or frequencies that do not fit the sample rate.
+        Samples that are not finite or not [time].
+    UserError
+        Frequencies that do not fit the sample rate, or too close to each other.
 
     Example
     -------
@@ -169,7 +173,8 @@ def rapt(
     ((63,), np.float64(100.0))
     """
     wav = np.asarray(wav, dtype=np.float64)
-    _check(wav, sample_rate, hop, f_min, f_max)
+    _check(wav, hop)
+    check_range(sample_rate, f_min, f_max)
     settings = Constants(**constants)
     grid = _grid(sample_rate, hop, f_min, f_max, settings.window)
     f0 = np.zeros(frame_count(len(wav), hop))
@@ -186,18 +191,46 @@ def rapt(
     return f0
 
 
-def _check(wav, sample_rate, hop, f_min, f_max):
+def _check(wav, hop):
     if wav.ndim != 1:
         raise ValueError(f"expected samples [time], found the shape {list(wav.shape)}")
     if not np.isfinite(wav).all():
         raise ValueError("expected finite samples, found NaN or infinity")
     if hop < 1:
         raise ValueError(f"expected a hop of at least 1 sample, found {hop}")
-    if not sample_rate / 10_000 < f_min < f_max < sample_rate / 2:
-        raise ValueError(
-            f"expected {sample_rate / 10_000:g} < f_min < f_max < {sample_rate / 2:g} Hz at {sample_rate} samples a second, "
-            f"found f_min={f_min:g} and f_max={f_max:g}"
+
+
+def check_range(sample_rate: int, f_min: float, f_max: float) -> None:
+    """Refuse frequencies that cannot be looked for.
+
+    Arguments
+    ---------
+    sample_rate : int
+        In Hz.
+    f_min, f_max : float
+        Lowest and highest frequency, in Hz.
+
+    Raises
+    ------
+    UserError
+        They do not fit the sample rate, or are so close that the coarse pass has no peak between them.
+
+    Example
+    -------
+    >>> check_range(16_000, 600, 50)
+    Traceback (most recent call last):
+    speechbrain_ser.errors.UserError: F0: expected 1.6 < f_min < f_max < 8000 Hz at a sample rate of 16000,
+    found f_min=600, f_max=50
+    """
+    lowest, highest = sample_rate / 10_000, sample_rate / 2
+    found = f"found f_min={f_min:g}, f_max={f_max:g}"
+    if not lowest < f_min < f_max < highest:
+        raise UserError(
+            f"F0: expected {lowest:g} < f_min < f_max < {highest:g} Hz at a sample rate of {sample_rate}, {found}"
         )
+    grid = _grid(sample_rate, 1, f_min, f_max, Constants.window)
+    if grid.lags < 3 * grid.decimation:
+        raise UserError(f"F0: expected f_min and f_max at least {3000 / COARSE_RATE:g} ms of period apart, {found}")
 
 
 def _grid(sample_rate, hop, f_min, f_max, window):
@@ -384,8 +417,9 @@ def _changes(wav, frames, grid, settings):
     back = max(1, gap // grid.hop)  # frames to the window before
     if len(starts) <= back:
         return Changes(level, stationarity)
-    parts = [_level_and_spectrum(wav, starts[i : i + BLOCK], span, grid, settings) for i in range(0, len(starts), BLOCK)]
-    rms, autocorrelation, predictor = (np.concatenate(values) for values in zip(*parts, strict=True))
+    blocks = [starts[i : i + BLOCK] for i in range(0, len(starts), BLOCK)]
+    parts = [_level_and_spectrum(wav, block, span, grid, settings) for block in blocks]
+    rms, autocorrelation, predictor = map(np.concatenate, zip(*parts, strict=True))
     past = starts[back:] >= gap
     level[known + back :] = np.where(past, rms[back:] / rms[:-back], 1.0)
     distance = itakura(predictor[back:], predictor[:-back], autocorrelation[:-back])
@@ -436,7 +470,7 @@ def linear_predictor(autocorrelation: np.ndarray) -> np.ndarray:
     error = autocorrelation[:, 0].copy()
     for i in range(1, autocorrelation.shape[1]):
         reflection = -(predictor[:, :i] * autocorrelation[:, i:0:-1]).sum(axis=1) / error
-        predictor[:, 1 : i + 1] += reflection[:, None] * predictor[:, i - 1 :: -1][:, :i]
+        predictor[:, 1 : i + 1] += reflection[:, None] * predictor[:, i - 1 :: -1]
         error *= 1 - np.square(reflection)
     return predictor
 
