@@ -209,7 +209,7 @@ def test_the_path_is_the_cheapest_of_all():
     rng = np.random.default_rng(0)
     settings, grid = module.Constants(), module._grid(RATE, HOP, 50, 600, 0.0075)
     for _ in range(20):
-        lags = rng.integers(30, 300, (5, 2)).astype(float)
+        lags = np.round(80 * 2.0 ** rng.integers(0, 3, (5, 2)) * rng.uniform(0.9, 1.1, (5, 2)))  # octaves apart
         candidates = Candidates(lags, lags, rng.random((5, 2)), rng.random(5))
         changes = Changes(rng.uniform(0.5, 2, 5), rng.uniform(0, 0.3, 5))
         paths = itertools.product(range(3), repeat=5)  # the third is unvoiced
@@ -236,6 +236,35 @@ def _cost(path, candidates, changes):
         elif before < 2:
             total += switch + 0.5 * changes.level[i]
     return total
+
+
+@pytest.mark.parametrize("rate", [8000, 11_025, 16_000, 48_000])
+def test_decimation_keeps_the_phase_and_the_level(rate):
+    grid = module._grid(rate, HOP, 50, 600, 0.0075)
+    click = np.zeros(rate)
+    click[100 * grid.decimation] = 1.0
+    decimated, power = module._decimate(click, grid, 0.5)
+    assert decimated.argmax() == 100
+    np.testing.assert_allclose(decimated[90:100], decimated[110:100:-1], atol=1e-12)
+    np.testing.assert_allclose(decimated.sum(), 1 / grid.decimation, rtol=0.02)
+    hiss, _ = module._decimate(np.sqrt(0.5) * noise(20.0), grid, 0.5)
+    np.testing.assert_allclose(hiss.var(), power, rtol=0.05)
+
+
+def test_what_drowns_in_noise_is_unvoiced():
+    faint = np.concatenate([steady(120, 0.5), 1e-4 * steady(120, 0.5)])
+    drowned, heard = rapt(faint), rapt(faint, noise=0.0)
+    assert not drowned[35:-OUTSIDE].any()
+    np.testing.assert_allclose(heard[35:-OUTSIDE], 120, rtol=0.003)
+
+
+def test_levels_are_those_around_a_frame(mix):
+    grid = module._grid(RATE, HOP, 50, 600, 0.0075)
+    changes = module._changes(mix, 100, grid, module.Constants(noise=0.0))
+    hann = np.sin(np.pi * (np.arange(480) + 0.5) / 480) ** 2
+    for frame in (3, 20, 31, 47, 99):
+        after, before = (mix[i - 80 :][:480] * hann for i in (frame * HOP, (frame - 1) * HOP))
+        np.testing.assert_allclose(changes.level[frame], np.sqrt((after @ after) / (before @ before)), rtol=1e-6)
 
 
 def test_rms_and_spectrum_at_an_onset():
