@@ -163,7 +163,7 @@ def quantize(f0_norm: torch.Tensor | np.ndarray) -> torch.Tensor:
     [0, 0, 1, 129, 256]
     """
     f0_norm = torch.as_tensor(f0_norm)
-    levels = torch.round(f0_norm.clamp(max=1.0) * (BINS - 1)) + 1
+    levels = torch.round(f0_norm * (BINS - 1)) + 1
     return torch.where(f0_norm > 0, levels, 0.0).long()
 
 
