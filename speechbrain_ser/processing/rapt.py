@@ -1,0 +1,544 @@
+"""RAPT: fundamental frequency by normalised cross-correlation and dynamic programming.
+
+Talkin 1995, "A robust algorithm for pitch tracking (RAPT)", in Kleijn & Paliwal (eds.), Speech Coding and Synthesis.
+The frames, the constants and the order of steps are those of his program `get_f0` as SPTK carries it (`pysptk.rapt`):
+the two can be compared frame by frame. Three things differ: the level of a recording does not matter; nothing is random
+(SPTK adds noise to the samples, here the power of that noise is added to the energies); and the path is searched over
+the whole recording, not over about a second at a time.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy import fft, signal
+
+from ..errors import UserError
+
+COARSE_RATE = 2000  # Hz: of the signal in which peaks are looked for first
+FILTER_SECONDS = 0.005  # length of the decimation filter
+PATCH = 7  # lags at full rate looked at around a coarse peak
+STATION_WINDOW = 0.03  # seconds of a window in which level and spectrum are measured
+STATION_GAP = 0.02  # seconds between two such windows
+PRE_EMPHASIS = 0.4
+WHITE_FLOOR_DB = 30.0  # of the white noise that keeps linear prediction stable
+TINY = 1e-12  # power, of a signal of peak 1: no division by zero where there is digital silence
+BLOCK = 2048  # frames whose correlations are in memory at once
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Talkin's constants; the defaults are those of `get_f0` and SPTK.
+
+    Arguments
+    ---------
+    candidate_threshold : float
+        Only correlation peaks above this part of the frame's highest are candidates.
+    lag_weight : float
+        How much a peak at the longest lag is lowered: the first of several equal peaks is the period.
+    frequency_weight : float
+        Cost of a period that changes at a rate of one e-fold a second.
+    transition_cost : float
+        Cost of switching between voiced and unvoiced.
+    transition_amplitude : float
+        Its part that depends on the change of level: voices start where it rises and end where it falls.
+    transition_spectrum : float
+        Its part that depends on the change of spectrum.
+    voice_bias : float
+        Added to the cost of being unvoiced.
+    octave_cost : float
+        Cost of doubling or halving the period.
+    window : float
+        Seconds that are correlated.
+    max_candidates : int
+        Of a frame, the unvoiced one included.
+    noise : float
+        Deviation of the white noise that silence is taken to hold, as a part of the recording's peak. SPTK adds noise
+        of 50 to samples of 16 bits.
+    """
+
+    candidate_threshold: float = 0.3
+    lag_weight: float = 0.3
+    frequency_weight: float = 0.02
+    transition_cost: float = 0.005
+    transition_amplitude: float = 0.5
+    transition_spectrum: float = 0.5
+    voice_bias: float = 0.0
+    octave_cost: float = 0.35
+    window: float = 0.0075
+    max_candidates: int = 20
+    noise: float = 50 / 32768
+
+    @property
+    def noise_power(self) -> float:
+        """Of one sample."""
+        return self.noise**2 + TINY
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where frames and lags lie, in samples."""
+
+    sample_rate: int
+    hop: int
+    window: int
+    first_lag: int
+    last_lag: int
+
+    @property
+    def lags(self) -> int:
+        """Number of lags."""
+        return self.last_lag - self.first_lag + 1
+
+    @property
+    def decimation(self) -> int:
+        """Samples for one of the coarse pass."""
+        return max(1, self.sample_rate // COARSE_RATE)
+
+    def analysed(self, samples: int) -> int:
+        """Frames that have all samples they need."""
+        filter_half = (int(self.sample_rate * FILTER_SECONDS) + 1) // 2
+        span = int(self.sample_rate * STATION_WINDOW)
+        after_start = span + (int(self.sample_rate * STATION_GAP) - span) // 2
+        needed = filter_half + max(after_start, self.window + self.last_lag + 1)
+        return max(0, (samples - needed) // self.hop)
+
+
+def frame_count(n_samples: int, hop: int = 256) -> int:
+    """Frames of a recording: those of SpeechSplit's mel spectrogram, n_samples // hop + 1.
+
+    Arguments
+    ---------
+    n_samples : int
+        Length of the recording.
+    hop : int
+        Samples from frame to frame.
+
+    Returns
+    -------
+    int
+        `pysptk.rapt` gives ceil(n_samples / hop), one less where hop divides n_samples; SpeechSplit's program appends a
+        sample then.
+
+    Example
+    -------
+    >>> frame_count(30372), frame_count(512)
+    (119, 3)
+    """
+    return n_samples // hop + 1
+
+
+def rapt(
+    wav: np.ndarray,
+    sample_rate: int = 16_000,
+    hop: int = 256,
+    f_min: float = 50.0,
+    f_max: float = 600.0,
+    **constants: float,
+) -> np.ndarray:
+    """Fundamental frequency, frame by frame.
+
+    Arguments
+    ---------
+    wav : np.ndarray
+        Samples [time] at any level; only their ratio to the largest matters.
+    sample_rate : int
+        In Hz.
+    hop : int
+        Samples from frame to frame. Frame i correlates what starts at sample i * hop.
+    f_min, f_max : float
+        Lowest and highest frequency, in Hz.
+    **constants : float
+        Any of `Constants`.
+
+    Returns
+    -------
+    np.ndarray
+        float64 [frame_count(time)], in Hz, 0 where unvoiced. As in `get_f0` the last frames (two or three of 256
+        samples), whose lags would reach past the end, are unvoiced.
+
+    Raises
+    ------
+    ValueError
+        Samples that are not finite or not [time].
+    UserError
+        Frequencies that do not fit the sample rate, or too close to each other.
+
+    Example
+    -------
+    >>> pulses = np.zeros(16_000)
+    >>> pulses[::160] = 1.0
+    >>> f0 = rapt(pulses)
+    >>> f0.shape, f0[30].round(2)
+    ((63,), np.float64(100.0))
+    """
+    wav = np.asarray(wav, dtype=np.float64)
+    _check(wav, hop)
+    check_range(sample_rate, f_min, f_max)
+    settings = Constants(**constants)
+    grid = _grid(sample_rate, hop, f_min, f_max, settings.window)
+    f0 = np.zeros(frame_count(len(wav), hop))
+    frames = grid.analysed(len(wav))
+    peak = np.abs(wav).max(initial=0.0)
+    if not frames or not peak:
+        return f0
+    wav = wav / peak
+    candidates = _candidates(wav, frames, grid, settings)
+    changes = _changes(wav, frames, grid, settings)
+    periods = _best_path(candidates, changes, grid, settings)
+    voiced = periods > 0
+    f0[:frames][voiced] = sample_rate / periods[voiced]
+    return f0
+
+
+def _check(wav, hop):
+    if wav.ndim != 1:
+        raise ValueError(f"expected samples [time], found the shape {list(wav.shape)}")
+    if not np.isfinite(wav).all():
+        raise ValueError("expected finite samples, found NaN or infinity")
+    if hop < 1:
+        raise ValueError(f"expected a hop of at least 1 sample, found {hop}")
+
+
+def check_range(sample_rate: int, f_min: float, f_max: float) -> None:
+    """Refuse frequencies that cannot be looked for.
+
+    Arguments
+    ---------
+    sample_rate : int
+        In Hz.
+    f_min, f_max : float
+        Lowest and highest frequency, in Hz.
+
+    Raises
+    ------
+    UserError
+        They do not fit the sample rate, or are so close that the coarse pass has no peak between them.
+
+    Example
+    -------
+    >>> check_range(16_000, 600, 50)
+    Traceback (most recent call last):
+    speechbrain_ser.errors.UserError: F0: expected 1.6 < f_min < f_max < 8000 Hz at a sample rate of 16000,
+    found f_min=600, f_max=50
+    """
+    lowest, highest = sample_rate / 10_000, sample_rate / 2
+    found = f"found f_min={f_min:g}, f_max={f_max:g}"
+    if not lowest < f_min < f_max < highest:
+        raise UserError(
+            f"F0: expected {lowest:g} < f_min < f_max < {highest:g} Hz at a sample rate of {sample_rate}, {found}"
+        )
+    grid = _grid(sample_rate, 1, f_min, f_max, Constants.window)
+    if grid.lags < 3 * grid.decimation:
+        raise UserError(f"F0: expected f_min and f_max at least {3000 / COARSE_RATE:g} ms of period apart, {found}")
+
+
+def _grid(sample_rate, hop, f_min, f_max, window):
+    first, last = (int(sample_rate / f + 0.5) for f in (f_max, f_min))
+    return Grid(sample_rate, hop, int(window * sample_rate + 0.5), first, last)
+
+
+# ------------------------------------------------------------------ candidates: peaks of the cross-correlation
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Of each frame, by lag; unused places have the cost infinity.
+
+    Arguments
+    ---------
+    lags : np.ndarray
+        In whole samples [frames, candidates].
+    periods : np.ndarray
+        The same, interpolated [frames, candidates].
+    costs : np.ndarray
+        Of taking the candidate [frames, candidates].
+    unvoiced : np.ndarray
+        Of taking none [frames].
+    """
+
+    lags: np.ndarray
+    periods: np.ndarray
+    costs: np.ndarray
+    unvoiced: np.ndarray
+
+
+def _candidates(wav, frames, grid, settings):
+    """Two passes: peaks of the decimated signal, then those at full rate close to them."""
+    coarse_wav, coarse_noise = _decimate(wav, grid, settings.noise_power)
+    places = settings.max_candidates - 1
+    lags, periods, costs = np.ones((frames, places)), np.ones((frames, places)), np.full((frames, places), np.inf)
+    unvoiced = np.empty(frames)
+    for block in (slice(i, min(i + BLOCK, frames)) for i in range(0, frames, BLOCK)):
+        starts = np.arange(block.start, block.stop) * grid.hop
+        near = _near_coarse_peaks(coarse_wav, coarse_noise, starts, grid, settings)  # [frames, lags]
+        correlation = nccf(wav, starts, grid.window, grid.first_lag, grid.lags, settings.noise_power)
+        correlation = np.where(near, correlation, 0.0)
+        unvoiced[block] = correlation.max(axis=1).clip(min=0.0) + settings.voice_bias
+        rows, columns = _peaks(correlation, settings.candidate_threshold)
+        heights = correlation[rows, columns]
+        place, kept = _places(rows, heights, places)
+        rows, columns, heights = rows[kept], columns[kept], heights[kept]
+        lag = columns + grid.first_lag
+        at = (rows + block.start, place[kept])
+        lags[at] = lag
+        periods[at] = lag + _vertex(correlation, rows, columns)[0]
+        costs[at] = 1 - heights * (1 - lag * settings.lag_weight / grid.last_lag)
+    most = max(1, int(np.isfinite(costs).sum(axis=1).max()))
+    return Candidates(lags[:, :most], periods[:, :most], costs[:, :most], unvoiced)
+
+
+def _decimate(wav, grid, noise_power):
+    """The signal at about 2 kHz, in phase with the original, and the power that noise has left there."""
+    every = grid.decimation
+    if every == 1:
+        return wav, noise_power
+    taps = int(grid.sample_rate * FILTER_SECONDS) | 1
+    half = taps // 2
+    time = np.arange(-half, half + 1)
+    kernel = np.sinc(time / every) / every * (0.5 + 0.5 * np.cos(2 * np.pi * time / taps))
+    lead = -half % every  # so that the filter's delay is a whole number of coarse samples
+    filtered = signal.upfirdn(kernel, np.concatenate([np.zeros(lead), wav]), down=every)
+    return filtered[(half + lead) // every :], noise_power * np.square(kernel).sum()
+
+
+def nccf(wav: np.ndarray, starts: np.ndarray, window: int, first_lag: int, lags: int, noise_power: float) -> np.ndarray:
+    """Normalised cross-correlation of windows with what follows them.
+
+    Arguments
+    ---------
+    wav : np.ndarray
+        Samples [time].
+    starts : np.ndarray
+        First sample of each window [frames]; window + first_lag + lags samples must follow.
+    window : int
+        Samples of a window.
+    first_lag, lags : int
+        Shortest lag and number of lags.
+    noise_power : float
+        Added per sample to the energies: quiet frames correlate less.
+
+    Returns
+    -------
+    np.ndarray
+        [frames, lags], in -1 to 1. The mean of the window is taken off first.
+
+    Example
+    -------
+    >>> tone = np.sin(2 * np.pi * np.arange(400) / 50)
+    >>> nccf(tone, np.array([0]), 100, 50, 26, 1e-9).round(3)[0, [0, 25]]
+    array([ 1., -1.])
+    """
+    span = window + first_lag + lags - 1
+    parts = sliding_window_view(wav, span)[starts]  # [frames, span]
+    parts = parts - parts[:, :window].mean(axis=1, keepdims=True)
+    size = fft.next_fast_len(span, real=True)
+    spectrum = fft.rfft(parts[:, :window], size).conj() * fft.rfft(parts, size)
+    products = fft.irfft(spectrum, size)[:, first_lag : first_lag + lags]
+    sums = np.cumsum(np.square(parts), axis=1)
+    energies = sums[:, window + first_lag - 1 :] - sums[:, first_lag - 1 : first_lag - 1 + lags]
+    floor = window * noise_power
+    return products / np.sqrt((sums[:, window - 1, None] + floor) * (energies.clip(min=0.0) + floor))
+
+
+def _near_coarse_peaks(wav, noise_power, starts, grid, settings):
+    """True at the lags of full rate that are worth a look [frames, lags]."""
+    every = grid.decimation
+    first = max(1, grid.first_lag // every)
+    correlation = nccf(wav, starts // every, 1 + grid.window // every, first, 1 + grid.lags // every, noise_power)
+    rows, columns = _peaks(correlation, settings.candidate_threshold)
+    offsets, heights = _vertex(correlation, rows, columns)
+    lags = (columns + first) * every + (offsets * every + 0.5).astype(int)
+    heights = heights * (1 - lags * settings.lag_weight / grid.lags)
+    _, kept = _places(rows, heights, settings.max_candidates - 1)
+    begin = (lags[kept] - PATCH // 2 - grid.first_lag).clip(0, grid.lags - PATCH)
+    near = np.zeros((len(starts), grid.lags), dtype=bool)
+    near[rows[kept, None], begin[:, None] + np.arange(PATCH)] = True
+    return near
+
+
+def _peaks(correlation, threshold):
+    """Frames and columns of the local maxima (plateaus too) above a part of each frame's highest value."""
+    middle = correlation[:, 1:-2]
+    high = middle > threshold * correlation.max(axis=1, keepdims=True).clip(min=0.0)
+    rows, columns = np.nonzero(high & (middle >= correlation[:, :-3]) & (middle >= correlation[:, 2:-1]))
+    return rows, columns + 1
+
+
+def _vertex(values, rows, columns):
+    """Where the parabola through a maximum and its neighbours peaks, relative to the maximum, and how high."""
+    before, at, after = (values[rows, columns + i] for i in (-1, 0, 1))
+    bend = before + after - 2 * at
+    flat = np.abs(bend) < 1e-6
+    offset = np.where(flat, 0.0, (before - after) / (2 * np.where(flat, 1.0, bend)))
+    return offset, at - 0.5 * bend * np.square(offset)
+
+
+def _places(rows, heights, limit):
+    """The place of each peak within its frame, by lag, and whether it is among the frame's `limit` highest."""
+    order = np.lexsort((-heights, rows))
+    kept = np.zeros(len(rows), dtype=bool)
+    kept[order] = _rank(rows) < limit
+    place = np.full(len(rows), -1)
+    place[kept] = _rank(rows[kept])
+    return place, kept
+
+
+def _rank(rows):
+    """Counts 0, 1, … within each run of equal, sorted rows."""
+    return np.arange(len(rows)) - np.searchsorted(rows, rows)
+
+
+# ------------------------------------------------------------------ changes of level and spectrum
+
+
+@dataclass(frozen=True)
+class Changes:
+    """From the sound before a frame to the sound after it.
+
+    Arguments
+    ---------
+    level : np.ndarray
+        Ratio of RMS levels, after / before [frames].
+    stationarity : np.ndarray
+        High where the spectrum stays [frames].
+    """
+
+    level: np.ndarray
+    stationarity: np.ndarray
+
+
+def _changes(wav, frames, grid, settings):
+    span, gap = (int(seconds * grid.sample_rate) for seconds in (STATION_WINDOW, STATION_GAP))
+    lead = (gap - span) // 2  # windows `gap` apart meet about a frame's first sample
+    level, stationarity = np.ones(frames), np.full(frames, 0.02)  # where there is no past
+    known = -(-max(0, -lead) // grid.hop)  # first frame whose window is inside
+    starts = np.arange(known, frames) * grid.hop + lead
+    back = max(1, gap // grid.hop)  # frames to the window before
+    if len(starts) <= back:
+        return Changes(level, stationarity)
+    blocks = [starts[i : i + BLOCK] for i in range(0, len(starts), BLOCK)]
+    parts = [_level_and_spectrum(wav, block, span, grid, settings) for block in blocks]
+    rms, autocorrelation, predictor = map(np.concatenate, zip(*parts, strict=True))
+    past = starts[back:] >= gap
+    level[known + back :] = np.where(past, rms[back:] / rms[:-back], 1.0)
+    distance = itakura(predictor[back:], predictor[:-back], autocorrelation[:-back])
+    stationarity[known + back :] = np.where(past, 0.2 / (distance - 0.8), 0.02)
+    return Changes(level, stationarity)
+
+
+def _level_and_spectrum(wav, starts, span, grid, settings):
+    """RMS [frames], autocorrelation and linear predictor [frames, order + 1] of windows."""
+    order = 2 + grid.sample_rate // 1000
+    parts = sliding_window_view(wav, span)[starts]  # [frames, span]
+    hann = _hann(span)
+    power = np.square(parts) @ np.square(hann) + settings.noise_power * np.square(hann).sum()
+    shaped = (parts[:, 1:] - PRE_EMPHASIS * parts[:, :-1]) * _hann(span - 1)
+    size = fft.next_fast_len(span + order, real=True)
+    autocorrelation = fft.irfft(np.square(np.abs(fft.rfft(shaped, size))), size)[:, : order + 1]
+    noise = settings.noise_power * np.square(hann).sum()
+    autocorrelation[:, :2] += noise * np.array([1 + PRE_EMPHASIS**2, -PRE_EMPHASIS])
+    autocorrelation /= autocorrelation[:, :1]
+    autocorrelation[:, 1:] /= 1 + 10 ** (-WHITE_FLOOR_DB / 20)
+    return np.sqrt(power / span), autocorrelation, linear_predictor(autocorrelation)
+
+
+def _hann(size):
+    return 0.5 - 0.5 * np.cos(2 * np.pi * (np.arange(size) + 0.5) / size)
+
+
+def linear_predictor(autocorrelation: np.ndarray) -> np.ndarray:
+    """Durbin's recursion, for many frames at once.
+
+    Arguments
+    ---------
+    autocorrelation : np.ndarray
+        At lags 0 to order [frames, order + 1].
+
+    Returns
+    -------
+    np.ndarray
+        The filter that leaves the least power [frames, order + 1]; its first coefficient is 1.
+
+    Example
+    -------
+    >>> linear_predictor(np.array([[1.0, 0.5, 0.25]])).tolist()
+    [[1.0, -0.5, 0.0]]
+    """
+    predictor = np.zeros_like(autocorrelation)
+    predictor[:, 0] = 1.0
+    error = autocorrelation[:, 0].copy()
+    for i in range(1, autocorrelation.shape[1]):
+        reflection = -(predictor[:, :i] * autocorrelation[:, i:0:-1]).sum(axis=1) / error
+        predictor[:, 1 : i + 1] += reflection[:, None] * predictor[:, i - 1 :: -1]
+        error *= 1 - np.square(reflection)
+    return predictor
+
+
+def itakura(predictor: np.ndarray, own: np.ndarray, autocorrelation: np.ndarray) -> np.ndarray:
+    """Itakura's distance: how much more power a predictor leaves than the sound's own.
+
+    Arguments
+    ---------
+    predictor : np.ndarray
+        Of another sound [frames, order + 1].
+    own : np.ndarray
+        Of this sound [frames, order + 1].
+    autocorrelation : np.ndarray
+        Of this sound [frames, order + 1].
+
+    Returns
+    -------
+    np.ndarray
+        [frames], at least 1.
+
+    Example
+    -------
+    >>> sound = np.array([[1.0, 0.5]])
+    >>> itakura(np.array([[1.0, 0.0]]), linear_predictor(sound), sound).round(3)
+    array([1.333])
+    """
+    return _residual(predictor, autocorrelation) / _residual(own, autocorrelation)
+
+
+def _residual(predictor, autocorrelation):
+    """Power that a filter leaves: its own autocorrelation weighted with the sound's."""
+    order = predictor.shape[1] - 1
+    own = [(predictor[:, : order + 1 - i] * predictor[:, i:]).sum(axis=1) for i in range(order + 1)]
+    own = np.stack(own, axis=1)  # [frames, order + 1]
+    own[:, 1:] *= 2
+    return (own * autocorrelation).sum(axis=1)
+
+
+# ------------------------------------------------------------------ the cheapest path through the candidates
+
+
+def _best_path(candidates, changes, grid, settings):
+    """Period of each frame, 0 where unvoiced [frames]. The last column of every table is the unvoiced candidate."""
+    frames = len(candidates.unvoiced)
+    switch = settings.transition_cost + settings.transition_spectrum * changes.stationarity
+    begin = switch + settings.transition_amplitude / changes.level
+    end = switch + settings.transition_amplitude * changes.level
+    local = np.concatenate([candidates.costs, candidates.unvoiced[:, None]], axis=1)
+    log_lags = np.log(candidates.lags)
+    slope = settings.frequency_weight * grid.sample_rate / grid.hop
+    total = local[0]
+    came_from = np.zeros(local.shape, dtype=int)
+    step = np.zeros((local.shape[1], local.shape[1]))  # cost [to, from]
+    for i in range(1, frames):
+        change = np.abs(log_lags[i][:, None] - log_lags[i - 1])
+        step[:-1, :-1] = slope * np.minimum(change, settings.octave_cost + np.abs(change - np.log(2)))
+        step[:-1, -1] = begin[i]
+        step[-1, :-1] = end[i]
+        sums = step + total
+        came_from[i] = sums.argmin(axis=1)
+        total = sums.min(axis=1) + local[i]
+    return _trace(total.argmin(), came_from, np.pad(candidates.periods, ((0, 0), (0, 1))))
+
+
+def _trace(last, came_from, periods):
+    path = np.empty(len(periods))
+    for i in range(len(periods) - 1, -1, -1):
+        path[i] = periods[i, last]
+        last = came_from[i, last]
+    return path
