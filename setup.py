@@ -9,6 +9,8 @@ DEMO = ["espeakng-loader>=0.2.4"]
 EXTRAS = {
     # libespeak-ng (GPL) and its voices in a wheel: speaks the demo corpus
     "demo": DEMO,
+    # the published F0 tracker, to compare ours with; it is built from source
+    "rapt": ["pysptk>=1.0", "setuptools<82"],
     "slurm": ["submitit>=1.5"],
     "test": [*DEMO, "pytest>=8", "ruff>=0.14", "pre-commit>=4", "tensorboard>=2.18"],
     "track": ["tensorboard>=2.18", "wandb>=0.19"],
