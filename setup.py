@@ -37,6 +37,7 @@ setup(
         "hyperpyyaml>=1.2.3",
         "sentencepiece",
         "soundfile>=0.12",
+        "safetensors",
         "numpy",
         "scikit-learn>=1.4",
         "scipy>=1.11",
