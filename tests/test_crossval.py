@@ -86,7 +86,14 @@ def test_a_run_of_another_program_is_waited_for(tmp_path):
 
 def start(folder: Path, jobs: int, n_epochs: int, seconds: float, *names: str) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / "tests" / "fake_crossval.py"), str(folder), str(jobs), str(n_epochs)]
-    return subprocess.Popen([*command, str(seconds), *names], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # under nohup the tests inherit an ignored SIGHUP, in a shell's background an ignored SIGINT
+    return subprocess.Popen([*command, str(seconds), *names], env=environment, preexec_fn=_heed_signals)
+
+
+def _heed_signals():
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def wait(condition, seconds: float = 10):
