@@ -13,7 +13,6 @@ import torch
 from speechbrain_ser.brain import RunData, check_optimizer
 from speechbrain_ser.checkpoints import WholeCheckpointer
 from speechbrain_ser.dataio import (
-    SAMPLE_RATE,
     AudioCache,
     StepSampler,
     balanced_weights,
@@ -21,6 +20,7 @@ from speechbrain_ser.dataio import (
     load_audio,
     make_dataset,
     make_loader,
+    samples_of,
 )
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.files import write_json, write_text
@@ -213,13 +213,9 @@ def _log_split(setup: Setup) -> None:
     logger.info(f"{heard.mean():.0%} of the test utterances say a text that is also said in training")
 
 
-def _samples(durations: pd.Series) -> torch.Tensor:
-    return torch.tensor((durations * SAMPLE_RATE).round().to_numpy(), dtype=torch.long)
-
-
 def _refuse_too_short(data: RunData, model) -> None:
     """An utterance without a single frame would stop an epoch in its middle."""
-    samples = zip(data.frame.index, _samples(data.frame["duration"]).tolist(), strict=True)
+    samples = zip(data.frame.index, samples_of(data.frame["duration"]).tolist(), strict=True)
     if short := [f"{utterance} ({n / 16:.0f} ms)" for utterance, n in samples if n < model.min_samples]:
         raise UserError(
             f"{len(short)} utterances are shorter than the {model.min_samples / 16:.0f} ms the model needs for a "
@@ -232,7 +228,7 @@ def _warn_ctc(data: RunData, model) -> None:
     if not data.tokens:
         return
     train = data.frame.loc[list(data.fold.train)]
-    frames = model.frame_counts(_samples(train["duration"]))
+    frames = model.frame_counts(samples_of(train["duration"]))
     needed = [frames_needed(data.tokens.encode(t)) for t in train["transcript"]]
     if short := [i for i, f, n in zip(train.index, frames.tolist(), needed, strict=True) if n > f]:
         logger.warning(f"{len(short)} utterances are too short for their transcript, CTC leaves them out: {short[:20]}")

@@ -51,6 +51,17 @@ def load_audio(path: str | os.PathLike) -> torch.Tensor:
     return wav if rate == SAMPLE_RATE else torchaudio.functional.resample(wav, rate, SAMPLE_RATE)
 
 
+def samples_of(durations: pd.Series) -> torch.LongTensor:
+    """Samples at 16 kHz of durations in seconds.
+
+    Example
+    -------
+    >>> samples_of(pd.Series([0.5, 1.0]))
+    tensor([ 8000, 16000])
+    """
+    return torch.tensor((durations * SAMPLE_RATE).round().to_numpy(), dtype=torch.long)
+
+
 class AudioCache:
     """16 kHz mono copies of recordings that are not: resampled once, then read.
 

@@ -110,7 +110,7 @@ class Preparation:
         return self._once(_read_data, plain, self.DATA_KEYS)
 
     def backbone(self, plain: dict) -> dict:
-        """The fingerprint of the backbone that a configuration names, made first where it asks for one."""
+        """The fingerprint of a configuration's backbone, which is made first where it asks for one."""
         if "wav2vec2_hub" not in plain:
             return {}
         return {"backbone": self._once(_ready_backbone, plain, self.BACKBONE_KEYS)}

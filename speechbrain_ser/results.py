@@ -41,10 +41,11 @@ def evaluate_and_write(setup: Setup, brain, loaders: dict) -> None:
     """
     plain, frame, fold = setup.config.plain, setup.frame, setup.fold
     leak = leakage(frame, fold)
+    heard = {part: text_heard(frame, fold, part) for part in ("test", "second")}
     selections = {}
     for selection in selections_of(plain, fold):
         brain.evaluate(loaders["test"], max_key=SELECTIONS[selection])
-        predictions = _predictions(setup, brain, "test")
+        predictions = _predictions(brain, heard["test"])
         suffix = "" if selection == plain["selection"] else f"_{selection}"
         write_csv(predictions, setup.folder / f"predictions{suffix}.csv")
         selections[selection] = {
@@ -53,7 +54,7 @@ def evaluate_and_write(setup: Setup, brain, loaders: dict) -> None:
             **metrics_by_text(predictions, setup.classes),
         }
         if fold.second:
-            selections[selection]["second"] = _test_second(setup, brain, loaders, selection, suffix)
+            selections[selection]["second"] = _test_second(setup, brain, loaders, selection, suffix, heard["second"])
         if brain.has_speaker_task:
             selections[selection]["seen_speaker_accuracy"] = _test_speakers(setup, brain, loaders, selection, suffix)
     results = {
@@ -78,18 +79,18 @@ def evaluate_and_write(setup: Setup, brain, loaders: dict) -> None:
     write_json(results, setup.folder / "metrics.json")  # last: its presence says that the run is finished
 
 
-def _predictions(setup: Setup, brain, part: str) -> pd.DataFrame:
+def _predictions(brain, heard: pd.Series) -> pd.DataFrame:
     """Of the part that was just tested, saying which of its texts were also said in training."""
     # a speaker of a test part is recognised only where a leaky protocol trains on him: see `seen`
     predictions = brain.predictions().drop(columns="speaker_predicted", errors="ignore")
-    predictions["text_heard"] = predictions["ID"].map(text_heard(setup.frame, setup.fold, part))
+    predictions["text_heard"] = predictions["ID"].map(heard)
     return predictions
 
 
-def _test_second(setup: Setup, brain, loaders: dict, selection: str, suffix: str) -> dict:
+def _test_second(setup: Setup, brain, loaders: dict, selection: str, suffix: str, heard: pd.Series) -> dict:
     """The held-out utterances of the second corpus."""
     brain.evaluate(loaders["second"], max_key=SELECTIONS[selection])
-    predictions = _predictions(setup, brain, "second")
+    predictions = _predictions(brain, heard)
     write_csv(predictions, setup.folder / f"predictions_second{suffix}.csv")
     return metrics(predictions, setup.classes)
 

@@ -20,12 +20,12 @@ from speechbrain_ser.lobes.speech_decomposition import (
     TimbreEncoder,
     code_counts,
     downsample,
-    f0_bins,
     from_speechsplit,
 )
 from speechbrain_ser.nnet.group_norm import MaskedGroupNorm
 from speechbrain_ser.nnet.masked_mse import masked_mse
 from speechbrain_ser.nnet.random_resampling import RandomResampling, resample
+from speechbrain_ser.processing.f0 import quantize
 
 REFERENCE = Path(__file__).parent / "data" / "speechsplit"
 CODES = {"content": "Z_C", "rhythm": "Z_R", "pitch": "Z_F"}  # in the order of SpeechSplit's decoder
@@ -124,7 +124,7 @@ def test_published_whole_utterance(published):
 
 
 def test_published_quantisation_after_resampling(case):
-    assert torch.equal(f0_bins(case["f0_resampled"]), case["f0_resampled_bins"])
+    assert torch.equal(quantize(case["f0_resampled"]), case["f0_resampled_bins"])
 
 
 def test_full_size_padded_batch_gives_the_singles(published, case):
@@ -241,8 +241,8 @@ def test_expansion_gives_each_frame_its_code():
 
 
 def test_f0_bins_and_their_limits():
-    assert f0_bins(torch.tensor([1.0, 1 / 255, -1.0, 0.0, float("-inf")])).tolist() == [256, 2, 0, 0, 0]
-    assert f0_bins(torch.tensor([1.0, 0.26]), bins=4).tolist() == [4, 2]
+    assert quantize(torch.tensor([1.0, 1 / 255, -1.0, 0.0, float("-inf")])).tolist() == [256, 2, 0, 0, 0]
+    assert quantize(torch.tensor([1.0, 0.26]), bins=4).tolist() == [4, 2]
 
 
 # --- resampling ------------------------------------------------------------------------------------------
@@ -277,9 +277,9 @@ def test_pitch_is_quantised_after_resampling():
     encoder(f0, draws=draws)
     marked = f0.masked_fill(f0 == 0, -1e10)[:, :, None]
     assert torch.equal(seen[0].sum(dim=1), torch.ones(1, 80))
-    assert torch.equal(seen[0].argmax(dim=1), f0_bins(resample(marked, draws[0])[:, :, 0]))
+    assert torch.equal(seen[0].argmax(dim=1), quantize(resample(marked, draws[0])[:, :, 0]))
     # nothing between voiced and unvoiced, which a plain interpolation towards 0 would give
-    assert f0_bins(torch.tensor(0.19)) > 40 and not ((seen[0].argmax(dim=1) > 0) & (seen[0].argmax(dim=1) < 40)).any()
+    assert quantize(torch.tensor(0.19)) > 40 and not ((seen[0].argmax(dim=1) > 0) & (seen[0].argmax(dim=1) < 40)).any()
 
 
 def test_one_seed_one_result(small, speech):

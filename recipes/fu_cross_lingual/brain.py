@@ -2,10 +2,8 @@
 
 import logging
 
-import torch
-
 from speechbrain_ser.brain import SERBrain
-from speechbrain_ser.dataio import SAMPLE_RATE
+from speechbrain_ser.dataio import samples_of
 from speechbrain_ser.nnet.losses import emotion_loss, speaker_loss
 
 logger = logging.getLogger(__name__)
@@ -40,8 +38,7 @@ class FuBrain(SERBrain):
 
     def _report_cut(self, model):
         """An utterance longer than the fixed length loses its end, or both, or where it is cut at random either."""
-        samples = torch.tensor((self.data.frame["duration"] * SAMPLE_RATE).round().to_numpy(), dtype=torch.long)
-        counts = model.features.frame_counts(samples)
+        counts = model.features.frame_counts(samples_of(self.data.frame["duration"]))
         if model.fixed_length and (n := int((counts > model.fixed_length).sum())):
             seconds = model.fixed_length * model.features.hop_seconds
             logger.warning(

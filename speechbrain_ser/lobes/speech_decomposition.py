@@ -17,34 +17,9 @@ from torch import nn
 
 from speechbrain_ser.nnet.blstm import BLSTM
 from speechbrain_ser.nnet.group_norm import MaskedGroupNorm
-from speechbrain_ser.nnet.pooling import MaskedPooling, frame_mask
+from speechbrain_ser.nnet.pooling import MaskedPooling, check_frame_counts, frame_mask
 from speechbrain_ser.nnet.random_resampling import Draws, RandomResampling
-
-#: unvoiced frames while F0 is resampled: a frame interpolated from a voiced and an unvoiced one is unvoiced
-UNVOICED = -1e10
-
-
-def f0_bins(f0: torch.Tensor, bins: int = 256) -> torch.Tensor:
-    """Quantise normalised F0, as SpeechSplit does after resampling.
-
-    Arguments
-    ---------
-    f0 : torch.Tensor
-        Normalised log F0 in 0 to 1, of any shape; 0 or less where unvoiced.
-    bins : int
-        Number of values for voiced frames.
-
-    Returns
-    -------
-    torch.LongTensor
-        Of the same shape: 0 where unvoiced, else 1 to `bins`.
-
-    Example
-    -------
-    >>> f0_bins(torch.tensor([-1e10, 0.0, 0.001, 0.5, 1.0]))
-    tensor([  0,   0,   1, 129, 256])
-    """
-    return (f0 * (bins - 1)).round().long().add(1).masked_fill(f0 <= 0, 0)
+from speechbrain_ser.processing.f0 import UNVOICED, quantize
 
 
 def check_frames(x: torch.Tensor, frame_counts: torch.Tensor | None) -> torch.Tensor | None:
@@ -79,9 +54,7 @@ def check_frames(x: torch.Tensor, frame_counts: torch.Tensor | None) -> torch.Te
         return None
     if frame_counts.shape != x.shape[:1]:
         raise ValueError(f"expected frame_counts [{len(x)}], one an utterance, found {list(frame_counts.shape)}")
-    lowest, highest = torch.stack(frame_counts.aminmax()).tolist()
-    if lowest < 1 or highest > x.shape[1]:
-        raise ValueError(f"frame_counts must lie in 1 to {x.shape[1]}, found {lowest} to {highest}")
+    lowest = check_frame_counts(frame_counts, x.shape[1])
     return None if lowest == x.shape[1] else frame_counts.to(x.device)
 
 
@@ -510,7 +483,7 @@ class PitchEncoder(ResamplingEncoder):
             f0 = self.resampling(f0.masked_fill(f0 <= 0, UNVOICED), frame_counts, draws[0])
             draws = draws[1:]
         # rounding may lift an interpolated 1 a little
-        onehot = F.one_hot(f0_bins(f0[:, :, 0].clamp(max=1), self.bins), self.bins + 1)
+        onehot = F.one_hot(quantize(f0[:, :, 0].clamp(max=1), self.bins), self.bins + 1)
         onehot = zero_padding(onehot.to(self.blocks[0][0].weight.dtype), frame_counts)
         return downsample(self.encode(onehot, frame_counts, self.resampling, draws), frame_counts, self.hop)
 

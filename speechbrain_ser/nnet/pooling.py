@@ -31,6 +31,37 @@ def frame_mask(frame_counts: torch.Tensor, max_frames: int) -> torch.Tensor:
     return positions[None, :] < frame_counts[:, None]  # [batch, frames]
 
 
+def check_frame_counts(frame_counts: torch.Tensor, max_frames: int) -> int:
+    """Refuse an utterance without a frame, or with more than its batch has.
+
+    Arguments
+    ---------
+    frame_counts : torch.LongTensor
+        Own frames of each utterance [batch].
+    max_frames : int
+        Frames of the padded batch.
+
+    Returns
+    -------
+    int
+        Frames of the shortest utterance.
+
+    Raises
+    ------
+    ValueError
+        When a count is out of range.
+
+    Example
+    -------
+    >>> check_frame_counts(torch.tensor([2, 3]), 3)
+    2
+    """
+    lowest, highest = torch.stack(frame_counts.aminmax()).tolist()  # one look at the device for both bounds
+    if lowest < 1 or highest > max_frames:
+        raise ValueError(f"frame_counts must lie in 1 to {max_frames}, found {lowest} to {highest}")
+    return lowest
+
+
 class MaskedPooling(nn.Module):
     """Mean or sum over the frames of each utterance.
 
@@ -96,7 +127,4 @@ def _check(x: torch.Tensor, frame_counts: torch.Tensor) -> None:
             "expected frames [batch, frames, channels] and frame_counts [batch], "
             f"found {list(x.shape)} and {list(frame_counts.shape)}"
         )
-    # one look at the device for both bounds
-    lowest, highest = torch.stack(frame_counts.aminmax()).tolist()
-    if lowest < 1 or highest > x.shape[1]:
-        raise ValueError(f"frame_counts must lie in 1 to {x.shape[1]}, found {lowest} to {highest}")
+    check_frame_counts(frame_counts, x.shape[1])

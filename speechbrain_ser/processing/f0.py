@@ -143,19 +143,21 @@ def normalize(f0: np.ndarray) -> np.ndarray:
     return normalized
 
 
-def quantize(f0_norm: torch.Tensor | np.ndarray) -> torch.Tensor:
+def quantize(f0_norm: torch.Tensor | np.ndarray, bins: int = BINS) -> torch.Tensor:
     """Classes of normalised pitch.
 
     Arguments
     ---------
     f0_norm : torch.Tensor or np.ndarray
         What `normalize` gives, perhaps resampled [..., frames].
+    bins : int
+        Classes of voiced frames.
 
     Returns
     -------
     torch.LongTensor
-        [..., frames], 0 where unvoiced, else 1 to 256. As in SpeechSplit's program all that is not above 0 is unvoiced:
-        what was interpolated with an unvoiced frame, and a voice more than four deviations below its mean.
+        [..., frames], 0 where unvoiced, else 1 to `bins`. As in SpeechSplit's program all that is not above 0 is
+        unvoiced: what was interpolated with an unvoiced frame, and a voice more than four deviations below its mean.
 
     Example
     -------
@@ -163,7 +165,7 @@ def quantize(f0_norm: torch.Tensor | np.ndarray) -> torch.Tensor:
     [0, 0, 1, 129, 256]
     """
     f0_norm = torch.as_tensor(f0_norm)
-    levels = torch.round(f0_norm * (BINS - 1)) + 1
+    levels = torch.round(f0_norm * (bins - 1)) + 1
     return torch.where(f0_norm > 0, levels, 0.0).long()
 
 

@@ -2,6 +2,8 @@
 
 import torch
 
+from speechbrain_ser.nnet.pooling import check_frame_counts
+
 PARTS = ("start", "centre", "random")
 
 
@@ -75,6 +77,4 @@ def _check(feats: torch.Tensor, counts: torch.LongTensor, length: int, where: st
             f"expected feats [batch, frames, bands] and counts [batch], found {list(feats.shape)} "
             f"and {list(counts.shape)}"
         )
-    lowest, highest = torch.stack(counts.aminmax()).tolist()
-    if lowest < 1 or highest > feats.shape[1]:
-        raise ValueError(f"counts must lie in 1 to {feats.shape[1]}, found {lowest} to {highest}")
+    check_frame_counts(counts, feats.shape[1])

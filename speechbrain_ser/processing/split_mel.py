@@ -12,6 +12,8 @@ import torchaudio
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy import fft, signal
 
+from speechbrain_ser.processing.rapt import frame_count
+
 SAMPLE_RATE = 16_000
 HIGH_PASS = {"N": 5, "Wn": 30.0}  # order, Hz
 LEVEL = 0.96
@@ -87,7 +89,7 @@ class SplitMel:
             Frames, of the same shape; 0 below `min_samples`.
         """
         n_samples = torch.as_tensor(n_samples).long()
-        return (n_samples // HOP + 1).masked_fill(n_samples < self.min_samples, 0)
+        return frame_count(n_samples, HOP).masked_fill(n_samples < self.min_samples, 0)
 
     def extract(self, wav: torch.Tensor, noise: np.ndarray | None = None) -> torch.Tensor:
         """The spectrogram of a recording, computed in double precision.
