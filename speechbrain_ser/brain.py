@@ -73,7 +73,9 @@ def check_optimizer(hparams: dict, opt_class) -> None:
 class SERBrain(sb.Brain):
     """Base of the recipes' Brains.
 
-    A recipe implements ``compute_forward`` and ``losses``: one value an utterance for each task.
+    A recipe implements ``compute_forward`` and ``losses``: one value an utterance for each task. What is said of an
+    utterance and measured on a part (``prediction_rows``, ``figures``, ``score``) is recognition's; pre-training, which
+    recognises nothing, has its own.
 
     Arguments
     ---------
@@ -94,7 +96,7 @@ class SERBrain(sb.Brain):
         self.data = data
         self.train_sampler = sampler  # SpeechBrain calls its set_epoch only if it is named so
         self.loaders = loaders or {}
-        self.has_speaker_task = self.hparams.loss_weights.get("speaker", 0) > 0
+        self.measures_seen = self.has_speaker_task = self.hparams.loss_weights.get("speaker", 0) > 0
         self.tokens = data.tokens
         self.class_weights = None if data.class_weights is None else data.class_weights.to(self.device)
         self.decode = Decoder(data.tokens, self.hparams.decoding, self.hparams.beam_size) if data.tokens else None
@@ -308,10 +310,22 @@ class SERBrain(sb.Brain):
     def _figures(self, part: str) -> dict:
         figures = {f"{part}_{k}": v for k, v in self.tally.means().items()}
         if self.rows:
-            found = metrics(self.predictions(), self.data.classes)
-            figures |= {f"{part}_{m}": found[m] for m in PLAIN_METRICS if m in found}
-            figures[f"{part}_confusion"] = json.dumps(found["confusion"])
+            figures |= {f"{part}_{name}": value for name, value in self.figures(self.predictions()).items()}
         return figures
+
+    def figures(self, predictions: pd.DataFrame) -> dict:
+        """What epochs.csv says of the predictions of a part, by name."""
+        found = metrics(predictions, self.data.classes)
+        plain = {name: found[name] for name in PLAIN_METRICS if name in found}
+        return {**plain, "confusion": json.dumps(found["confusion"])}
+
+    def score(self, figures: dict) -> float:
+        """What the best epoch has the most of."""
+        return float(figures["WA"])
+
+    def seen_figures(self, predictions: pd.DataFrame) -> dict:
+        """What epochs.csv says of the known speakers' held-out utterances, by name."""
+        return {"speaker_accuracy": speaker_accuracy(predictions)}
 
     def _close_epoch(self, epoch: int) -> None:
         # without a validation part we are still in the training stage, whose end SpeechBrain notes only afterwards:
@@ -320,18 +334,18 @@ class SERBrain(sb.Brain):
         if self.hparams.test_every_epoch:
             self._run("test")
             self.row |= self._figures("test")
-        if self.has_speaker_task and self.data.fold.seen:
+        if self.measures_seen and self.data.fold.seen:
             self._run("seen")
-            self.row["seen_speaker_accuracy"] = speaker_accuracy(self.predictions())
+            self.row |= {f"seen_{name}": value for name, value in self.seen_figures(self.predictions()).items()}
         self.history.rows.append(self.row)
-        if "valid_WA" in self.row:
+        measured = {"valid": bool(self.data.fold.valid), "test": bool(self.hparams.test_every_epoch)}
+        scores = {part: self.score(self._of_part(part)) for part, is_there in measured.items() if is_there}
+        if "valid" in scores:
             # as a negative error: SpeechBrain's stopper takes a tie of positive scores for an improvement
-            self.hparams.epoch_counter.update_metric(float(self.row["valid_WA"]) - 1.0)
+            self.hparams.epoch_counter.update_metric(scores["valid"] - 1.0)
         self._log_epoch()
         # an earlier epoch wins a tie; plain floats, which is all that checkpoint meta may hold
-        scores = {
-            f"{p}_score": float(self.row[f"{p}_WA"]) - 1e-9 * epoch for p in ("valid", "test") if f"{p}_WA" in self.row
-        }
+        scores = {f"{part}_score": score - 1e-9 * epoch for part, score in scores.items()}
         self.checkpointer.save_and_keep_only(
             meta={"epoch": epoch, **scores},
             num_to_keep=1,
@@ -355,7 +369,7 @@ class SERBrain(sb.Brain):
     def _log_epoch(self) -> None:
         write_csv(pd.DataFrame(self.history.rows), Path(self.hparams.output_folder) / "epochs.csv")
         meta = {k: self.row[k] for k in ("epoch", "lr")}
-        parts = {p: self._part(p) for p in ("train", "valid", "test")}
+        parts = {p: self._numbers(p) for p in ("train", "valid", "test")}
         meta |= {k: v for k, v in self.row.items() if k.startswith("seen_")}
         for log in self.log_to:
             log(meta, parts)
@@ -364,9 +378,11 @@ class SERBrain(sb.Brain):
                 rows = " | ".join(" ".join(map(str, r)) for r in json.loads(self.row[f"{part}_confusion"]))
                 logger.info(f"{part} confusion (rows: true {', '.join(self.data.classes)}): {rows}")
 
-    def _part(self, part: str) -> dict | None:
-        figures = {k.removeprefix(f"{part}_"): v for k, v in self.row.items() if k.startswith(f"{part}_")}
-        return {k: v for k, v in figures.items() if isinstance(v, (int, float))} or None
+    def _of_part(self, part: str) -> dict:
+        return {k.removeprefix(f"{part}_"): v for k, v in self.row.items() if k.startswith(f"{part}_")}
+
+    def _numbers(self, part: str) -> dict | None:
+        return {k: v for k, v in self._of_part(part).items() if isinstance(v, (int, float))} or None
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
         """Only after an optimiser step: gradients gathered so far are not part of a checkpoint."""

@@ -17,7 +17,6 @@ from speechbrain_ser.dataio import (
     StepSampler,
     balanced_weights,
     length_sorted_batches,
-    load_audio,
     make_dataset,
     make_loader,
     samples_of,
@@ -26,8 +25,8 @@ from speechbrain_ser.errors import UserError
 from speechbrain_ser.files import write_json, write_text
 from speechbrain_ser.nnet.losses import frames_needed
 from speechbrain_ser.preparation import Setup
-from speechbrain_ser.processing.feature_cache import FeatureCache
-from speechbrain_ser.protocols import PARTS, leakage, text_heard
+from speechbrain_ser.processing.sources import feature_source
+from speechbrain_ser.protocols import PARTS, text_heard
 from speechbrain_ser.tokens import build_tokens, save_tokens
 
 logger = logging.getLogger(__name__)
@@ -168,12 +167,13 @@ def _loaders(hparams: dict, data: RunData):
         hparams["micro_batch_size"],
         hparams["seed"],
         balanced_weights(train, hparams["balance"], hparams["second_corpus"], hparams["second_share"]),
+        hparams.get("epoch_steps", 0),
     )
     logger.info(
         f"{sampler.steps_per_epoch} steps of {hparams['batch_size']} utterances an epoch, "
         f"micro-batches of {sampler.micro_batch_size}, padding {sampler.padding_share():.0%}"
     )
-    inputs = _inputs(hparams, data.frame["wav"].tolist())
+    inputs = _inputs(hparams, data.frame)
     encode = data.tokens.encode if data.tokens else None
     loaders = {"valid": None}
     for part, frame in frames.items():
@@ -186,20 +186,18 @@ def _loaders(hparams: dict, data: RunData):
     return loaders, sampler
 
 
-def _inputs(hparams: dict, wavs: list[str]) -> dict:
+def _inputs(hparams: dict, frame: pd.DataFrame) -> dict:
     """What the model reads of a recording, by name: waveforms, or features that are computed once and kept."""
-    inputs = {}
-    for name in hparams["model"].inputs:
-        if name == "sig":
-            inputs[name] = AudioCache(Path(hparams["cache_folder"]) / "audio")
+    folder, inputs = Path(hparams["cache_folder"]), {}
+    for name, features in hparams["model"].inputs.items():
+        if features is None:
+            inputs[name] = AudioCache(folder / "audio")
+        elif hparams["augment"] is not None:
+            way_out = "give --cache_features=False" if "cache_features" in hparams else "leave augment: null"
+            raise UserError(f"augment changes waveforms, but {name} are computed once: {way_out}")
         else:
-            if hparams["augment"] is not None:
-                raise UserError(f"augment changes waveforms, but {name} are computed once: give --cache_features=False")
-            features = hparams["features"]
-            inputs[name] = FeatureCache(
-                Path(hparams["cache_folder"]) / "features", features.settings, features.extract, load_audio
-            )
-        inputs[name].fill(wavs)
+            inputs[name] = feature_source(features, folder / "features", frame)
+        inputs[name].fill(frame["wav"].tolist())
     return inputs
 
 
@@ -207,7 +205,7 @@ def _log_split(setup: Setup) -> None:
     fold, plain = setup.fold, setup.config.plain
     sizes = ", ".join(f"{p} {len(getattr(fold, p))}" for p in PARTS if getattr(fold, p))
     logger.info(f"{plain['corpus']}, protocol {plain['protocol']}, fold {fold.name}: {sizes}")
-    if leak := leakage(setup.frame, fold):
+    if leak := setup.leak:
         logger.warning(f"LEAKY PROTOCOL: {leak}")
     heard = text_heard(setup.frame, fold)
     logger.info(f"{heard.mean():.0%} of the test utterances say a text that is also said in training")

@@ -90,19 +90,20 @@ class Config:
 
     def changed(self) -> dict[str, str]:
         """Lines that change the science compared to the shipped YAML: key -> value as text, sorted."""
-        keys = (set(self.tree) | set(self.shipped)) - set(self.needed_yamls())
+        keys = (set(self.tree) | set(self.shipped)) - set(self.plain.get("needs") or {})
         texts = {k: (_text(self.tree, k), _text(self.shipped, k)) for k in keys - PATH_KEYS - NEUTRAL_KEYS}
         changed = {k: mine for k, (mine, theirs) in texts.items() if mine != theirs}
         options = self.run_opts.overridden_args - NEUTRAL_OPTIONS
         return dict(sorted({**changed, **{k: str(self.run_opts[k]) for k in options}}.items()))
 
-    def needed_yamls(self) -> dict[str, str]:
-        """Runs that this one starts from: the line that takes such a run's folder -> that run's YAML.
+    def needs(self) -> dict[str, dict]:
+        """Runs that this one starts from, by the line that takes such a run's folder.
 
-        Declared as ``needs: {pretrained: {yaml: hsu_pretrain.yaml, lines: {width: !ref <width>}}}``; `lines` are
-        what the needed run is given beyond the data, fold and seed.
+        Declared as ``needs: {pretrained: {yaml: hsu_pretrain.yaml, when: [!ref <parts>], lines: {…}}}``: `lines` are
+        what the needed run is given beyond the data, fold and seed; it is needed where all of `when` is true (a list
+        with something in it is).
         """
-        return {key: need["yaml"] for key, need in (self.plain.get("needs") or {}).items()}
+        return {key: need for key, need in (self.plain.get("needs") or {}).items() if all(need.get("when", ()))}
 
     def variant(self) -> str:
         """The changed lines as a folder name: ``default``, or ``alpha=0,lr=0.002``."""
@@ -112,7 +113,7 @@ class Config:
 
     def science(self) -> dict[str, str]:
         """Everything that a run folder must agree on with itself when a run is continued."""
-        keys = sorted(set(self.tree) - NEUTRAL_KEYS - set(self.needed_yamls()))
+        keys = sorted(set(self.tree) - NEUTRAL_KEYS - set(self.plain.get("needs") or {}))
         return {**{k: _text(self.tree, k) for k in keys}, **self.changed()}
 
     def resolved(self) -> str:
@@ -439,10 +440,19 @@ def _dump(tree) -> str:
 
 
 def _text(tree: CommentedMap, key: str) -> str:
-    """A line's value as text, comments left out, so that equal values give equal texts."""
-    if key not in tree:
-        return ""
-    value = _bare(tree[key])
+    """A line's value as text; empty where there is no such line."""
+    return text_of(tree[key]) if key in tree else ""
+
+
+def text_of(value) -> str:
+    """A value as text, comments left out, so that equal values give equal texts.
+
+    Example
+    -------
+    >>> text_of({"units": 8.0, "layers": [1, 2.5]}), text_of(True)
+    ("{'units': 8, 'layers': [1, 2.5]}", 'True')
+    """
+    value = _bare(value)
     return str(value) if isinstance(value, (str, int, float)) else repr(value)
 
 
@@ -450,7 +460,7 @@ def _bare(node):
     tag = _tag(node)
     if isinstance(node, Mapping):
         value = {str(k): _bare(v) for k, v in node.items()}
-    elif isinstance(node, CommentedSeq):
+    elif isinstance(node, list):
         value = [_bare(v) for v in node]
     elif isinstance(node, TaggedScalar):
         value = node.value

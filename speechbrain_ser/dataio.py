@@ -220,6 +220,9 @@ class StepSampler:
     weights : sequence of float, optional
         How often each utterance is drawn, relative to the others: an epoch then draws as many utterances as there
         are, with replacement, instead of each once.
+    epoch_steps : int
+        Optimiser steps of an epoch, all of `step_size`: the utterances are gone through as often as that takes.
+        0: each once.
 
     Example
     -------
@@ -238,14 +241,18 @@ class StepSampler:
         micro_batch_size: int,
         seed: int,
         weights: Sequence[float] | None = None,
+        epoch_steps: int = 0,
     ):
-        for name, value in (("batch_size", step_size), ("micro_batch_size", micro_batch_size)):
+        numbers = {"batch_size": step_size, "micro_batch_size": micro_batch_size}
+        numbers |= {"epoch_steps": epoch_steps} if epoch_steps else {}
+        for name, value in numbers.items():
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} must be a whole number >= 1, found {value!r}")
         self.durations = np.asarray(durations)
         self.step_size = step_size
         self.micro_batch_size = min(micro_batch_size, step_size)
         self.seed = seed
+        self.epoch_steps = epoch_steps
         self.probabilities = None if weights is None else np.asarray(weights, float) / np.sum(weights)
         self.set_epoch(0)
 
@@ -258,7 +265,12 @@ class StepSampler:
     def plan(self) -> list[MicroBatch]:
         """The epoch's micro-batches."""
         rng, n = np.random.default_rng([self.seed, self.epoch]), len(self.durations)
-        order = rng.permutation(n) if self.probabilities is None else rng.choice(n, n, p=self.probabilities)
+        wanted = self.epoch_steps * self.step_size or n
+        rounds = [
+            rng.permutation(n) if self.probabilities is None else rng.choice(n, n, p=self.probabilities)
+            for _ in range(-(-wanted // n))
+        ]
+        order = np.concatenate(rounds)[:wanted]
         steps = [order[i : i + self.step_size] for i in range(0, len(order), self.step_size)]
         return [micro for step in steps for micro in self._cut(step)]
 
@@ -271,7 +283,7 @@ class StepSampler:
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps an epoch."""
-        return -(-len(self.durations) // self.step_size)
+        return self.epoch_steps or -(-len(self.durations) // self.step_size)
 
     def padding_share(self) -> float:
         """Share of the epoch's samples that are padding."""

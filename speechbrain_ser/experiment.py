@@ -4,15 +4,16 @@ import logging
 import sys
 from pathlib import Path
 
+from speechbrain_ser import pretraining, results
 from speechbrain_ser.building import build
 from speechbrain_ser.config import Config, read_config
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.locks import FolderInUse, locked
 from speechbrain_ser.preparation import prepare
-from speechbrain_ser.results import evaluate_and_write, print_results
 
 logger = logging.getLogger(__name__)
 
+WRITERS = {"recognition": results, "pretraining": pretraining}  # by the YAML's line `kind`
 TRY_LATER = 75  # exit status (sysexits' EX_TEMPFAIL): another process works in the run's folder
 
 
@@ -60,6 +61,7 @@ def run(config: Config) -> Path:
         Before training, for everything a user can have given wrong.
     """
     setup = prepare(config)
+    writer = WRITERS[config.plain.get("kind", "recognition")]
     with locked(setup.folder):
         if setup.finished():
             logger.info(f"finished already: {setup.folder} (delete the folder to train again)")
@@ -67,6 +69,6 @@ def run(config: Config) -> Path:
             hparams, brain, loaders = build(setup)
             if not setup.trained():
                 brain.fit(hparams["epoch_counter"], loaders["train"], loaders["valid"])
-            evaluate_and_write(setup, brain, loaders)
-    print_results(setup)
+            writer.evaluate_and_write(setup, brain, loaders)
+    writer.print_results(setup)
     return setup.folder

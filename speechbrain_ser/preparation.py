@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from speechbrain_ser.config import Config
+from speechbrain_ser.config import NEUTRAL_KEYS, Config, text_of
 from speechbrain_ser.corpora import manifest as corpora
 from speechbrain_ser.corpora.joined import join
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.lobes.backbone import check_backbone, fingerprint
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
 from speechbrain_ser.optimizer_state import has_optimizer
-from speechbrain_ser.protocols import Fold, choose_fold, make_folds
+from speechbrain_ser.protocols import Fold, choose_fold, leakage, make_folds, train_on_all
 from speechbrain_ser.results import SELECTIONS, selections_of
 from speechbrain_ser.trackers import check_tracker
 
@@ -37,6 +37,14 @@ class Setup:
     def classes(self) -> list[str]:
         """Emotion classes, sorted; the order of the logits."""
         return sorted(set(self.frame["emotion"]))
+
+    @property
+    def leak(self) -> str | None:
+        """In words, who is tested although the model knows them; None where nobody is."""
+        plain = self.config.plain
+        if self.config.needs() and plain.get("pretrain_on") == "all":
+            return "pre-trained on all speakers, those of the test part among them (pretrain_on: all)"
+        return leakage(self.frame, self.fold)
 
     @property
     def speakers(self) -> tuple[str, ...]:
@@ -141,10 +149,15 @@ def prepare(config: Config, shared: Preparation | None = None) -> Setup:
     _check_lines(plain)
     backbone, data = shared.backbone(plain), shared.data(plain)
     fold = choose_fold(data.folds, plain["fold"])
+    if plain.get("train_on", "fold") != "fold":
+        fold = _train_on(plain["train_on"], fold, data)
     _check_fold(plain, fold, data)
     science = {**config.science(), "fold": fold.name, **backbone, "utterances": data.digest}
-    science |= {key: _needed_digest(key, plain[key], yaml, shared) for key, yaml in config.needed_yamls().items()}
     science = {k: str(v) for k, v in science.items()}
+    for key, need in config.needs().items():
+        theirs = _needed_science(key, plain[key], need["yaml"], shared)
+        _check_needed(key, plain[key], theirs, _common_lines(science, need), _speakers_of(data.frame, fold.test))
+        science[key] = hashlib.sha256(json.dumps(theirs, sort_keys=True).encode()).hexdigest()[:16]
     setup = Setup(config, data.frame, fold, list(data.folds), _output_folder(config, fold), science)
     _check_folder(setup)
     return setup
@@ -199,8 +212,41 @@ def _ready_backbone(plain: dict) -> str:
     return fingerprint(plain["wav2vec2_hub"])
 
 
-def _needed_digest(key: str, folder: str | None, yaml: str, shared: Preparation) -> str:
-    """A run that another one starts from, by its configuration: its folder may move."""
+def _train_on(whom: str, fold: Fold, data: Data) -> Fold:
+    if whom != "all":
+        raise UserError(f"train_on: expected fold (the fold's training part) or all (leaky), found {whom!r}")
+    return train_on_all(fold, data.frame["ID"])
+
+
+def _speakers_of(frame: pd.DataFrame, utterances: tuple[str, ...]) -> set[str]:
+    return set(frame["speaker"][frame["ID"].isin(utterances)])
+
+
+# Lines of its data that a run shares with the run it starts from
+COMMON_LINES = ("corpus", "second_corpus", "protocol", "fold", "split_seed", "seen_fraction", "utterances")
+
+
+def _common_lines(science: dict[str, str], need: dict) -> dict[str, str]:
+    """What a needed run's configuration must say: the same data, and the lines it is given."""
+    given = {k: text_of(v) for k, v in (need.get("lines") or {}).items() if k not in NEUTRAL_KEYS}
+    return {**{k: science[k] for k in COMMON_LINES}, **given}
+
+
+def _check_needed(key: str, folder: str, theirs: dict, ours: dict, tested: set[str]) -> None:
+    """A run of other sizes does not fit; one of another fold has heard the speakers who are tested here."""
+    differing = [k for k in ours if theirs.get(k) != ours[k]]
+    if not differing:
+        return
+    lines = [f"{k}: there {theirs.get(k, '(absent)')}, here {ours[k]}" for k in differing]
+    path = Path(folder) / "save" / "speakers.json"
+    heard = set(json.loads(path.read_text(encoding="utf-8"))) & tested if path.is_file() else set()
+    if heard and ours.get("train_on", "fold") == "fold":
+        lines.append(f"it was trained on speakers who are tested here ({', '.join(sorted(heard))}): it would leak")
+    raise UserError("\n  ".join([f"{key}: {folder} does not fit this run:", *lines]))
+
+
+def _needed_science(key: str, folder: str | None, yaml: str, shared: Preparation) -> dict[str, str]:
+    """The configuration of a run that another one starts from: its folder may move."""
     if folder is None:
         raise UserError(f"this needs a run of {yaml} first: give its folder as --{key}=…, or let crossval.py do both")
     science = shared.needed.get(Path(folder))
@@ -209,7 +255,7 @@ def _needed_digest(key: str, folder: str | None, yaml: str, shared: Preparation)
         if not path.is_file() or not (path.parent / "metrics.json").is_file():
             raise UserError(f"{key}: {folder} holds no finished run of {yaml}")
         science = json.loads(path.read_text(encoding="utf-8"))
-    return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:16]
+    return science
 
 
 def _build_backbone(folder: str, sizes: dict) -> None:

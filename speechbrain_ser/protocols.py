@@ -8,7 +8,7 @@ A second corpus may be trained on as well. The folds are the first's, test part 
 without it are of the same utterances; what is held out of the second is a part of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -171,6 +171,31 @@ def leakage(frame: pd.DataFrame, fold: Fold) -> str | None:
     by_corpus = {c: [who for who in shared if who.startswith(f"{c}:")] for c in sorted(set(frame["corpus"]))}
     found = [f"{len(whom)} of {corpus} ({', '.join(whom[:12])})" for corpus, whom in by_corpus.items() if whom]
     return f"{len(shared)} test speakers are also trained on: {', '.join(found)}"
+
+
+def train_on_all(fold: Fold, utterances: Iterable[str]) -> Fold:
+    """The same parts, but everything is trained on except `seen`: leaky, as Hsu et al. 2023 must have pre-trained.
+
+    Where `seen` is the test part itself, nothing is left out.
+
+    Arguments
+    ---------
+    fold : Fold
+        Honest.
+    utterances : iterable of str
+        All IDs of the corpus.
+
+    Returns
+    -------
+    Fold
+
+    Example
+    -------
+    >>> train_on_all(Fold("1", ("a", "b"), ("c",), ("d",), ("e",)), "abcde").train
+    ('a', 'b', 'c', 'e')
+    """
+    kept = () if fold.seen == fold.test else fold.seen
+    return replace(fold, train=tuple(sorted(set(utterances) - set(kept))))
 
 
 def text_heard(frame: pd.DataFrame, fold: Fold, part: str = "test") -> pd.Series:

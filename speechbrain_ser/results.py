@@ -11,7 +11,7 @@ import pandas as pd
 from speechbrain_ser.evaluation.figures import plot_confusion, plot_learning_curves, save_figure
 from speechbrain_ser.evaluation.metrics import metrics, metrics_by_text, speaker_accuracy
 from speechbrain_ser.files import write_csv, write_json
-from speechbrain_ser.protocols import PARTS, Fold, leakage, text_heard
+from speechbrain_ser.protocols import PARTS, Fold, text_heard
 
 if TYPE_CHECKING:
     from speechbrain_ser.preparation import Setup
@@ -40,7 +40,6 @@ def evaluate_and_write(setup: Setup, brain, loaders: dict) -> None:
         ``test``, and ``seen`` for the speaker task.
     """
     plain, frame, fold = setup.config.plain, setup.frame, setup.fold
-    leak = leakage(frame, fold)
     heard = {part: text_heard(frame, fold, part) for part in ("test", "second")}
     selections = {}
     for selection in selections_of(plain, fold):
@@ -57,12 +56,20 @@ def evaluate_and_write(setup: Setup, brain, loaders: dict) -> None:
             selections[selection]["second"] = _test_second(setup, brain, loaders, selection, suffix, heard["second"])
         if brain.has_speaker_task:
             selections[selection]["seen_speaker_accuracy"] = _test_speakers(setup, brain, loaders, selection, suffix)
-    results = {
+    results = {**run_facts(setup), "selections": selections}
+    _pictures(setup, results)
+    write_json(results, setup.folder / "metrics.json")  # last: its presence says that the run is finished
+
+
+def run_facts(setup: Setup) -> dict:
+    """What a run's metrics.json says besides its figures: no times, no absolute paths."""
+    plain, leak = setup.config.plain, setup.leak
+    return {
         "system": setup.config.system,
         "corpus": plain["corpus"],
         "second_corpus": plain["second_corpus"],
         "protocol": plain["protocol"],
-        "fold": fold.name,
+        "fold": setup.fold.name,
         "folds": setup.folds,
         "seed": plain["seed"],
         "variant": setup.config.variant(),
@@ -70,13 +77,10 @@ def evaluate_and_write(setup: Setup, brain, loaders: dict) -> None:
         "speaker_disjoint": leak is None,
         "leak": leak,
         "classes": setup.classes,
-        "utterances": {p: len(getattr(fold, p)) for p in PARTS},
+        "utterances": {p: len(getattr(setup.fold, p)) for p in PARTS},
         "n_epochs": plain["n_epochs"],
         "selection": plain["selection"],
-        "selections": selections,
     }
-    _pictures(setup, results)
-    write_json(results, setup.folder / "metrics.json")  # last: its presence says that the run is finished
 
 
 def _predictions(brain, heard: pd.Series) -> pd.DataFrame:

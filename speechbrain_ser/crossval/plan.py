@@ -220,7 +220,7 @@ class _Planner:
     def _run(self, name: str, argv: list[str]) -> Run:
         """The run of a command line, after those it needs; an existing one where the folder is the same."""
         config, needs = read_config(argv, self.hparams_folder), []
-        for key, need in (config.plain.get("needs") or {}).items():
+        for key, need in config.needs().items():
             if config.plain[key] is None:
                 needs.append(self._needed(config, need))
                 argv = [*argv, f"--{key}={needs[-1].folder}"]

@@ -1,6 +1,7 @@
 """Cai et al. 2021: one wav2vec2, an emotion head on its pooled output and a CTC head on its frames."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ class CaiModel(nn.Module):
     """
 
     tasks = ("emotion", "asr")
-    inputs = ("sig",)  # of a batch
+    inputs = MappingProxyType({"sig": None})  # of a batch: waveforms
 
     def __init__(
         self,

@@ -66,7 +66,7 @@ class FuModel(nn.Module):
         self.fixed_length, self.cut = fixed_length, cut
         self.standardize = StandardizeBands(features.output_size) if standardize else None
         self.feature_augment = feature_augment
-        self.inputs = ("feats",) if cached else ("sig",)
+        self.inputs = {"feats": features} if cached else {"sig": None}
         self.heads = build_heads(heads, encoder.output_size, active_tasks(loss_weights, self.tasks), seed)
 
     @property

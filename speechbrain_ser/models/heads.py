@@ -35,7 +35,7 @@ def active_tasks(loss_weights: Mapping[str, float], known: tuple[str, ...]) -> l
 def build_heads(
     makers: Mapping[str, Callable[..., nn.Module]], in_features: int, tasks: Sequence[str], seed: int
 ) -> nn.ModuleDict:
-    """A head for each task (:func:`build_head`).
+    """A head for each task (:func:`build_seeded`).
 
     Arguments
     ---------
@@ -59,25 +59,25 @@ def build_heads(
     """
     if "emotion" not in tasks:
         raise UserError("loss_weights: without the emotion task (weight 0) there is nothing to recognise")
-    return nn.ModuleDict({task: build_head(makers[task], in_features, task, seed) for task in tasks})
+    return nn.ModuleDict({task: build_seeded(makers[task], task, seed, in_features=in_features) for task in tasks})
 
 
-def build_head(make: Callable[..., nn.Module], in_features: int, name: str, seed: int) -> nn.Module:
-    """A head whose initial weights depend on nothing but the seed and its own name.
+def build_seeded(make: Callable[..., nn.Module], name: str, seed: int, **arguments) -> nn.Module:
+    """A part of a model whose initial weights depend on nothing but the seed and its own name.
 
-    Leaving a head out then changes no other random draw: with ``alpha: 0`` the emotion head, the shuffling and every
+    Leaving a part out then changes no other random draw: with ``alpha: 0`` the emotion head, the shuffling and every
     dropout mask are what they are with the ASR head beside them.
 
     Arguments
     ---------
     make : callable
-        A constructor that still lacks ``in_features``, as ``!name:torch.nn.Linear`` gives it.
-    in_features : int
-        Channels of what the head reads.
+        A constructor, perhaps with some of its arguments, as ``!name:torch.nn.Linear`` gives it.
     name : str
-        The task's name.
+        The part's name: for a head, its task's.
     seed : int
         The run's seed.
+    **arguments
+        What the constructor still lacks.
 
     Returns
     -------
@@ -87,10 +87,10 @@ def build_head(make: Callable[..., nn.Module], in_features: int, name: str, seed
     -------
     >>> from functools import partial
     >>> make = partial(nn.Linear, out_features=4)
-    >>> a, b = (build_head(make, 8, "emotion", seed=1) for _ in range(2))
+    >>> a, b = (build_seeded(make, "emotion", seed=1, in_features=8) for _ in range(2))
     >>> torch.equal(a.weight, b.weight)
     True
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(zlib.crc32(f"{name}:{seed}".encode()))
-        return make(in_features=in_features)
+        return make(**arguments)

@@ -5,6 +5,8 @@ import itertools
 import torch
 import torch.nn.functional as F
 
+from speechbrain_ser.nnet.masked_mse import masked_mse
+
 UNKNOWN_SPEAKER = -1  # index of a speaker who is not trained on
 
 
@@ -56,6 +58,40 @@ def speaker_loss(logits: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:
     tensor([4., 1.])
     """
     return F.cross_entropy(logits.float(), speaker, ignore_index=UNKNOWN_SPEAKER, reduction="none")
+
+
+def remainder(weight: float) -> float:
+    """What is left of 1 for the other of two tasks (Hsu et al. 2023, eq. 7).
+
+    Example
+    -------
+    >>> remainder(0.1)
+    0.9
+    """
+    return 1 - weight
+
+
+def reconstruction_loss(outputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean squared error of an utterance's reconstructed spectrogram (Hsu et al. 2023, eq. 3), in float32.
+
+    Arguments
+    ---------
+    outputs : dict of str to torch.Tensor
+        ``reconstruction`` and ``target`` [batch, frames, bands], ``mel_frames`` [batch] own frames.
+
+    Returns
+    -------
+    torch.Tensor
+        [batch].
+
+    Example
+    -------
+    >>> mel = torch.zeros(1, 3, 80)
+    >>> outputs = {"reconstruction": mel + 0.5, "target": mel, "mel_frames": torch.tensor([3])}
+    >>> reconstruction_loss(outputs)
+    tensor([0.2500])
+    """
+    return masked_mse(outputs["reconstruction"], outputs["target"], outputs["mel_frames"])
 
 
 def ctc_loss(logits: torch.Tensor, frames: torch.Tensor, targets: list[torch.Tensor], blank: int = 0) -> torch.Tensor:

@@ -45,3 +45,29 @@ def masked_mse(prediction: torch.Tensor, target: torch.Tensor, frame_counts: tor
     # before squaring: the gradient of a square is its argument, and 0 * nan is nan
     error = (prediction.to(wide) - target.to(wide)).masked_fill(padding, 0.0)
     return _MEAN(error.square(), frame_counts).mean(dim=1)
+
+
+def mean_spectrum_mse(target: torch.Tensor, frame_counts: torch.Tensor) -> torch.Tensor:
+    """Error of the best reconstruction that does not move: an utterance's own mean spectrum on every frame.
+
+    What a decoder that knows who speaks, but not what, can reach: an oracle to be well below.
+
+    Arguments
+    ---------
+    target : torch.Tensor
+        Spectrograms [batch, frames, bands].
+    frame_counts : torch.LongTensor
+        Own frames of each utterance [batch], 1 to frames.
+
+    Returns
+    -------
+    torch.Tensor
+        [batch].
+
+    Example
+    -------
+    >>> mean_spectrum_mse(torch.tensor([[[1.0], [3.0], [99.0]]]), torch.tensor([2]))
+    tensor([1.])
+    """
+    mean = _MEAN(target, frame_counts)[:, None, :]  # (batch, 1, bands)
+    return masked_mse(mean.expand_as(target), target, frame_counts)

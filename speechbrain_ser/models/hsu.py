@@ -1,0 +1,288 @@
+"""Hsu et al. 2023: speech taken apart by an autoencoder (stage 1), and beside wav2vec2 for four tasks (stage 2)."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from speechbrain.dataio.batch import PaddedData
+from torch import nn
+
+from speechbrain_ser.errors import UserError
+from speechbrain_ser.models.decomposition import ENCODERS, build_decomposition, check_names
+from speechbrain_ser.models.heads import active_tasks, build_heads, build_seeded
+from speechbrain_ser.nnet.lengths import absolute_lengths
+from speechbrain_ser.nnet.random_crop import random_crop
+from speechbrain_ser.processing.pitch_track import PitchTrack
+from speechbrain_ser.processing.split_mel import SplitMel
+
+
+class _Decomposed(nn.Module):
+    """What both stages have: the decomposition, its features, and the tasks on it.
+
+    Arguments
+    ---------
+    parts, sizes, resampling, seed, with_decoder
+        See :func:`speechbrain_ser.models.decomposition.build_decomposition`.
+    mel : SplitMel
+        Spectrograms of waveforms.
+    pitch : PitchTrack
+        F0 of waveforms.
+    """
+
+    def __init__(self, parts, sizes, resampling, seed, with_decoder, mel, pitch):
+        super().__init__()
+        self.decomposition = build_decomposition(parts, sizes, resampling, seed, with_decoder)
+        read = set() if self.decomposition is None else {e.reads for e in self.decomposition.encoders.values()}
+        # the decoder's target is the spectrogram, whatever the encoders read
+        features = {"mel": mel} if read else {}
+        self.inputs = features | ({"f0": pitch} if "f0" in read else {})
+
+    @property
+    def min_samples(self) -> int:
+        """Samples of the shortest utterance that gives a frame."""
+        return max((f.min_samples for f in self.inputs.values() if f is not None), default=1)
+
+    def decompose(self, mel: torch.Tensor, f0: torch.Tensor | None, counts: torch.LongTensor) -> dict:
+        """Codes, and what the decoder makes of them.
+
+        Arguments
+        ---------
+        mel : torch.Tensor
+            [batch, frames, bands].
+        f0 : torch.Tensor, optional
+            [batch, frames].
+        counts : torch.LongTensor
+            Own frames of each utterance [batch].
+
+        Returns
+        -------
+        dict of str to torch.Tensor
+            ``codes`` by encoder; with a decoder ``reconstruction`` and ``target`` [batch, frames, bands] and
+            ``mel_frames`` [batch]; with a speaker head ``speaker`` [batch, speakers] logits.
+        """
+        codes, reconstruction = self.decomposition(mel, f0, counts)
+        outputs = {"codes": codes}
+        if reconstruction is not None:
+            outputs |= {"reconstruction": reconstruction, "target": mel, "mel_frames": counts}
+        if "speaker" in self.heads:
+            outputs["speaker"] = self.heads["speaker"](codes["timbre"])
+        return outputs
+
+
+class HsuPretrainModel(_Decomposed):
+    """Stage 1: codes = E(mel, F0), mel' = D(codes), speaker = g(Z_T) (Hsu et al. 2023, figure 2, eq. 7).
+
+    Arguments
+    ---------
+    mel, pitch : SplitMel, PitchTrack
+        Features of waveforms.
+    parts : sequence of str
+        The encoders: content, pitch, rhythm, timbre, or single (a plain autoencoder).
+    sizes : mapping
+        Of the encoders and of the decoder.
+    resample : bool
+        Whether content and pitch are randomly resampled in training.
+    resampling : mapping
+        Settings of that.
+    heads : mapping of str to callable
+        ``speaker``, a constructor that still lacks ``in_features``.
+    loss_weights : mapping of str to float
+        Of ``reconstruction`` and ``speaker``; a head of weight 0 is not built.
+    crop : sequence of int, optional
+        Frames of the shortest and longest random piece that is trained on; None: whole utterances.
+    crop_padding : int
+        Pieces are filled up with silence to so many frames, which count as theirs (the published program's 192);
+        0: pieces as they are.
+    seed : int
+        Seed of the initial weights.
+
+    Raises
+    ------
+    UserError
+        When tasks, parts and sizes do not fit.
+    """
+
+    tasks = ("reconstruction", "speaker")
+
+    def __init__(
+        self,
+        mel: SplitMel,
+        pitch: PitchTrack,
+        parts: Sequence[str],
+        sizes: Mapping[str, Mapping[str, int]],
+        resample: bool,
+        resampling: Mapping[str, float],
+        heads: Mapping[str, Callable[..., nn.Module]],
+        loss_weights: Mapping[str, float],
+        crop: Sequence[int] | None = (64, 128),
+        crop_padding: int = 192,
+        seed: int = 0,
+    ):
+        tasks = active_tasks(loss_weights, self.tasks)
+        if "reconstruction" not in tasks:
+            raise UserError("loss_weights: pre-training without the reconstruction (weight 0) would train no decoder")
+        _check_parts(tasks, parts)
+        super().__init__(parts, sizes, resampling if resample else None, seed, True, mel, pitch)
+        self.crop, self.crop_padding = _checked_crop(crop), crop_padding
+        if crop_padding and (self.crop is None or crop_padding < self.crop[1]):
+            raise UserError(f"crop_padding is {crop_padding}, expected 0 or at least the longest crop ({crop})")
+        sizes = self.decomposition.output_sizes
+        self.heads = nn.ModuleDict(
+            {t: build_seeded(heads[t], t, seed, in_features=sizes["timbre"]) for t in tasks if t == "speaker"}
+        )
+
+    def forward(self, mel: PaddedData, f0: PaddedData | None = None) -> dict:
+        """Spectrograms and F0 to codes, reconstruction and logits; random pieces of them in training.
+
+        Arguments
+        ---------
+        mel : PaddedData
+            Spectrograms [batch, frames, bands] and relative lengths [batch].
+        f0 : PaddedData, optional
+            Normalised F0 [batch, frames] and relative lengths; needed by a pitch encoder.
+
+        Returns
+        -------
+        dict of str to torch.Tensor
+            See :meth:`decompose`.
+        """
+        signals = {"mel": mel.data} | ({} if f0 is None else {"f0": f0.data})
+        counts = absolute_lengths(mel.data[:, :, 0], mel.lengths)
+        if self.training and self.crop is not None:
+            signals, counts = random_crop(signals, counts, *self.crop)
+            if self.crop_padding:
+                signals, counts = _with_silence(signals, counts, self.crop_padding)
+        return self.decompose(signals["mel"], signals.get("f0"), counts)
+
+
+class HsuModel(_Decomposed):
+    """Stage 2: wav2vec2 and the decomposition, four tasks (Hsu et al. 2023, figure 1, eq. 5).
+
+    emotion = h([mean z | mean Z_C | mean Z_F | mean Z_R | Z_T]), characters = g(z), mel' = D(Z), speaker = i(Z_T).
+
+    What no task reads is not built: an encoder stays where the decoder, the emotion head or the speaker head reads it.
+
+    Arguments
+    ---------
+    encoder : torch.nn.Module
+        wav2vec2: waveforms to frames z.
+    pooling : torch.nn.Module
+        Over an utterance's own frames of z.
+    mel, pitch, parts, sizes, resample, resampling
+        As in :class:`HsuPretrainModel`; no parts: wav2vec2 alone (M1, M2 in the paper's table 3).
+    emotion_reads : sequence of str
+        Which codes reach the emotion head (the paper's table 2).
+    heads : mapping of str to callable
+        ``emotion``, ``asr``, ``speaker``: constructors that still lack ``in_features``.
+    loss_weights : mapping of str to float
+        Of ``emotion``, ``reconstruction``, ``asr``, ``speaker``; 0 removes the task.
+    seed : int
+        Seed of the initial weights.
+
+    Raises
+    ------
+    UserError
+        When tasks, parts and sizes do not fit.
+    """
+
+    tasks = ("emotion", "reconstruction", "asr", "speaker")
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        pooling: nn.Module,
+        mel: SplitMel,
+        pitch: PitchTrack,
+        parts: Sequence[str],
+        emotion_reads: Sequence[str],
+        sizes: Mapping[str, Mapping[str, int]],
+        resample: bool,
+        resampling: Mapping[str, float],
+        heads: Mapping[str, Callable[..., nn.Module]],
+        loss_weights: Mapping[str, float],
+        seed: int = 0,
+    ):
+        tasks = active_tasks(loss_weights, self.tasks)
+        _check_parts(tasks, parts)
+        if unknown := [name for name in emotion_reads if name not in parts]:
+            raise UserError(f"emotion_reads: {', '.join(unknown)} not among the parts ({', '.join(parts) or 'none'})")
+        read = {*emotion_reads, *(["timbre"] if "speaker" in tasks else [])}
+        used = [p for p in parts if p in read or "reconstruction" in tasks]
+        resampling = resampling if resample else None
+        super().__init__(used, sizes, resampling, seed, "reconstruction" in tasks, mel, pitch)
+        self.inputs = {"sig": None, **self.inputs}
+        self.encoder, self.pooling = encoder, pooling
+        self.emotion_reads = tuple(emotion_reads)
+        codes = {} if self.decomposition is None else self.decomposition.output_sizes
+        width = encoder.output_size + sum(codes[name] for name in emotion_reads)
+        self.heads = build_heads(heads, width, [t for t in tasks if t == "emotion"], seed)
+        for task, size in (("asr", encoder.output_size), ("speaker", codes.get("timbre"))):
+            if task in tasks:
+                self.heads[task] = build_seeded(heads[task], task, seed, in_features=size)
+
+    @property
+    def min_samples(self) -> int:
+        """Samples of the shortest utterance that gives a frame."""
+        return max(self.encoder.min_samples, super().min_samples)
+
+    def frame_counts(self, n_samples: torch.Tensor) -> torch.Tensor:
+        """Frames z that wav2vec2 gives for so many samples."""
+        return self.encoder.frame_counts(n_samples)
+
+    def forward(self, sig: PaddedData, mel: PaddedData | None = None, f0: PaddedData | None = None) -> dict:
+        """Waveforms, their spectrograms and F0 to the outputs of every task.
+
+        Arguments
+        ---------
+        sig : PaddedData
+            Waveforms [batch, time], 16 kHz, and relative lengths [batch].
+        mel, f0 : PaddedData, optional
+            As in :class:`HsuPretrainModel`; needed where there are parts that read them.
+
+        Returns
+        -------
+        dict of str to torch.Tensor
+            ``emotion`` [batch, classes] logits; ``asr`` [batch, frames, tokens] logits; ``frames`` [batch] of z;
+            ``embedding`` [batch, channels] what the emotion head reads; and those of :meth:`decompose`.
+        """
+        z = self.encoder(sig.data, sig.lengths)  # (batch, frames, channels)
+        frames = self.encoder.frame_counts(absolute_lengths(sig.data, sig.lengths))
+        outputs, vectors = {"frames": frames}, [self.pooling(z, frames)]
+        if self.decomposition is not None:
+            counts = absolute_lengths(mel.data[:, :, 0], mel.lengths)
+            outputs |= self.decompose(mel.data, None if f0 is None else f0.data, counts)
+            pooled = self.decomposition.pool(outputs["codes"], counts)
+            vectors += [pooled[name] for name in self.emotion_reads]
+        outputs["embedding"] = torch.cat(vectors, dim=-1)
+        outputs["emotion"] = self.heads["emotion"](outputs["embedding"])
+        if "asr" in self.heads:
+            outputs["asr"] = self.heads["asr"](z)
+        return outputs
+
+
+def _check_parts(tasks: Sequence[str], parts: Sequence[str]) -> None:
+    check_names("parts", parts, ENCODERS)
+    if "reconstruction" in tasks and not parts:
+        raise UserError("the reconstruction needs encoders: give parts, or its weight 0")
+    if "speaker" in tasks and "timbre" not in parts:
+        raise UserError(f"the speaker task reads the timbre, which is not among the parts ({', '.join(parts)})")
+
+
+def _checked_crop(crop) -> tuple[int, int] | None:
+    if crop is None:
+        return None
+    right = isinstance(crop, Sequence) and len(crop) == 2 and all(isinstance(c, int) for c in crop)
+    if not right or not 1 <= crop[0] <= crop[1]:
+        raise UserError(f"crop: expected [shortest, longest] in frames, or null, found {crop!r}")
+    return tuple(crop)
+
+
+def _with_silence(signals: dict, counts: torch.LongTensor, frames: int) -> tuple[dict, torch.LongTensor]:
+    """Pieces filled up with 0, which is silence to the spectrogram and unvoiced to F0, as frames of their own."""
+    filled = {}
+    for name, signal in signals.items():
+        own = torch.arange(signal.shape[1], device=signal.device) < counts[:, None].to(signal.device)
+        own = own.reshape(*own.shape, *[1] * (signal.dim() - 2))
+        wide = signal.new_zeros(len(signal), frames, *signal.shape[2:])
+        wide[:, : signal.shape[1]] = signal.masked_fill(~own, 0.0)
+        filled[name] = wide
+    return filled, torch.full_like(counts, frames)
