@@ -1,0 +1,87 @@
+"""A trained run's model, to use: built from the run's own YAML, with the parameters of the epoch that it tested."""
+
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import ruamel.yaml
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.utils.checkpoints import Checkpointer, torch_recovery
+from torch import nn
+
+from speechbrain_ser.errors import UserError
+from speechbrain_ser.results import SELECTIONS
+
+
+@dataclass
+class TrainedModel:
+    """What a run learned.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        In evaluation mode, on the CPU.
+    metrics : dict
+        The run's ``metrics.json``.
+    epoch : int
+        Whose parameters these are.
+    """
+
+    model: nn.Module
+    metrics: dict
+    epoch: int
+
+    @property
+    def inputs(self) -> dict:
+        """What the model reads, by name: extractors of features, None for waveforms."""
+        return self.model.inputs
+
+
+def load_model(run_folder: str | os.PathLike) -> TrainedModel:
+    """The model of a finished run.
+
+    The run's ``hyperparams.yaml`` is executed, as every SpeechBrain YAML is: load only runs that you trust.
+
+    Arguments
+    ---------
+    run_folder : str or os.PathLike
+        ``results/<system>/<corpus>-<protocol>/<variant>/<fold>/<seed>``.
+
+    Returns
+    -------
+    TrainedModel
+
+    Raises
+    ------
+    UserError
+        When the folder holds no finished run, or its model cannot be built or filled.
+    """
+    folder = Path(run_folder)
+    if lacking := [n for n in ("hyperparams.yaml", "metrics.json") if not (folder / n).is_file()]:
+        raise UserError(f"{folder}: expected the folder of a finished run, found no {' and no '.join(lacking)}")
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    checkpoint = Checkpointer(folder / "save").find_checkpoint(
+        max_key=SELECTIONS[metrics["selection"]], ckpt_predicate=lambda c: "epoch" in c.meta
+    )
+    if checkpoint is None:
+        raise UserError(f"{folder / 'save'}: expected a checkpoint of a finished epoch, found none")
+    model = _build((folder / "hyperparams.yaml").read_text(encoding="utf-8"), folder)
+    try:
+        torch_recovery(model, checkpoint.paramfiles["model"], end_of_epoch=True)
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"{checkpoint.path}: its parameters do not fit the run's own model: {error}") from error
+    return TrainedModel(model.eval(), metrics, checkpoint.meta["epoch"])
+
+
+def _build(text: str, folder: Path) -> nn.Module:
+    """The line `model` and what it refers to: no optimiser, no Brain, and no seed for the whole program."""
+    yaml = ruamel.yaml.YAML()
+    yaml.width = 10_000
+    stream = io.StringIO()
+    try:
+        yaml.dump({"model": yaml.load(text)["model"]}, stream)
+        return load_hyperpyyaml(io.StringIO(stream.getvalue()))["model"]
+    except (ruamel.yaml.error.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'hyperparams.yaml'}: no model can be built from it: {error}") from error
