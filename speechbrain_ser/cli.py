@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser("speechbrain-ser", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_demo_corpus, _report, _compare):
+    for add in (_demo_corpus, _report, _compare, _decompose, _convert):
         add(commands)
     arguments = vars(parser.parse_args(argv))
     run = arguments.pop("run")
@@ -93,6 +93,35 @@ def _compare(commands):
     parser.add_argument("second", metavar="B", help="the folder of the other's")
     parser.add_argument("--out", default="comparison", help="where the files go (default: ./%(default)s)")
     _incomplete(parser)
+
+
+def _decompose(commands):
+    def run(folder, recordings, out):
+        from .analysis.commands import decompose
+
+        decompose(folder, recordings, out)
+
+    parser = _command(commands, "decompose", run, "picture and numbers of what a trained decomposition makes of speech")
+    parser.add_argument("folder", metavar="RUN", help="the folder of a trained run")
+    parser.add_argument("recordings", metavar="RECORDING", nargs="+", help="any format that soundfile reads")
+    parser.add_argument("--out", default="decomposition", help="where the files go (default: ./%(default)s)")
+
+
+def _convert(commands):
+    def run(folder, source, target, swap, out, audio):
+        from .analysis.commands import convert_recording
+
+        convert_recording(folder, source, target, swap, out, audio)
+
+    parser = _command(commands, "convert", run, "give one recording the rhythm, pitch or timbre of another")
+    parser.add_argument("folder", metavar="RUN", help="the folder of a trained run")
+    parser.add_argument("source", metavar="SOURCE", help="the recording to convert")
+    parser.add_argument("target", metavar="TARGET", help="the recording whose parts it gets")
+    parser.add_argument("--swap", required=True, help="which: rhythm, pitch, timbre, content, separated by commas")
+    parser.add_argument("--out", default="conversion", help="where the files go (default: ./%(default)s)")
+    parser.add_argument(
+        "--audio", action="store_true", help="also WAVs of the source's reconstruction and of the conversion"
+    )
 
 
 def _incomplete(parser):
