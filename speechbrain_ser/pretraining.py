@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from speechbrain_ser.evaluation.decomposition_figures import plot_pretraining_curves
 from speechbrain_ser.evaluation.figures import save_figure
 from speechbrain_ser.evaluation.metrics import speaker_accuracy
+from speechbrain_ser.evaluation.pretraining_figures import plot_pretraining_curves
 from speechbrain_ser.files import write_csv, write_json
 from speechbrain_ser.results import SELECTION_NAMES, SELECTIONS, run_facts, selections_of
 

@@ -1,10 +1,9 @@
 """Decomposed speech to look at and listen to: parts, codes, conversions, pictures, sound and the two commands."""
 
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,10 +27,11 @@ from speechbrain_ser.lobes.speech_decomposition import (
 )
 from speechbrain_ser.processing.f0 import extract_f0, normalize
 from speechbrain_ser.processing.invert_mel import invert_mel
-from speechbrain_ser.processing.split_mel import SplitMel
+from speechbrain_ser.processing.pitch_track import PitchTrack
+from speechbrain_ser.processing.split_mel import SplitMel, prepare
 
 MEL = SplitMel()
-F0 = SimpleNamespace(method="rapt", f_min=60.0, f_max=500.0)
+F0 = PitchTrack(f_range=(60.0, 500.0))
 NAMES = ("content", "pitch", "rhythm", "timbre")
 
 
@@ -128,7 +128,7 @@ def test_parts_of_a_recording(tmp_path):
     parts = read_parts(tmp_path / "a01.wav", MEL, F0)
     assert (parts.name, parts.title, parts.remark, parts.hop_seconds) == ("a01", "a01", "", 0.016)
     np.testing.assert_array_equal(parts.mel, MEL.extract(wav))
-    np.testing.assert_array_equal(parts.f0_hz, extract_f0(wav.numpy(), f_min=60.0, f_max=500.0))
+    np.testing.assert_array_equal(parts.f0_hz, extract_f0(prepare(wav), f_min=60.0, f_max=500.0))
     np.testing.assert_array_equal(parts.f0, normalize(parts.f0_hz))
     assert len(parts.f0) == len(parts.mel)
     assert 100 < np.median(parts.f0_hz[parts.f0_hz > 0]) < 180
@@ -136,14 +136,12 @@ def test_parts_of_a_recording(tmp_path):
 
 
 def test_settings_of_f0_count():
-    low = parts_of(voice(pitch=220.0), "a01", MEL, SimpleNamespace(method="rapt", f_min=50.0, f_max=150.0))
+    low = parts_of(voice(pitch=220.0), "a01", MEL, PitchTrack(f_range=(50.0, 150.0)))
     assert parts_of(voice(pitch=220.0), "a01", MEL, F0).f0_hz.max() > 200 > 155 > low.f0_hz.max()
-    with pytest.raises(UserError, match="method is 'rat'"):
-        parts_of(voice(), "a01", MEL, SimpleNamespace(method="rat", f_min=50.0, f_max=150.0))
 
 
 def test_f0_is_tracked_only_where_it_is_read(monkeypatch):
-    monkeypatch.setattr("speechbrain_ser.analysis.parts.extract_f0", lambda *a: pytest.fail("F0 tracked"))
+    monkeypatch.setattr("speechbrain_ser.processing.pitch_track.extract_f0", lambda *a: pytest.fail("F0 tracked"))
     parts = parts_of(voice(), "a01", MEL)
     assert parts.f0 is None and parts.f0_hz is None
     assert list(analyse(decomposition(("content", "rhythm")), parts).codes) == ["content", "rhythm"]
@@ -382,9 +380,7 @@ def loader(monkeypatch):
 
     def put(model):
         trained = SimpleNamespace(model=SimpleNamespace(decomposition=model), inputs={"mel": MEL, "f0": F0})
-        module = ModuleType("speechbrain_ser.trained")
-        module.load_model = {"run": trained}.__getitem__
-        monkeypatch.setitem(sys.modules, "speechbrain_ser.trained", module)
+        monkeypatch.setattr("speechbrain_ser.trained.load_model", {"run": trained}.__getitem__)
 
     return put
 

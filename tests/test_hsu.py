@@ -13,6 +13,7 @@ import torch
 from speechbrain.dataio.batch import PaddedData
 from torch import nn
 
+from speechbrain_ser.cli import main as cli
 from speechbrain_ser.crossval.arguments import read_arguments
 from speechbrain_ser.crossval.plan import make_plan
 from speechbrain_ser.errors import UserError
@@ -252,6 +253,23 @@ def test_pretraining_on_everybody_is_leaky_in_both_stages(train, pretrained):
     out = train(*flags, "--pretrain_on=all", yaml="hsu_mtl")
     assert "NO, LEAKY: pre-trained on all speakers" in out and not metrics_of(out)["speaker_disjoint"]
     assert "train_on: expected fold" in train("--train_on=everybody", yaml="hsu_pretrain", code=2)
+
+
+def test_a_run_of_stage_1_can_be_looked_at_and_converted_with(pretrained, small, tmp_path, capfd):
+    """The two commands on a run's own folder: the picture's numbers are the run's."""
+    folder = pretrained()
+    of_run = pd.read_csv(folder / "predictions.csv", dtype={"ID": str}).set_index("ID")["mse"]
+    first, second = (f"{small.corpus('emodb')}/wav/{name}.wav" for name in of_run.index[:2])
+    assert cli(["decompose", str(folder), first, f"--out={tmp_path / 'seen'}"]) == 0
+    said = re.search(r"MSE (\S+)", capfd.readouterr().out).group(1)
+    assert float(said) == pytest.approx(of_run.iloc[0], rel=1e-2)
+    out = tmp_path / "converted"
+    assert cli(["convert", str(folder), first, second, "--swap=timbre", f"--out={out}", "--audio"]) == 0
+    assert len(list(out.glob("*.wav"))) == 2 and len(list(out.glob("*.png"))) == 1
+    assert cli(["decompose", str(tmp_path), first, f"--out={tmp_path / 'no'}"]) == 2
+    assert "expected the folder of a finished run, found no hyperparams.yaml and no metrics.json" in (
+        capfd.readouterr().err
+    )
 
 
 def test_no_emotion_is_needed_where_nothing_is_recognised(pretrained):

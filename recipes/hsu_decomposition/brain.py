@@ -6,9 +6,9 @@ import pandas as pd
 
 from recipes.cai_mtl.brain import CaiBrain
 from speechbrain_ser.brain import SERBrain
-from speechbrain_ser.evaluation.decomposition_figures import plot_reconstructions
 from speechbrain_ser.evaluation.figures import save_figure
 from speechbrain_ser.evaluation.metrics import speaker_accuracy
+from speechbrain_ser.evaluation.pretraining_figures import plot_reconstructions
 from speechbrain_ser.nnet.losses import reconstruction_loss, speaker_loss
 from speechbrain_ser.nnet.masked_mse import mean_spectrum_mse
 from speechbrain_ser.pretrained import load_stage_1

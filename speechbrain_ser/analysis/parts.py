@@ -3,7 +3,6 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,18 +10,11 @@ import torch
 from speechbrain_ser.corpora.audio import BadAudioError, duration_of
 from speechbrain_ser.dataio import load_audio
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.processing.f0 import extract_f0, normalize
+from speechbrain_ser.processing.f0 import normalize
+from speechbrain_ser.processing.pitch_track import PitchTrack
 from speechbrain_ser.processing.split_mel import SplitMel
 
 SILENT = 0.01  # of the range of the mel spectrogram: -83 dB, where only the dither is
-
-
-class F0Settings(Protocol):
-    """How F0 is tracked: `method`, and `f_min` and `f_max` in Hz, as :func:`extract_f0` takes them."""
-
-    method: str
-    f_min: float
-    f_max: float
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,7 @@ class Parts:
         return f"{self.name} ({self.remark})" if self.remark else self.name
 
 
-def read_parts(path: str | os.PathLike, mel: SplitMel, f0: F0Settings | None = None, name: str | None = None) -> Parts:
+def read_parts(path: str | os.PathLike, mel: SplitMel, f0: PitchTrack | None = None, name: str | None = None) -> Parts:
     """The parts of a recording; one without any voice, or silent, has them too.
 
     Arguments
@@ -77,7 +69,7 @@ def read_parts(path: str | os.PathLike, mel: SplitMel, f0: F0Settings | None = N
         Anything soundfile reads.
     mel : SplitMel
         The extractor of the run.
-    f0 : F0Settings, optional
+    f0 : PitchTrack, optional
         That of the run; None leaves F0 out.
     name : str, optional
         Of the recording; its file's without the suffix by default.
@@ -95,7 +87,7 @@ def read_parts(path: str | os.PathLike, mel: SplitMel, f0: F0Settings | None = N
     return parts_of(_load(path, mel), name or path.stem, mel, f0)
 
 
-def parts_of(wav: torch.Tensor, name: str, mel: SplitMel, f0: F0Settings | None = None) -> Parts:
+def parts_of(wav: torch.Tensor, name: str, mel: SplitMel, f0: PitchTrack | None = None) -> Parts:
     """The parts of a waveform.
 
     Arguments
@@ -106,7 +98,7 @@ def parts_of(wav: torch.Tensor, name: str, mel: SplitMel, f0: F0Settings | None 
         Of the recording.
     mel : SplitMel
         The extractor of the run.
-    f0 : F0Settings, optional
+    f0 : PitchTrack, optional
         That of the run; None leaves F0 out.
 
     Returns
@@ -119,7 +111,7 @@ def parts_of(wav: torch.Tensor, name: str, mel: SplitMel, f0: F0Settings | None 
     >>> parts.mel.shape, parts.f0, parts.title
     ((63, 80), None, 'silence (silent)')
     """
-    hz = None if f0 is None else extract_f0(wav.numpy(), f0.method, f0.f_min, f0.f_max)
+    hz = None if f0 is None else f0.extract_hz(wav).numpy()
     return Parts(
         name=name,
         mel=mel.extract(wav).numpy(),
