@@ -99,3 +99,15 @@ def write_results(root: Path, variants=(({}, 0.8), ({"alpha": "0"}, 0.6)), seeds
             for fold in folds:
                 write_run(root, fold, changed, seed, accuracy=accuracy, asr=changed.get("alpha") != "0", **metrics)
     return root
+
+
+def write_pretraining(root: Path, fold: str, finished: bool = True) -> Path:
+    """A run of a first stage that recognises nothing, begun or finished."""
+    folder = root.joinpath("hsu_pretrain", "demo-speaker", "default", fold, "1")
+    folder.mkdir(parents=True)
+    write_json({"fold": fold, "kind": "pretraining"}, folder / "configuration.json")
+    (folder / "hyperparams.yaml").write_text("kind: pretraining\n")
+    if finished:
+        write_csv(pd.DataFrame({"epoch": [1, 2], "train_loss": [0.2, 0.1]}), folder / "epochs.csv")
+        write_json({"system": "hsu_pretrain", "kind": "pretraining", "fold": fold, "seed": 1}, folder / "metrics.json")
+    return folder

@@ -18,7 +18,7 @@ from speechbrain_ser.evaluation.table import Table
 from speechbrain_ser.evaluation.versus import compare_folders
 from speechbrain_ser.files import write_csv, write_json
 
-from .run_folders import CLASSES, FOLDS, SENTENCES, epochs, predictions, write_results, write_run
+from .run_folders import CLASSES, FOLDS, SENTENCES, epochs, predictions, write_pretraining, write_results, write_run
 
 SWEEP = [({}, 0.8), ({"alpha": "0"}, 0.6), ({"alpha": "0.01"}, 0.7)]
 PAPER = {
@@ -293,6 +293,40 @@ def test_lines_that_all_variants_share_are_said_once(tmp_path):
     text = found.tables["figures"].text.set_index("variant")
     assert text.loc["alpha=0", "paper WA %"] == "71.7" and text.loc["default", "paper WER %"] == "19.3"
     assert "All variants: wav2vec2_hub=tiny" in found.console
+
+
+# ------------------------------------------------------------------ pre-training
+
+
+def test_pretraining_runs_are_left_out(one, report):
+    before = build_report(one).console
+    write_pretraining(one, "01F")
+    write_pretraining(one, "01M", finished=False)
+    assert build_report(one).console == before and "pretrain" not in before
+
+
+def test_pretraining_copied_without_its_configuration_is_left_out(one):
+    (write_pretraining(one, "01F") / "configuration.json").unlink()
+    assert list(load_runs(one).variants) == ["default"]
+
+
+def test_a_begun_run_of_another_kind_is_still_missing(one):
+    folder = write_pretraining(one, "01F", finished=False)
+    write_json({"fold": "01F", "kind": "joint"}, folder / "configuration.json")
+    with pytest.raises(UserError, match=r"hsu_pretrain/.*/01F/1 \(begun\)"):
+        build_report(one)
+
+
+def test_nothing_but_pretraining(tmp_path):
+    write_pretraining(tmp_path, "01F")
+    write_pretraining(tmp_path, "01M", finished=False)
+    with pytest.raises(UserError, match="holds 2 pre-training runs, which have no recognition to report"):
+        build_report(tmp_path)
+    begun = tmp_path / "hsu_mtl" / "01F"
+    begun.mkdir(parents=True)
+    write_json({}, begun / "configuration.json")
+    with pytest.raises(UserError, match="holds 1 unfinished runs and 2 pre-training runs"):
+        build_report(tmp_path)
 
 
 # ------------------------------------------------------------------ bad input

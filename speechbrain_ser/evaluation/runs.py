@@ -1,7 +1,8 @@
 """The finished runs below a folder, checked before anything is averaged.
 
 Whatever would make a mean dishonest is an error that names every offender: folds that have not finished, utterances
-missing or doubled, folds of other protocols, corpora or label sets, variants tested on other utterances.
+missing or doubled, folds of other protocols, corpora or label sets, variants tested on other utterances. Runs that only
+pre-train recognise nothing and are left out.
 """
 
 import json
@@ -22,6 +23,7 @@ NEEDED = ("system", "corpus", "protocol", "fold", "folds", "seed", "variant", "c
 NEEDED += ("n_epochs", "selection", "selections", "speaker_disjoint", "leak")
 COLUMNS = ("ID", "speaker", "emotion", "predicted", "transcript", "text_heard")
 SEEN_COLUMNS = ("ID", "speaker", "speaker_predicted")
+PRETRAINING = "pretraining"  # the line `kind:` of a run that recognises nothing
 FACTS = ["speaker", "emotion", "transcript"]  # of an utterance, whoever predicts it
 
 
@@ -144,7 +146,7 @@ class Runs:
 
 
 def load_runs(folder: str | os.PathLike, allow_incomplete: bool = False) -> Runs:
-    """Find, read and check every run below a folder.
+    """Find, read and check every run below a folder; pre-training runs are passed over.
 
     Arguments
     ---------
@@ -165,10 +167,9 @@ def load_runs(folder: str | os.PathLike, allow_incomplete: bool = False) -> Runs
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
-    finished, unfinished = find_runs(folder)
+    finished, unfinished, pretraining = find_runs(folder)
     if not finished:
-        has = f"{len(unfinished)} unfinished runs" if unfinished else "no run (no metrics.json)"
-        raise UserError(f"{folder} holds {has}")
+        raise UserError(f"{folder} holds {_nothing_to_report(unfinished, pretraining)}")
     problems = Problems(folder)
     metrics = {path: _read_metrics(path, problems) for path in finished}
     problems.raise_any()
@@ -187,11 +188,31 @@ def load_runs(folder: str | os.PathLike, allow_incomplete: bool = False) -> Runs
     return Runs(runs, tuple(missing))
 
 
-def find_runs(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Run folders below a folder: finished ones (with metrics.json) and begun ones, each sorted."""
+def find_runs(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """Run folders below a folder, sorted: finished ones (with metrics.json), begun ones, and those of pre-training."""
     finished = {path.parent for path in folder.rglob("metrics.json")}
     begun = {path.parent for name in ("configuration.json", "hyperparams.yaml") for path in folder.rglob(name)}
-    return sorted(finished), sorted(begun - finished)
+    pretraining = {path for path in finished | begun if _is_pretraining(path)}
+    return sorted(finished - pretraining), sorted(begun - finished - pretraining), sorted(pretraining)
+
+
+def _is_pretraining(path: Path) -> bool:
+    """Whether a run's figures, or the lines that it was begun with, say so."""
+    for name in ("metrics.json", "configuration.json"):
+        try:
+            found = json.loads((path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # a damaged metrics.json is named when it is read for its figures
+            continue
+        if isinstance(found, dict) and found.get("kind") == PRETRAINING:
+            return True
+    return False
+
+
+def _nothing_to_report(unfinished: Sequence[Path], pretraining: Sequence[Path]) -> str:
+    parts = [f"{len(unfinished)} unfinished runs"] if unfinished else []
+    if pretraining:
+        parts.append(f"{len(pretraining)} pre-training runs, which have no recognition to report")
+    return " and ".join(parts) or "no run (no metrics.json)"
 
 
 class Problems:
