@@ -3,9 +3,9 @@
     python benchmarks/interval_coverage.py [--replicates=4000] [--out=benchmarks]
 
 Test sets are drawn from a known truth: speakers differ (an intra-speaker correlation, or a coefficient of variation of
-their word error rate), have SAVEE's equal or EMO-DB's unequal numbers of utterances, and each figure's interval is made
-by several methods. A row says how often each held the truth, in percent. A second table says how often two equally
-good systems are found different.
+their word error rate or reconstruction error), have SAVEE's equal or EMO-DB's unequal numbers of utterances, and each
+figure's interval is made by several methods. A row says how often each held the truth, in percent. A second table says
+how often two equally good systems are found different.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from speechbrain_ser.evaluation.compare import bootstrap_p, mcnemar_test, speaker_difference
 from speechbrain_ser.evaluation.intervals import (
+    SCALES,
     Sums,
     bootstrap_interval,
     estimate,
@@ -32,6 +33,7 @@ EMODB_CLASSES = (127, 81, 46, 69, 71, 79, 62)
 SPEAKERS = {"4 equal": (120,) * 4, "4 unequal": (35, 71, 43, 61), "10 unequal": EMODB_SIZES}
 WORDS_PER_UTTERANCE = 8
 ERRORS_COME_IN_BUNCHES = 3.0  # variance over mean of an utterance's word errors
+UTTERANCES_DIFFER = 0.5  # coefficient of variation of a speaker's reconstruction errors
 GAIN = 0.05  # of the second system, where differences are covered
 
 Drawn = tuple[Sums, float]  # replicates and their truth
@@ -66,6 +68,16 @@ def draw_wer(rng, sizes, wer: float, variation: float, replicates: int) -> Drawn
         rates = rng.gamma(variation**-2, wer * variation**2, rates.shape)
     errors = rng.negative_binomial(rates * words / (ERRORS_COME_IN_BUNCHES - 1), 1 / ERRORS_COME_IN_BUNCHES)
     return Sums(errors[..., None], np.broadcast_to(words[:, None], (*errors.shape, 1))), wer
+
+
+def draw_mse(rng, sizes, mse: float, variation: float, replicates: int) -> Drawn:
+    """Each speaker has a reconstruction error of its own, and each utterance around it, both gamma distributed."""
+    sizes = np.asarray(sizes)
+    means = np.full((replicates, len(sizes)), mse)
+    if variation:
+        means = rng.gamma(variation**-2, mse * variation**2, means.shape)
+    summed = rng.gamma(sizes * UTTERANCES_DIFFER**-2, means * UTTERANCES_DIFFER**2)
+    return Sums(summed[..., None], np.broadcast_to(sizes[:, None], (*summed.shape, 1))), mse
 
 
 @dataclass(frozen=True)
@@ -107,7 +119,9 @@ def _shares(uniform, mean, correlation: float):
 
 
 def independent(sums: Sums, scale: str):
-    """As if every utterance were a speaker of its own: the textbook normal interval."""
+    """As if every utterance were a speaker of its own: the textbook normal interval of counts."""
+    if scale == "log_mean":  # no count, and sums by speaker do not tell how much utterances differ
+        return np.nan, np.nan
     figure, totals = estimate(sums), sums.denominators.sum(-2)
     ratios = sums.numerators.sum(-2) / totals
     spread = ratios if scale == "log" else ratios * (1 - ratios)
@@ -163,6 +177,8 @@ def settings() -> Iterator[Setting]:
         # the better of the two is at `truth`; near the ceiling the speakers' differences are very skewed
         for name, truths in {"WA difference": (0.55, 0.75, 0.9), "WA difference at .95": (0.95,)}.items():
             yield from (Setting(name, speakers, t, u) for t in truths for u in (0.0, 0.02, 0.05, 0.1))
+    # last, so that the others' draws stay what they were; one truth: the scale has no unit
+    yield from (Setting("MSE", speakers, 5e-4, v) for speakers in SPEAKERS for v in (0.0, 0.1, 0.2, 0.4))
 
 
 def coverage(setting: Setting, replicates: int, methods=METHODS, seed: int = 0) -> dict[str, float]:
@@ -187,10 +203,9 @@ def coverage(setting: Setting, replicates: int, methods=METHODS, seed: int = 0) 
     sizes = SPEAKERS[setting.speakers]
     if setting.figure.startswith("WA difference"):
         return _coverage_of_difference(rng, sizes, setting, replicates)
-    draw = {"WA": draw_wa, "UA": draw_ua, "WER": draw_wer}[setting.figure]
+    draw = {"WA": draw_wa, "UA": draw_ua, "WER": draw_wer, "MSE": draw_mse}[setting.figure]
     sums, truth = draw(rng, sizes, setting.truth, setting.unlike, replicates)
-    scale = "log" if setting.figure == "WER" else "logit"
-    return {name: _held(method(sums, scale), truth) for name, method in methods.items()}
+    return {name: _held(method(sums, SCALES[setting.figure]), truth) for name, method in methods.items()}
 
 
 def _coverage_of_difference(rng, sizes, setting: Setting, replicates: int) -> dict[str, float]:
@@ -255,6 +270,8 @@ def false_alarms(speakers: str, unlike: float, replicates: int, wa: float = 0.7,
 
 def _held(interval, truth: float) -> float:
     low, high = interval
+    if np.isnan(low).all():  # a method that has none
+        return np.nan
     return float(np.mean((low <= truth) & (truth <= high)))
 
 

@@ -27,7 +27,7 @@ from speechbrain_ser.trackers import make_loggers
 logger = logging.getLogger(__name__)
 
 NO_CLIPPING = 1e30
-PLAIN_METRICS = ("WA", "UA", "F1", "WER")
+PLAIN_METRICS = ("WA", "UA", "F1", "WER", "MSE")
 
 
 @dataclass

@@ -136,6 +136,8 @@ def print_results(setup: Setup) -> None:
             row |= {"n": figures["n"], **{m: f"{figures[m]:.1%}" for m in ("WA", "UA", "F1")}}
             wer = figures.get("WER")
             row["WER"] = "" if wer is None else f"{wer:.1%}"
+            if "MSE" in figures:
+                row["MSE"] = f"{figures['MSE']:.1e}"
             if part == "all" and (accuracy := found.get("seen_speaker_accuracy", "none")) != "none":
                 row["speaker (seen)"] = f"{accuracy:.1%}"
             rows.append(row)

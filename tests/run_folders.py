@@ -14,8 +14,10 @@ SENTENCES = ["the boat left before sunrise", "bring me a glass of water", "it is
 SELECTED_BY = {"last": "last epoch", "valid": "best on validation", "test": "best on TEST (oracle)"}
 
 
-def predictions(fold: str, accuracy: float = 0.7, seed: int = 0, n: int = 24, asr: bool = True) -> pd.DataFrame:
-    """A fold's predictions: the speaker is the fold; utterances and texts depend on the fold alone."""
+def predictions(
+    fold: str, accuracy: float = 0.7, seed: int = 0, n: int = 24, asr: bool = True, mse: float | None = None
+) -> pd.DataFrame:
+    """A fold's predictions: the speaker is the fold; utterances and texts depend on it alone; errors around `mse`."""
     facts = np.random.default_rng(sum(map(ord, fold)))
     rng = np.random.default_rng([seed, int(accuracy * 1000), *map(ord, fold)])
     emotion = facts.choice(CLASSES, n)
@@ -27,16 +29,20 @@ def predictions(fold: str, accuracy: float = 0.7, seed: int = 0, n: int = 24, as
     frame["transcript"] = text
     if asr:
         frame["hypothesis"] = [" ".join(w for w in t.upper().split() if rng.random() < accuracy) for t in text]
+    if mse is not None:
+        frame["mse"] = rng.gamma(4, mse / 4, n)
     return frame.assign(text_heard=text != SENTENCES[3])
 
 
-def epochs(accuracy: float, n_epochs: int = 3, asr: bool = True) -> pd.DataFrame:
-    """Figures that rise to `accuracy`."""
+def epochs(accuracy: float, n_epochs: int = 3, asr: bool = True, mse: float | None = None) -> pd.DataFrame:
+    """Figures that rise to `accuracy`, and an error that falls to `mse`."""
     frame = pd.DataFrame({"epoch": range(1, n_epochs + 1), "lr": 0.001, "train_loss": 1.0})
     for part in ("valid", "test"):
         frame[f"{part}_WA"] = np.linspace(0.25, accuracy, n_epochs)
         if asr:
             frame[f"{part}_WER"] = np.linspace(1.0, 1 - accuracy, n_epochs)
+        if mse is not None:
+            frame[f"{part}_MSE"] = np.linspace(10 * mse, mse, n_epochs)
         frame[f"{part}_confusion"] = "[[1, 0], [0, 1]]"
     return frame
 
@@ -49,6 +55,7 @@ def write_run(
     by_selection: dict[str, pd.DataFrame] | None = None,
     accuracy: float = 0.7,
     asr: bool = True,
+    mse: float | None = None,
     seen: pd.DataFrame | None = None,
     **metrics,
 ) -> Path:
@@ -56,7 +63,7 @@ def write_run(
     changed = changed or {}
     if by_selection is None:
         better = {"last": accuracy, "valid": accuracy, "test": min(accuracy + 0.1, 1)}
-        by_selection = {s: predictions(fold, a, seed, asr=asr) for s, a in better.items()}
+        by_selection = {s: predictions(fold, a, seed, asr=asr, mse=mse) for s, a in better.items()}
     first = next(iter(by_selection.values()))
     found = {
         "system": "cai_mtl",
@@ -86,7 +93,7 @@ def write_run(
         write_csv(frame, folder / f"predictions{suffix}.csv")
     if seen is not None:
         write_csv(seen, folder / "predictions_seen.csv")
-    write_csv(epochs(accuracy, asr=asr), folder / "epochs.csv")
+    write_csv(epochs(accuracy, asr=asr, mse=mse), folder / "epochs.csv")
     write_json({"fold": fold}, folder / "configuration.json")
     write_json(found, folder / "metrics.json")
     return folder
@@ -99,3 +106,15 @@ def write_results(root: Path, variants=(({}, 0.8), ({"alpha": "0"}, 0.6)), seeds
             for fold in folds:
                 write_run(root, fold, changed, seed, accuracy=accuracy, asr=changed.get("alpha") != "0", **metrics)
     return root
+
+
+def write_pretraining(root: Path, fold: str, finished: bool = True) -> Path:
+    """A run of a first stage that recognises nothing, begun or finished."""
+    folder = root.joinpath("hsu_pretrain", "demo-speaker", "default", fold, "1")
+    folder.mkdir(parents=True)
+    write_json({"fold": fold, "kind": "pretraining"}, folder / "configuration.json")
+    (folder / "hyperparams.yaml").write_text("kind: pretraining\n")
+    if finished:
+        write_csv(pd.DataFrame({"epoch": [1, 2], "train_loss": [0.2, 0.1]}), folder / "epochs.csv")
+        write_json({"system": "hsu_pretrain", "kind": "pretraining", "fold": fold, "seed": 1}, folder / "metrics.json")
+    return folder

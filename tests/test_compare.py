@@ -22,8 +22,8 @@ from speechbrain_ser.evaluation.tables import comparison_table
 from .run_folders import CLASSES, FOLDS, predictions
 
 
-def table(accuracy, seeds=(1,), asr=True):
-    frames = [predictions(f, accuracy, s, asr=asr).assign(seed=s) for f in FOLDS for s in seeds]
+def table(accuracy, seeds=(1,), asr=True, mse=None):
+    frames = [predictions(f, accuracy, s, asr=asr, mse=mse).assign(seed=s) for f in FOLDS for s in seeds]
     frame = pd.concat(frames, ignore_index=True)
     return frame.join(word_errors(frame["transcript"], frame["hypothesis"])) if asr else frame
 
@@ -101,11 +101,11 @@ def test_pairs_are_found_by_id_and_seed():
 
 
 def test_differences_are_those_of_the_figures():
-    first, second = table(0.6), table(0.8)
+    first, second = table(0.6, mse=8e-4), table(0.8, mse=5e-4)
     found = compare_predictions(first, second, CLASSES)
     a, b = metrics(first, CLASSES), metrics(second, CLASSES)
     assert found["n"] == 96 and found["speakers"] == 4
-    for figure in ("WA", "UA", "F1", "WER"):
+    for figure in ("WA", "UA", "F1", "WER", "MSE"):
         difference = found["figures"][figure]
         assert difference.difference == pytest.approx(b[figure] - a[figure])
         assert difference.low < difference.difference < difference.high
@@ -115,6 +115,19 @@ def test_differences_are_those_of_the_figures():
 
 def test_no_wer_against_a_variant_without_asr():
     assert "WER" not in compare_predictions(table(0.6, asr=False), table(0.8), CLASSES)["figures"]
+
+
+def test_mse_is_compared_where_both_have_it():
+    assert "MSE" not in compare_predictions(table(0.6), table(0.8, mse=5e-4), CLASSES)["figures"]
+    first, second = table(0.6, mse=8e-4), table(0.8, mse=5e-4)
+    mean = [f.groupby("speaker")["mse"].mean() for f in (first, second)]
+    found = compare_predictions(first, second, CLASSES)["figures"]["MSE"]
+    assert found.p == pytest.approx(stats.ttest_rel(*mean).pvalue)  # speakers of one size
+    printed = comparison_table({"a": first, "b": second}, CLASSES, "last")
+    row = printed.text.set_index("figure").loc["MSE"]
+    assert row["difference"].startswith(f"{1e4 * (mean[1] - mean[0]).mean():+.1f} [-")
+    assert any("MSE: in 1e-4" in n for n in printed.notes)
+    assert not any("MSE" in n for n in comparison_table({"a": table(0.5), "b": table(0.6)}, CLASSES, "last").notes)
 
 
 def test_table_of_all_pairs_is_corrected_for_their_number():

@@ -297,6 +297,32 @@ def test_shipped_tables_are_read(path):
     assert {bool(row.paper) for row in table.rows} == {bool(table.published)}
 
 
+@pytest.mark.filterwarnings("ignore::ruamel.yaml.error.MantissaNoDotYAML1_1Warning")
+@pytest.mark.parametrize("head", ["", "%YAML 1.1\n---\n"], ids=["YAML 1.2", "YAML 1.1"])
+def test_a_tables_small_numbers_are_numbers(tmp_path, head):
+    """Some readers of YAML take 5e-4, which has no point, or 5.3e4, which has no sign, for texts."""
+    path = tmp_path / "t.yaml"
+    papers = (
+        "{WA: 0.7609, MSE: 5.3e-4, speaker: 0.984}",
+        "{MSE: 5.3E-04, WER: 0.2241}",
+        "{MSE: 53e-5}",
+        "{MSE: 0.00053}",
+    )
+    rows = "".join(f"- {{lines: {{alpha: {k}}}, paper: {paper}}}\n" for k, paper in enumerate(papers))
+    path.write_text(f"{head}table: T\nhparams: cai_mtl.yaml\nrows:\n{rows}")
+    found = [row.paper for row in read_table(path, ROOT / "hparams").rows]
+    assert [paper["MSE"] for paper in found] == [5.3e-4] * 4
+    assert all(type(value) is float for paper in found for value in paper.values())
+
+
+@pytest.mark.parametrize("value", ["'5.3e-4'", "true", ".nan", ".inf", "-0.1"])
+def test_a_figure_of_a_paper_that_is_no_number_is_named(tmp_path, value):
+    path = tmp_path / "t.yaml"
+    path.write_text(f"table: T\nhparams: cai_mtl.yaml\nrows:\n- {{lines: {{alpha: 0}}, paper: {{MSE: {value}}}}}\n")
+    with pytest.raises(UserError, match="row 1: MSE must be a number"):
+        read_table(path, ROOT / "hparams")
+
+
 def test_wrong_table(tmp_path):
     path = tmp_path / "t.yaml"
     path.write_text(

@@ -9,6 +9,7 @@ from sklearn import metrics as sk
 
 from benchmarks.interval_coverage import METHODS, SPEAKERS, Setting, coverage, false_alarms
 from speechbrain_ser.evaluation.intervals import (
+    SCALES,
     Sums,
     bootstrap_interval,
     estimate,
@@ -31,7 +32,7 @@ def counted(frame):
 def table():
     """Five speakers of 15 to 40 utterances."""
     sizes = (15, 20, 25, 30, 40)
-    return counted(pd.concat([predictions(f"s{n}", 0.6, n=n) for n in sizes], ignore_index=True))
+    return counted(pd.concat([predictions(f"s{n}", 0.6, n=n, mse=5e-4) for n in sizes], ignore_index=True))
 
 
 def test_by_hand():
@@ -66,12 +67,12 @@ def test_plain_cluster_bootstrap_is_scipys():
 def test_sums_give_the_figures_of_scikit_learn_and_jiwer(table):
     found = {name: estimate(s) for name, s in speaker_sums(table, CLASSES).items()}
     expected = metrics(table.drop(columns=["words", "word_errors"]), CLASSES)
-    assert found == pytest.approx({name: expected[name] for name in ("WA", "UA", "F1", "WER")})
+    assert found == pytest.approx({name: expected[name] for name in ("WA", "UA", "F1", "WER", "MSE")})
     assert found["UA"] == pytest.approx(sk.balanced_accuracy_score(table["emotion"], table["predicted"]))
     assert found["WER"] == pytest.approx(jiwer.wer(table["transcript"].str.upper().tolist(), list(table["hypothesis"])))
 
 
-@pytest.mark.parametrize("name", ["WA", "UA", "F1", "WER"])
+@pytest.mark.parametrize("name", ["WA", "UA", "F1", "WER", "MSE"])
 def test_leave_one_out_is_the_figure_of_the_others(table, name):
     expected = [metrics(table[table["speaker"] != s], CLASSES)[name] for s in sorted(set(table["speaker"]))]
     assert leave_one_out(speaker_sums(table, CLASSES)[name]) == pytest.approx(expected)
@@ -110,6 +111,24 @@ def test_nothing_recognised_is_a_wer_of_100_percent_with_an_interval():
     assert 0.7 < low < 1 < high < 1.3
 
 
+def test_mse_by_hand_on_the_log_scale():
+    """Two speakers: 2 utterances of .0004, .0006 and 3 of .001; without one the other's mean stays."""
+    rows = pd.DataFrame({"speaker": list("aabbb"), "emotion": "sad", "predicted": "sad"})
+    sums = speaker_sums(rows.assign(mse=[4e-4, 6e-4, 1e-3, 1e-3, 1e-3]), CLASSES)["MSE"]
+    mse = 0.004 / 5
+    assert estimate(sums) == pytest.approx(mse) and leave_one_out(sums) == pytest.approx([1e-3, 5e-4])
+    margin = stats.t.ppf(0.975, 1) * np.sqrt((1 / 2) * ((1e-3 - mse) ** 2 + (5e-4 - mse) ** 2))
+    ends = (mse * np.exp(-margin / mse), mse * np.exp(margin / mse))
+    assert speaker_interval(sums, SCALES["MSE"]) == pytest.approx(ends)
+    assert speaker_interval(sums, "log") == pytest.approx(ends)  # as WER has it
+
+
+@pytest.mark.parametrize("mse", [0.0, 5e-4])
+def test_an_mse_that_all_speakers_share_has_no_interval(mse):
+    """It counts nothing: no exact interval of counts, as WER has there, can stand for their spread."""
+    assert speaker_interval(ratio_sums(list("aabb"), [mse] * 4, [1] * 4), SCALES["MSE"]) is None
+
+
 @pytest.mark.parametrize("shares", [(0.02, 0, 0, 0.3), (1, 1, 1, 0.6), (1, 1, 0.99, 1)])
 def test_never_outside_what_is_possible(shares):
     low, high = speaker_interval(Sums(100 * np.array(shares)[:, None], np.full((4, 1), 100.0)))
@@ -128,6 +147,8 @@ SHORT = [
     Setting("UA", "4 equal", 0.5, 0.05),
     Setting("UA", "10 unequal", 0.7, 0.1),
     Setting("WER", "4 unequal", 0.5, 0.2),
+    Setting("MSE", "4 unequal", 5e-4, 0.4),
+    Setting("MSE", "10 unequal", 5e-4, 0.2),
     Setting("WA difference", "4 unequal", 0.75, 0.05),
 ]
 

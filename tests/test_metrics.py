@@ -105,6 +105,28 @@ def test_no_wer_without_an_asr_head():
     assert metrics(table(), CLASSES)["WER"] == pytest.approx(0.5)
 
 
+def test_mse_is_the_mean_over_utterances_by_hand():
+    """Squared errors of two reconstructions, 2 frames x 2 bands and 1 frame x 2 bands: 0.0005 and 0.001, not pooled."""
+    target = [np.array([[0.10, 0.20], [0.30, 0.40]]), np.array([[0.5, 0.5]])]
+    heard = [np.array([[0.12, 0.19], [0.30, 0.40 + np.sqrt(0.0015)]]), np.array([[0.5, 0.5 + np.sqrt(0.002)]])]
+    mse = [float(((a - b) ** 2).mean()) for a, b in zip(target, heard, strict=True)]
+    assert mse == pytest.approx([(0.0004 + 0.0001 + 0.0015) / 4, 0.001])
+    rows = pd.DataFrame({"emotion": ["sad", "sad"], "predicted": ["sad", "happy"], "mse": mse})
+    found = metrics(rows, CLASSES)
+    assert found["MSE"] == pytest.approx((0.0005 + 0.001) / 2) and type(found["MSE"]) is float
+
+
+def test_no_mse_without_a_reconstruction():
+    assert "MSE" not in metrics(table(), CLASSES)
+    rows = table().assign(mse=np.arange(20) / 1000, text_heard=np.arange(20) < 5)
+    found = metrics_by_text(rows, CLASSES)
+    assert found["all"]["MSE"] == pytest.approx(0.0095) and found["text_heard"]["MSE"] == pytest.approx(0.002)
+
+
+def test_an_mse_that_is_nan_is_not_left_out_of_the_mean():
+    assert math.isnan(metrics(table().assign(mse=[*[0.001] * 19, math.nan]), CLASSES)["MSE"])
+
+
 def test_the_text_disjoint_part():
     rows = table()
     rows["text_heard"] = np.arange(len(rows)) < 5

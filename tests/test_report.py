@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import jiwer
 import numpy as np
@@ -10,15 +11,19 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
+from speechbrain_ser.brain import SERBrain
+from speechbrain_ser.checkpoints import Tally
 from speechbrain_ser.cli import main
 from speechbrain_ser.errors import UserError
+from speechbrain_ser.evaluation.figures import plot_learning_curves
 from speechbrain_ser.evaluation.report import build_report, mean_curves
 from speechbrain_ser.evaluation.runs import load_runs, stacked
 from speechbrain_ser.evaluation.table import Table
 from speechbrain_ser.evaluation.versus import compare_folders
 from speechbrain_ser.files import write_csv, write_json
+from speechbrain_ser.results import print_results
 
-from .run_folders import CLASSES, FOLDS, SENTENCES, epochs, predictions, write_results, write_run
+from .run_folders import CLASSES, FOLDS, SENTENCES, epochs, predictions, write_pretraining, write_results, write_run
 
 SWEEP = [({}, 0.8), ({"alpha": "0"}, 0.6), ({"alpha": "0.01"}, 0.7)]
 PAPER = {
@@ -151,6 +156,83 @@ def test_speaker_accuracy_on_seen(tmp_path):
     text = table.text.set_index("variant")["speaker acc. on seen %"]
     assert text["beta=0.1"].startswith("50.0 [") and text["beta=0"] == "-"
     assert any("held-out utterances of training speakers" in n for n in table.notes)
+
+
+@pytest.fixture(scope="module")
+def with_mse(tmp_path_factory):
+    """Of two variants one reconstructs spectrograms; its report, beside a paper's numbers."""
+    root = tmp_path_factory.mktemp("mse")
+    for fold in FOLDS:
+        write_run(root / "results", fold, accuracy=0.8, mse=5e-4)
+        write_run(root / "results", fold, {"alpha": "0"}, accuracy=0.6)
+    rows = {"default": {"WA": 0.775, "MSE": 5.5e-4, "WER": 0.2241}, "alpha=0": {"WA": 0.7501}}
+    return build_report(root / "results", root / "out", {"title": "T", "rows": rows})
+
+
+def test_mse_stands_in_every_table_in_its_own_unit(with_mse):
+    tables = with_mse.tables
+    mse = pd.concat([predictions(f, 0.8, 1, mse=5e-4).assign(fold=f) for f in FOLDS])
+    row = tables["figures"].values.set_index("variant").loc["default"]
+    assert row["MSE"] == pytest.approx(mse["mse"].mean()) and row["MSE_low"] < row["MSE"] < row["MSE_high"]
+    text = tables["figures"].text.set_index("variant")
+    shown = f"{1e4 * row['MSE']:.1f} [{1e4 * row['MSE_low']:.1f}, {1e4 * row['MSE_high']:.1f}]"
+    assert text["MSE e-4"].to_dict() == {"default": shown, "alpha=0": "-"}
+    assert text["paper MSE e-4"].to_dict() == {"default": "5.5", "alpha=0": ""}
+    assert text.loc["default", ["paper WA %", "paper WER %"]].tolist() == ["77.5", "22.4"]
+    assert row["paper_MSE"] == 5.5e-4 and any(n.startswith("MSE:") for n in tables["figures"].notes)
+
+    parts = tables["texts"].text.set_index(["variant", "texts"])["MSE e-4"]
+    disjoint = 1e4 * mse["mse"][~mse["text_heard"]].mean()
+    assert parts["default", "text-disjoint"].startswith(f"{disjoint:.1f} [")
+    assert parts["alpha=0", "text-disjoint"] == "-"
+
+    selections = tables["selections"].text.set_index(["variant", "figure"]).loc[("default", "MSE e-4")]
+    best = pd.concat([predictions(f, 0.9, 1, mse=5e-4) for f in FOLDS])["mse"].mean()
+    assert selections["last epoch"] == f"{1e4 * row['MSE']:.1f}"
+    assert float(selections["choosing on test gains"]) == pytest.approx(1e4 * (best - row["MSE"]), abs=0.051)
+
+    of_folds = mse.groupby("fold")["mse"].mean() * 1e4
+    spread = tables["spread"].text.set_index(["variant", "over"])["MSE e-4"]
+    assert spread["default", "4 folds"] == f"{of_folds.mean():.1f} ± {of_folds.std():.1f}"
+    folds = tables["folds"].text.set_index("fold")
+    assert folds["MSE e-4 default"].to_dict() == {f: f"{v:.1f}" for f, v in of_folds.items()}
+    assert "MSE e-4 alpha=0" not in folds and "WA % alpha=0" in folds
+
+
+def test_mse_has_a_picture_and_survives_every_format(with_mse):
+    assert {"curves_MSE.svg", "curves_MSE.pdf"} <= {p.name for p in with_mse.files}
+    assert "MSE&nbsp;e-4" in (with_mse.folder / "report.html").read_text()
+    assert r"WER \%" in (latex := (with_mse.folder / "report.tex").read_text()) and "MSE e-4" in latex
+    assert "| MSE e-4 |" in (with_mse.folder / "report.md").read_text()
+
+
+def test_no_mse_where_nobody_reconstructs(report, tmp_path):
+    assert not [c for t in report.tables.values() for c in t.text if "MSE" in c]
+    assert "MSE" not in report.console and "curves_MSE.svg" not in {p.name for p in report.files}
+    for fold in FOLDS:  # neither where a part is empty
+        write_run(tmp_path, fold, by_selection={"last": predictions(fold).assign(text_heard=True)})
+    assert "MSE e-4" not in build_report(tmp_path).tables["texts"].text
+
+
+def test_curves_of_one_run_have_a_panel_for_mse():
+    for mse, panels in ((None, 3), (5e-4, 4)):
+        figure = plot_learning_curves(epochs(0.7, mse=mse), "demo")
+        assert len(figure.axes) == panels
+    assert figure.axes[-1].get_ylabel() == "spectrogram error (MSE)"
+    assert figure.axes[-1].lines[0].get_ydata()[-1] == pytest.approx(5e-4)
+
+
+def test_an_epochs_row_and_the_console_have_the_mse(tmp_path, capsys):
+    rows = predictions("01F", mse=5e-4).drop(columns="text_heard")
+    brain = SimpleNamespace(rows=[0], predictions=lambda: rows, tally=Tally(), data=SimpleNamespace(classes=CLASSES))
+    assert SERBrain._figures(brain, "test")["test_MSE"] == pytest.approx(rows["mse"].mean())
+    folder = write_run(tmp_path, "01F", mse=5e-4)
+    print_results(SimpleNamespace(folder=folder))
+    found = json.loads((folder / "metrics.json").read_text())["selections"]["last"]["text_disjoint"]["MSE"]
+    out = capsys.readouterr().out
+    assert " MSE" in out and f"{found:.1e}" in out and "e-04" in out
+    print_results(SimpleNamespace(folder=write_run(tmp_path / "other", "01F")))
+    assert "MSE" not in capsys.readouterr().out
 
 
 def test_curves_are_means_over_folds_and_a_stopped_run_keeps_its_last_value(one):
@@ -295,6 +377,40 @@ def test_lines_that_all_variants_share_are_said_once(tmp_path):
     assert "All variants: wav2vec2_hub=tiny" in found.console
 
 
+# ------------------------------------------------------------------ pre-training
+
+
+def test_pretraining_runs_are_left_out(one, report):
+    before = build_report(one).console
+    write_pretraining(one, "01F")
+    write_pretraining(one, "01M", finished=False)
+    assert build_report(one).console == before and "pretrain" not in before
+
+
+def test_pretraining_copied_without_its_configuration_is_left_out(one):
+    (write_pretraining(one, "01F") / "configuration.json").unlink()
+    assert list(load_runs(one).variants) == ["default"]
+
+
+def test_a_begun_run_of_another_kind_is_still_missing(one):
+    folder = write_pretraining(one, "01F", finished=False)
+    write_json({"fold": "01F", "kind": "joint"}, folder / "configuration.json")
+    with pytest.raises(UserError, match=r"hsu_pretrain/.*/01F/1 \(begun\)"):
+        build_report(one)
+
+
+def test_nothing_but_pretraining(tmp_path):
+    write_pretraining(tmp_path, "01F")
+    write_pretraining(tmp_path, "01M", finished=False)
+    with pytest.raises(UserError, match="holds 2 pre-training runs, which have no recognition to report"):
+        build_report(tmp_path)
+    begun = tmp_path / "hsu_mtl" / "01F"
+    begun.mkdir(parents=True)
+    write_json({}, begun / "configuration.json")
+    with pytest.raises(UserError, match="holds 1 unfinished runs and 2 pre-training runs"):
+        build_report(tmp_path)
+
+
 # ------------------------------------------------------------------ bad input
 
 
@@ -369,6 +485,39 @@ def test_predictions_that_are_not_what_they_should_be(one, spoil, message):
     with pytest.raises(UserError, match=message) as error:
         build_report(one)
     assert "01F" in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["", "none", "nan", "inf", "-0.001", "1e-3x"])
+def test_an_mse_that_is_no_error_is_named(tmp_path, value):
+    for fold in FOLDS:
+        write_run(tmp_path, fold, mse=5e-4)
+    path = run_of(tmp_path) / "predictions.csv"
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    frame.loc[frame["ID"] == "01F_007", "mse"] = value
+    write_csv(frame, path)
+    message = rf"mse that is not a finite number >= 0 \(1\):\n.*01F/1/predictions\.csv: 01F_007 has '{value}'"
+    with pytest.raises(UserError, match=message) as error:
+        build_report(tmp_path)
+    assert "01F_006" not in str(error.value)
+
+
+def test_an_mse_as_it_is_written_is_right(tmp_path):
+    rows = predictions("01F").assign(mse=["0", "5.3e-04", "1E-3", "2", *["0.0005"] * 20])
+    write_run(tmp_path, "01F", by_selection={"last": rows.assign(mse=rows["mse"].astype(float))}, folds=["01F"])
+    write_csv(rows, run_of(tmp_path) / "predictions.csv")
+    found = stacked(load_runs(tmp_path).runs, "last")
+    assert found["mse"].tolist()[:5] == [0, 5.3e-4, 1e-3, 2, 5e-4]
+
+
+@pytest.mark.parametrize("column", ["mse", "hypothesis"])
+def test_a_task_that_only_some_folds_have(tmp_path, column):
+    for fold in FOLDS:
+        write_run(tmp_path, fold, mse=5e-4)
+    path = run_of(tmp_path, "02F") / "predictions_valid.csv"
+    write_csv(pd.read_csv(path, keep_default_na=False).drop(columns=column), path)
+    message = rf"columns in some files of a variant only \(1\):\n.*fold 02F, seed 1 \(valid\): {column}"
+    with pytest.raises(UserError, match=message):
+        build_report(tmp_path)
 
 
 @pytest.mark.parametrize(

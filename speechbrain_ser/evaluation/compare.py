@@ -24,7 +24,7 @@ from speechbrain_ser.evaluation.intervals import LEVEL, Sums, estimate, jackknif
 
 FEW_DISCORDANT = 25  # below, the chi-square distribution of McNemar's statistic is a poor approximation
 WEBB = np.sqrt([0.5, 1.0, 1.5])
-FIGURES = ("WA", "UA", "F1", "WER")
+FIGURES = ("WA", "UA", "F1", "WER", "MSE")
 
 
 class Difference(NamedTuple):
@@ -185,7 +185,8 @@ def compare_predictions(first: pd.DataFrame, second: pd.DataFrame, classes: Sequ
     Arguments
     ---------
     first, second : pandas.DataFrame
-        Columns ID, seed, speaker, emotion, predicted and, with an ASR head, words and word_errors.
+        Columns ID, seed, speaker, emotion, predicted; with an ASR head words and word_errors; with a reconstruction
+        task mse.
     classes : sequence of str
         All classes.
 
@@ -193,7 +194,8 @@ def compare_predictions(first: pd.DataFrame, second: pd.DataFrame, classes: Sequ
     -------
     dict
         ``n`` pairs, ``speakers``, ``mcnemar`` (:class:`McNemar`), and by figure (WA, UA, F1 and, where both have it,
-        WER) a :class:`Difference` and ``bootstrap_p``; the speakers' figures are None where speakers are not known.
+        WER and MSE) a :class:`Difference` and ``bootstrap_p``; the speakers' figures are None where speakers are not
+        known.
     """
     first, second = paired(first, second)
     is_right = [f["emotion"] == f["predicted"] for f in (first, second)]

@@ -59,11 +59,16 @@ def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], t
     return figure
 
 
-CURVES = {"loss": "loss", "WA": "emotion accuracy (WA)", "WER": "word error rate"}
+CURVES = {
+    "loss": "loss",
+    "WA": "emotion accuracy (WA)",
+    "WER": "word error rate",
+    "MSE": "spectrogram error (MSE)",
+}
 
 
 def plot_learning_curves(epochs: pd.DataFrame, title: str) -> Figure:
-    """Loss, accuracy and WER against the epoch, one line a part (Cai et al. 2021, figure 2, for one run).
+    """Loss, accuracy, WER and MSE against the epoch, one line a part (Cai et al. 2021, figure 2, for one run).
 
     Arguments
     ---------
@@ -99,9 +104,9 @@ def plot_variant_curves(curves: Mapping[str, pd.DataFrame], metric: str, part: s
     Arguments
     ---------
     curves : mapping of str to pandas.DataFrame
-        By variant: index epoch, columns WA and, with an ASR head, WER; means over folds and seeds.
+        By variant: index epoch, columns WA and, with the heads for them, WER and MSE; means over folds and seeds.
     metric : str
-        ``WA`` or ``WER``; variants without it have no line.
+        ``WA``, ``WER`` or ``MSE``; variants without it have no line.
     part : str
         ``test`` or ``valid``: where it was measured.
     title : str

@@ -2,10 +2,10 @@
 
 Utterances of one speaker succeed and fail together, so the speakers are the sample. Every figure here is a mean of
 ratios of sums over speakers (WA: correct / utterances; UA: the mean over classes of correct / utterances of the class;
-WER: word errors / words), and its interval comes from leaving out one speaker at a time: the jackknife, known as CR3 in
-regression, with Student's t of (speakers - 1) degrees of freedom, on the logit scale for shares and on the log scale
-for WER. The plain cluster bootstrap is kept beside it to show what it covers with few speakers
-(``benchmarks/interval_coverage.py``): far less than it says.
+WER: word errors / words; MSE: the utterances' errors / utterances), and its interval comes from leaving out one speaker
+at a time: the jackknife, known as CR3 in regression, with Student's t of (speakers - 1) degrees of freedom, on the
+logit scale for shares and on the log scale for WER and MSE. The plain cluster bootstrap is kept beside it to show what
+it covers with few speakers (``benchmarks/interval_coverage.py``): far less than it says.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import special, stats
 
 LEVEL = 0.95
-SCALES = {"WA": "logit", "UA": "logit", "F1": "logit", "speaker": "logit", "WER": "log"}
+SCALES = {"WA": "logit", "UA": "logit", "F1": "logit", "speaker": "logit", "WER": "log", "MSE": "log_mean"}
 
 
 class Sums(NamedTuple):
@@ -41,13 +41,13 @@ class Interval(NamedTuple):
 
 
 def speaker_sums(predictions: pd.DataFrame, classes: Sequence[str]) -> dict[str, Sums]:
-    """The sums behind WA, UA, macro-F1 and, where there are word counts, WER.
+    """The sums behind WA, UA, macro-F1 and, where there are word counts, WER; where there are reconstructions, MSE.
 
     Arguments
     ---------
     predictions : pandas.DataFrame
-        Columns speaker, emotion, predicted; ``words`` and ``word_errors`` where there is an ASR head. Several folds and
-        seeds may be stacked: all rows of a speaker are one cluster.
+        Columns speaker, emotion, predicted; ``words`` and ``word_errors`` where there is an ASR head, ``mse`` where
+        there is a reconstruction task. Several folds and seeds may be stacked: all rows of a speaker are one cluster.
     classes : sequence of str
         All classes; those that do not occur are no term of UA and F1, as in
         :func:`~speechbrain_ser.evaluation.metrics.emotion_metrics`.
@@ -77,6 +77,8 @@ def speaker_sums(predictions: pd.DataFrame, classes: Sequence[str]) -> dict[str,
     if "words" in predictions:
         counts = (predictions[c].to_numpy()[:, None] for c in ("word_errors", "words"))
         sums["WER"] = _sums(speaker, *counts)
+    if "mse" in predictions:
+        sums["MSE"] = ratio_sums(speaker, predictions["mse"], np.ones(len(speaker)))
     return sums
 
 
@@ -160,14 +162,14 @@ def speaker_interval(sums: Sums, scale: str = "logit", level: float = LEVEL) -> 
         [speakers, terms], or with leading axes of replicates.
     scale : str
         ``logit`` for shares (WA, UA, F1), ``log`` for WER (at least 0, and above 1 where much is inserted),
-        ``identity`` for none of these.
+        ``log_mean`` for MSE (at least 0, and no count of anything), ``identity`` for none of these.
     level : float
         Nominal coverage, in (0, 1).
 
     Returns
     -------
     Interval or None
-        None for a single speaker, who says nothing about others.
+        None for a single speaker, who says nothing about others, and for a mean that all speakers have in common.
 
     Example
     -------
@@ -186,10 +188,12 @@ def speaker_interval(sums: Sums, scale: str = "logit", level: float = LEVEL) -> 
         low, high = SCALED[scale](figure, quantile * error)
     # all speakers alike (all perfect, or no word recognised at all): their spread says nothing, the counts do
     alike = np.isclose(error, 0, atol=1e-12)
-    if alike.any() and scale != "identity":
+    if alike.any() and scale == "log_mean":  # nothing is counted
+        low, high = (np.where(alike, np.nan, found) for found in (low, high))
+    elif alike.any() and scale != "identity":
         exact = _counted_interval(figure, effective_size(sums, quantile, level), scale, level)
         low, high = (np.where(alike, e, found) for e, found in zip(exact, (low, high), strict=True))
-    return Interval(*map(_plain, (low, high)))
+    return None if np.isnan(low).all() else Interval(*map(_plain, (low, high)))
 
 
 def bootstrap_interval(sums: Sums, n_resamples: int = 2000, seed: int = 0, level: float = LEVEL) -> Interval | None:
@@ -234,6 +238,7 @@ def _log_scale(figure, margin):
 SCALED = {
     "logit": _logit_scale,
     "log": _log_scale,
+    "log_mean": _log_scale,
     "identity": lambda figure, margin: (figure - margin, figure + margin),
 }
 

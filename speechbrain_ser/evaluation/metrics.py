@@ -1,6 +1,7 @@
 """Figures of one set of predictions, from the table of predictions alone.
 
-A prediction is a row: ID, speaker, emotion, predicted, transcript and, where there is an ASR head, hypothesis.
+A prediction is a row: ID, speaker, emotion, predicted, transcript; hypothesis where there is an ASR head; mse where a
+spectrogram is reconstructed: the squared error of its mel spectrogram (0 to 1), averaged over its own frames and bands.
 """
 
 from collections.abc import Sequence
@@ -141,14 +142,23 @@ def metrics(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
     ---------
     predictions : pandas.DataFrame
         Columns ID, emotion, predicted, transcript; ``hypothesis`` where there is an ASR head, or the ``words`` and
-        ``word_errors`` of :func:`word_errors`, where they were counted before.
+        ``word_errors`` of :func:`word_errors`, where they were counted before; ``mse`` (float) where there is a
+        reconstruction task.
     classes : sequence of str
         All classes.
 
     Returns
     -------
     dict
-        ``n`` utterances, those of :func:`emotion_metrics`, and ``WER`` where there are hypotheses.
+        ``n`` utterances, those of :func:`emotion_metrics`; ``WER`` where there are hypotheses; ``MSE``, the mean over
+        utterances, where there are reconstructions.
+
+    Example
+    -------
+    >>> rows = pd.DataFrame({"emotion": ["a", "b"], "predicted": ["a", "a"], "mse": [4e-4, 8e-4]})
+    >>> found = metrics(rows, ["a", "b"])
+    >>> found["WA"], round(found["MSE"], 6), "WER" in found
+    (0.5, 0.0006, False)
     """
     out = {
         "n": len(predictions),
@@ -159,6 +169,8 @@ def metrics(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
         out["WER"] = float(predictions["word_errors"].sum() / n_words) if n_words else None
     elif "hypothesis" in predictions:
         out["WER"] = word_error_rate(predictions["transcript"], predictions["hypothesis"])
+    if "mse" in predictions:
+        out["MSE"] = float(predictions["mse"].mean(skipna=False))  # an utterance is never left out silently
     return out
 
 

@@ -11,13 +11,14 @@ import pandas as pd
 
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.evaluation import tables as make
-from speechbrain_ser.evaluation.figures import plot_confusion, plot_variant_curves, save_figure
+from speechbrain_ser.evaluation.figures import CURVES, plot_confusion, plot_variant_curves, save_figure
 from speechbrain_ser.evaluation.metrics import metrics
 from speechbrain_ser.evaluation.page import Picture, render_page
 from speechbrain_ser.evaluation.runs import Run, Runs, items_of, load_runs, stacked
 from speechbrain_ser.evaluation.table import Table
 from speechbrain_ser.files import write_csv, write_text
 
+MEASURED = [metric for metric in CURVES if metric != "loss"]
 LATEX_HEAD = "% needs \\usepackage{booktabs}; figures/*.pdf are the figures\n"
 
 
@@ -65,8 +66,8 @@ def build_report(
         Where the files go; ``<results_folder>/report`` by default.
     paper : mapping, optional
         The paper's own table: ``title``, ``columns`` (such as [WA, WER]) and ``rows``, which maps a variant
-        (``default``, ``alpha=0``) to its numbers, a list in the columns' order or a mapping; shares between 0 and 1.
-        ``names`` may map variants to what the table calls them.
+        (``default``, ``alpha=0``) to its numbers, a list in the columns' order or a mapping; shares between 0 and 1
+        (MSE: as it is, such as 5.3e-4). ``names`` may map variants to what the table calls them.
     allow_incomplete : bool
         Report what has finished, the title naming what has not.
     selection : str, optional
@@ -181,7 +182,7 @@ def _pictures(runs: Runs, selection: str, folder: Path) -> list[Picture]:
     figures = {}
     part, curves = mean_curves(runs)
     if curves:
-        measured = [m for m in ("WA", "WER") if any(m in c for c in curves.values())]
+        measured = [m for m in MEASURED if any(m in c for c in curves.values())]
         for metric in measured:
             caption = (
                 f"{metric} per epoch on the {part} part ({'to look at, not to choose by; ' * (part == 'test')}mean "
@@ -200,7 +201,7 @@ def _pictures(runs: Runs, selection: str, folder: Path) -> list[Picture]:
 
 
 def mean_curves(runs: Runs) -> tuple[str, dict[str, pd.DataFrame]]:
-    """WA and WER by epoch, mean over folds and seeds, of the test part where every run measured it, else valid.
+    """WA, WER and MSE by epoch, mean over folds and seeds, of the test part where every run measured it, else valid.
 
     Arguments
     ---------
@@ -220,7 +221,7 @@ def mean_curves(runs: Runs) -> tuple[str, dict[str, pd.DataFrame]]:
 
 def _mean_curve(of_variant: Sequence[Run], part: str) -> pd.DataFrame:
     curves = {}
-    for metric in ("WA", "WER"):
+    for metric in MEASURED:
         column = f"{part}_{metric}"
         if all(column in r.epochs for r in of_variant):
             each = pd.concat([r.epochs.set_index("epoch")[column] for r in of_variant], axis=1)

@@ -1,7 +1,8 @@
 """The finished runs below a folder, checked before anything is averaged.
 
 Whatever would make a mean dishonest is an error that names every offender: folds that have not finished, utterances
-missing or doubled, folds of other protocols, corpora or label sets, variants tested on other utterances.
+missing or doubled, folds of other protocols, corpora or label sets, variants tested on other utterances. Runs that only
+pre-train recognise nothing and are left out.
 """
 
 import json
@@ -22,6 +23,8 @@ NEEDED = ("system", "corpus", "protocol", "fold", "folds", "seed", "variant", "c
 NEEDED += ("n_epochs", "selection", "selections", "speaker_disjoint", "leak")
 COLUMNS = ("ID", "speaker", "emotion", "predicted", "transcript", "text_heard")
 SEEN_COLUMNS = ("ID", "speaker", "speaker_predicted")
+HEADS = ("hypothesis", "mse")  # columns of the tasks that a variant may not have
+PRETRAINING = "pretraining"  # the line `kind:` of a run that recognises nothing
 FACTS = ["speaker", "emotion", "transcript"]  # of an utterance, whoever predicts it
 
 
@@ -36,7 +39,8 @@ class Run:
     metrics : dict
         Its ``metrics.json``.
     predictions : dict of str to pandas.DataFrame
-        By selection; sorted by ID, with ``words`` and ``word_errors`` where there are hypotheses.
+        By selection; sorted by ID, with ``words`` and ``word_errors`` where there are hypotheses, ``mse`` as
+        floats where there are reconstructions.
     epochs : pandas.DataFrame
         Its ``epochs.csv``.
     seen : pandas.DataFrame or None
@@ -144,7 +148,7 @@ class Runs:
 
 
 def load_runs(folder: str | os.PathLike, allow_incomplete: bool = False) -> Runs:
-    """Find, read and check every run below a folder.
+    """Find, read and check every run below a folder; pre-training runs are passed over.
 
     Arguments
     ---------
@@ -165,10 +169,9 @@ def load_runs(folder: str | os.PathLike, allow_incomplete: bool = False) -> Runs
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
-    finished, unfinished = find_runs(folder)
+    finished, unfinished, pretraining = find_runs(folder)
     if not finished:
-        has = f"{len(unfinished)} unfinished runs" if unfinished else "no run (no metrics.json)"
-        raise UserError(f"{folder} holds {has}")
+        raise UserError(f"{folder} holds {_nothing_to_report(unfinished, pretraining)}")
     problems = Problems(folder)
     metrics = {path: _read_metrics(path, problems) for path in finished}
     problems.raise_any()
@@ -178,6 +181,7 @@ def load_runs(folder: str | os.PathLike, allow_incomplete: bool = False) -> Runs
     problems.raise_any()
     runs = tuple(sorted(runs, key=_order))
     _check_utterances(runs, problems)
+    _check_heads(runs, problems)
     problems.raise_any()
     missing = _missing(runs, unfinished)
     if missing and not allow_incomplete:
@@ -187,11 +191,31 @@ def load_runs(folder: str | os.PathLike, allow_incomplete: bool = False) -> Runs
     return Runs(runs, tuple(missing))
 
 
-def find_runs(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Run folders below a folder: finished ones (with metrics.json) and begun ones, each sorted."""
+def find_runs(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """Run folders below a folder, sorted: finished ones (with metrics.json), begun ones, and those of pre-training."""
     finished = {path.parent for path in folder.rglob("metrics.json")}
     begun = {path.parent for name in ("configuration.json", "hyperparams.yaml") for path in folder.rglob(name)}
-    return sorted(finished), sorted(begun - finished)
+    pretraining = {path for path in finished | begun if _is_pretraining(path)}
+    return sorted(finished - pretraining), sorted(begun - finished - pretraining), sorted(pretraining)
+
+
+def _is_pretraining(path: Path) -> bool:
+    """Whether a run's figures, or the lines that it was begun with, say so."""
+    for name in ("metrics.json", "configuration.json"):
+        try:
+            found = json.loads((path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # a damaged metrics.json is named when it is read for its figures
+            continue
+        if isinstance(found, dict) and found.get("kind") == PRETRAINING:
+            return True
+    return False
+
+
+def _nothing_to_report(unfinished: Sequence[Path], pretraining: Sequence[Path]) -> str:
+    parts = [f"{len(unfinished)} unfinished runs"] if unfinished else []
+    if pretraining:
+        parts.append(f"{len(pretraining)} pre-training runs, which have no recognition to report")
+    return " and ".join(parts) or "no run (no metrics.json)"
 
 
 class Problems:
@@ -251,12 +275,12 @@ def _read_metrics(path: Path, problems: Problems) -> dict:
 def _read_run(path: Path, metrics: dict, problems: Problems) -> Run | None:
     try:
         files = {s: path / _file_name("predictions", s, metrics) for s in metrics["selections"]}
-        predictions = {s: _read_csv(file, COLUMNS) for s, file in files.items()}
+        predictions = {s: _read_predictions(file, problems) for s, file in files.items()}
         epochs = _read_epochs(path / "epochs.csv")
         seen = path / "predictions_seen.csv"
         seen = _read_csv(seen, SEEN_COLUMNS) if seen.is_file() else None
         second = _read_second(path, metrics, problems)
-        run = Run(path, metrics, {s: _prepared(p) for s, p in predictions.items()}, epochs, seen, second)
+        run = Run(path, metrics, predictions, epochs, seen, second)
         for selection, file in files.items():
             _check_predictions(run, selection, file, problems)
         if seen is not None:
@@ -273,14 +297,24 @@ def _read_run(path: Path, metrics: dict, problems: Problems) -> Run | None:
 def _read_second(path: Path, metrics: dict, problems: Problems) -> dict[str, pd.DataFrame]:
     expected = metrics["utterances"].get("second", 0)
     files = {s: path / _file_name("predictions_second", s, metrics) for s in metrics["selections"] if expected}
-    frames = {selection: _read_csv(file, COLUMNS) for selection, file in files.items()}
+    frames = {selection: _read_predictions(file, problems) for selection, file in files.items()}
     for selection, frame in frames.items():
         _check_count(files[selection], frame, expected, problems)
-    return {selection: _prepared(frame) for selection, frame in frames.items()}
+    return frames
 
 
 def _file_name(stem: str, selection: str, metrics: dict) -> str:
     return f"{stem}.csv" if selection == metrics["selection"] else f"{stem}_{selection}.csv"
+
+
+def _read_predictions(path: Path, problems: Problems) -> pd.DataFrame:
+    frame = _read_csv(path, COLUMNS)
+    if "mse" in frame:
+        is_right = pd.to_numeric(frame["mse"], errors="coerce").between(0, float("inf"), inclusive="left")
+        if not is_right.all():
+            found = (f"{i} has '{m}'" for i, m in frame.loc[~is_right, ["ID", "mse"]].itertuples(index=False))
+            problems.add("mse that is not a finite number >= 0", f"{path}: {_listed(found)}")
+    return _prepared(frame)
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -299,13 +333,18 @@ def _read_epochs(path: Path) -> pd.DataFrame:
 
 
 def _prepared(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Typed, sorted, with word counts; speakers qualified by corpus where that is a column, '' where unknown."""
+    """Typed, sorted, with word counts; speakers qualified by corpus where that is a column, '' where unknown.
+
+    An ``mse`` that is no number becomes NaN.
+    """
     frame = predictions.sort_values("ID", ignore_index=True)
     frame["text_heard"] = frame["text_heard"].str.lower() == "true"
     if "corpus" in frame:
         frame["speaker"] = (frame["corpus"] + ":" + frame["speaker"]).where(frame["speaker"] != "", "")
     if "hypothesis" in frame:
         frame = frame.join(word_errors(frame["transcript"], frame["hypothesis"]))
+    if "mse" in frame:
+        frame["mse"] = pd.to_numeric(frame["mse"], errors="coerce").astype(float)
     return frame
 
 
@@ -387,6 +426,19 @@ def _check_utterances(runs: Sequence[Run], problems: Problems) -> None:
     for fold, (_, facts) in of_fold.items():
         if twice := [i for i in facts.index if owner.setdefault(i, fold) != fold]:
             problems.add("utterances tested in two folds", f"{owner[twice[0]]} and {fold}: {_listed(twice)}")
+
+
+def _check_heads(runs: Sequence[Run], problems: Problems) -> None:
+    """A variant has the same tasks in all its files: no mean over a part of them."""
+    for run in runs:
+        known = _heads(next(iter(_first_of(runs, run).predictions.values())))
+        for selection, frame in run.predictions.items():
+            if differing := _heads(frame) ^ known:
+                problems.add("columns in some files of a variant only", f"{run} ({selection}): {_listed(differing)}")
+
+
+def _heads(predictions: pd.DataFrame) -> set[str]:
+    return {column for column in HEADS if column in predictions}
 
 
 def check_same_tests(first: Runs, second: Runs, problems: Problems, allow_incomplete: bool) -> None:

@@ -2,13 +2,11 @@
 
 import html
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
 
-NONE = "none"  # nothing to measure there
-ABSENT = "-"  # the variant has no such head
+from speechbrain_ser.evaluation.cells import SYMBOLS
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +22,7 @@ class Table:
     text : pandas.DataFrame
         Strings, as printed; the first column names the row.
     values : pandas.DataFrame
-        The same figures in full, shares between 0 and 1.
+        The same figures in full, whatever their printed unit: shares between 0 and 1.
     notes : tuple of str
         What a reader must know, below it.
     """
@@ -75,7 +73,7 @@ class Table:
 
     def html(self) -> str:
         """A section with a heading; the table scrolls sideways where the screen is narrow."""
-        head = "".join(f'<th scope="col">{html.escape(str(c)).replace(" %", "&nbsp;%")}</th>' for c in self.text)
+        head = "".join(f'<th scope="col">{_unbroken(html.escape(str(c)))}</th>' for c in self.text)
         rows = "\n".join(
             f'<tr><th scope="row"><div>{_breakable(html.escape(str(first)))}</div></th>'
             + "".join(f"<td>{html.escape(str(v))}</td>" for v in rest)
@@ -88,6 +86,11 @@ class Table:
             f'<div class="scroll" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n'
             f"<tbody>\n{rows}\n</tbody>\n</table></div>\n{notes}\n</section>"
         )
+
+
+def _unbroken(heading: str) -> str:
+    """A column's heading whose unit stays on the line of its figure."""
+    return re.sub(rf" ({'|'.join(map(re.escape, SYMBOLS))})(?!\w)", r"&nbsp;\1", heading)
 
 
 def _breakable(name: str) -> str:
@@ -109,53 +112,3 @@ def escape_latex(text: object) -> str:
     """
     escaped = re.sub("|".join(map(re.escape, LATEX)), lambda m: LATEX[m[0]], str(text))
     return re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)  # a minus, not a hyphen
-
-
-# ------------------------------------------------------------------ cells
-
-
-def percent(value: float | None) -> str:
-    """A share as percent, one decimal.
-
-    Example
-    -------
-    >>> percent(0.78154), percent(None)
-    ('78.2', 'none')
-    """
-    return NONE if value is None or pd.isna(value) else f"{100 * value:.1f}"
-
-
-def points(value: float) -> str:
-    """A difference of shares in percentage points, signed.
-
-    Example
-    -------
-    >>> points(0.034), points(-0.0001)
-    ('+3.4', '0.0')
-    """
-    text = f"{100 * value:+.1f}"
-    return "0.0" if float(text) == 0 else text
-
-
-def with_interval(value: str, ends: Sequence[str] | None) -> str:
-    """A figure and its interval.
-
-    Example
-    -------
-    >>> with_interval("78.2", ("71.0", "83.9")), with_interval("78.2", None)
-    ('78.2 [71.0, 83.9]', '78.2')
-    """
-    return value if ends is None else f"{value} [{', '.join(ends)}]"
-
-
-def p_value(p: float | None) -> str:
-    """A p-value.
-
-    Example
-    -------
-    >>> p_value(0.0312), p_value(0.00001), p_value(None)
-    ('0.031', '<0.001', 'none')
-    """
-    if p is None:
-        return NONE
-    return "<0.001" if p < 0.001 else f"{p:.3f}"

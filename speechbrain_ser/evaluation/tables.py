@@ -6,14 +6,25 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
+from speechbrain_ser.evaluation.cells import (
+    ABSENT,
+    NONE,
+    PERCENT,
+    Unit,
+    heading,
+    p_value,
+    unit_of,
+    with_interval,
+)
 from speechbrain_ser.evaluation.compare import FIGURES, Difference, compare_predictions, holm
 from speechbrain_ser.evaluation.intervals import SCALES, estimate, ratio_sums, speaker_interval, speaker_sums
 from speechbrain_ser.evaluation.metrics import metrics
 from speechbrain_ser.evaluation.runs import Run, Runs, items_of, selections_of, stacked
-from speechbrain_ser.evaluation.table import ABSENT, NONE, Table, p_value, percent, points, with_interval
+from speechbrain_ser.evaluation.table import Table
 
 SELECTED_BY = {"last": "last epoch", "valid": "best on validation", "test": "ORACLE/leaky: best on TEST"}
 ORACLE = "ORACLE/leaky"
+SHOWN = ("WA", "UA", "WER", "MSE")  # F1 stands in few tables
 
 
 # ------------------------------------------------------------------ one variant
@@ -32,8 +43,8 @@ def figures_of(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
     Returns
     -------
     dict
-        n, WA, UA, F1, recall, confusion, WER where there is one, and ``WA_low``, ``WA_high``, … (None without a second
-        speaker).
+        n, WA, UA, F1, recall, confusion, WER and MSE where there are such, and ``WA_low``, ``WA_high``, … (None without
+        a second speaker).
     """
     found = metrics(predictions, classes)
     for name, sums in speaker_sums(predictions, classes).items():
@@ -61,7 +72,7 @@ def _ends(name: str, interval) -> dict:
 
 
 def _by(runs: Sequence[Run], selection: str, classes: Sequence[str], keys: list[str]) -> pd.DataFrame:
-    """WA, UA, F1, WER and n of each fold, seed, or both."""
+    """WA, UA, F1, WER, MSE and n of each fold, seed, or both."""
     rows = []
     for values, part in stacked(runs, selection).groupby(keys, sort=False):
         found = metrics(part, classes)
@@ -70,11 +81,11 @@ def _by(runs: Sequence[Run], selection: str, classes: Sequence[str], keys: list[
 
 
 def _cell(found: Mapping, name: str) -> str:
-    """A figure in percent with its interval; a dash where the variant has no such head."""
+    """A figure in its unit with its interval; a dash where the variant has no such head."""
     if name not in found:
         return ABSENT
-    low, high = found.get(f"{name}_low"), found.get(f"{name}_high")
-    return with_interval(percent(found[name]), None if low is None else (percent(low), percent(high)))
+    unit, low, high = unit_of(name), found.get(f"{name}_low"), found.get(f"{name}_high")
+    return with_interval(unit.text(found[name]), None if low is None else (unit.text(low), unit.text(high)))
 
 
 def _marked(text: str, selection: str) -> str:
@@ -82,19 +93,19 @@ def _marked(text: str, selection: str) -> str:
     return f"{text} {ORACLE}" if selection == "test" and text not in (ABSENT, NONE) else text
 
 
-def _spread(values: pd.Series) -> str:
-    """Mean ± standard deviation, in percent."""
+def _spread(values: pd.Series, unit: Unit) -> str:
+    """Mean ± standard deviation."""
     values = values.dropna().astype(float)
     if values.empty:
         return ABSENT
-    return percent(values.mean()) + (f" ± {percent(values.std(ddof=1))}" if len(values) > 1 else "")
+    return unit.text(values.mean()) + (f" ± {unit.text(values.std(ddof=1))}" if len(values) > 1 else "")
 
 
 # ------------------------------------------------------------------ main table
 
 
 def main_table(runs: Runs, selection: str, paper: Mapping | None = None) -> Table:
-    """WA, UA, F1, WER and speaker accuracy of each variant, the paper's numbers beside them.
+    """WA, UA, F1, WER, MSE and speaker accuracy of each variant, the paper's numbers beside them.
 
     Arguments
     ---------
@@ -118,23 +129,25 @@ def main_table(runs: Runs, selection: str, paper: Mapping | None = None) -> Tabl
         found["share_text_heard"] = float(predictions["text_heard"].mean())
         per_fold = _by(of_variant, selection, runs.classes, ["fold", "seed"]).groupby("fold")["WER"]
         found["WER_fold_mean"] = _mean(per_fold.apply(_mean)) if "WER" in found else None
-        row = {"variant": name, **{f"{m} %": _marked(_cell(found, m), selection) for m in ("WA", "UA")}}
-        row["F1 %"] = _marked(percent(found["F1"]), selection)
-        row["WER %"] = _marked(_cell(found, "WER"), selection)
-        row["WER %, fold mean"] = _marked(percent(found["WER_fold_mean"]), selection) if "WER" in found else ABSENT
-        row["texts heard %"] = percent(found["share_text_heard"])
+        row = {"variant": name, **{heading(m): _marked(_cell(found, m), selection) for m in ("WA", "UA")}}
+        row[heading("F1")] = _marked(unit_of("F1").text(found["F1"]), selection)
+        row[heading("WER")] = _marked(_cell(found, "WER"), selection)
+        fold_mean = unit_of("WER").text(found["WER_fold_mean"]) if "WER" in found else ABSENT
+        row[f"{heading('WER')}, fold mean"] = _marked(fold_mean, selection)
+        row[heading("MSE")] = _marked(_cell(found, "MSE"), selection)
+        row["texts heard %"] = PERCENT.text(found["share_text_heard"])
         row["speaker acc. on seen %"] = _cell(found, "speaker")
         row["predictions"] = str(found["n"])
         key = paper_key(of_variant[0].metrics["variant"], name, papers)
         theirs = papers.get(key, {})
         not_run.pop(key, None)
-        text.append(row | {f"paper {c} %": percent(v) for c, v in theirs.items()})
+        text.append(row | _paper_text(theirs))
         label = {"variant": name, "selection": SELECTED_BY[selection], "speaker_disjoint": not runs.leak}
         values.append(label | _flat(found) | _paper_values(theirs))
     for key, theirs in not_run.items():  # at its place among those that were; runs are in the paper's order
         place = sum(k not in not_run for k in keys[: keys.index(key)]) + list(not_run).index(key)
         name = f"{runs.names.get(key, key)} (not run)"
-        text.insert(place, {"variant": name} | {f"paper {c} %": percent(v) for c, v in theirs.items()})
+        text.insert(place, {"variant": name} | _paper_text(theirs))
         values.insert(place, {"variant": name} | _paper_values(theirs))
     return Table(
         "figures",
@@ -156,6 +169,11 @@ def _main_notes(runs: Runs, values: Sequence[Mapping]) -> tuple[str, ...]:
         notes.append(
             "WER: pooled over words, and the mean of the folds'. Texts heard: share of the test utterances whose text "
             "is said in training; WER there is telling known sentences apart, see the text-disjoint part."
+        )
+    if any("MSE" in v for v in values):
+        notes.append(
+            "MSE: squared error of the reconstructed mel spectrogram (0 to 1), mean over an utterance's frames and "
+            "bands, then over utterances; 5.0 e-4 is 0.0005."
         )
     if any("speaker" in v for v in values):
         notes.append("Speaker accuracy: on `seen`, held-out utterances of training speakers.")
@@ -193,6 +211,10 @@ def paper_key(variant: str, name: str, rows: Mapping[str, Mapping]) -> str:
     return next((c for c in candidates if c in rows), "")
 
 
+def _paper_text(row: Mapping[str, float]) -> dict:
+    return {f"paper {heading(c)}": unit_of(c).text(v) for c, v in row.items()}
+
+
 def _paper_values(row: Mapping[str, float]) -> dict:
     return {f"paper_{c}": v for c, v in row.items()}
 
@@ -220,8 +242,9 @@ def second_table(runs: Runs, selection: str) -> Table | None:
         found = figures_of(stacked(tested, selection, "second"), runs.classes)
         row = {"variant": name, "second corpus": tested[0].metrics["second_corpus"]}
         values.append(row | _flat(found))
-        row |= {f"{m} %": _marked(_cell(found, m), selection) for m in ("WA", "UA")}
-        text.append(row | {"F1 %": _marked(percent(found["F1"]), selection), "predictions": str(found["n"])})
+        row |= {heading(m): _marked(_cell(found, m), selection) for m in ("WA", "UA")}
+        row[heading("F1")] = _marked(unit_of("F1").text(found["F1"]), selection)
+        text.append(row | {"predictions": str(found["n"])})
     if not text:
         return None
     note = "Its own held-out utterances, each tested in one fold at most; UA and F1 over the classes that it has."
@@ -237,14 +260,15 @@ def text_table(runs: Runs, selection: str) -> Table:
     text, values = [], []
     for name, of_variant in runs.variants.items():
         predictions = stacked(of_variant, selection)
+        measured = metrics(predictions, runs.classes)
         for part, rows in _text_parts(predictions):
             label = {"variant": name, "texts": part, "predictions": str(len(rows))}
             if rows.empty:
-                text.append(label | {f"{m} %": NONE for m in ("WA", "UA", "WER")})
+                text.append(label | {heading(m): NONE if m in measured else ABSENT for m in SHOWN})
                 values.append({"variant": name, "texts": part, "n": 0})
                 continue
             found = figures_of(rows, runs.classes)
-            text.append(label | {f"{m} %": _marked(_cell(found, m), selection) for m in ("WA", "UA", "WER")})
+            text.append(label | {heading(m): _marked(_cell(found, m), selection) for m in SHOWN})
             values.append({"variant": name, "texts": part} | _flat(found))
     notes = ("Text-disjoint: the test utterances whose text no training utterance says; 'none' where there is none.",)
     return Table("texts", "Text-disjoint part", _without_empty(pd.DataFrame(text)), pd.DataFrame(values), notes)
@@ -260,14 +284,15 @@ def selection_table(runs: Runs) -> Table:
     text, values = [], []
     for name, of_variant in runs.variants.items():
         found = {s: metrics(stacked(of_variant, s), runs.classes) for s in selections_of(of_variant)}
-        for m in ("WA", "UA", "WER"):
+        for m in SHOWN:
+            unit = unit_of(m)
             by_selection = {s: f[m] for s, f in found.items() if f.get(m) is not None}
             if not by_selection:
                 continue
-            row = {"variant": name, "figure": f"{m} %"}
-            row |= {SELECTED_BY[s]: _marked(percent(v), s) for s, v in by_selection.items()}
+            row = {"variant": name, "figure": heading(m)}
+            row |= {SELECTED_BY[s]: _marked(unit.text(v), s) for s, v in by_selection.items()}
             if {"last", "test"} <= set(by_selection):
-                row["choosing on test gains"] = points(by_selection["test"] - by_selection["last"])
+                row["choosing on test gains"] = unit.change(by_selection["test"] - by_selection["last"])
             text.append(row)
             values.append({"variant": name, "figure": m} | {_csv_selection(s): v for s, v in by_selection.items()})
     if len(runs.runs[0].predictions) == 1:
@@ -292,7 +317,7 @@ def spread_table(runs: Runs, selection: str) -> Table:
         }
         for over, rows in spreads.items():
             label = {"variant": name, "over": f"{len(rows)} {over if len(rows) > 1 else over[:-1]}"}
-            text.append(label | {f"{m} %": _marked(_spread(rows[m]), selection) for m in FIGURES})
+            text.append(label | {heading(m): _marked(_spread(rows[m], unit_of(m)), selection) for m in FIGURES})
             means = {f"{m}_mean": _mean(rows[m]) for m in FIGURES}
             sds = {f"{m}_sd": rows[m].dropna().astype(float).std(ddof=1) for m in FIGURES}
             values.append({"variant": name, "over": over, "number": len(rows)} | means | sds)
@@ -306,7 +331,7 @@ def spread_table(runs: Runs, selection: str) -> Table:
 
 
 def fold_table(runs: Runs, selection: str) -> Table:
-    """WA (and WER) of each fold, variants side by side, seeds averaged."""
+    """WA (and WER and MSE) of each fold, variants side by side, seeds averaged."""
     long = [
         _by(of_variant, selection, runs.classes, ["fold", "seed"]).assign(variant=name)
         for name, of_variant in runs.variants.items()
@@ -316,10 +341,10 @@ def fold_table(runs: Runs, selection: str) -> Table:
     for fold in [f for f in runs.folds if f in set(values["fold"])]:
         here = values[values["fold"] == fold]
         row = {"fold": fold, "tested": str(here["n"].iloc[0])}
-        for m in ("WA", "WER"):
+        for m in ("WA", "WER", "MSE"):
             for name in runs.variants:
                 mean = _mean(here[m][here["variant"] == name])
-                row[f"{m} % {name}"] = ABSENT if mean is None else _marked(percent(mean), selection)
+                row[f"{heading(m)} {name}"] = ABSENT if mean is None else _marked(unit_of(m).text(mean), selection)
         text.append(row)
     return Table("folds", "Folds", _without_empty(pd.DataFrame(text)), values)
 
@@ -332,7 +357,7 @@ def recall_table(runs: Runs, selection: str) -> Table:
     text, values = [], []
     for name, of_variant in runs.variants.items():
         found = metrics(stacked(of_variant, selection), runs.classes)
-        text.append({"variant": name} | {c: _marked(percent(v), selection) for c, v in found["recall"].items()})
+        text.append({"variant": name} | {c: _marked(PERCENT.text(v), selection) for c, v in found["recall"].items()})
         values.append({"variant": name} | found["recall"])
     return Table("recall", "Recall of each class, %", pd.DataFrame(text), pd.DataFrame(values))
 
@@ -343,7 +368,7 @@ def confusion_table(runs: Runs, selection: str, name: str, number: int) -> Table
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     text, values = [], []
     for k, true in enumerate(runs.classes):
-        cells = {c: f"{counts[k, j]} ({percent(shares[k, j])})" for j, c in enumerate(runs.classes)}
+        cells = {c: f"{counts[k, j]} ({PERCENT.text(shares[k, j])})" for j, c in enumerate(runs.classes)}
         text.append({"true \\ predicted": true} | cells | {"all": str(counts[k].sum())})
         for j, said in enumerate(runs.classes):
             values.append({"variant": name, "true": true, "predicted": said, "n": counts[k, j], "share": shares[k, j]})
@@ -385,8 +410,9 @@ def comparison_table(
             for row, p in zip(rows, holm(r[column] for r in rows), strict=True):
                 row[f"{column}_holm"] = p
     text = [_comparison_text(row, selection) for row in values if row["figure"] != "F1"]
+    in_what = "in points (MSE: in 1e-4)" if any(r["figure"] == "MSE" for r in values) else "in points"
     notes = [
-        "Difference: second minus first, in points, on the same utterances and seeds, with the 95 % interval and p of "
+        f"Difference: second minus first, {in_what}, on the same utterances and seeds, with the 95 % interval and p of "
         "the jackknife by speaker. Bootstrap: over speakers (wild, studentised).",
         "McNemar's test takes utterances for independent and IGNORES that they cluster by speaker (and seed): where "
         "speakers differ its p is too small. Quote the other two.",
@@ -418,8 +444,8 @@ def _comparison_rows(pair: tuple[str, str], found: dict):
 
 
 def _comparison_text(row: dict, selection: str) -> dict:
-    difference = Difference(*(row[k] for k in Difference._fields))
-    ends = None if difference.low is None else (points(difference.low), points(difference.high))
+    unit, difference = unit_of(row["figure"]), Difference(*(row[k] for k in Difference._fields))
+    ends = None if difference.low is None else (unit.change(difference.low), unit.change(difference.high))
     mcnemar = ABSENT
     if row["figure"] == "WA":
         counts = f"{row['only_second_right']}:{row['only_first_right']}"
@@ -428,7 +454,7 @@ def _comparison_text(row: dict, selection: str) -> dict:
         "second vs first": f"{row['second']} vs {row['first']}",
         "figure": row["figure"],
         "pairs": str(row["n"]),
-        "difference": _marked(with_interval(points(difference.difference), ends), selection),
+        "difference": _marked(with_interval(unit.change(difference.difference), ends), selection),
         "p (Holm)": p_value(row["p_holm"]),
         "bootstrap p (Holm)": p_value(row["p_bootstrap_holm"]),
         "McNemar p (Holm; only second : only first right)": mcnemar,
