@@ -33,7 +33,7 @@ PATH_KEYS = frozenset({"corpus", "protocol", "fold", "seed"})
 # Lines that change where, how long or how fast a run goes, not what one epoch of it computes
 NEUTRAL_KEYS = frozenset(
     "data_folder second_data_folder output_folder results_folder manifest_folder cache_folder selection n_epochs "
-    "test_every_epoch tracker num_workers micro_batch_size eval_batch_size table_file system slurm".split()
+    "test_every_epoch tracker num_workers micro_batch_size eval_batch_size table_file system slurm draw_every".split()
 )
 NEUTRAL_OPTIONS = frozenset(
     "test_only debug debug_batches debug_epochs debug_persistently log_config device data_parallel_backend "

@@ -18,7 +18,7 @@ from speechbrain_ser.protocols import choose_fold
 SHARED_LINES = (
     "corpus data_folder labels table_file table_columns second_corpus second_data_folder second_labels "
     "protocol seen_fraction split_seed "
-    "results_folder manifest_folder cache_folder"
+    "results_folder manifest_folder cache_folder precision num_workers"
 ).split()
 
 
