@@ -232,6 +232,15 @@ def test_stage_2_starts_from_stage_1(train, pretrained):
     assert last["all"]["MSE"] == pytest.approx(stage_1["MSE"], rel=1e-5)  # nothing was learned since
 
 
+def test_removed_tasks_have_no_columns(train):
+    flags = ["--fold=03", "--pretrain=False", "--a_MSE=0", "--a_CTC=0", "--a_S=0", "--emotion_reads=[rhythm]"]
+    out = train(*flags, yaml="hsu_mtl")
+    columns = set(pd.read_csv(folder_of(out) / "predictions.csv")) | set(pd.read_csv(folder_of(out) / "epochs.csv"))
+    assert not [c for c in columns if re.search("mse|hypothesis|speaker_|WER|asr|reconstruction", c, re.IGNORECASE)]
+    assert not (folder_of(out) / "predictions_seen.csv").exists() and not (folder_of(out) / "save/tokens.json").exists()
+    assert "seen_speaker_accuracy" not in metrics_of(out)["selections"]["last"]
+
+
 def test_a_stage_1_that_does_not_fit_is_refused(train, pretrained):
     folder = pretrained()
     said = train("--fold=10", f"--pretrained={folder}", yaml="hsu_mtl", code=2)

@@ -54,7 +54,7 @@ def plot_reconstructions(pairs: Mapping[str, Sequence], title: str, hop: float =
 
 
 def plot_pretraining_curves(epochs: pd.DataFrame, title: str) -> Figure:
-    """Both losses against the epoch, on a log scale, and how well known speakers are told (figure 3, and more).
+    """Both losses against the epoch (figure 3), and how well known speakers are told.
 
     Arguments
     ---------
@@ -85,12 +85,9 @@ def plot_pretraining_curves(epochs: pd.DataFrame, title: str) -> Figure:
         for column, label in lines.items():
             axes.plot(epochs["epoch"], epochs[column], label=label, marker=".", markersize=3)
         axes.set(xlabel="epoch", ylabel=name)
-        if "accuracy" in name:
-            axes.set_ylim(0, 1.02)
-        else:
-            axes.set_yscale("log")
+        axes.set_ylim(bottom=0, top=1.02 if "accuracy" in name else None)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3, which="both")
+        axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     figure.suptitle(title)
     return figure
