@@ -12,7 +12,7 @@ EXTRAS = {
     # the published F0 tracker, to compare ours with; it is built from source
     "rapt": ["pysptk>=1.0", "setuptools<82"],
     "slurm": ["submitit>=1.5"],
-    "test": [*DEMO, "pytest>=8", "ruff>=0.14", "pre-commit>=4", "tensorboard>=2.18"],
+    "test": [*DEMO, "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "pre-commit>=4", "tensorboard>=2.18"],
     "track": ["tensorboard>=2.18", "wandb>=0.19"],
 }
 

@@ -49,6 +49,11 @@ class Small:
         return build_tiny_wav2vec2(self.folder / name, **sizes)
 
 
+def pytest_collection_modifyitems(items):
+    """The longest test first: one process trains the demo while the other one runs the rest."""
+    items.sort(key=lambda item: item.name != "test_row[demo]")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_pip_freeze():
     """SpeechBrain lists every installed package for each run's env.log: seconds that tests in this process save."""

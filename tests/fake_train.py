@@ -1,10 +1,12 @@
-"""Stands for train.py: `FOLDER EPOCHS SECONDS MODE`; holds the folder's lock, writes epochs.csv, may fail."""
+"""Stands for train.py: `FOLDER EPOCHS SECONDS MODE`; holds the folder's lock, writes epochs.csv, may fail or hang."""
 
 import sys
 import time
 from pathlib import Path
 
 from speechbrain_ser.locks import end_with_parent, locked
+
+HANGS_AFTER = 2  # epochs: a run that `hangs once` is still there when it is killed, however busy the machine
 
 
 def train(folder: Path, n_epochs: int, seconds: float, mode: str) -> None:
@@ -21,6 +23,8 @@ def train(folder: Path, n_epochs: int, seconds: float, mode: str) -> None:
         time.sleep(seconds)
         with epochs.open("a") as rows:
             rows.write(f"{epoch}\n")
+        if mode == "hangs once" and first and epoch == HANGS_AFTER:
+            time.sleep(300)  # longer than a test waits; not for ever, where a test fails
     (folder / "finished").touch()
 
 

@@ -21,6 +21,9 @@ from speechbrain_ser.results import evaluate_and_write
 
 from .conftest import ROOT
 from .fake_crossval import FakeRun, fake_runs, work
+from .fake_train import HANGS_AFTER
+
+PATIENCE = 60  # seconds until a test stops waiting: other tests may keep the machine busy
 
 # ------------------------------------------------------------------ locks
 
@@ -81,12 +84,13 @@ def test_a_run_of_another_program_is_waited_for(tmp_path):
     other = start(tmp_path, 1, 4, 0.1, "a")
     wait(lambda: holder(run.folder))
     outcome = work([run])
-    assert not outcome.failed and run.starts() == 1 and other.wait(10) == 0
+    assert not outcome.failed and run.starts() == 1 and other.wait(PATIENCE) == 0
 
 
 def start(folder: Path, jobs: int, n_epochs: int, seconds: float, *names: str) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / "tests" / "fake_crossval.py"), str(folder), str(jobs), str(n_epochs)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # no GPUs to share out: nobody imports torch to count them
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     # under nohup the tests inherit an ignored SIGHUP, in a shell's background an ignored SIGINT
     return subprocess.Popen([*command, str(seconds), *names], env=environment, preexec_fn=_heed_signals)
 
@@ -96,7 +100,7 @@ def _heed_signals():
         signal.signal(number, signal.SIG_DFL)
 
 
-def wait(condition, seconds: float = 10):
+def wait(condition, seconds: float = PATIENCE):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -108,21 +112,26 @@ def epochs(run: FakeRun) -> list[str]:
     return (run.folder / "epochs.csv").read_text().split()
 
 
+def hangs(run: FakeRun) -> bool:
+    return run.epochs_done() == HANGS_AFTER
+
+
 def test_kill_9_of_a_training(tmp_path):
-    runs = fake_runs(tmp_path, 5, 0.1, ["a", "b"])
-    crossval = start(tmp_path, 2, 5, 0.1, "a", "b")
-    wait(lambda: runs[0].epochs_done() >= 2)
+    names = ["a:hangs once", "b"]
+    runs = fake_runs(tmp_path, 5, 0.1, names)
+    crossval = start(tmp_path, 2, 5, 0.1, *names)
+    wait(lambda: hangs(runs[0]))
     os.kill(holder(runs[0].folder).pid, signal.SIGKILL)
-    assert crossval.wait(20) == 0
+    assert crossval.wait(PATIENCE) == 0
     assert [r.starts() for r in runs] == [2, 1]
     assert all(epochs(r) == ["epoch", *"12345"] for r in runs)
 
 
 def test_kill_9_of_crossval(tmp_path):
-    names = ["a", "b", "c", "d"]
+    names = ["a", "b", "c:hangs once", "d:hangs once"]
     runs = fake_runs(tmp_path, 5, 0.1, names)
     crossval = start(tmp_path, 2, 5, 0.1, *names)
-    wait(lambda: runs[0].finished() and runs[1].finished() and runs[2].epochs_done() >= 1 and holder(runs[3].folder))
+    wait(lambda: runs[0].finished() and runs[1].finished() and hangs(runs[2]) and hangs(runs[3]))
     crossval.kill()
     crossval.wait()
     assert work(runs).skipped == 2  # at once: children that still live are waited for, not doubled
@@ -141,11 +150,12 @@ def test_children_do_not_survive_crossval(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted(tmp_path, number):
-    runs = fake_runs(tmp_path, 5, 0.1, ["a", "b", "c"])
-    crossval = start(tmp_path, 2, 5, 0.1, "a", "b", "c")
-    wait(lambda: runs[0].epochs_done() >= 1 and runs[1].epochs_done() >= 1)
+    names = ["a:hangs once", "b:hangs once", "c"]
+    runs = fake_runs(tmp_path, 5, 0.1, names)
+    crossval = start(tmp_path, 2, 5, 0.1, *names)
+    wait(lambda: hangs(runs[0]) and hangs(runs[1]))
     crossval.send_signal(number)
-    assert crossval.wait(10) == 130
+    assert crossval.wait(PATIENCE) == 130
     assert not list(tmp_path.glob("*.lock")) and runs[2].starts() == 0
     work(runs)
     assert all(epochs(r) == ["epoch", *"12345"] for r in runs)
