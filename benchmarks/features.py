@@ -20,6 +20,10 @@ from speechbrain_ser.corpora.audio import cores
 from speechbrain_ser.dataio import load_audio
 from speechbrain_ser.processing.feature_cache import FeatureCache
 from speechbrain_ser.processing.log_mel import LogMel
+from speechbrain_ser.processing.pitch_track import PitchTrack
+from speechbrain_ser.processing.split_mel import SplitMel
+
+FEATURES = {"log-mel, 128 bands (Fu)": LogMel(), "mel, 80 bands (Hsu)": SplitMel(), "F0 by RAPT (Hsu)": PitchTrack()}
 
 
 def seconds(label: str, work: Callable) -> None:
@@ -29,11 +33,11 @@ def seconds(label: str, work: Callable) -> None:
     print(f"{label:34} {time.perf_counter() - start:7.3f} s, {time.process_time() - start_cpu:7.3f} s of processor")
 
 
-def measure(paths: list[str], log_mel: LogMel, workers: int, folder: str) -> None:
+def measure(paths: list[str], features, workers: int, folder: str) -> None:
     """A corpus's first time in an empty folder, and its later ones."""
 
     def cache() -> FeatureCache:
-        return FeatureCache(folder, log_mel.settings, log_mel.extract, load_audio, workers=workers)
+        return FeatureCache(folder, features.settings, features.extract, load_audio, workers=workers)
 
     seconds(f"first time, {workers} threads", lambda: cache().fill(paths))
     filled, unfilled = cache(), cache()
@@ -52,18 +56,19 @@ def main() -> None:
     parser.add_argument("--cache_folder", help="where the caches are made; default: the system's temporary folder")
     args = parser.parse_args()
     paths = sorted(map(str, args.recordings.rglob("*.wav")))
-    log_mel = LogMel()
     machine = platform.processor() or platform.machine()
     load = ", ".join(f"{x:.2f}" for x in os.getloadavg())
     print(f"{machine}, {cores()} cores (load {load}), torch {torch.__version__}, {date.today()}")
     wavs = [load_audio(path) for path in paths]  # and the system has the files in memory from here on
     minutes = sum(map(len, wavs)) / 16_000 / 60
-    print(f"{len(paths)} recordings, {minutes:.1f} min, log-mel of {log_mel.output_size} bands")
-    for workers in args.workers:
-        with tempfile.TemporaryDirectory(dir=args.cache_folder) as folder:
-            measure(paths, log_mel, workers, folder)
-    torch.set_num_threads(1)
-    seconds("on the fly from waveforms, 1 thread", lambda: [log_mel.extract(wav) for wav in wavs])
+    print(f"{len(paths)} recordings, {minutes:.1f} min")
+    for name, features in FEATURES.items():
+        print(f"\n{name}")
+        for workers in args.workers:
+            with tempfile.TemporaryDirectory(dir=args.cache_folder) as folder:
+                measure(paths, features, workers, folder)
+        torch.set_num_threads(1)
+        seconds("on the fly from waveforms, 1 thread", lambda features=features: [features.extract(w) for w in wavs])
 
 
 if __name__ == "__main__":
