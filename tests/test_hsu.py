@@ -241,6 +241,13 @@ def test_removed_tasks_have_no_columns(train):
     assert "seen_speaker_accuracy" not in metrics_of(out)["selections"]["last"]
 
 
+def test_wav2vec2_alone_may_have_its_waveforms_augmented(train):
+    flags = ["--parts=[]", "--pretrain=False", "--a_MSE=0", "--a_S=0"]
+    drop = "--augment=!new:speechbrain.augment.augmenter.Augmenter {augmentations: "
+    drop += "[!new:speechbrain.augment.time_domain.DropChunk {}]}"
+    assert metrics_of(train(*flags, drop, yaml="hsu_mtl"))["selections"]["last"]["epoch"] == 1
+
+
 def test_a_stage_1_that_does_not_fit_is_refused(train, pretrained):
     folder = pretrained()
     said = train("--fold=10", f"--pretrained={folder}", yaml="hsu_mtl", code=2)

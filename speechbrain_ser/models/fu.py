@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 import torch
+from speechbrain.dataio.batch import PaddedData
 from torch import nn
 
 from speechbrain_ser.errors import UserError
@@ -78,15 +79,15 @@ class FuModel(nn.Module):
             samples += self.features.hop_length
         return samples
 
-    def forward(self, x: torch.Tensor, lens: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Waveforms, or their spectrograms, to the logits of every task.
+    def forward(self, feats: PaddedData | None = None, sig: PaddedData | None = None) -> dict[str, torch.Tensor]:
+        """Spectrograms, or waveforms where there are none, to the logits of every task.
 
         Arguments
         ---------
-        x : torch.Tensor
-            [batch, time], 16 kHz, right-padded, or spectrograms [batch, frames, bands].
-        lens : torch.Tensor
-            [batch], relative lengths.
+        feats : PaddedData, optional
+            Spectrograms [batch, frames, bands], right-padded, and relative lengths [batch]; any pair of these.
+        sig : PaddedData, optional
+            Waveforms [batch, time], 16 kHz, right-padded, and relative lengths [batch].
 
         Returns
         -------
@@ -94,7 +95,7 @@ class FuModel(nn.Module):
             ``emotion`` [batch, classes] and, where there is a speaker head, ``speaker`` [batch, speakers] logits;
             ``embedding`` [batch, channels] the utterance's vector.
         """
-        embedding = self.encoder(*self.spectrogram(x, lens))
+        embedding = self.encoder(*self.spectrogram(*(sig if feats is None else feats)))
         return {"embedding": embedding, **{task: head(embedding) for task, head in self.heads.items()}}
 
     def spectrogram(self, x: torch.Tensor, lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -136,7 +136,7 @@ class HsuPretrainModel(_Decomposed):
         Arguments
         ---------
         mel : PaddedData
-            Spectrograms [batch, frames, bands] and relative lengths [batch].
+            Spectrograms [batch, frames, bands], right-padded, and relative lengths [batch]; any pair of these.
         f0 : PaddedData, optional
             Normalised F0 [batch, frames] and relative lengths; needed by a pitch encoder.
 
@@ -145,8 +145,9 @@ class HsuPretrainModel(_Decomposed):
         dict of str to torch.Tensor
             See :meth:`decompose`.
         """
-        signals = {"mel": mel.data} | ({} if f0 is None else {"f0": f0.data})
-        counts = absolute_lengths(mel.data[:, :, 0], mel.lengths)
+        frames, lens = mel
+        signals = {"mel": frames} | ({} if f0 is None else {"f0": f0[0]})
+        counts = absolute_lengths(frames[:, :, 0], lens)
         if self.training and self.crop is not None:
             signals, counts = random_crop(signals, counts, *self.crop)
             if self.crop_padding:
@@ -234,7 +235,7 @@ class HsuModel(_Decomposed):
         Arguments
         ---------
         sig : PaddedData
-            Waveforms [batch, time], 16 kHz, and relative lengths [batch].
+            Waveforms [batch, time], 16 kHz, right-padded, and relative lengths [batch]; any pair of these.
         mel, f0 : PaddedData, optional
             As in :class:`HsuPretrainModel`; needed where there are parts that read them.
 
@@ -244,12 +245,14 @@ class HsuModel(_Decomposed):
             ``emotion`` [batch, classes] logits; ``asr`` [batch, frames, tokens] logits; ``frames`` [batch] of z;
             ``embedding`` [batch, channels] what the emotion head reads; and those of :meth:`decompose`.
         """
-        z = self.encoder(sig.data, sig.lengths)  # (batch, frames, channels)
-        frames = self.encoder.frame_counts(absolute_lengths(sig.data, sig.lengths))
+        wavs, wav_lens = sig
+        z = self.encoder(wavs, wav_lens)  # (batch, frames, channels)
+        frames = self.encoder.frame_counts(absolute_lengths(wavs, wav_lens))
         outputs, vectors = {"frames": frames}, [self.pooling(z, frames)]
         if self.decomposition is not None:
-            counts = absolute_lengths(mel.data[:, :, 0], mel.lengths)
-            outputs |= self.decompose(mel.data, None if f0 is None else f0.data, counts)
+            spectrograms, lens = mel
+            counts = absolute_lengths(spectrograms[:, :, 0], lens)
+            outputs |= self.decompose(spectrograms, None if f0 is None else f0[0], counts)
             pooled = self.decomposition.pool(outputs["codes"], counts)
             vectors += [pooled[name] for name in self.emotion_reads]
         outputs["embedding"] = torch.cat(vectors, dim=-1)
