@@ -1,13 +1,13 @@
 """Cai et al. 2021: one wav2vec2, an emotion head on its pooled output and a CTC head on its frames."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 
 import torch
 from speechbrain.dataio.batch import PaddedData
 from torch import nn
 
-from speechbrain_ser.models.heads import active_tasks, build_heads
+from speechbrain_ser.models.heads import active_tasks, build_heads, keep_heads
 from speechbrain_ser.nnet.lengths import absolute_lengths
 
 
@@ -53,6 +53,16 @@ class CaiModel(nn.Module):
     def frame_counts(self, n_samples: torch.Tensor) -> torch.Tensor:
         """Frames that the encoder gives for so many samples."""
         return self.encoder.frame_counts(n_samples)
+
+    def keep_tasks(self, tasks: Collection[str]) -> None:
+        """Remove what only other tasks need, for a model that is used and not trained any more; the emotion stays.
+
+        Arguments
+        ---------
+        tasks : collection of str
+            Whose outputs are still wanted; those that the model does not have are passed over.
+        """
+        keep_heads(self.heads, tasks)
 
     def forward(self, sig: PaddedData) -> dict[str, torch.Tensor]:
         """Waveforms to the logits of every task.

@@ -1,13 +1,13 @@
 """Fu et al. 2021: a CNN-BLSTM with two kinds of attention, an emotion head and a speaker head on its vector."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from speechbrain.dataio.batch import PaddedData
 from torch import nn
 
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.models.heads import active_tasks, build_heads
+from speechbrain_ser.models.heads import active_tasks, build_heads, keep_heads
 from speechbrain_ser.nnet.lengths import absolute_lengths
 from speechbrain_ser.nnet.standardize import StandardizeBands
 from speechbrain_ser.processing.fixed_length import PARTS, fix_length
@@ -78,6 +78,16 @@ class FuModel(nn.Module):
         while self.features.frame_counts(samples) < frames:
             samples += self.features.hop_length
         return samples
+
+    def keep_tasks(self, tasks: Collection[str]) -> None:
+        """Remove what only other tasks need, for a model that is used and not trained any more; the emotion stays.
+
+        Arguments
+        ---------
+        tasks : collection of str
+            Whose outputs are still wanted; those that the model does not have are passed over.
+        """
+        keep_heads(self.heads, tasks)
 
     def forward(self, feats: PaddedData | None = None, sig: PaddedData | None = None) -> dict[str, torch.Tensor]:
         """Spectrograms, or waveforms where there are none, to the logits of every task.
