@@ -29,6 +29,11 @@ class BadAudioError(Exception):
         super().__init__(found)
         self.kind, self.found = kind, found
 
+    @property
+    def words(self) -> str:
+        """The defect and what was found."""
+        return f"{self.kind}: {self.found}" if self.found else self.kind
+
 
 def check_audio(paths: Sequence[str | os.PathLike], where: str = "audio") -> list[float]:
     """Checks recordings on all cores, with a progress bar.
