@@ -16,8 +16,6 @@ from speechbrain_ser.errors import UserError
 from speechbrain_ser.inference import LOOK_AHEAD, EmotionRecognizer
 from speechbrain_ser.trained import load_model
 
-from .test_train import folder_of
-
 CPU = {"device": "cpu"}
 STAGE_2 = ["--pretrain=False", "--fold=03", "--pooling=sum"]
 # one run each: system, flags (sums over frames, not means: narrow models then tell utterances apart)
@@ -30,21 +28,12 @@ RUNS = {
     "hsu by gender": ("hsu_mtl", [*STAGE_2, "--f0_range={M: [50, 250], F: [100, 600]}", "--a_CTC=0"]),
     "stage 1": ("hsu_pretrain", []),
 }
-_folders = {}
 
 
 @pytest.fixture
-def run_of(train, tmp_path_factory):
-    """The folder of one of the runs, trained when it is first asked for."""
-
-    def folder(name: str):
-        if name not in _folders:
-            system, flags = RUNS[name]
-            results = tmp_path_factory.mktemp("runs") / "results"
-            _folders[name] = folder_of(train(f"--results_folder={results}", *flags, yaml=system))
-        return _folders[name]
-
-    return folder
+def run_of(trained):
+    """The folder of one of the runs."""
+    return lambda name: trained(*RUNS[name][1], yaml=RUNS[name][0])
 
 
 @pytest.fixture(scope="module")
