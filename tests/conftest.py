@@ -23,6 +23,7 @@ NARROW = {
         "single: {channels: 8, groups: 2, units: 2}, decoder: {units: 4, layers: 1}}",
         "--epoch_steps": "0",
         "--pretrain_epoch_steps": "0",
+        "--pretrain_lr": "0.001",  # the lr of a run of stage 1 here
         "--crop_padding": "0",
     },
 }
