@@ -111,6 +111,11 @@ class SERBrain(sb.Brain):
             states = {"history": self.history, "tally": self.tally, "random": RandomState()}
             self.checkpointer.add_recoverables({**states, "epoch_counter": self.hparams.epoch_counter})
 
+    def inputs(self, batch) -> dict:
+        """What the model reads of a batch, by name, on the device: pairs of padded data and relative lengths."""
+        batch.to(self.device)
+        return {name: getattr(batch, name) for name in self.raw_modules.model.inputs}
+
     # -------------------------------------------------------------- losses
 
     def losses(self, predictions: dict, batch) -> dict[str, torch.Tensor]:

@@ -17,7 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0, or, after a wrong input, which is printed to stderr, 1 (a corpus) or 2 (anything else).
+        The exit status: 0, or, after a wrong input, which is printed to stderr, 1 (a corpus, some of many recordings)
+        or 2 (anything else).
 
     Example
     -------
@@ -27,24 +28,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser("speechbrain-ser", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_demo_corpus, _report, _compare, _decompose, _convert):
+    for add in (_demo_corpus, _report, _compare, _decompose, _convert, _predict):
         add(commands)
     arguments = vars(parser.parse_args(argv))
     run = arguments.pop("run")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    speechbrain = logging.getLogger("speechbrain")
+    level = speechbrain.level
+    speechbrain.setLevel(logging.WARNING)  # it tells at length how it was imported
     from .corpora.errors import CorpusError
     from .errors import UserError
 
     try:
-        run(**arguments)
+        return run(**arguments) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, CorpusError) else 2
-    return 0
+    finally:
+        speechbrain.setLevel(level)
 
 
 def _command(commands, name, run: Callable, help):
-    """A sub-command: its options become keyword arguments of `run`, which imports what it needs."""
+    """A sub-command: its options become keyword arguments of `run`, which imports what it needs.
+
+    What `run` returns is the exit status; None is 0.
+    """
     parser = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
     parser.set_defaults(run=run)
     return parser
@@ -121,6 +129,28 @@ def _convert(commands):
     parser.add_argument("--out", default="conversion", help="where the files go (default: ./%(default)s)")
     parser.add_argument(
         "--audio", action="store_true", help="also WAVs of the source's reconstruction and of the conversion"
+    )
+
+
+def _predict(commands):
+    def run(**arguments):
+        from .predict.command import predict
+
+        return predict(**arguments)
+
+    parser = _command(commands, "predict", run, "emotions and transcripts of recordings, by a trained run's model")
+    parser.add_argument("paths", metavar="PATH", nargs="+", help="recordings, folders of them, - for paths on stdin")
+    parser.add_argument("--model", dest="run_folder", metavar="RUN", required=True, help="the folder of a trained run")
+    parser.add_argument(
+        "--format", dest="form", choices=("table", "json", "csv"), help="default: table, or OUT's ending"
+    )
+    parser.add_argument("--recursive", action="store_true", help="look into a folder's subfolders as well")
+    parser.add_argument("--out", help="append results to this file as they come; what it has is not done again")
+    parser.add_argument("--batch", dest="batch_size", type=int, default=8, help="at a time (default: %(default)s)")
+    parser.add_argument("--no-transcript", dest="transcribe", action="store_false", help="emotions alone")
+    parser.add_argument("--device", help="cpu, cuda:0, … (default: what the machine has)")
+    parser.add_argument(
+        "--max-seconds", type=float, default=120.0, help="longer recordings are refused (default: %(default)g)"
     )
 
 

@@ -21,6 +21,7 @@ from speechbrain.dataio.dataloader import SaveableDataLoader
 from speechbrain.dataio.dataset import DynamicItemDataset
 from tqdm import tqdm
 
+from speechbrain_ser.corpora.audio import sound_name
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.nnet.losses import UNKNOWN_SPEAKER
 
@@ -46,7 +47,7 @@ def load_audio(path: str | os.PathLike) -> torch.Tensor:
     torch.Tensor
         [time] float32; channels are averaged.
     """
-    wav, rate = audio_io.load(str(path))  # (channels, time)
+    wav, rate = audio_io.load(sound_name(path))  # (channels, time)
     wav = wav.float().mean(0)
     return wav if rate == SAMPLE_RATE else torchaudio.functional.resample(wav, rate, SAMPLE_RATE)
 

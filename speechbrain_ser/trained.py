@@ -1,5 +1,6 @@
 """A trained run's model, to use: built from the run's own YAML, with the parameters of the epoch that it tested."""
 
+import hashlib
 import io
 import json
 import os
@@ -27,11 +28,22 @@ class TrainedModel:
         The run's ``metrics.json``.
     epoch : int
         Whose parameters these are.
+    lines : dict
+        Of the run's ``hyperparams.yaml``, those that are text or numbers.
+    parameters : pathlib.Path
+        The file of the parameters.
     """
 
     model: nn.Module
     metrics: dict
     epoch: int
+    lines: dict
+    parameters: Path
+
+    @property
+    def digest(self) -> str:
+        """Of the parameters: 16 hexadecimal digits by which the model's results are known."""
+        return hashlib.sha256(self.parameters.read_bytes()).hexdigest()[:16]
 
     @property
     def inputs(self) -> dict:
@@ -67,21 +79,34 @@ def load_model(run_folder: str | os.PathLike) -> TrainedModel:
     )
     if checkpoint is None:
         raise UserError(f"{folder / 'save'}: expected a checkpoint of a finished epoch, found none")
-    model = _build((folder / "hyperparams.yaml").read_text(encoding="utf-8"), folder)
+    tree = _read(folder / "hyperparams.yaml")
+    model = _build(tree, folder / "hyperparams.yaml")
     try:
         torch_recovery(model, checkpoint.paramfiles["model"], end_of_epoch=True)
     except (RuntimeError, KeyError) as error:
         raise UserError(f"{checkpoint.path}: its parameters do not fit the run's own model: {error}") from error
-    return TrainedModel(model.eval(), metrics, checkpoint.meta["epoch"])
+    lines = {name: value for name, value in tree.items() if value is None or isinstance(value, str | int | float)}
+    return TrainedModel(model.eval(), metrics, checkpoint.meta["epoch"], lines, Path(checkpoint.paramfiles["model"]))
 
 
-def _build(text: str, folder: Path) -> nn.Module:
+def _read(path: Path) -> dict:
+    """The YAML with its tags, nothing of it executed."""
+    try:
+        tree = ruamel.yaml.YAML().load(path.read_text(encoding="utf-8"))
+    except ruamel.yaml.error.YAMLError as error:
+        raise UserError(f"{path}: expected YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected lines `name: value`, found {type(tree).__name__}")
+    return tree
+
+
+def _build(tree: dict, path: Path) -> nn.Module:
     """The line `model` and what it refers to: no optimiser, no Brain, and no seed for the whole program."""
     yaml = ruamel.yaml.YAML()
     yaml.width = 10_000
     stream = io.StringIO()
     try:
-        yaml.dump({"model": yaml.load(text)["model"]}, stream)
+        yaml.dump({"model": tree["model"]}, stream)
         return load_hyperpyyaml(io.StringIO(stream.getvalue()))["model"]
     except (ruamel.yaml.error.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'hyperparams.yaml'}: no model can be built from it: {error}") from error
+        raise UserError(f"{path}: no model can be built from it: {error}") from error

@@ -1,6 +1,7 @@
 """What the tests share: small corpora, tiny backbones, one trained demo, and train.py's own main."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ NARROW = {
         "single: {channels: 8, groups: 2, units: 2}, decoder: {units: 4, layers: 1}}",
         "--epoch_steps": "0",
         "--pretrain_epoch_steps": "0",
+        "--pretrain_lr": "0.001",  # the lr of a run of stage 1 here
         "--crop_padding": "0",
     },
 }
@@ -105,6 +107,23 @@ def train(small, tmp_path, capfd):
         return err if code else out
 
     return run
+
+
+_runs: dict[tuple[str, ...], Path] = {}
+
+
+@pytest.fixture
+def trained(train, tmp_path_factory):
+    """The folder of a run, trained when a test first asks for it and kept for all others: not to be written into."""
+
+    def folder(*flags: str, yaml: str) -> Path:
+        key = (yaml, *flags)
+        if key not in _runs:
+            out = train(f"--results_folder={tmp_path_factory.mktemp('runs')}", *flags, yaml=yaml)
+            _runs[key] = Path(re.search(r"^results: (.*)$", out, re.MULTILINE).group(1))
+        return _runs[key]
+
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -219,7 +219,7 @@ def hand_made_loop(frame, run, n_epochs, lr, alpha=0.1, class_weights=None, clip
         for index in step:
             row = frame.loc[ids[index]]
             wav = torch.from_numpy(soundfile.read(row["wav"], dtype="float32")[0])[None]
-            out = model(wav, torch.ones(1))
+            out = model((wav, torch.ones(1)))
             c = CLASSES.index(row["emotion"])
             weight = 1.0 if class_weights is None else class_weights[c]
             loss = loss - weight * out["emotion"].log_softmax(-1)[0, c]
@@ -413,7 +413,7 @@ def test_epochs_and_predictions_agree_with_the_models_own_outputs(frame, tmp_pat
     for row in found.itertuples():
         wav = torch.from_numpy(soundfile.read(frame.at[row.ID, "wav"], dtype="float32")[0])[None]
         with torch.no_grad():
-            posterior = model(wav, torch.ones(1))["emotion"].softmax(-1)[0]
+            posterior = model((wav, torch.ones(1)))["emotion"].softmax(-1)[0]
         assert [row.posterior_calm, row.posterior_loud] == pytest.approx(posterior.tolist(), abs=1e-5)
         assert row.predicted == CLASSES[int(posterior.argmax())]
         assert row.emotion == frame.at[row.ID, "emotion"] and row.speaker == "s"

@@ -41,7 +41,7 @@ def test_a_padded_batch_gives_the_published_program_s_single_results(published):
     wavs, lengths = torch.tensor(batch["wavs"]), torch.tensor(batch["lengths"])
     targets = [torch.tensor(t[t >= 0]) for t in batch["ctc_targets"]]
     with torch.no_grad():
-        out = published(wavs, lengths / wavs.shape[1])
+        out = published((wavs, lengths / wavs.shape[1]))
     ce = torch.nn.functional.cross_entropy(out["emotion"], torch.tensor(batch["emo"]), reduction="none")
     ctc = ctc_loss(out["asr"], out["frames"], targets)
     for i, frames in enumerate(out["frames"].tolist()):
@@ -67,9 +67,9 @@ def test_layer_norm_front_end_in_a_batch_gives_the_single_results(small):
     for wav, length in zip(wavs, lengths, strict=True):
         wav[length:] = 0
     with torch.no_grad():
-        batch = net(wavs, lengths / 9000)
+        batch = net((wavs, lengths / 9000))
         for i, length in enumerate(lengths.tolist()):
-            alone = net(wavs[i : i + 1, :length], torch.ones(1))
+            alone = net((wavs[i : i + 1, :length], torch.ones(1)))
             frames = int(alone["frames"])
             assert frames == int(batch["frames"][i])
             torch.testing.assert_close(batch["emotion"][i], alone["emotion"][0], atol=1e-4, rtol=0)
@@ -87,7 +87,7 @@ def test_a_task_of_weight_0_is_not_built_and_changes_no_draw(small):
     assert torch.equal(one.heads["emotion"].weight, both.heads["emotion"].weight)
     other = model(small.backbone(), seed=4)
     assert not torch.equal(other.heads["emotion"].weight, both.heads["emotion"].weight)
-    assert "asr" not in one(torch.randn(1, 800), torch.ones(1))
+    assert "asr" not in one((torch.randn(1, 800), torch.ones(1)))
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,9 @@ def test_a_batch_gives_what_its_utterances_give_alone(fixed_length):
     found = model(fixed_length).eval()
     samples = [9_000, 24_000, 15_500]
     wavs = nn.utils.rnn.pad_sequence([torch.randn(n) for n in samples], batch_first=True)
-    together = found(wavs, torch.tensor(samples) / max(samples))
+    together = found(sig=(wavs, torch.tensor(samples) / max(samples)))
     for k, n in enumerate(samples):
-        alone = found(wavs[k : k + 1, :n], torch.ones(1))
+        alone = found(sig=(wavs[k : k + 1, :n], torch.ones(1)))
         for task in ("emotion", "speaker", "embedding"):
             torch.testing.assert_close(together[task][k], alone[task][0], atol=1e-4, rtol=0)
 
@@ -72,8 +72,8 @@ def test_spectrograms_are_taken_as_well_as_waveforms():
     found, wavs, lens = model().eval(), torch.randn(2, 16_000), torch.tensor([1.0, 0.6])
     feats = found.features(wavs, lens)
     counts = found.features.frame_counts((lens * 16_000).round().long())
-    given = found(feats, counts / feats.shape[1])
-    torch.testing.assert_close(given["emotion"], found(wavs, lens)["emotion"])
+    given = found(feats=(feats, counts / feats.shape[1]))
+    torch.testing.assert_close(given["emotion"], found(sig=(wavs, lens))["emotion"])
 
 
 def test_theta_0_has_no_speaker_head_and_the_same_emotion_head():

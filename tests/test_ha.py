@@ -56,7 +56,7 @@ def test_reversed_head_sends_the_encoder_the_exact_negative(small):
         weights = {"emotion": 1, "speaker": 1}
         encoder = Wav2Vec2(str(small.backbone()), apply_spec_augment=False)
         model = HaModel(encoder, MaskedPooling("mean"), heads, weights, seed=1, reversal=reversal).eval()
-        loss = torch.nn.functional.cross_entropy(model(wavs, lens)["speaker"], torch.tensor([0, 2]))
+        loss = torch.nn.functional.cross_entropy(model((wavs, lens))["speaker"], torch.tensor([0, 2]))
         loss.backward()
         gradients.append({n: p.grad for n, p in encoder.named_parameters() if p.grad is not None})
     assert gradients[0] and gradients[0].keys() == gradients[1].keys()

@@ -137,6 +137,33 @@ def test_table_2_narrows_only_what_reaches_the_emotion_head(stage_2):
         assert torch.equal(b["embedding"][:, model.encoder.output_size :], codes[part])
 
 
+@pytest.mark.parametrize("reads", [PARTS, ("rhythm",), ("pitch", "timbre"), ()])
+def test_what_is_kept_of_a_model_gives_what_it_gave(stage_2, reads):
+    """Without speaker and decoder: encoders that the emotion does not read go, and the F0 that nobody reads."""
+    model, utterances = stage_2(emotion_reads=reads), batch()
+    whole = run(model, utterances)
+    model.keep_tasks({"emotion", "asr"})
+    rest = run(model, utterances)
+    assert set(rest) == {"frames", "embedding", "emotion", "asr"} | ({"codes"} if reads else set())
+    assert all(torch.equal(rest[name], whole[name]) for name in ("embedding", "emotion", "asr"))
+    encoders = set() if model.decomposition is None else set(model.decomposition.encoders)
+    assert (
+        encoders == set(reads)
+        and ("f0" in model.inputs) == ("pitch" in reads)
+        and ("mel" in model.inputs) == bool(reads)
+    )
+    model.keep_tasks({"emotion"})
+    assert torch.equal(run(model, utterances)["emotion"], whole["emotion"]) and set(model.heads) == {"emotion"}
+
+
+def test_a_speaker_head_that_is_kept_keeps_its_timbre(stage_2):
+    model = stage_2(emotion_reads=("rhythm",))
+    whole = run(model, batch())
+    model.keep_tasks({"emotion", "speaker"})
+    assert torch.equal(run(model, batch())["speaker"], whole["speaker"])
+    assert set(model.decomposition.encoders) == {"rhythm", "timbre"} and "reconstruction" not in run(model, batch())
+
+
 def test_stage_1_trains_on_pieces_and_is_tested_on_whole_utterances():
     model = stage_1(crop=(10, 20), crop_padding=0)
     utterances = batch((0.1, 1.4, 0.9))
@@ -239,6 +266,13 @@ def test_removed_tasks_have_no_columns(train):
     assert not [c for c in columns if re.search("mse|hypothesis|speaker_|WER|asr|reconstruction", c, re.IGNORECASE)]
     assert not (folder_of(out) / "predictions_seen.csv").exists() and not (folder_of(out) / "save/tokens.json").exists()
     assert "seen_speaker_accuracy" not in metrics_of(out)["selections"]["last"]
+
+
+def test_wav2vec2_alone_may_have_its_waveforms_augmented(train):
+    flags = ["--parts=[]", "--pretrain=False", "--a_MSE=0", "--a_S=0"]
+    drop = "--augment=!new:speechbrain.augment.augmenter.Augmenter {augmentations: "
+    drop += "[!new:speechbrain.augment.time_domain.DropChunk {}]}"
+    assert metrics_of(train(*flags, drop, yaml="hsu_mtl"))["selections"]["last"]["epoch"] == 1
 
 
 def test_a_stage_1_that_does_not_fit_is_refused(train, pretrained):

@@ -9,8 +9,7 @@ class CaiBrain(SERBrain):
 
     def compute_forward(self, batch, stage):
         """Logits of the emotion and, where alpha > 0, of the characters (section 3.1)."""
-        wavs, wav_lens = batch.to(self.device).sig
-        return self.modules.model(wavs, wav_lens)
+        return self.modules.model(**self.inputs(batch))
 
     def losses(self, predictions, batch):
         """Equations 1 and 2, one value an utterance: CTC summed over its characters, and cross-entropy."""

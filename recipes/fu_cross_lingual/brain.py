@@ -14,9 +14,7 @@ class FuBrain(SERBrain):
 
     def compute_forward(self, batch, stage):
         """Logits of the emotion and, where theta > 0, of the speaker (figure 1)."""
-        batch.to(self.device)
-        (name,) = self.raw_modules.model.inputs  # spectrograms, or waveforms
-        return self.modules.model(*getattr(batch, name))
+        return self.modules.model(**self.inputs(batch))
 
     def losses(self, predictions, batch):
         """Cross-entropy of each task, one value an utterance (section 3.3)."""

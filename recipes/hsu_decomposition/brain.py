@@ -16,12 +16,6 @@ from speechbrain_ser.pretrained import load_stage_1
 N_DRAWN = 3  # utterances in a picture
 
 
-def model_inputs(brain, batch) -> dict:
-    """What the model reads of a batch, by name."""
-    batch.to(brain.device)
-    return {name: getattr(batch, name) for name in brain.raw_modules.model.inputs}
-
-
 class HsuPretrainBrain(SERBrain):
     """Stage 1: L = omega L_S + (1 - omega) L_MSE (eq. 7); it recognises no emotion, so its figures are its own."""
 
@@ -33,7 +27,7 @@ class HsuPretrainBrain(SERBrain):
 
     def compute_forward(self, batch, stage):
         """Codes, the spectrogram made of them and, where omega > 0, logits of the speaker (figure 2)."""
-        return self.modules.model(**model_inputs(self, batch))
+        return self.modules.model(**self.inputs(batch))
 
     def losses(self, predictions, batch):
         """Equations 3 and 4, one value an utterance."""
@@ -86,7 +80,7 @@ class HsuBrain(CaiBrain):
 
     def compute_forward(self, batch, stage):
         """Outputs of every task (figure 1)."""
-        return self.modules.model(**model_inputs(self, batch))
+        return self.modules.model(**self.inputs(batch))
 
     def losses(self, predictions, batch):
         """Equations 1 to 4, one value an utterance."""

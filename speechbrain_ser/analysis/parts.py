@@ -125,7 +125,7 @@ def _load(path: Path, mel: SplitMel) -> torch.Tensor:
     try:
         duration_of(path)
     except BadAudioError as defect:
-        raise UserError(f"{path}: {defect.kind}" + (f": {defect.found}" if defect.found else "")) from defect
+        raise UserError(f"{path}: {defect.words}") from defect
     wav = load_audio(path)
     if len(wav) < mel.min_samples:
         raise UserError(

@@ -29,6 +29,11 @@ class BadAudioError(Exception):
         super().__init__(found)
         self.kind, self.found = kind, found
 
+    @property
+    def words(self) -> str:
+        """The defect and what was found."""
+        return f"{self.kind}: {self.found}" if self.found else self.kind
+
 
 def check_audio(paths: Sequence[str | os.PathLike], where: str = "audio") -> list[float]:
     """Checks recordings on all cores, with a progress bar.
@@ -94,6 +99,22 @@ def _duration_or_defect(path):
         return defect
 
 
+def sound_name(path: str | os.PathLike) -> str | bytes:
+    """A recording's name as soundfile opens it: bytes where it is no text in the system's encoding.
+
+    Example
+    -------
+    >>> sound_name("März.wav"), sound_name(os.fsdecode(b"M\\xe4rz.wav"))
+    ('März.wav', b'M\\xe4rz.wav')
+    """
+    name = os.fspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(name)
+    return name
+
+
 def duration_of(path: str | os.PathLike) -> float:
     """Duration of one sound recording.
 
@@ -118,7 +139,7 @@ def duration_of(path: str | os.PathLike) -> float:
     if path.stat().st_size == 0:
         raise BadAudioError(EMPTY, "0 bytes")
     try:
-        with soundfile.SoundFile(path) as sound:
+        with soundfile.SoundFile(sound_name(path)) as sound:
             if sound.format in ("WAV", "WAVEX"):
                 _check_wav_length(path)
             if sound.frames == 0:

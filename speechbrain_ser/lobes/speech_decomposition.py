@@ -9,7 +9,7 @@ Each module works on its own, for utterances of any length; what it gives an utt
 Randomness (initial weights, resampling) comes from torch's global generator.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -701,6 +701,17 @@ class SpeechDecomposition(nn.Module):
         self._check_resampling()
         self.output_sizes = {name: encoder.output_size for name, encoder in self.encoders.items()}
         self.decoder = None if decoder is None else decoder(input_size=sum(self.output_sizes.values()))
+
+    @property
+    def reads(self) -> set[str]:
+        """What the encoders read: `mel`, `f0`."""
+        return {encoder.reads for encoder in self.encoders.values()}
+
+    def keep_encoders(self, names: Collection[str]) -> None:
+        """Remove the decoder, which reads all codes, and all encoders but these."""
+        self.decoder = None
+        for name in set(self.encoders) - set(names):
+            del self.encoders[name], self.output_sizes[name]
 
     def forward(
         self,

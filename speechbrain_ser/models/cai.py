@@ -1,12 +1,13 @@
 """Cai et al. 2021: one wav2vec2, an emotion head on its pooled output and a CTC head on its frames."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 
 import torch
+from speechbrain.dataio.batch import PaddedData
 from torch import nn
 
-from speechbrain_ser.models.heads import active_tasks, build_heads
+from speechbrain_ser.models.heads import active_tasks, build_heads, keep_heads
 from speechbrain_ser.nnet.lengths import absolute_lengths
 
 
@@ -29,7 +30,7 @@ class CaiModel(nn.Module):
     """
 
     tasks = ("emotion", "asr")
-    inputs = MappingProxyType({"sig": None})  # of a batch: waveforms
+    inputs = MappingProxyType({"sig": None})  # what `forward` reads of a batch: waveforms
 
     def __init__(
         self,
@@ -53,15 +54,23 @@ class CaiModel(nn.Module):
         """Frames that the encoder gives for so many samples."""
         return self.encoder.frame_counts(n_samples)
 
-    def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> dict[str, torch.Tensor]:
+    def keep_tasks(self, tasks: Collection[str]) -> None:
+        """Remove what only other tasks need, for a model that is used and not trained any more; the emotion stays.
+
+        Arguments
+        ---------
+        tasks : collection of str
+            Whose outputs are still wanted; those that the model does not have are passed over.
+        """
+        keep_heads(self.heads, tasks)
+
+    def forward(self, sig: PaddedData) -> dict[str, torch.Tensor]:
         """Waveforms to the logits of every task.
 
         Arguments
         ---------
-        wavs : torch.Tensor
-            [batch, time], 16 kHz, right-padded.
-        wav_lens : torch.Tensor
-            [batch], relative lengths.
+        sig : PaddedData
+            Waveforms [batch, time], 16 kHz, right-padded, and relative lengths [batch]; any pair of these.
 
         Returns
         -------
@@ -69,6 +78,7 @@ class CaiModel(nn.Module):
             ``emotion`` [batch, classes] logits; ``asr`` [batch, frames, tokens] logits where there is an ASR head;
             ``frames`` [batch] valid frames; ``embedding`` [batch, channels] the pooled vector.
         """
+        wavs, wav_lens = sig
         z = self.encoder(wavs, wav_lens)  # (batch, frames, channels)
         frames = self.encoder.frame_counts(absolute_lengths(wavs, wav_lens))
         embedding = self.pooling(z, frames)  # (batch, channels)

@@ -1,12 +1,13 @@
 """Fu et al. 2021: a CNN-BLSTM with two kinds of attention, an emotion head and a speaker head on its vector."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
+from speechbrain.dataio.batch import PaddedData
 from torch import nn
 
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.models.heads import active_tasks, build_heads
+from speechbrain_ser.models.heads import active_tasks, build_heads, keep_heads
 from speechbrain_ser.nnet.lengths import absolute_lengths
 from speechbrain_ser.nnet.standardize import StandardizeBands
 from speechbrain_ser.processing.fixed_length import PARTS, fix_length
@@ -78,15 +79,25 @@ class FuModel(nn.Module):
             samples += self.features.hop_length
         return samples
 
-    def forward(self, x: torch.Tensor, lens: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Waveforms, or their spectrograms, to the logits of every task.
+    def keep_tasks(self, tasks: Collection[str]) -> None:
+        """Remove what only other tasks need, for a model that is used and not trained any more; the emotion stays.
 
         Arguments
         ---------
-        x : torch.Tensor
-            [batch, time], 16 kHz, right-padded, or spectrograms [batch, frames, bands].
-        lens : torch.Tensor
-            [batch], relative lengths.
+        tasks : collection of str
+            Whose outputs are still wanted; those that the model does not have are passed over.
+        """
+        keep_heads(self.heads, tasks)
+
+    def forward(self, feats: PaddedData | None = None, sig: PaddedData | None = None) -> dict[str, torch.Tensor]:
+        """Spectrograms, or waveforms where there are none, to the logits of every task.
+
+        Arguments
+        ---------
+        feats : PaddedData, optional
+            Spectrograms [batch, frames, bands], right-padded, and relative lengths [batch]; any pair of these.
+        sig : PaddedData, optional
+            Waveforms [batch, time], 16 kHz, right-padded, and relative lengths [batch].
 
         Returns
         -------
@@ -94,7 +105,7 @@ class FuModel(nn.Module):
             ``emotion`` [batch, classes] and, where there is a speaker head, ``speaker`` [batch, speakers] logits;
             ``embedding`` [batch, channels] the utterance's vector.
         """
-        embedding = self.encoder(*self.spectrogram(x, lens))
+        embedding = self.encoder(*self.spectrogram(*(sig if feats is None else feats)))
         return {"embedding": embedding, **{task: head(embedding) for task, head in self.heads.items()}}
 
     def spectrogram(self, x: torch.Tensor, lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -1,6 +1,7 @@
 """Ha 2023: Cai's model with a speaker head behind gradient reversal."""
 
 import torch
+from speechbrain.dataio.batch import PaddedData
 from torch import nn
 
 from speechbrain_ser.models.cai import CaiModel
@@ -26,9 +27,9 @@ class HaModel(CaiModel):
         super().__init__(encoder, pooling, heads, loss_weights, seed)
         self.reversal = GradientReversal(schedule=schedule) if reversal else nn.Identity()
 
-    def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, sig: PaddedData) -> dict[str, torch.Tensor]:
         """As Cai's, with ``speaker`` [batch, speakers] logits where there is a speaker head."""
-        outputs = super().forward(wavs, wav_lens)
+        outputs = super().forward(sig)
         if "speaker" in self.heads:
             outputs["speaker"] = self.heads["speaker"](self.reversal(outputs["embedding"]))
         return outputs

@@ -1,7 +1,7 @@
 """The heads of a model: which tasks have one, and initial weights that depend on nothing else."""
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -60,6 +60,27 @@ def build_heads(
     if "emotion" not in tasks:
         raise UserError("loss_weights: without the emotion task (weight 0) there is nothing to recognise")
     return nn.ModuleDict({task: build_seeded(makers[task], task, seed, in_features=in_features) for task in tasks})
+
+
+def keep_heads(heads: nn.ModuleDict, tasks: Collection[str]) -> None:
+    """Remove the heads of other tasks; the emotion's stays.
+
+    Arguments
+    ---------
+    heads : torch.nn.ModuleDict
+        By task; changed in place.
+    tasks : collection of str
+        Whose heads stay, where there are such heads.
+
+    Example
+    -------
+    >>> heads = nn.ModuleDict({task: nn.Linear(2, 2) for task in ("emotion", "asr", "speaker")})
+    >>> keep_heads(heads, {"asr"})
+    >>> list(heads)
+    ['emotion', 'asr']
+    """
+    for task in set(heads) - {"emotion", *tasks}:
+        del heads[task]
 
 
 def build_seeded(make: Callable[..., nn.Module], name: str, seed: int, **arguments) -> nn.Module:

@@ -1,6 +1,6 @@
 """Hsu et al. 2023: speech taken apart by an autoencoder (stage 1), and beside wav2vec2 for four tasks (stage 2)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from speechbrain.dataio.batch import PaddedData
@@ -8,7 +8,7 @@ from torch import nn
 
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.models.decomposition import ENCODERS, build_decomposition, check_names
-from speechbrain_ser.models.heads import active_tasks, build_heads, build_seeded
+from speechbrain_ser.models.heads import active_tasks, build_heads, build_seeded, keep_heads
 from speechbrain_ser.nnet.lengths import absolute_lengths
 from speechbrain_ser.nnet.random_crop import random_crop
 from speechbrain_ser.processing.pitch_track import PitchTrack
@@ -31,7 +31,7 @@ class _Decomposed(nn.Module):
     def __init__(self, parts, sizes, resampling, seed, with_decoder, mel, pitch):
         super().__init__()
         self.decomposition = build_decomposition(parts, sizes, resampling, seed, with_decoder)
-        read = set() if self.decomposition is None else {e.reads for e in self.decomposition.encoders.values()}
+        read = set() if self.decomposition is None else self.decomposition.reads
         # the decoder's target is the spectrogram, whatever the encoders read
         features = {"mel": mel} if read else {}
         self.inputs = features | ({"f0": pitch} if "f0" in read else {})
@@ -136,7 +136,7 @@ class HsuPretrainModel(_Decomposed):
         Arguments
         ---------
         mel : PaddedData
-            Spectrograms [batch, frames, bands] and relative lengths [batch].
+            Spectrograms [batch, frames, bands], right-padded, and relative lengths [batch]; any pair of these.
         f0 : PaddedData, optional
             Normalised F0 [batch, frames] and relative lengths; needed by a pitch encoder.
 
@@ -145,8 +145,9 @@ class HsuPretrainModel(_Decomposed):
         dict of str to torch.Tensor
             See :meth:`decompose`.
         """
-        signals = {"mel": mel.data} | ({} if f0 is None else {"f0": f0.data})
-        counts = absolute_lengths(mel.data[:, :, 0], mel.lengths)
+        frames, lens = mel
+        signals = {"mel": frames} | ({} if f0 is None else {"f0": f0[0]})
+        counts = absolute_lengths(frames[:, :, 0], lens)
         if self.training and self.crop is not None:
             signals, counts = random_crop(signals, counts, *self.crop)
             if self.crop_padding:
@@ -228,13 +229,34 @@ class HsuModel(_Decomposed):
         """Frames z that wav2vec2 gives for so many samples."""
         return self.encoder.frame_counts(n_samples)
 
+    def keep_tasks(self, tasks: Collection[str]) -> None:
+        """Remove what only other tasks need, for a model that is used and not trained any more; the emotion stays.
+
+        Encoders that only the decoder or the speaker head reads go with them, and then perhaps the F0 that they read.
+
+        Arguments
+        ---------
+        tasks : collection of str
+            Whose outputs are still wanted; those that the model does not have are passed over.
+        """
+        keep_heads(self.heads, tasks)
+        if self.decomposition is None or "reconstruction" in tasks:
+            return
+        used = {*self.emotion_reads, *(["timbre"] if "speaker" in self.heads else [])}
+        if used:
+            self.decomposition.keep_encoders(used)
+        else:
+            self.decomposition = None
+        read = set() if self.decomposition is None else {"mel", *self.decomposition.reads}
+        self.inputs = {name: features for name, features in self.inputs.items() if name == "sig" or name in read}
+
     def forward(self, sig: PaddedData, mel: PaddedData | None = None, f0: PaddedData | None = None) -> dict:
         """Waveforms, their spectrograms and F0 to the outputs of every task.
 
         Arguments
         ---------
         sig : PaddedData
-            Waveforms [batch, time], 16 kHz, and relative lengths [batch].
+            Waveforms [batch, time], 16 kHz, right-padded, and relative lengths [batch]; any pair of these.
         mel, f0 : PaddedData, optional
             As in :class:`HsuPretrainModel`; needed where there are parts that read them.
 
@@ -244,12 +266,14 @@ class HsuModel(_Decomposed):
             ``emotion`` [batch, classes] logits; ``asr`` [batch, frames, tokens] logits; ``frames`` [batch] of z;
             ``embedding`` [batch, channels] what the emotion head reads; and those of :meth:`decompose`.
         """
-        z = self.encoder(sig.data, sig.lengths)  # (batch, frames, channels)
-        frames = self.encoder.frame_counts(absolute_lengths(sig.data, sig.lengths))
+        wavs, wav_lens = sig
+        z = self.encoder(wavs, wav_lens)  # (batch, frames, channels)
+        frames = self.encoder.frame_counts(absolute_lengths(wavs, wav_lens))
         outputs, vectors = {"frames": frames}, [self.pooling(z, frames)]
         if self.decomposition is not None:
-            counts = absolute_lengths(mel.data[:, :, 0], mel.lengths)
-            outputs |= self.decompose(mel.data, None if f0 is None else f0.data, counts)
+            spectrograms, lens = mel
+            counts = absolute_lengths(spectrograms[:, :, 0], lens)
+            outputs |= self.decompose(spectrograms, None if f0 is None else f0[0], counts)
             pooled = self.decomposition.pool(outputs["codes"], counts)
             vectors += [pooled[name] for name in self.emotion_reads]
         outputs["embedding"] = torch.cat(vectors, dim=-1)

@@ -1,0 +1,1 @@
+"""What the command `speechbrain-ser predict` does: find recordings, recognise them, write results that resume."""

@@ -1,0 +1,156 @@
+"""How a result is written: a line of a table for people, of CSV, or of JSON (one object a line)."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+
+from speechbrain_ser.errors import UserError
+from speechbrain_ser.inference import Recognition
+
+MODEL = "model"  # the key, and the column, that names the model
+
+
+class Table:
+    """Columns for people to read.
+
+    Arguments
+    ---------
+    paths : sequence of str
+        Of all recordings: they make the first column's width.
+    classes : sequence of str
+        Emotion classes.
+    has_transcripts : bool
+        Whether there is a column of transcripts.
+
+    Example
+    -------
+    >>> table = Table(["a.wav", "long.wav"], ["sad", "happy"], True)
+    >>> print(table.header + table.line(Recognition("a.wav", "sad", {"sad": 0.751, "happy": 0.249}, "NO")), end="")
+    recording  emotion  posterior  transcript
+    a.wav      sad          0.751  NO
+    """
+
+    def __init__(self, paths: Sequence[str], classes: Sequence[str], has_transcripts: bool):
+        self.widths = [max(map(len, ["recording", *paths])), max(map(len, ["emotion", *classes]))]
+        self.header = self._row("recording", "emotion", "posterior", "transcript" if has_transcripts else "")
+
+    def _row(self, path: str, emotion: str, posterior: str, transcript: str) -> str:
+        wide, narrow = self.widths
+        return f"{path:{wide}}  {emotion:{narrow}}  {posterior:>9}  {transcript}".rstrip() + "\n"
+
+    def line(self, found: Recognition) -> str:
+        """The line of a result."""
+        return self._row(found.path, found.emotion, f"{max(found.posteriors.values()):.3f}", found.transcript or "")
+
+
+class Csv:
+    """Comma-separated values, columns as in a run's predictions.csv, and the model's name.
+
+    Arguments
+    ---------
+    model_id : str
+        By which the model's results are known.
+    classes : sequence of str
+        Emotion classes.
+    has_transcripts : bool
+        Whether there is a column of transcripts.
+
+    Example
+    -------
+    >>> table = Csv("c0ffee", ["happy", "sad"], False)
+    >>> print(table.header + table.line(Recognition("a.wav", "sad", {"happy": 0.249, "sad": 0.751})), end="")
+    path,emotion,posterior_happy,posterior_sad,model
+    a.wav,sad,0.249,0.751,c0ffee
+    """
+
+    def __init__(self, model_id: str, classes: Sequence[str], has_transcripts: bool):
+        self.model_id, self.has_transcripts = model_id, has_transcripts
+        columns = ["path", "emotion", *(f"posterior_{c}" for c in classes)]
+        self.columns = [*columns, *(["transcript"] if has_transcripts else []), MODEL]
+        self.header = _csv_line(self.columns)
+
+    def line(self, found: Recognition) -> str:
+        """The line of a result."""
+        said = [found.transcript] if self.has_transcripts else []
+        posteriors = (round(p, 6) for p in found.posteriors.values())
+        return _csv_line([found.path, found.emotion, *posteriors, *said, self.model_id])
+
+    def is_whole(self, text: str) -> bool:
+        """Whether lines of a file make a whole record: a quoted field may have lines of its own."""
+        return text.endswith("\n") and text.count('"') % 2 == 0
+
+    def parse(self, text: str) -> tuple[str, str]:
+        """Path and model of a record.
+
+        Raises
+        ------
+        UserError
+            When it is none of these columns.
+        """
+        (fields,) = csv.reader([text])
+        if len(fields) != len(self.columns):
+            raise UserError(f"expected {len(self.columns)} columns, found {len(fields)}")
+        return fields[0], fields[-1]
+
+
+class JsonLines:
+    """JSON, one object a line.
+
+    Arguments
+    ---------
+    model_id : str
+        By which the model's results are known.
+    classes : sequence of str
+        Emotion classes.
+    has_transcripts : bool
+        Whether there are transcripts.
+
+    Example
+    -------
+    >>> lines = JsonLines("c0ffee", ["happy", "sad"], True)
+    >>> print(lines.line(Recognition("a.wav", "sad", {"happy": 0.249, "sad": 0.751}, "NEIN")), end="")
+    {"path": "a.wav", "emotion": "sad", "posteriors": {"happy": 0.249, "sad": 0.751}, "transcript": "NEIN",
+     "model": "c0ffee"}
+    """
+
+    header = ""
+
+    def __init__(self, model_id: str, classes: Sequence[str], has_transcripts: bool):
+        self.model_id, self.classes, self.has_transcripts = model_id, list(classes), has_transcripts
+
+    def line(self, found: Recognition) -> str:
+        """The line of a result."""
+        content = {"path": found.path, "emotion": found.emotion}
+        content["posteriors"] = {c: round(p, 6) for c, p in found.posteriors.items()}
+        if self.has_transcripts:
+            content["transcript"] = found.transcript
+        return json.dumps({**content, MODEL: self.model_id}, ensure_ascii=False) + "\n"
+
+    def is_whole(self, text: str) -> bool:
+        """Whether lines of a file make a whole record."""
+        return text.endswith("\n")
+
+    def parse(self, text: str) -> tuple[str, str]:
+        """Path and model of a record.
+
+        Raises
+        ------
+        UserError
+            When it is no result with these classes.
+        """
+        try:
+            content = json.loads(text)
+            found = list(content["posteriors"]), "transcript" in content
+            path, model = content["path"], content[MODEL]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError("expected a result as JSON") from error
+        if model == self.model_id and found != (self.classes, self.has_transcripts):
+            raise UserError(f"expected results {'with' if self.has_transcripts else 'without'} transcripts")
+        return path, model
+
+
+def _csv_line(fields: Sequence) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(fields)
+    return text.getvalue()

@@ -1,0 +1,245 @@
+"""A trained model in use: what training's own test said, whatever the batch; odd recordings; nothing idle runs."""
+
+import dataclasses
+import itertools
+import random
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+
+from speechbrain_ser.dataio import load_audio
+from speechbrain_ser.errors import UserError
+from speechbrain_ser.inference import LOOK_AHEAD, EmotionRecognizer
+from speechbrain_ser.trained import load_model
+
+CPU = {"device": "cpu"}
+STAGE_2 = ["--pretrain=False", "--fold=03", "--pooling=sum"]
+# one run each: system, flags (sums over frames, not means: narrow models then tell utterances apart)
+RUNS = {
+    "cai": ("cai_mtl", ["--pooling=sum"]),
+    "ha": ("ha_speaker_norm", ["--pooling=sum", "--decoding=beam", "--beam_size=3"]),
+    "fu": ("fu_cross_lingual", ["--fold=03", "--lr=0.01", "--n_epochs=2"]),
+    "fu, waveforms": ("fu_cross_lingual", ["--fold=03", "--fixed_length=0", "--cache_features=False", "--lr=0.01"]),
+    "hsu": ("hsu_mtl", [*STAGE_2, "--emotion_reads=[pitch, timbre]"]),
+    "hsu by gender": ("hsu_mtl", [*STAGE_2, "--f0_range={M: [50, 250], F: [100, 600]}", "--a_CTC=0"]),
+    "stage 1": ("hsu_pretrain", []),
+}
+
+
+@pytest.fixture
+def run_of(trained):
+    """The folder of one of the runs."""
+    return lambda name: trained(*RUNS[name][1], yaml=RUNS[name][0])
+
+
+@pytest.fixture(scope="module")
+def wavs(small):
+    """The folder of the recordings that are tested, and many others."""
+    return small.corpus("emodb") / "wav"
+
+
+def predictions_of(folder, wavs) -> pd.DataFrame:
+    """What the run's own test said; utterances that it tells apart."""
+    frame = pd.read_csv(folder / "predictions.csv", dtype={"ID": str}, keep_default_na=False)
+    frame["path"] = [f"{wavs / utterance}.wav" for utterance in frame["ID"]]
+    assert len(frame) > 5 and frame.filter(like="posterior_").std().max() > 2e-3
+    assert "hypothesis" not in frame or frame["hypothesis"].nunique() > 5
+    return frame
+
+
+def assert_equal(found, row):
+    """A result is what the run's own test said."""
+    assert found.error is None and found.emotion == row["predicted"] and found.path == row["path"]
+    expected = {c.removeprefix("posterior_"): p for c, p in row.items() if c.startswith("posterior_")}
+    assert found.posteriors == pytest.approx(expected, abs=1e-4)
+    assert found.transcript == (row["hypothesis"] if "hypothesis" in row else None)
+
+
+# ------------------------------------------------------------------ as training's own test
+
+
+@pytest.mark.parametrize("name", ["cai", "ha", "fu", "fu, waveforms", "hsu"])
+def test_equals_the_runs_own_predictions_in_any_batch_and_order(run_of, wavs, name):
+    folder = run_of(name)
+    rows = predictions_of(folder, wavs).to_dict("records")
+    random.Random(3).shuffle(rows)
+    recognizer = EmotionRecognizer.from_run(folder, CPU)
+    for batch_size in (1, 5):
+        found = recognizer.classify_files((row["path"] for row in rows), batch_size)
+        for result, row in zip(found, rows, strict=True):
+            assert_equal(result, row)
+    assert_equal(recognizer.classify_file(rows[0]["path"]), rows[0])
+    signals = [load_audio(row["path"]) for row in rows[:4]]
+    lengths = torch.tensor([len(signal) for signal in signals])
+    padded = torch.nn.utils.rnn.pad_sequence(signals, batch_first=True, padding_value=9.0)  # which says nothing
+    for result, row in zip(recognizer.classify_batch(padded, lengths / lengths.max()), rows[:4], strict=True):
+        assert_equal(dataclasses.replace(result, path=row["path"]), row)
+
+
+def test_the_decoder_and_the_speaker_head_are_not_run(run_of):
+    """Of Hsu's four encoders the emotion reads two here, of Ha's three heads a stranger needs two."""
+    hsu = EmotionRecognizer.from_run(run_of("hsu"), CPU).model
+    assert set(hsu.decomposition.encoders) == {"pitch", "timbre"} and hsu.decomposition.decoder is None
+    assert set(hsu.heads) == {"emotion", "asr"} and set(load_model(run_of("hsu")).model.heads) > set(hsu.heads)
+    assert set(EmotionRecognizer.from_run(run_of("ha"), CPU).model.heads) == {"emotion", "asr"}
+
+
+def test_without_transcripts_the_rest_is_the_same(run_of, wavs):
+    recognizer = EmotionRecognizer.from_run(run_of("cai"), CPU, transcribe=False)
+    assert list(recognizer.model.heads) == ["emotion"]
+    row = predictions_of(run_of("cai"), wavs).iloc[0].to_dict() | {"hypothesis": None}
+    assert_equal(recognizer.classify_file(row["path"]), row)
+
+
+def test_embeddings_on_request(run_of, wavs):
+    """What the emotion head reads: from it, the head gives the posteriors."""
+    recognizer = EmotionRecognizer.from_run(run_of("cai"), CPU)
+    paths = sorted(wavs.iterdir())[:3]
+    assert recognizer.classify_file(paths[0]).embedding is None
+    for found in recognizer.classify_files(paths, batch_size=2, embedding=True):
+        with torch.no_grad():
+            posterior = recognizer.model.heads["emotion"](found.embedding).softmax(-1)
+        assert list(found.posteriors.values()) == pytest.approx(posterior.tolist(), abs=1e-5)
+
+
+def test_nobodys_gender_is_known(run_of, wavs, monkeypatch):
+    """F0 is looked for in the whole range, which is said once."""
+    said = []
+    monkeypatch.setattr("speechbrain_ser.inference.logger.warning", said.append)
+    recognizer = EmotionRecognizer.from_run(run_of("hsu by gender"), CPU)
+    results = list(recognizer.classify_files(sorted(wavs.iterdir())[:3], batch_size=1))
+    assert [r.error for r in results] == [None] * 3 and recognizer.model.inputs["f0"].f_range == (50, 600)
+    assert said == [
+        "the model was trained on F0 in a range for each gender (M, F); the gender of who speaks is not known here: "
+        "F0 is looked for from 50 to 600 Hz"
+    ]
+
+
+# ------------------------------------------------------------------ recordings
+
+
+@pytest.fixture(scope="module")
+def odd(wavs, tmp_path_factory):
+    """Recordings of every kind; None where a result is expected, else what the error says."""
+    folder = tmp_path_factory.mktemp("odd")
+    speech, rate = soundfile.read(sorted(wavs.iterdir())[0])
+    soundfile.write(folder / "stereo.flac", np.stack([speech[::2], speech[::2]], 1), rate // 2)
+    soundfile.write(folder / "eight.wav", np.stack([speech] * 8, 1), rate)
+    soundfile.write(folder / "silent.wav", np.zeros(rate), rate)
+    soundfile.write(folder / "short.wav", speech[:160], rate)
+    soundfile.write(folder / "long.wav", np.tile(speech, 12), rate)
+    soundfile.write(folder / "nan.wav", np.append(speech, np.nan), rate, subtype="FLOAT")
+    (folder / "text.wav").write_text("These are minutes of a meeting, not a recording.")
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "truncated.wav").write_bytes((folder / "eight.wav").read_bytes()[:9_000])
+    (folder / "folder.wav").mkdir()
+    errors = {"stereo.flac": None, "eight.wav": None, "silent.wav": None, "short.wav": "too short: 10.0 ms"}
+    errors |= {"long.wav": "too long", "nan.wav": "NaN", "text.wav": "unreadable recording", "empty.wav": "0 bytes"}
+    errors |= {"truncated.wav": "truncated recording", "folder.wav": "no such recording", "none.wav": "no such"}
+    return folder, errors
+
+
+@pytest.mark.parametrize("name", ["cai", "fu", "hsu"])
+def test_odd_recordings_do_not_stop_the_others(run_of, odd, wavs, name):
+    folder, errors = odd
+    recognizer = EmotionRecognizer.from_run(run_of(name), CPU, max_seconds=10.0)
+    if name == "fu":  # it fills everything up to a fixed length
+        errors = errors | {"short.wav": None}
+    plain = str(sorted(wavs.iterdir())[0])
+    paths = [folder / file for file in errors] + [plain]
+    found = dict(zip([*errors, "plain"], recognizer.classify_files(paths, batch_size=4), strict=True))
+    assert [result.path for result in found.values()] == list(map(str, paths))
+    for file, said in errors.items():
+        result = found[file]
+        if said is None:
+            assert result.error is None and sum(result.posteriors.values()) == pytest.approx(1)
+        else:
+            assert said in result.error and result.emotion is None and not result.posteriors
+    alone = recognizer.classify_file(plain)
+    for result in (found["plain"], found["eight.wav"]):  # eight equal channels are the one
+        assert result.emotion == alone.emotion and result.transcript == alone.transcript
+        assert result.posteriors == pytest.approx(alone.posteriors, abs=1e-4)
+    with pytest.raises(UserError, match=r"truncated\.wav: truncated recording"):
+        recognizer.classify_file(folder / "truncated.wav")
+
+
+def test_waveforms_that_give_no_result(run_of):
+    recognizer = EmotionRecognizer.from_run(run_of("cai"), CPU, max_seconds=2.0)
+    torch.manual_seed(0)
+    wavs = torch.randn(3, 20_000)
+    wavs[1, 7] = torch.inf
+    good, bad, short = recognizer.classify_batch(wavs, torch.tensor([0.7, 1.0, 0.01]))
+    (alone,) = recognizer.classify_batch(wavs[0, :14_000])
+    assert good.posteriors == pytest.approx(alone.posteriors, abs=1e-4) and good.transcript == alone.transcript
+    assert "NaN or infinite" in bad.error and short.error.startswith("too short: 12.5 ms")
+    (long,) = recognizer.classify_batch(torch.randn(1, 32_001))
+    assert long.error.startswith("too long")
+    loud, other = recognizer.classify_batch(torch.stack([1e37 * wavs[0], wavs[0]]), torch.tensor([0.7, 0.7]))
+    assert loud.error == "the model's output is not finite" and other.posteriors == pytest.approx(good.posteriors, 1e-4)
+    for wrong in (torch.zeros(2, 3, 4), torch.zeros(1, 16_000, dtype=torch.int16)):
+        with pytest.raises(UserError, match="expected"):
+            recognizer.classify_batch(wrong)
+    with pytest.raises(UserError, match=r"wav_lens \[batch\]"):
+        recognizer.classify_batch(wavs, torch.ones(2))
+
+
+def test_no_more_is_read_than_asked_for(run_of, wavs):
+    """A list without end: results come after a bounded look ahead, in batches within the bound of seconds."""
+    recognizer = EmotionRecognizer.from_run(run_of("cai"), CPU, max_seconds=12.0)
+    path, asked, sizes = str(sorted(wavs.iterdir())[0]), [], []
+    forward = recognizer.model.forward
+    recognizer.model.forward = lambda sig: sizes.append(sig.data.shape) or forward(sig)
+    found = recognizer.classify_files((asked.append(k) or path for k in itertools.count()), batch_size=4)
+    assert not asked and next(found).path == path and len(asked) == 4 * LOOK_AHEAD
+    assert max(n for n, _ in sizes) == 4 and all(n * time <= 12 * 16_000 for n, time in sizes)
+    sizes.clear()
+    recognizer.max_seconds = soundfile.info(path).duration  # one at a time
+    assert [r.error for r in recognizer.classify_files([path] * 3)] == [None] * 3 and [n for n, _ in sizes] == [1] * 3
+
+
+# ------------------------------------------------------------------ wrong input
+
+
+def test_a_run_that_cannot_be_used(run_of, tmp_path):
+    with pytest.raises(UserError, match=r"recognises emotions, found pre-training \(hsu_pretrain\)"):
+        EmotionRecognizer.from_run(run_of("stage 1"), CPU)
+    with pytest.raises(UserError, match="expected the folder of a finished run"):
+        EmotionRecognizer.from_run(tmp_path, CPU)
+    damaged = tmp_path / "run"
+    shutil.copytree(run_of("cai"), damaged)
+    (damaged / "save" / "tokens.json").write_text("{}")
+    with pytest.raises(UserError, match=r"tokens.json: expected what a run writes"):
+        EmotionRecognizer.from_run(damaged, CPU)
+    (damaged / "save" / "classes.json").unlink()
+    with pytest.raises(UserError, match=r"classes.json: expected the file of a finished run"):
+        EmotionRecognizer.from_run(damaged, CPU, transcribe=False)
+
+
+def test_the_same_parameters_have_one_name(run_of, tmp_path):
+    shutil.copytree(run_of("cai"), tmp_path / "copy")
+    names = [EmotionRecognizer.from_run(f, CPU).model_id for f in (run_of("cai"), tmp_path / "copy", run_of("fu"))]
+    assert names[0] == names[1] != names[2] and all(len(name) == 16 for name in names)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"run_opts": {"devise": "cpu"}}, "did you mean 'device'"),
+        ({"run_opts": {"device": "toaster"}}, "toaster"),
+        ({"run_opts": {"device": "cpu", "precision": "fp8"}}, "fp8"),
+        ({"run_opts": CPU, "max_seconds": 0}, "max_seconds"),
+    ],
+)
+def test_wrong_options(run_of, options, said):
+    with pytest.raises(UserError, match=said):
+        EmotionRecognizer.from_run(run_of("fu"), **options)
+
+
+@pytest.mark.parametrize("batch_size", [0, 2.5])
+def test_wrong_batch_size(run_of, batch_size):
+    with pytest.raises(UserError, match="batch_size"):
+        EmotionRecognizer.from_run(run_of("fu"), CPU).classify_files([], batch_size)
