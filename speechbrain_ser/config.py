@@ -99,9 +99,10 @@ class Config:
     def needs(self) -> dict[str, dict]:
         """Runs that this one starts from, by the line that takes such a run's folder.
 
-        Declared as ``needs: {pretrained: {yaml: hsu_pretrain.yaml, when: [!ref <parts>], lines: {…}}}``: `lines` are
-        what the needed run is given beyond the data, fold and seed; it is needed where all of `when` is true (a list
-        with something in it is).
+        Declared as ``needs: {pretrained: {yaml: hsu_pretrain.yaml, when: [!ref <parts>], lines: {…}, fits: […]}}``:
+        `lines` are what the needed run is given beyond the data, fold and seed, and `fits` those in which a run that
+        the user names must agree (default: all); it is needed where all of `when` is true (a list with something in it
+        is).
         """
         return {key: need for key, need in (self.plain.get("needs") or {}).items() if all(need.get("when", ()))}
 

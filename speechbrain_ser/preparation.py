@@ -227,8 +227,9 @@ COMMON_LINES = ("corpus", "second_corpus", "protocol", "fold", "split_seed", "se
 
 
 def _common_lines(science: dict[str, str], need: dict) -> dict[str, str]:
-    """What a needed run's configuration must say: the same data, and the lines it is given."""
-    given = {k: text_of(v) for k, v in (need.get("lines") or {}).items() if k not in NEUTRAL_KEYS}
+    """What a needed run's configuration must say: the same data, and of the lines it is given those that must fit."""
+    lines = need.get("lines") or {}
+    given = {k: text_of(lines[k]) for k in need.get("fits", lines) if k not in NEUTRAL_KEYS}
     return {**{k: science[k] for k in COMMON_LINES}, **given}
 
 

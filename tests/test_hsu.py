@@ -287,6 +287,12 @@ def test_a_stage_1_that_does_not_fit_is_refused(train, pretrained):
     assert "no finished run" in train("--fold=03", "--pretrained=nowhere", yaml="hsu_mtl", code=2)
 
 
+def test_a_stage_1_trained_otherwise_fits(train, pretrained):
+    """How it was trained is its own affair; who was, on what and in which size is not."""
+    folder = pretrained("--lr=0.01", "--omega=0.5", "--crop=[20, 30]", "--resample=False")
+    assert f"started from {folder}" in train("--fold=03", f"--pretrained={folder}", yaml="hsu_mtl")
+
+
 def test_pretraining_on_everybody_is_leaky_in_both_stages(train, pretrained):
     folder = pretrained("--train_on=all")
     found = json.loads((folder / "metrics.json").read_text())
