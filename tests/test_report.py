@@ -12,7 +12,6 @@ import pytest
 from sklearn import metrics as sk
 
 from speechbrain_ser.brain import SERBrain
-from speechbrain_ser.checkpoints import Tally
 from speechbrain_ser.cli import main
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.figures import plot_learning_curves
@@ -224,8 +223,8 @@ def test_curves_of_one_run_have_a_panel_for_mse():
 
 def test_an_epochs_row_and_the_console_have_the_mse(tmp_path, capsys):
     rows = predictions("01F", mse=5e-4).drop(columns="text_heard")
-    brain = SimpleNamespace(rows=[0], predictions=lambda: rows, tally=Tally(), data=SimpleNamespace(classes=CLASSES))
-    assert SERBrain._figures(brain, "test")["test_MSE"] == pytest.approx(rows["mse"].mean())
+    brain = SimpleNamespace(data=SimpleNamespace(classes=CLASSES))
+    assert SERBrain.figures(brain, rows)["MSE"] == pytest.approx(rows["mse"].mean())
     folder = write_run(tmp_path, "01F", mse=5e-4)
     print_results(SimpleNamespace(folder=folder))
     found = json.loads((folder / "metrics.json").read_text())["selections"]["last"]["text_disjoint"]["MSE"]

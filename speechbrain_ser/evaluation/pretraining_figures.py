@@ -34,7 +34,7 @@ def plot_reconstructions(pairs: Mapping[str, Sequence], title: str, hop: float =
     >>> mel = np.random.default_rng(0).random((50, 80))
     >>> figure = plot_reconstructions({"03a01Fa": (mel, mel)}, "epoch 1")
     >>> [axes.get_ylabel() for axes in figure.axes]
-    ['original: mel band', 'reconstruction: mel band', '']
+    ['original: mel band', 'reconstruction: mel band', 'level (0: -84 dB, 1: 16 dB)']
     """
     figure = Figure(figsize=(1.2 + 3.6 * len(pairs), 4.4), layout="constrained")
     grid = figure.subplots(2, len(pairs), squeeze=False, sharey=True, sharex="col")
