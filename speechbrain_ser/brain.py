@@ -15,7 +15,7 @@ import torch
 from speechbrain.utils.checkpoints import torch_recovery
 from speechbrain.utils.distributed import main_process_only
 
-from speechbrain_ser.checkpoints import History, RandomState, Tally
+from speechbrain_ser.checkpoints import History, RandomState, Tally, find_epoch
 from speechbrain_ser.dataio import StepSampler
 from speechbrain_ser.decoding import Decoder
 from speechbrain_ser.errors import UserError
@@ -73,7 +73,7 @@ def check_optimizer(hparams: dict, opt_class) -> None:
 class SERBrain(sb.Brain):
     """Base of the recipes' Brains.
 
-    A recipe implements ``compute_forward`` and ``losses``: one value an utterance for each task. What is said of an
+    A recipe implements ``losses``: one value an utterance for each task, of what its model gives. What is said of an
     utterance and measured on a part (``prediction_rows``, ``figures``, ``score``) is recognition's; pre-training, which
     recognises nothing, has its own.
 
@@ -115,6 +115,10 @@ class SERBrain(sb.Brain):
         """What the model reads of a batch, by name, on the device: pairs of padded data and relative lengths."""
         batch.to(self.device)
         return {name: getattr(batch, name) for name in self.raw_modules.model.inputs}
+
+    def compute_forward(self, batch, stage):
+        """The model's outputs by name: logits of each task that it has, and what else its losses need."""
+        return self.modules.model(**self.inputs(batch))
 
     # -------------------------------------------------------------- losses
 
@@ -397,11 +401,7 @@ class SERBrain(sb.Brain):
 
     def on_evaluate_start(self, max_key=None, min_key=None):
         """Load the model, and only it, of the chosen checkpoint; SpeechBrain would test untrained weights silently."""
-        checkpoint = self.checkpointer.find_checkpoint(
-            max_key=max_key,
-            min_key=min_key,
-            ckpt_predicate=lambda c: "epoch" in c.meta,  # not one taken within an epoch
-        )
+        checkpoint = find_epoch(self.checkpointer, max_key=max_key, min_key=min_key)
         if checkpoint is None:
             raise UserError(
                 f"{self.checkpointer.checkpoints_dir} holds no checkpoint{f' with {max_key}' if max_key else ''}: "

@@ -11,6 +11,7 @@ import torch
 from speechbrain.utils.checkpoints import (
     CKPT_PREFIX,
     METAFNAME,
+    Checkpoint,
     Checkpointer,
     mark_as_loader,
     mark_as_saver,
@@ -49,6 +50,23 @@ class WholeCheckpointer(Checkpointer):
         temporary = Path(fpath).with_name(f".{METAFNAME}.tmp")
         self._late_meta = (temporary, fpath)
         return super()._save_checkpoint_metafile(temporary, meta_to_include or {}, end_of_epoch)
+
+
+def find_epoch(checkpointer: Checkpointer, **keys: str | None) -> Checkpoint | None:
+    """The checkpoint of a finished epoch, not one taken within it: the newest, or the best by a key of its meta.
+
+    Arguments
+    ---------
+    checkpointer : speechbrain.utils.checkpoints.Checkpointer
+        Where to look.
+    **keys : str, optional
+        ``max_key`` or ``min_key``, as SpeechBrain's ``find_checkpoint`` has them.
+
+    Returns
+    -------
+    speechbrain.utils.checkpoints.Checkpoint or None
+    """
+    return checkpointer.find_checkpoint(**keys, ckpt_predicate=lambda c: "epoch" in c.meta)
 
 
 @register_checkpoint_hooks

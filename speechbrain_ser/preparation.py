@@ -49,7 +49,7 @@ class Setup:
     @property
     def speakers(self) -> tuple[str, ...]:
         """The fold's training speakers, sorted; the order of the speaker logits."""
-        return tuple(sorted(set(self.frame["speaker"][self.frame["ID"].isin(self.fold.train)])))
+        return tuple(sorted(_speakers_of(self.frame, self.fold.train)))
 
     def finished(self) -> bool:
         """Whether this very run has its results already."""

@@ -7,10 +7,6 @@ from speechbrain_ser.nnet.losses import ctc_loss, emotion_loss
 class CaiBrain(SERBrain):
     """The paper's equations; data, statistics, checkpoints and logs are SERBrain's."""
 
-    def compute_forward(self, batch, stage):
-        """Logits of the emotion and, where alpha > 0, of the characters (section 3.1)."""
-        return self.modules.model(**self.inputs(batch))
-
     def losses(self, predictions, batch):
         """Equations 1 and 2, one value an utterance: CTC summed over its characters, and cross-entropy."""
         losses = {"emotion": emotion_loss(predictions["emotion"], batch.emotion, self.class_weights)}

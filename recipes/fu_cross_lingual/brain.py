@@ -12,10 +12,6 @@ logger = logging.getLogger(__name__)
 class FuBrain(SERBrain):
     """The paper's equations; data, statistics, checkpoints and logs are SERBrain's."""
 
-    def compute_forward(self, batch, stage):
-        """Logits of the emotion and, where theta > 0, of the speaker (figure 1)."""
-        return self.modules.model(**self.inputs(batch))
-
     def losses(self, predictions, batch):
         """Cross-entropy of each task, one value an utterance (section 3.3)."""
         losses = {"emotion": emotion_loss(predictions["emotion"], batch.emotion, self.class_weights)}

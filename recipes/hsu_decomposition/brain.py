@@ -25,10 +25,6 @@ class HsuPretrainBrain(SERBrain):
         fold = self.data.fold
         self.drawn = dict.fromkeys((fold.seen or fold.valid or fold.test)[:N_DRAWN])
 
-    def compute_forward(self, batch, stage):
-        """Codes, the spectrogram made of them and, where omega > 0, logits of the speaker (figure 2)."""
-        return self.modules.model(**self.inputs(batch))
-
     def losses(self, predictions, batch):
         """Equations 3 and 4, one value an utterance."""
         losses = {"reconstruction": reconstruction_loss(predictions)}
@@ -77,10 +73,6 @@ class HsuPretrainBrain(SERBrain):
 
 class HsuBrain(CaiBrain):
     """Stage 2: Cai's equations, the reconstruction and the speaker of the timbre, from stage 1's parameters."""
-
-    def compute_forward(self, batch, stage):
-        """Outputs of every task (figure 1)."""
-        return self.modules.model(**self.inputs(batch))
 
     def losses(self, predictions, batch):
         """Equations 1 to 4, one value an utterance."""

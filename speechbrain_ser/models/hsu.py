@@ -10,6 +10,7 @@ from speechbrain_ser.errors import UserError
 from speechbrain_ser.models.decomposition import ENCODERS, build_decomposition, check_names
 from speechbrain_ser.models.heads import active_tasks, build_heads, build_seeded, keep_heads
 from speechbrain_ser.nnet.lengths import absolute_lengths
+from speechbrain_ser.nnet.pooling import frame_mask
 from speechbrain_ser.nnet.random_crop import random_crop
 from speechbrain_ser.processing.pitch_track import PitchTrack
 from speechbrain_ser.processing.split_mel import SplitMel
@@ -304,7 +305,7 @@ def _with_silence(signals: dict, counts: torch.LongTensor, frames: int) -> tuple
     """Pieces filled up with 0, which is silence to the spectrogram and unvoiced to F0, as frames of their own."""
     filled = {}
     for name, signal in signals.items():
-        own = torch.arange(signal.shape[1], device=signal.device) < counts[:, None].to(signal.device)
+        own = frame_mask(counts.to(signal.device), signal.shape[1])
         own = own.reshape(*own.shape, *[1] * (signal.dim() - 2))
         wide = signal.new_zeros(len(signal), frames, *signal.shape[2:])
         wide[:, : signal.shape[1]] = signal.masked_fill(~own, 0.0)
