@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import speechbrain as sb
 import torch
+from speechbrain.utils.distributed import infer_device
 
 from speechbrain_ser.brain import RunData, check_optimizer
 from speechbrain_ser.checkpoints import WholeCheckpointer
@@ -93,7 +94,7 @@ def _parts(setup: Setup, tokens):
     data = RunData(frame, setup.fold, setup.classes, weights, tokens, setup.speakers)
     _refuse_too_short(data, hparams["model"])
     _warn_ctc(data, hparams["model"])
-    loaders, sampler = _loaders(hparams, data)
+    loaders, sampler = _loaders(hparams, data, torch.device(setup.config.run_opts.device or infer_device()).type)
     return hparams, data, loaders, sampler
 
 
@@ -158,16 +159,26 @@ def _class_weights(wanted, setup: Setup) -> torch.Tensor | None:
     return torch.tensor((weights / (weights * counts).sum() * counts.sum()).to_numpy(), dtype=torch.float32)
 
 
-def _loaders(hparams: dict, data: RunData):
+def _micro_batch_size(hparams: dict, device: str) -> int:
+    """Utterances at a time: what the YAML says, else what is fastest on a device."""
+    if hparams["micro_batch_size"] is not None:
+        return hparams["micro_batch_size"]
+    # a CPU gains nothing from more at a time, and loses by their padding and by activations that leave its caches
+    # (benchmarks/README.md); other devices want all they can get
+    return 1 if device == "cpu" else hparams["batch_size"]
+
+
+def _loaders(hparams: dict, data: RunData, device: str):
     frames = {part: data.frame.loc[list(getattr(data.fold, part))].reset_index() for part in PARTS}
     train = frames["train"]
     sampler = StepSampler(
         train["duration"],
         hparams["batch_size"],
-        hparams["micro_batch_size"],
+        _micro_batch_size(hparams, device),
         hparams["seed"],
         balanced_weights(train, hparams["balance"], hparams["second_corpus"], hparams["second_share"]),
         hparams.get("epoch_steps", 0),
+        hparams.get("bucket_steps", 1),
     )
     logger.info(
         f"{sampler.steps_per_epoch} steps of {hparams['batch_size']} utterances an epoch, "

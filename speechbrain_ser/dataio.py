@@ -208,6 +208,10 @@ class StepSampler:
     (seed, epoch) alone: seeds do not overlap and a resumed epoch goes on where it was. SpeechBrain's
     DynamicBatchSampler can do neither this nor a fixed number of utterances a step.
 
+    On a device that wants many utterances at a time, steps drawn at random waste half of it on padding (53 % at 8
+    utterances of IEMOCAP's lengths). `bucket_steps` deals the utterances of so many steps to these by length, anew
+    every epoch. It changes who is in a step together, and so the results, unlike the micro-batch.
+
     Arguments
     ---------
     durations : sequence of float
@@ -224,6 +228,8 @@ class StepSampler:
     epoch_steps : int
         Optimiser steps of an epoch, all of `step_size`: the utterances are gone through as often as that takes.
         0: each once.
+    bucket_steps : int
+        Steps whose utterances are drawn together and then dealt by length. 1: every step at random.
 
     Example
     -------
@@ -243,8 +249,9 @@ class StepSampler:
         seed: int,
         weights: Sequence[float] | None = None,
         epoch_steps: int = 0,
+        bucket_steps: int = 1,
     ):
-        numbers = {"batch_size": step_size, "micro_batch_size": micro_batch_size}
+        numbers = {"batch_size": step_size, "micro_batch_size": micro_batch_size, "bucket_steps": bucket_steps}
         numbers |= {"epoch_steps": epoch_steps} if epoch_steps else {}
         for name, value in numbers.items():
             if not isinstance(value, int) or value < 1:
@@ -254,6 +261,7 @@ class StepSampler:
         self.micro_batch_size = min(micro_batch_size, step_size)
         self.seed = seed
         self.epoch_steps = epoch_steps
+        self.bucket_steps = bucket_steps
         self.probabilities = None if weights is None else np.asarray(weights, float) / np.sum(weights)
         self.set_epoch(0)
 
@@ -272,8 +280,19 @@ class StepSampler:
             for _ in range(-(-wanted // n))
         ]
         order = np.concatenate(rounds)[:wanted]
-        steps = [order[i : i + self.step_size] for i in range(0, len(order), self.step_size)]
-        return [micro for step in steps for micro in self._cut(step)]
+        return [micro for step in self._steps(order, rng) for micro in self._cut(step)]
+
+    def _steps(self, order: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
+        whole, size = len(order) - len(order) % self.step_size, self.bucket_steps * self.step_size
+        for i in range(0, whole, size):
+            bucket = order[i : min(i + size, whole)]
+            if self.bucket_steps == 1:
+                yield bucket
+            else:
+                by_length = bucket[np.argsort(self.durations[bucket], kind="stable")]
+                yield from rng.permutation(by_length.reshape(-1, self.step_size))
+        if whole < len(order):  # the last, smaller step: whom chance has left over
+            yield order[whole:]
 
     def _cut(self, step: np.ndarray) -> Iterator[MicroBatch]:
         step = step[np.argsort(self.durations[step], kind="stable")[::-1]]

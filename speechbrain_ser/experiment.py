@@ -4,6 +4,8 @@ import logging
 import sys
 from pathlib import Path
 
+import torch
+
 from speechbrain_ser import pretraining, results
 from speechbrain_ser.building import build
 from speechbrain_ser.config import Config, read_config
@@ -39,6 +41,13 @@ def main(argv: list[str], hparams_folder: Path) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return TRY_LATER if isinstance(error, FolderInUse) else 2
+    except torch.OutOfMemoryError as error:
+        print(
+            f"error: the device has too little memory: {error}\n  A smaller --micro_batch_size changes nothing else "
+            "(nor does --gradient_checkpointing=True, where the YAML has it); the same command goes on",
+            file=sys.stderr,
+        )
+        return 2
     return 0
 
 

@@ -90,6 +90,7 @@ def train(small, tmp_path, capfd):
             "--lr": 0.001,
             "--spec_augment": False,
             "--batch_size": 8,
+            "--micro_batch_size": 4,
             "--tokens": "characters",
         }
         if "--data_folder" not in given:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+import torch
 
 from .conftest import ROOT
 
@@ -320,3 +321,17 @@ def test_nonfinite_loss_names_the_utterances(train):
 def test_real_emodb(train, emodb_folder):
     out = train(f"--data_folder={emodb_folder}", "--fold=03", "--debug")
     assert "LEAKY" not in out
+
+
+def test_too_little_memory_says_what_to_change(train, monkeypatch):
+    def fill(self, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("speechbrain_ser.brain.SERBrain.fit_batch", fill)
+    error = train(code=2)
+    assert "Tried to allocate 2.00 GiB" in error and "--micro_batch_size" in error
+
+
+def test_a_cpu_takes_one_utterance_at_a_time_unless_told(train, tmp_path):
+    assert "micro-batches of 1, padding 0%" in train("--micro_batch_size=null")
+    assert "micro-batches of 4" in train("--micro_batch_size=4", f"--results_folder={tmp_path}")
