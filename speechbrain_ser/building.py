@@ -204,7 +204,8 @@ def _inputs(hparams: dict, frame: pd.DataFrame) -> dict:
         if features is None:
             inputs[name] = AudioCache(folder / "audio")
         elif hparams["augment"] is not None:
-            way_out = "give --cache_features=False" if "cache_features" in hparams else "leave augment: null"
+            lines = [f"--{line}=False" for line in ("cache_features", "cache_front_end") if hparams.get(line)]
+            way_out = f"give {lines[0]}" if lines else "leave augment: null"
             raise UserError(f"augment changes waveforms, but {name} are computed once: {way_out}")
         else:
             inputs[name] = feature_source(features, folder / "features", frame)

@@ -335,3 +335,24 @@ def test_too_little_memory_says_what_to_change(train, monkeypatch):
 def test_a_cpu_takes_one_utterance_at_a_time_unless_told(train, tmp_path):
     assert "micro-batches of 1, padding 0%" in train("--micro_batch_size=null")
     assert "micro-batches of 4" in train("--micro_batch_size=4", f"--results_folder={tmp_path}")
+
+
+@pytest.mark.parametrize("yaml", ["cai_mtl", "hsu_mtl"])
+def test_a_cached_front_end_trains_alike(train, tmp_path, yaml):
+    """The cache computes one utterance at a time, the model a batch: equal but for rounding."""
+    flags = ["--freeze_feature_extractor=True", *(["--pretrain=False", "--fold=03"] if yaml == "hsu_mtl" else [])]
+    runs = [
+        folder_of(train(*flags, f"--cache_front_end={cached}", f"--results_folder={tmp_path / str(cached)}", yaml=yaml))
+        for cached in (True, False)
+    ]
+    assert list((tmp_path / "True" / "cache" / "features").glob("*/*.safetensors"))
+    losses = [pd.read_csv(run / "epochs.csv")["train_loss"] for run in runs]
+    assert losses[0].tolist() == pytest.approx(losses[1].tolist(), rel=1e-4)
+    posteriors = [pd.read_csv(run / "predictions.csv").filter(like="posterior_").to_numpy() for run in runs]
+    assert np.abs(posteriors[0] - posteriors[1]).max() < 1e-3
+
+
+def test_a_cached_front_end_is_refused_where_it_would_be_wrong(train):
+    flags = ["--cache_front_end=True", "--augment=!new:speechbrain.augment.time_domain.DropChunk"]
+    assert "freeze_feature_extractor" in train(flags[0], code=2)
+    assert "give --cache_front_end=False" in train(*flags, "--freeze_feature_extractor=True", code=2)

@@ -388,6 +388,31 @@ def test_freeze_feature_extractor(folder, batch):
     assert lobe.model.encoder.training
 
 
+@pytest.mark.parametrize("norm", [GROUP, LAYER])
+def test_the_front_ends_output_may_come_from_elsewhere(folder, batch, norm):
+    """Computed alone, kept and padded again: the lobe gives and learns the same."""
+    lobe = Wav2Vec2(folder(norm), freeze_feature_extractor=True, cache_front_end=True, apply_spec_augment=False).eval()
+    kept = [lobe.features.extract(wav[0]) for wav in batch.singles]
+    counts = torch.tensor([len(features) for features in kept])
+    assert counts.tolist() == lobe.frame_counts(LENGTHS).tolist()
+    padded = torch.nn.utils.rnn.pad_sequence(kept, batch_first=True, padding_value=7.0)
+    found, expected = lobe(padded, counts / counts.max()), lobe(batch.wavs, batch.lens)
+    assert relative_error(found.detach(), expected.detach()) < TOLERANCE
+    gradients = [torch.autograd.grad(out.square().sum(), lobe.model.encoder.parameters()) for out in (found, expected)]
+    flat = [torch.cat([g.flatten() for g in each]) for each in gradients]
+    assert relative_error(*flat) < TOLERANCE
+
+
+def test_the_front_ends_settings_are_those_of_its_weights(folder):
+    first, second = (Wav2Vec2(folder(GROUP), freeze=True, cache_front_end=True) for _ in range(2))
+    assert first.features.settings == second.features.settings
+    with torch.no_grad():
+        next(second.model.feature_extractor.parameters()).add_(1e-3)
+    assert first.features.settings != second.features.settings
+    with pytest.raises(ValueError, match="cache_front_end: expected a front end that is not trained"):
+        Wav2Vec2(folder(GROUP), cache_front_end=True)
+
+
 # --- SpecAugment -------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from transformers import AutoFeatureExtractor, AutoModel, Wav2Vec2FeatureExtract
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from speechbrain_ser.lobes.backbone import BackboneError, check_backbone, resolve_backbone
+from speechbrain_ser.lobes.front_end import FrontEnd
 from speechbrain_ser.lobes.quiet import quiet_transformers
 from speechbrain_ser.nnet.layer_norm_conv import LayerNormConvLayer
 from speechbrain_ser.nnet.lengths import absolute_lengths
@@ -84,6 +85,8 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         Bring each utterance to zero mean and unit variance; None does as the checkpoint's preprocessor says.
     output_norm : bool
         Normalise the output over each utterance's frames and channels (no parameters).
+    cache_front_end : bool
+        Let whoever loads data read the frozen front end's output instead of waveforms (``features``).
 
     Attributes
     ----------
@@ -91,6 +94,8 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         Channels of the output.
     min_samples : int
         Samples of the shortest utterance that gives a frame (400 for wav2vec2-base).
+    features : FrontEnd, optional
+        The front end, where it is frozen and its output is to be cached.
 
     Raises
     ------
@@ -130,7 +135,12 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         weighted_sum: bool = False,
         normalize_wav: bool | None = None,
         output_norm: bool = False,
+        cache_front_end: bool = False,
     ):
+        if cache_front_end and not (freeze or freeze_feature_extractor):
+            raise ValueError(
+                "cache_front_end: expected a front end that is not trained (freeze_feature_extractor or freeze)"
+            )
         _check_shares(
             mask_time_prob=mask_time_prob,
             mask_feature_prob=mask_feature_prob,
@@ -163,6 +173,7 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         if gradient_checkpointing and not freeze:
             _enable_gradient_checkpointing(self.model)
         self.layer_weights = _layer_weights(self.model) if weighted_sum else None
+        self.features = FrontEnd(self) if cache_front_end else None
 
     # --- building ----------------------------------------------------------------------------------------
 
@@ -230,7 +241,8 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         Arguments
         ---------
         wavs : torch.Tensor
-            Waveforms at 16 kHz, right-padded [batch, time].
+            Waveforms at 16 kHz, right-padded [batch, time]; or what :meth:`convolve` gives of them, right-padded
+            [batch, frames, conv channels].
         wav_lens : torch.Tensor, optional
             Relative lengths [batch]; None when there is no padding.
 
@@ -248,14 +260,34 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
 
     def extract_features(self, wav: torch.Tensor, wav_lens: torch.Tensor | None = None) -> torch.Tensor:
         """As :meth:`forward`, under SpeechBrain's name."""
-        lengths = absolute_lengths(wav, wav_lens)  # [batch]
-        own_samples = frame_mask(lengths, wav.shape[1])  # [batch, time]
-        lengths = lengths.cpu()  # the one look at the device
-        counts = self._checked_frame_counts(lengths)  # [batch]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            features = self._convolve(self._prepare(wav, own_samples), lengths)
+            if wav.dim() == 3:  # what `convolve` gave, perhaps an epoch ago
+                features, counts = wav, absolute_lengths(wav[:, :, 0], wav_lens).cpu()
+            else:
+                features, counts = self.convolve(wav, wav_lens)
             states = self._transform(features, counts)
         return self._finish(self._combine(states), counts)
+
+    def convolve(
+        self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.LongTensor]:
+        """The convolutional front end alone.
+
+        Arguments
+        ---------
+        wavs, wav_lens
+            As in :meth:`forward`.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            [batch, frames, conv channels], and each utterance's frames [batch], on the CPU; past these, anything.
+        """
+        lengths = absolute_lengths(wavs, wav_lens)  # [batch]
+        own_samples = frame_mask(lengths, wavs.shape[1])  # [batch, time]
+        lengths = lengths.cpu()  # the one look at the device
+        counts = self._checked_frame_counts(lengths)  # [batch]
+        return self._convolve(self._prepare(wavs, own_samples), lengths), counts
 
     def _checked_frame_counts(self, lengths: torch.LongTensor) -> torch.LongTensor:
         short = (lengths < self.min_samples).nonzero().flatten().tolist()

@@ -1,14 +1,13 @@
 """Cai et al. 2021: one wav2vec2, an emotion head on its pooled output and a CTC head on its frames."""
 
 from collections.abc import Callable, Collection, Mapping
-from types import MappingProxyType
 
 import torch
 from speechbrain.dataio.batch import PaddedData
 from torch import nn
 
 from speechbrain_ser.models.heads import active_tasks, build_heads, keep_heads
-from speechbrain_ser.nnet.lengths import absolute_lengths
+from speechbrain_ser.nnet.lengths import own_frames
 
 
 class CaiModel(nn.Module):
@@ -30,7 +29,6 @@ class CaiModel(nn.Module):
     """
 
     tasks = ("emotion", "asr")
-    inputs = MappingProxyType({"sig": None})  # what `forward` reads of a batch: waveforms
 
     def __init__(
         self,
@@ -42,6 +40,7 @@ class CaiModel(nn.Module):
     ):
         super().__init__()
         self.encoder = encoder
+        self.inputs = {"sig": getattr(encoder, "features", None)}  # what `forward` reads of a batch: waveforms
         self.pooling = pooling
         self.heads = build_heads(heads, encoder.output_size, active_tasks(loss_weights, self.tasks), seed)
 
@@ -70,7 +69,8 @@ class CaiModel(nn.Module):
         Arguments
         ---------
         sig : PaddedData
-            Waveforms [batch, time], 16 kHz, right-padded, and relative lengths [batch]; any pair of these.
+            Waveforms [batch, time], 16 kHz, right-padded, and relative lengths [batch]; any pair of these. Or what the
+            encoder's front end gives of them [batch, frames, conv channels].
 
         Returns
         -------
@@ -80,7 +80,7 @@ class CaiModel(nn.Module):
         """
         wavs, wav_lens = sig
         z = self.encoder(wavs, wav_lens)  # (batch, frames, channels)
-        frames = self.encoder.frame_counts(absolute_lengths(wavs, wav_lens))
+        frames = own_frames(wavs, wav_lens, self.encoder.frame_counts)
         embedding = self.pooling(z, frames)  # (batch, channels)
         outputs = {"frames": frames, "embedding": embedding}
         outputs["emotion"] = self.heads["emotion"](embedding)

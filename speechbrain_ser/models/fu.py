@@ -8,7 +8,7 @@ from torch import nn
 
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.models.heads import active_tasks, build_heads, keep_heads
-from speechbrain_ser.nnet.lengths import absolute_lengths
+from speechbrain_ser.nnet.lengths import own_frames
 from speechbrain_ser.nnet.standardize import StandardizeBands
 from speechbrain_ser.processing.fixed_length import PARTS, fix_length
 
@@ -110,10 +110,9 @@ class FuModel(nn.Module):
 
     def spectrogram(self, x: torch.Tensor, lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What the encoder reads: features [batch, frames, bands], and lengths [batch] unless they are fixed."""
-        is_wave = x.dim() == 2
-        counts = absolute_lengths(x if is_wave else x[:, :, 0], lens)  # [batch]
-        if is_wave:
-            counts, x = self.features.frame_counts(counts), self.features(x, lens)
+        counts = own_frames(x, lens, self.features.frame_counts)  # [batch]
+        if x.dim() == 2:
+            x = self.features(x, lens)
         if self.fixed_length:
             where = "centre" if self.cut == "random" and not self.training else self.cut
             x = fix_length(x, counts, self.fixed_length, where, self.features.padding_value)

@@ -9,7 +9,7 @@ from torch import nn
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.models.decomposition import ENCODERS, build_decomposition, check_names
 from speechbrain_ser.models.heads import active_tasks, build_heads, build_seeded, keep_heads
-from speechbrain_ser.nnet.lengths import absolute_lengths
+from speechbrain_ser.nnet.lengths import absolute_lengths, own_frames
 from speechbrain_ser.nnet.pooling import frame_mask
 from speechbrain_ser.nnet.random_crop import random_crop
 from speechbrain_ser.processing.pitch_track import PitchTrack
@@ -211,7 +211,7 @@ class HsuModel(_Decomposed):
         used = [p for p in parts if p in read or "reconstruction" in tasks]
         resampling = resampling if resample else None
         super().__init__(used, sizes, resampling, seed, "reconstruction" in tasks, mel, pitch)
-        self.inputs = {"sig": None, **self.inputs}
+        self.inputs = {"sig": getattr(encoder, "features", None), **self.inputs}
         self.encoder, self.pooling = encoder, pooling
         self.emotion_reads = tuple(emotion_reads)
         codes = {} if self.decomposition is None else self.decomposition.output_sizes
@@ -269,7 +269,7 @@ class HsuModel(_Decomposed):
         """
         wavs, wav_lens = sig
         z = self.encoder(wavs, wav_lens)  # (batch, frames, channels)
-        frames = self.encoder.frame_counts(absolute_lengths(wavs, wav_lens))
+        frames = own_frames(wavs, wav_lens, self.encoder.frame_counts)
         outputs, vectors = {"frames": frames}, [self.pooling(z, frames)]
         if self.decomposition is not None:
             spectrograms, lens = mel

@@ -1,4 +1,6 @@
-"""SpeechBrain's relative lengths as numbers of samples."""
+"""SpeechBrain's relative lengths as numbers of samples, and of frames."""
+
+from collections.abc import Callable
 
 import torch
 
@@ -37,3 +39,34 @@ def absolute_lengths(wavs: torch.Tensor, wav_lens: torch.Tensor | None = None) -
     # well
     lengths = torch.round(wav_lens.to(wavs.device).double() * wavs.shape[1]).long()
     return lengths.clamp(max=wavs.shape[1])
+
+
+def own_frames(
+    x: torch.Tensor, lens: torch.Tensor | None, frame_counts: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.LongTensor:
+    """Frames of each utterance of a batch of waveforms, or of features, which are frames already.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        Padded waveforms [batch, time] or features [batch, frames, channels].
+    lens : torch.Tensor, optional
+        Relative lengths [batch]; None when there is no padding.
+    frame_counts : callable
+        Samples to frames, by the encoder's own formula.
+
+    Returns
+    -------
+    torch.LongTensor
+        [batch].
+
+    Example
+    -------
+    >>> own_frames(torch.zeros(2, 800), torch.tensor([1.0, 0.5]), lambda samples: samples // 400).tolist()
+    [2, 1]
+    >>> own_frames(torch.zeros(2, 4, 8), torch.tensor([1.0, 0.5]), lambda samples: samples // 400).tolist()
+    [4, 2]
+    """
+    if x.dim() == 2:
+        return frame_counts(absolute_lengths(x, lens))
+    return absolute_lengths(x[:, :, 0], lens)
