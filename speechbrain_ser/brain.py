@@ -92,6 +92,7 @@ class SERBrain(sb.Brain):
 
     def __init__(self, data: RunData, sampler: StepSampler, loaders=None, **kwargs):
         super().__init__(**kwargs)
+        self.model = kwargs["modules"]["model"]  # itself, whatever --compile wraps around it in self.modules
         check_optimizer(vars(self.hparams), self.opt_class)
         self.data = data
         self.train_sampler = sampler  # SpeechBrain calls its set_epoch only if it is named so
@@ -114,7 +115,7 @@ class SERBrain(sb.Brain):
     def inputs(self, batch) -> dict:
         """What the model reads of a batch, by name, on the device: pairs of padded data and relative lengths."""
         batch.to(self.device)
-        return {name: getattr(batch, name) for name in self.raw_modules.model.inputs}
+        return {name: getattr(batch, name) for name in self.model.inputs}
 
     def compute_forward(self, batch, stage):
         """The model's outputs by name: logits of each task that it has, and what else its losses need."""
@@ -407,5 +408,5 @@ class SERBrain(sb.Brain):
                 f"{self.checkpointer.checkpoints_dir} holds no checkpoint{f' with {max_key}' if max_key else ''}: "
                 "refusing to test untrained weights"
             )
-        torch_recovery(self.modules.model, checkpoint.paramfiles["model"], end_of_epoch=True)
+        torch_recovery(self.model, checkpoint.paramfiles["model"], end_of_epoch=True)
         self.tested_epoch = checkpoint.meta["epoch"]

@@ -193,7 +193,7 @@ def _loaders(hparams: dict, data: RunData, device: str):
                 sampler if part == "train" else length_sorted_batches(frame["duration"], hparams["eval_batch_size"])
             )
             dataset = make_dataset(frame, inputs, data.classes, encode, data.speakers)
-            loaders[part] = make_loader(dataset, batches, hparams["num_workers"])
+            loaders[part] = make_loader(dataset, batches, hparams["num_workers"], pin_memory=device == "cuda")
     return loaders, sampler
 
 

@@ -28,6 +28,7 @@ from speechbrain_ser.nnet.losses import UNKNOWN_SPEAKER
 logger = logging.getLogger(__name__)
 
 SAMPLE_RATE = 16_000
+MEMORY = 1 << 30  # bytes of waveforms that a process keeps: four and a half hours
 LABELS = ("emotion_index", "speaker_index", "token_list")  # items that are no inputs
 
 
@@ -67,20 +68,36 @@ class AudioCache:
     """16 kHz mono copies of recordings that are not: resampled once, then read.
 
     A recording that is 16 kHz mono already is read where it lies. Copies are named by the recording's path, size and
-    time of change, and appear in one step, so that a killed process leaves none half-written.
+    time of change, and appear in one step, so that a killed process leaves none half-written. Waveforms are decoded
+    once, as long as there is room for them in memory.
 
     Arguments
     ---------
     folder : str or os.PathLike
         Where the copies go.
+    memory : int
+        Bytes of waveforms to keep in memory. What was read first stays: an epoch finds the same share each time.
     """
 
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike, memory: int = MEMORY):
+        self.folder, self.memory = Path(folder), memory
         self.paths: dict[str, str] = {}
+        self._kept: dict[str, torch.Tensor] = {}
+        self._room = memory
+
+    def __getstate__(self) -> dict:
+        """A loading process that is spawned reads for itself what it needs."""
+        return self.__dict__ | {"_kept": {}, "_room": self.memory}
 
     def __getitem__(self, path: str) -> torch.Tensor:
-        return load_audio(self.paths.get(path, path))
+        """The waveform of a recording [time], the caller's own to change."""
+        if path in self._kept:
+            return self._kept[path].clone()
+        wav = load_audio(self.paths.get(path, path))
+        if wav.nbytes <= self._room:
+            self._room -= wav.nbytes
+            self._kept[path] = wav.clone()
+        return wav
 
     def fill(self, paths: Sequence[str], progress: bool = True) -> int:
         """Resample what needs it, on all cores; returns how many recordings have a copy."""
@@ -385,7 +402,7 @@ def length_sorted_batches(durations: Sequence[float], batch_size: int) -> list[l
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def make_loader(dataset, batch_sampler, num_workers: int = 0) -> SaveableDataLoader:
+def make_loader(dataset, batch_sampler, num_workers: int = 0, pin_memory: bool = False) -> SaveableDataLoader:
     """A SpeechBrain loader over planned batches that draws nothing from the global random state.
 
     Arguments
@@ -396,6 +413,8 @@ def make_loader(dataset, batch_sampler, num_workers: int = 0) -> SaveableDataLoa
         :class:`StepSampler` or :func:`length_sorted_batches`.
     num_workers : int
         Loading processes.
+    pin_memory : bool
+        Whether batches go to page-locked memory, from which a GPU fetches them faster.
 
     Returns
     -------
@@ -406,6 +425,7 @@ def make_loader(dataset, batch_sampler, num_workers: int = 0) -> SaveableDataLoa
         batch_sampler=batch_sampler,
         collate_fn=Batch,
         num_workers=num_workers,
+        pin_memory=pin_memory,
         # PyTorch draws a seed for the workers at every epoch: from here, not from training's random state
         generator=torch.Generator().manual_seed(0),
     )

@@ -2,6 +2,7 @@
 
 import math
 import os
+import pickle
 
 import numpy as np
 import pandas as pd
@@ -125,6 +126,20 @@ def test_a_recording_listed_twice_is_copied_once(tmp_path, stereo, monkeypatch):
     cache = AudioCache(tmp_path / "cache")
     assert cache.fill([str(stereo)] * 8, progress=False) == 1
     assert made == [str(stereo)]
+
+
+def test_a_recording_is_decoded_once_while_there_is_room(tmp_path, monkeypatch):
+    wavs = {name: torch.randn(100) for name in "abc"}
+    read = []
+    monkeypatch.setattr("speechbrain_ser.dataio.load_audio", lambda path: read.append(path) or wavs[path].clone())
+    cache = AudioCache(tmp_path, memory=2 * 400)
+    for _ in range(2):
+        for name in "abc":
+            found = cache[name]
+            assert torch.equal(found, wavs[name])
+            found.zero_()  # the caller's own
+    assert read == ["a", "b", "c", "c"]
+    assert torch.equal(pickle.loads(pickle.dumps(cache))["a"], wavs["a"]) and read[-1] == "a"  # a loading process
 
 
 # ------------------------------------------------------------------ steps

@@ -356,3 +356,14 @@ def test_a_cached_front_end_is_refused_where_it_would_be_wrong(train):
     flags = ["--cache_front_end=True", "--augment=!new:speechbrain.augment.time_domain.DropChunk"]
     assert "freeze_feature_extractor" in train(flags[0], code=2)
     assert "give --cache_front_end=False" in train(*flags, "--freeze_feature_extractor=True", code=2)
+
+
+@pytest.mark.slow
+def test_compiled_trains_alike(train, tmp_path):
+    """Minutes of compiling; parameters keep their names, so that the run is tested and resumed as any other."""
+    flags = ["--spec_augment=True", "--n_epochs=2"]
+    runs = [
+        folder_of(train(*flags, *more, f"--results_folder={tmp_path / str(len(more))}")) for more in ([], ["--compile"])
+    ]
+    losses = [pd.read_csv(run / "epochs.csv")["train_loss"].tolist() for run in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)

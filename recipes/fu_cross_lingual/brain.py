@@ -21,7 +21,7 @@ class FuBrain(SERBrain):
 
     def on_fit_start(self):
         """Says what is cut, and measures the bands on the fold's training utterances before a checkpoint is loaded."""
-        model = self.raw_modules.model
+        model = self.model
         self._report_cut(model)
         if model.standardize is not None:
             (name,) = model.inputs

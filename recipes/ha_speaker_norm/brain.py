@@ -17,4 +17,4 @@ class HaBrain(CaiBrain):
     def on_fit_batch_start(self, batch, should_step):
         """A scheduled reversal follows the training's progress."""
         super().on_fit_batch_start(batch, should_step)
-        self.raw_modules.model.reversal.progress = self.optimizer_step / self.total_steps
+        self.model.reversal.progress = self.optimizer_step / self.total_steps

@@ -94,5 +94,5 @@ class HsuBrain(CaiBrain):
     def on_fit_start(self):
         """Stage 1's parameters first; a checkpoint of this run, where there is one, replaces them."""
         if self.hparams.pretrained:
-            load_stage_1(self.raw_modules.model, self.hparams.pretrained, self.data.speakers)
+            load_stage_1(self.model, self.hparams.pretrained, self.data.speakers)
         super().on_fit_start()

@@ -261,7 +261,9 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
     def extract_features(self, wav: torch.Tensor, wav_lens: torch.Tensor | None = None) -> torch.Tensor:
         """As :meth:`forward`, under SpeechBrain's name."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            if wav.dim() == 3:  # what `convolve` gave, perhaps an epoch ago
+            if (
+                wav.dim() == 3 and wav.shape[2] == self.model.config.conv_dim[-1]
+            ):  # what `convolve` gave, perhaps an epoch ago
                 features, counts = wav, absolute_lengths(wav[:, :, 0], wav_lens).cpu()
             else:
                 features, counts = self.convolve(wav, wav_lens)
@@ -342,13 +344,13 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
     def _spec_augment(self, hidden: torch.Tensor, counts: torch.LongTensor) -> torch.Tensor:
         """Mask spans of own frames by the learned vector, spans of channels by 0."""
         batch, frames, channels = hidden.shape
-        masked = torch.from_numpy(span_mask(counts.numpy(), frames, **self.time_spans)).to(hidden.device)
+        masked = _spans(counts.numpy(), frames, self.time_spans).to(hidden.device)
         if self.time_spans["prob"] > 0:
             # even when nothing is masked, so that the vector always has a gradient (DistributedDataParallel)
             hidden = torch.where(masked[:, :, None], self.model.masked_spec_embed.to(hidden.dtype), hidden)
         if self.feature_spans["prob"] > 0:
-            masked = span_mask(np.full(batch, channels), channels, **self.feature_spans)
-            hidden = hidden.masked_fill(torch.from_numpy(masked).to(hidden.device)[:, None, :], 0.0)
+            masked = _spans(np.full(batch, channels), channels, self.feature_spans).to(hidden.device)
+            hidden = hidden.masked_fill(masked[:, None, :], 0.0)
         return hidden
 
     def _combine(self, states: list[torch.Tensor]) -> torch.Tensor:
@@ -449,6 +451,12 @@ def _swap_layers(model: nn.Module) -> None:
         convolutions[0] = MaskedGroupNormConvLayer(convolutions[0])
     if MaskedPositionalConv.needed_by(model.encoder.pos_conv_embed):
         model.encoder.pos_conv_embed = MaskedPositionalConv(model.encoder.pos_conv_embed)
+
+
+@torch.compiler.disable  # --compile would trace NumPy's draws, and cannot
+def _spans(counts: np.ndarray, size: int, settings: dict) -> torch.BoolTensor:
+    """Drawn spans [batch, size], on the CPU."""
+    return torch.from_numpy(span_mask(counts, size, **settings))
 
 
 def _enable_gradient_checkpointing(model: nn.Module) -> None:
