@@ -120,6 +120,17 @@ def timed(brain, loader, epoch: int, at_most: int | None = None) -> tuple[float,
     return time.perf_counter() - start, utterances
 
 
+def evaluated(brain, loader) -> float:
+    """Utterances a second of a forward pass alone."""
+    brain.modules.eval()
+    start, utterances = time.perf_counter(), 0
+    with torch.no_grad(), brain.evaluation_ctx:
+        for batch in loader:
+            brain.compute_forward(batch, Stage.VALID)["emotion"].cpu()
+            utterances += len(batch.id)
+    return utterances / (time.perf_counter() - start)
+
+
 def measure(args, flags: list[str]) -> dict:
     """One row, in this process."""
     torch.set_num_threads(args.threads)
@@ -134,7 +145,8 @@ def measure(args, flags: list[str]) -> dict:
     timed(brain, loaders["train"], 1, at_most=args.warmup)
     seconds, utterances = timed(brain, loaders["train"], 2)
     found = {"utterances/s": utterances / seconds, "s": seconds, "padding": brain.train_sampler.padding_share()}
-    return {**found, "peak GB": peak_gb(args.device), "loss": brain.tally.means()["loss"]}
+    found |= {"peak GB": peak_gb(args.device), "loss": brain.tally.means()["loss"]}
+    return {**found, "evaluated/s": evaluated(brain, loaders["train"])}
 
 
 def operations(args) -> float:
@@ -193,7 +205,9 @@ def main() -> None:
         print(f"matrix product: {', '.join(f'{p} {r / 1e12:.2f} TFLOP/s' for p, r in rates.items())}")
         print(f"{args.utterances} utterances of {lengths_like_iemocap(args.utterances).mean():.1f} s: ", end="")
         print(f"{work / 1e12:.1f} TFLOP forward and backward; {STEP} utterances an optimiser step")
-        print("| | utterances/s | padding | peak GB | of the matrix rate | mean loss |\n|---|---:|---:|---:|---:|---:|")
+        print(
+            "| | utterances/s | padding | peak GB | of the matrix rate | mean loss | evaluated/s |\n|---|---:|---:|---:|---:|---:|---:|"
+        )
         rows = {}
         for name, flags in configurations(args.device, args.published).items():
             if args.only and args.only not in name:
@@ -202,7 +216,8 @@ def main() -> None:
             rate = rates["bf16" if "--precision=bf16" in flags else "fp32"]
             row["of the matrix rate"] = work / row["s"] / rate
             cells = f"{row['utterances/s']:.2f} | {row['padding']:.1%} | {row['peak GB']:.2f}"
-            print(f"| {name} | {cells} | {row['of the matrix rate']:.1%} | {row['loss']:.4f} |", flush=True)
+            cells += f" | {row['of the matrix rate']:.1%} | {row['loss']:.4f} | {row['evaluated/s']:.2f}"
+            print(f"| {name} | {cells} |", flush=True)
     if args.json:
         content = {"machine": machine(args.device, args.threads), "utterances": args.utterances, "rows": rows}
         Path(args.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
