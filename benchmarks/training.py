@@ -205,9 +205,8 @@ def main() -> None:
         print(f"matrix product: {', '.join(f'{p} {r / 1e12:.2f} TFLOP/s' for p, r in rates.items())}")
         print(f"{args.utterances} utterances of {lengths_like_iemocap(args.utterances).mean():.1f} s: ", end="")
         print(f"{work / 1e12:.1f} TFLOP forward and backward; {STEP} utterances an optimiser step")
-        print(
-            "| | utterances/s | padding | peak GB | of the matrix rate | mean loss | evaluated/s |\n|---|---:|---:|---:|---:|---:|---:|"
-        )
+        columns = ["utterances/s", "padding", "peak GB", "of the matrix rate", "mean loss", "evaluated/s"]
+        print(f"| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
         rows = {}
         for name, flags in configurations(args.device, args.published).items():
             if args.only and args.only not in name:
