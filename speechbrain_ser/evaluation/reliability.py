@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.special import log_softmax
 
 BINS = 15  # of equal width, as Guo et al. 2017 have them
-THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)  # of the largest posterior, fixed beforehand: none is chosen on a test part
+THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the largest posterior, fixed beforehand: none is chosen on a test part
 
 
 class Bins(NamedTuple):
@@ -68,6 +68,33 @@ def reliability_bins(confidence: Sequence[float], right: Sequence[bool], bins: i
     with np.errstate(invalid="ignore"):
         means = [np.bincount(place, of, bins) / counts for of in (confidence, right)]
     return Bins(counts, *means)
+
+
+def chance_error(confidence: Sequence[float], draws: int = 200, seed: int = 0) -> float:
+    """The ECE to expect of these utterances if their posteriors meant exactly what they say: few utterances have one.
+
+    Arguments
+    ---------
+    confidence : sequence of float
+        The largest posterior of each utterance.
+    draws : int
+        How often right and wrong are drawn.
+    seed : int
+        Of the draws.
+
+    Returns
+    -------
+    float
+        The mean of the draws' ECE.
+
+    Example
+    -------
+    >>> round(chance_error([0.5] * 100), 2), round(chance_error([0.5] * 10_000), 3), chance_error([1.0, 1.0])
+    (0.04, 0.004, 0.0)
+    """
+    confidence, rng = np.asarray(confidence, float), np.random.default_rng(seed)
+    drawn = (rng.random(len(confidence)) < confidence for _ in range(draws))
+    return float(np.mean([reliability_bins(confidence, right).error for right in drawn]))
 
 
 def with_temperature(log_posteriors: np.ndarray, temperature: float = 1.0) -> np.ndarray:
