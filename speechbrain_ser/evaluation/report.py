@@ -182,7 +182,7 @@ def _tables(runs: Runs, selection: str, paper: Mapping | None, reference: str | 
 
 
 def _pictures(runs: Runs, selection: str, folder: Path) -> list[Picture]:
-    """Curves of all variants, a confusion matrix and a reliability diagram each, as SVG for the page and PDF for papers."""
+    """Curves of all variants, a confusion matrix and a reliability diagram each: SVG for the page, PDF for papers."""
     where = f"{runs.corpus}, protocol {runs.protocol}{', LEAKY' if runs.leak else ''}"
     figures = {}
     part, curves = mean_curves(runs)
