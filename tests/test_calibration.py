@@ -397,6 +397,10 @@ def test_a_report_pools_folds_each_with_its_own_temperature(tmp_path):
     for way, each in (("as trained", [1] * 4), ("calibrated", temperatures)):
         scores = expected_scores(folders, each)
         assert rows.loc[way, "ECE"] == pytest.approx(reliability_bins(scores["confidence"], scores["right"]).error)
+        of_folds = [
+            reliability_bins(s["confidence"], s["right"]).error for s in (scores[k : k + 24] for k in range(0, 96, 24))
+        ]
+        assert rows.loc[way, "ECE_fold_mean"] == pytest.approx(np.mean(of_folds))
         assert rows.loc[way, "NLL"] == pytest.approx(scores["NLL"].mean()) and rows.loc[way, "n"] == 96
         for name in ("NLL", "Brier", "too_sure"):
             assert rows.loc[way, f"{name}_low"] < rows.loc[way, name] < rows.loc[way, f"{name}_high"]
@@ -454,7 +458,7 @@ def test_another_selection_has_no_temperature(tmp_path):
         write_json(metrics, folder / "metrics.json")
     table = build_report(tmp_path, selection="test").tables["calibration"]
     assert table.text["posteriors"].tolist() == ["as trained"] and "configured selection (last epoch)" in table.notes[1]
-    for column in ("ECE %", "Brier", "minus WA, points"):
+    for column in ("ECE %", "ECE %, fold mean", "too sure by, points"):
         assert table.text[column].str.endswith("ORACLE/leaky").all()
 
 

@@ -37,9 +37,9 @@ def scores_of(runs: Sequence[Run], selection: str, classes: Sequence[str]) -> di
     Returns
     -------
     dict of str to pandas.DataFrame
-        Those of :func:`~speechbrain_ser.evaluation.reliability.utterance_scores`, and ``speaker``; folds and seeds
-        stacked. ``calibrated`` only where a run has a temperature: each with its own, 1 where it has none. Empty where
-        predictions have no posteriors.
+        Those of :func:`~speechbrain_ser.evaluation.reliability.utterance_scores`, and ``speaker``, ``fold`` and
+        ``seed``; all runs stacked. ``calibrated`` only where a run has a temperature: each with its own, 1 where it has
+        none. Empty where predictions have no posteriors.
     """
     if not all(f"posterior_{c}" in r.predictions[selection] for r in runs for c in classes):
         return {}
@@ -63,7 +63,8 @@ def _scores(run: Run, selection: str, classes: Sequence[str], temperature: float
         with np.errstate(divide="ignore"):  # a posterior that was rounded to 0
             logits = np.log(predictions[[f"posterior_{c}" for c in classes]].to_numpy())
     true = pd.Index(classes).get_indexer(predictions["emotion"])
-    return utterance_scores(with_temperature(logits, temperature), true).assign(speaker=predictions["speaker"])
+    scores = utterance_scores(with_temperature(logits, temperature), true)
+    return scores.assign(speaker=predictions["speaker"], fold=run.fold, seed=run.seed)
 
 
 # ------------------------------------------------------------------ how sure, how right
@@ -107,6 +108,8 @@ def calibration_table(runs: Runs, selection: str) -> Table | None:
 def _figures(scores: pd.DataFrame) -> dict:
     """Figures with the intervals that they have."""
     found = {"n": len(scores), **calibration_figures(scores), "ECE_of_chance": chance_error(scores["confidence"])}
+    of_folds = [calibration_figures(part)["ECE"] for _, part in scores.groupby(["fold", "seed"])]
+    found["ECE_fold_mean"] = float(np.mean(of_folds))
     found["too_sure"] = found["confidence"] - found["WA"]
     if not np.isfinite(found["NLL"]):  # a posterior that was rounded to 0
         found["NLL"] = None
@@ -124,10 +127,10 @@ def _interval(scores: pd.DataFrame, numerators, denominators, scale: str) -> Int
 def _shown(found: Mapping, selection: str) -> dict:
     cells = {
         "largest posterior, mean %": PERCENT.text(found["confidence"]),
-        "minus WA, points": _with_ends(found, "too_sure", PERCENT.change),
+        "too sure by, points": _with_ends(found, "too_sure", PERCENT.change),
         "ECE %": PERCENT.text(found["ECE"]),
+        "ECE %, fold mean": PERCENT.text(found["ECE_fold_mean"]),
         "ECE by chance %": PERCENT.text(found["ECE_of_chance"]),
-        "Brier": _with_ends(found, "Brier", "{:.3f}".format),
         "NLL": NONE if found["NLL"] is None else _with_ends(found, "NLL", "{:.3f}".format),
     }
     return {name: marked(cell, selection) for name, cell in cells.items()} | {"predictions": str(found["n"])}
@@ -153,9 +156,10 @@ def _range(temperatures: Sequence[float]) -> str:
 def _notes(runs: Runs, selection: str):
     yield (
         f"ECE: the mean distance between the largest posterior and the share that is right, in {BINS} bins of equal "
-        "width (Guo et al. 2017), on the test utterances, pooled. It has no interval, being no mean over utterances, "
-        "and is never 0 with few of them: by chance, what exact posteriors would have. Brier: squared error over all "
-        "classes (0 to 2); NLL in nats; both, and the mean posterior minus WA, with 95 % intervals by speaker."
+        "width (Guo et al. 2017), on the test utterances. It has no interval, being no mean over utterances, and is "
+        "never 0 with few of them: by chance, what exact posteriors would have. Pooled, folds that are too sure and "
+        "folds that are not sure enough make up for each other; in their mean they do not. Too sure by: the mean "
+        "largest posterior minus WA. NLL: in nats. In brackets: 95 % intervals by speaker. The CSV has Brier scores."
     )
     if selection != runs.selection:
         yield f"Temperatures are fitted for the configured selection ({SELECTED_BY[runs.selection]}) alone."

@@ -26,7 +26,7 @@ def plot_reliability(ways: Mapping[str, Bins], title: str) -> Figure:
     -------
     matplotlib.figure.Figure
     """
-    figure = Figure(figsize=(3.9 * len(ways) + 0.6, 5.2))
+    figure = Figure(figsize=(3.3 * len(ways) + 0.5, 4.6))
     rows = figure.subplots(2, len(ways), sharex=True, sharey="row", squeeze=False, height_ratios=[3, 1])
     for k, ((way, bins), axes, counts) in enumerate(zip(ways.items(), *rows, strict=True)):
         _diagram(axes, bins)
