@@ -107,7 +107,7 @@ class SERBrain(sb.Brain):
         self.clip_norm, self.max_grad_norm = self.max_grad_norm, NO_CLIPPING
         # its patience lets NaN gradients into the weights unless they are dropped
         self.skip_nonfinite_grads = self.skip_nonfinite_grads or self.nonfinite_patience > 0
-        self.tally, self.history, self.rows = Tally(), History(), []
+        self.tally, self.history, self.rows, self.logits = Tally(), History(), [], {}
         if self.checkpointer is not None:
             states = {"history": self.history, "tally": self.tally, "random": RandomState()}
             self.checkpointer.add_recoverables({**states, "epoch_counter": self.hparams.epoch_counter})
@@ -164,6 +164,8 @@ class SERBrain(sb.Brain):
             self.tally.add(loss=total, **{f"loss_{task}": loss for task, loss in parts.items()}, **accuracy)
         if stage != sb.Stage.TRAIN:
             self.rows.extend(self.prediction_rows(predictions, batch))
+            if "emotion" in predictions:  # in full, where a row's posteriors are rounded
+                self.logits |= zip(batch.id, predictions["emotion"].float().tolist(), strict=True)
             return total.mean()
         share = len(self.micro.indices) / self.micro.step_size
         return total.mean() * share * self.grad_accumulation_factor
@@ -301,7 +303,7 @@ class SERBrain(sb.Brain):
         """Empty books; a training epoch resumed in its middle keeps its own."""
         if stage != sb.Stage.TRAIN or self.step == 0:
             self.tally.reset()
-        self.rows = []
+        self.rows, self.logits = [], {}
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Collect the stage's figures; the last stage of an epoch closes it."""

@@ -152,6 +152,15 @@ def _predict(commands):
     parser.add_argument(
         "--max-seconds", type=float, default=120.0, help="longer recordings are refused (default: %(default)g)"
     )
+    parser.add_argument(
+        "--threshold", type=float, default=0.0, metavar="P", help="no emotion where the largest posterior is below P"
+    )
+    parser.add_argument(
+        "--uncalibrated",
+        dest="calibrated",
+        action="store_false",
+        help="posteriors as trained, without the temperature fitted on the run's validation utterances",
+    )
 
 
 def _incomplete(parser):

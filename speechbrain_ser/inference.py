@@ -14,6 +14,7 @@ from speechbrain.utils.data_utils import batch_pad_right
 from speechbrain.utils.distributed import infer_device
 from torch import nn
 
+from speechbrain_ser.calibration import check_temperature, read_calibration, temperature_of
 from speechbrain_ser.corpora.audio import BadAudioError, duration_of
 from speechbrain_ser.dataio import SAMPLE_RATE, load_audio
 from speechbrain_ser.decoding import Decoder
@@ -37,7 +38,7 @@ class Recognition:
     path : str, optional
         Of the recording; None for a waveform.
     emotion : str, optional
-        The likeliest class.
+        The likeliest class; None, where there is no error, when even its posterior is below the threshold.
     posteriors : dict of str to float
         By class; empty where there is an error.
     transcript : str, optional
@@ -77,12 +78,17 @@ class EmotionRecognizer:
     max_seconds : float
         The longest recording that is taken, and the most seconds of a batch, padding included: they bound the memory.
     model_id : str
-        By which the model's results are known.
+        By which the model's results are known; a temperature and a threshold are added to it.
+    temperature : float
+        The logits are divided by it (Guo et al. 2017): above 1 the posteriors are less sure, below 1 surer. 1: as they
+        were trained.
+    threshold : float
+        Keep silent (``emotion`` None) where the largest posterior is below it; from 0, always answer, to 1.
 
     Raises
     ------
     UserError
-        For a model that recognises no emotion, an unknown option or device.
+        For a model that recognises no emotion, an unknown option or device, a temperature or threshold out of range.
 
     Example
     -------
@@ -107,13 +113,17 @@ class EmotionRecognizer:
         run_opts: Mapping[str, str] | None = None,
         max_seconds: float = 120.0,
         model_id: str = "",
+        temperature: float = 1.0,
+        threshold: float = 0.0,
     ):
         if "emotion" not in model.tasks:
             raise UserError(f"expected a model that recognises emotions, found one for {', '.join(model.tasks)} alone")
         if not max_seconds > 0:
             raise UserError(f"max_seconds: expected seconds > 0, found {max_seconds!r}")
+        self.temperature, self.threshold = check_temperature(temperature), _checked_threshold(threshold)
         model.keep_tasks({"emotion", "asr"} if decode else {"emotion"})
-        self.classes, self.decode, self.max_seconds, self.model_id = list(classes), decode, max_seconds, model_id
+        self.classes, self.decode, self.max_seconds = list(classes), decode, max_seconds
+        self.model_id = model_id + _settings(self.temperature, self.threshold)
         self.device, self.autocast = _run_options(run_opts or {})
         self.model = _moved(model.eval(), self.device)
         if by_gender := getattr(model.inputs.get("f0"), "by_gender", None):
@@ -130,6 +140,8 @@ class EmotionRecognizer:
         run_opts: Mapping[str, str] | None = None,
         transcribe: bool = True,
         max_seconds: float = 120.0,
+        calibrated: bool = True,
+        threshold: float = 0.0,
     ) -> "EmotionRecognizer":
         """The model of a finished run, with the parameters that the run was tested with.
 
@@ -139,10 +151,13 @@ class EmotionRecognizer:
         ---------
         run_folder : str or os.PathLike
             ``results/<system>/<corpus>-<protocol>/<variant>/<fold>/<seed>``.
-        run_opts, max_seconds
+        run_opts, max_seconds, threshold
             See :class:`EmotionRecognizer`.
         transcribe : bool
             Give transcripts where the system has an ASR head; False computes none.
+        calibrated : bool
+            Use the temperature that was fitted on the run's validation utterances (``calibration.json``); where there
+            is none, a log line says so. False: posteriors are those of the run's ``predictions.csv``.
 
         Returns
         -------
@@ -162,7 +177,8 @@ class EmotionRecognizer:
             tokens = _saved(load_tokens, save / "tokens.json")
             decode = Decoder(tokens, trained.lines["decoding"], trained.lines["beam_size"])
         classes = _saved(lambda path: json.loads(path.read_text(encoding="utf-8")), save / "classes.json")
-        return cls(trained.model, classes, decode, run_opts, max_seconds, trained.digest)
+        temperature = _temperature(run_folder, trained.epoch) if calibrated else 1.0
+        return cls(trained.model, classes, decode, run_opts, max_seconds, trained.digest, temperature, threshold)
 
     # -------------------------------------------------------------- use
 
@@ -311,7 +327,7 @@ class EmotionRecognizer:
             inputs[name] = PaddedData(data.to(self.device), lengths.to(self.device))
         with self.autocast:
             outputs = self.model(**inputs)
-        posteriors = outputs["emotion"].float().softmax(-1).cpu()  # (batch, classes)
+        posteriors = (outputs["emotion"].float() / self.temperature).softmax(-1).cpu()  # (batch, classes)
         texts = self.decode(outputs["asr"], outputs["frames"]) if self.decode else [None] * len(signals)
         vectors = outputs["embedding"].float().cpu() if embedding else [None] * len(signals)
         return [self._result(*of_one) for of_one in zip(posteriors, texts, vectors, strict=True)]
@@ -320,7 +336,8 @@ class EmotionRecognizer:
         if not posterior.isfinite().all():
             return Recognition(error="the model's output is not finite")
         posteriors = dict(zip(self.classes, posterior.tolist(), strict=True))
-        return Recognition(None, self.classes[int(posterior.argmax())], posteriors, text, vector)
+        emotion = max(posteriors, key=posteriors.get)
+        return Recognition(None, emotion if posteriors[emotion] >= self.threshold else None, posteriors, text, vector)
 
 
 @dataclass(frozen=True)
@@ -356,6 +373,32 @@ def _saved(load: Callable, path: Path):
         raise UserError(f"{path}: expected the file of a finished run, found none") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: expected what a run writes, found something else ({error})") from error
+
+
+def _temperature(run_folder: str | os.PathLike, epoch: int) -> float:
+    """That of a run's calibration; a log line where there is none."""
+    temperature, reason = temperature_of(read_calibration(run_folder), epoch)
+    if reason is not None:
+        logger.warning(f"uncalibrated: {reason}")
+    return temperature
+
+
+def _checked_threshold(threshold: float) -> float:
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+        raise UserError(f"threshold: expected a number from 0 to 1, found {threshold!r}")
+    return float(threshold)
+
+
+def _settings(temperature: float, threshold: float) -> str:
+    """What changes results of the same parameters.
+
+    Example
+    -------
+    >>> _settings(1.3712, 0.6), _settings(1.0, 0.0)
+    ('-temperature=1.3712-threshold=0.6', '')
+    """
+    found = {"temperature": (temperature, 1.0), "threshold": (threshold, 0.0)}
+    return "".join(f"-{name}={value:.6g}" for name, (value, default) in found.items() if value != default)
 
 
 def _run_options(run_opts: Mapping[str, str]) -> tuple[str, TorchAutocast]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from speechbrain_ser.calibrating import calibrate_run, in_words
+from speechbrain_ser.calibration import FILES, logit_table, read_calibration
 from speechbrain_ser.evaluation.figures import plot_confusion, plot_learning_curves, save_figure
 from speechbrain_ser.evaluation.metrics import metrics, metrics_by_text, speaker_accuracy
 from speechbrain_ser.files import write_csv, write_json
@@ -28,7 +30,7 @@ def selections_of(plain: dict, fold: Fold) -> list[str]:
 
 
 def evaluate_and_write(setup: Setup, brain, loaders: dict) -> None:
-    """Test every selection this training gives, and write predictions, metrics and pictures.
+    """Test every selection this training gives, calibrate the configured one, and write predictions and metrics.
 
     Arguments
     ---------
@@ -37,7 +39,7 @@ def evaluate_and_write(setup: Setup, brain, loaders: dict) -> None:
     brain : SERBrain
         Trained.
     loaders : dict of str to DataLoader
-        ``test``, and ``seen`` for the speaker task.
+        ``test``, ``valid`` where the fold has such a part, and ``seen`` for the speaker task.
     """
     plain, frame, fold = setup.config.plain, setup.frame, setup.fold
     heard = {part: text_heard(frame, fold, part) for part in ("test", "second")}
@@ -45,6 +47,8 @@ def evaluate_and_write(setup: Setup, brain, loaders: dict) -> None:
     for selection in selections_of(plain, fold):
         brain.evaluate(loaders["test"], max_key=SELECTIONS[selection])
         predictions = _predictions(brain, heard["test"])
+        if selection == plain["selection"]:
+            test = logit_table(frame, brain.logits, setup.classes)
         suffix = "" if selection == plain["selection"] else f"_{selection}"
         write_csv(predictions, setup.folder / f"predictions{suffix}.csv")
         selections[selection] = {
@@ -58,6 +62,7 @@ def evaluate_and_write(setup: Setup, brain, loaders: dict) -> None:
             selections[selection]["seen_speaker_accuracy"] = _test_speakers(setup, brain, loaders, selection, suffix)
     results = {**run_facts(setup), "selections": selections}
     _pictures(setup, results)
+    calibrate_run(setup, _valid_logits(setup, brain, loaders), test, selections[plain["selection"]])
     write_json(results, setup.folder / "metrics.json")  # last: its presence says that the run is finished
 
 
@@ -89,6 +94,14 @@ def _predictions(brain, heard: pd.Series) -> pd.DataFrame:
     predictions = brain.predictions().drop(columns="speaker_predicted", errors="ignore")
     predictions["text_heard"] = predictions["ID"].map(heard)
     return predictions
+
+
+def _valid_logits(setup: Setup, brain, loaders: dict) -> pd.DataFrame:
+    """Logits of the validation utterances, at the epoch that the configured selection chose."""
+    if not setup.fold.valid:
+        return logit_table(setup.frame, {}, setup.classes)
+    brain.evaluate(loaders["valid"], max_key=SELECTIONS[setup.config.plain["selection"]])
+    return logit_table(setup.frame, brain.logits, setup.classes)
 
 
 def _test_second(setup: Setup, brain, loaders: dict, selection: str, suffix: str, heard: pd.Series) -> dict:
@@ -151,6 +164,9 @@ def print_results(setup: Setup) -> None:
     print(f"speaker-disjoint: {'yes' if results['speaker_disjoint'] else 'NO, LEAKY: ' + results['leak']}")
     print(f"{share:.0%} of the test utterances say a text heard in training: WER there is telling known texts apart")
     print(pd.DataFrame(rows).fillna("").to_string(index=False))
+    print(in_words(read_calibration(setup.folder)))
     print(f"\nresults: {setup.folder}{os.sep}")
     for name in ("metrics.json", "predictions.csv", "epochs.csv", "confusion.png", "learning_curves.png"):
+        print(f"  {name}")
+    for name in (n for n in FILES if (setup.folder / n).is_file()):
         print(f"  {name}")

@@ -9,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import softmax
 
 from speechbrain_ser.crossval import program
 from speechbrain_ser.crossval.tables import read_table
@@ -174,12 +176,16 @@ class PretendedBrain:
         self.setup = setup
 
     def evaluate(self, loader, max_key):
-        pass
+        frame, classes = self.setup.frame.set_index("ID"), self.setup.classes
+        rows = frame.loc[list(getattr(self.setup.fold, loader))].reset_index()
+        rows["predicted"] = rows["emotion"].where(rows.index > 0, classes[0])
+        logits = 5.0 * (rows["predicted"].to_numpy()[:, None] == np.array(classes))
+        self.rows, self.logits = rows, dict(zip(rows["ID"], logits.tolist(), strict=True))
 
     def predictions(self):
-        test = self.setup.frame.set_index("ID").loc[list(self.setup.fold.test)].reset_index()
-        rows = test[["ID", "speaker", "emotion", "transcript"]].copy()
-        rows["predicted"] = rows["emotion"].where(rows.index > 0, self.setup.classes[0])
+        rows = self.rows[["ID", "speaker", "emotion", "transcript", "predicted"]]
+        posteriors = softmax([self.logits[utterance] for utterance in rows["ID"]], axis=1)
+        rows = rows.join(pd.DataFrame(posteriors, columns=[f"posterior_{c}" for c in self.setup.classes]))
         return rows.assign(hypothesis=rows["transcript"])
 
 
@@ -203,7 +209,7 @@ class Pretender:
         run.folder.mkdir(parents=True)
         write_json(run.setup.science, run.folder / "configuration.json")
         write_csv(pd.DataFrame({"epoch": [1], "train_WA": [0.5], "valid_WA": [0.5]}), run.folder / "epochs.csv")
-        evaluate_and_write(run.setup, PretendedBrain(run.setup), {"test": None})
+        evaluate_and_write(run.setup, PretendedBrain(run.setup), {"test": "test", "valid": "valid"})
 
     def ended(self):
         over, self.over = self.over, []
@@ -241,6 +247,7 @@ def test_folds_seeds_and_sweeps(crossval):
     assert where(runs) == [(n, f, s) for s in "12" for f in ("03", "08") for n in names]
     assert runs[0].folder.parts[-3] != runs[1].folder.parts[-3]
     assert "8 runs, 0 of them finished" in out and "runs are missing" not in out
+    assert "Calibration, last epoch" in out and " calibrated " in out  # by the temperatures of the runs
     runs, out = crossval("--folds=3,08,9", "--seeds=1,2", "--sweep=alpha=0,0.1", "--sweep", "pooling=sum")
     assert {r.setup.fold.name for r in runs} == {"09"} and "12 runs, 8 of them finished" in out
 

@@ -67,7 +67,7 @@ def test_equals_the_runs_own_predictions_in_any_batch_and_order(run_of, wavs, na
     folder = run_of(name)
     rows = predictions_of(folder, wavs).to_dict("records")
     random.Random(3).shuffle(rows)
-    recognizer = EmotionRecognizer.from_run(folder, CPU)
+    recognizer = EmotionRecognizer.from_run(folder, CPU, calibrated=False)
     for batch_size in (1, 5):
         found = recognizer.classify_files((row["path"] for row in rows), batch_size)
         for result, row in zip(found, rows, strict=True):
@@ -89,7 +89,7 @@ def test_the_decoder_and_the_speaker_head_are_not_run(run_of):
 
 
 def test_without_transcripts_the_rest_is_the_same(run_of, wavs):
-    recognizer = EmotionRecognizer.from_run(run_of("cai"), CPU, transcribe=False)
+    recognizer = EmotionRecognizer.from_run(run_of("cai"), CPU, transcribe=False, calibrated=False)
     assert list(recognizer.model.heads) == ["emotion"]
     row = predictions_of(run_of("cai"), wavs).iloc[0].to_dict() | {"hypothesis": None}
     assert_equal(recognizer.classify_file(row["path"]), row)
@@ -97,7 +97,7 @@ def test_without_transcripts_the_rest_is_the_same(run_of, wavs):
 
 def test_embeddings_on_request(run_of, wavs):
     """What the emotion head reads: from it, the head gives the posteriors."""
-    recognizer = EmotionRecognizer.from_run(run_of("cai"), CPU)
+    recognizer = EmotionRecognizer.from_run(run_of("cai"), CPU, calibrated=False)
     paths = sorted(wavs.iterdir())[:3]
     assert recognizer.classify_file(paths[0]).embedding is None
     for found in recognizer.classify_files(paths, batch_size=2, embedding=True):
@@ -221,7 +221,8 @@ def test_a_run_that_cannot_be_used(run_of, tmp_path):
 
 def test_the_same_parameters_have_one_name(run_of, tmp_path):
     shutil.copytree(run_of("cai"), tmp_path / "copy")
-    names = [EmotionRecognizer.from_run(f, CPU).model_id for f in (run_of("cai"), tmp_path / "copy", run_of("fu"))]
+    folders = run_of("cai"), tmp_path / "copy", run_of("fu")
+    names = [EmotionRecognizer.from_run(f, CPU, calibrated=False).model_id for f in folders]
     assert names[0] == names[1] != names[2] and all(len(name) == 16 for name in names)
 
 

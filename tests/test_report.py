@@ -310,7 +310,7 @@ def test_unknown_speakers_have_no_intervals(tmp_path):
 def test_files(report):
     names = {p.name for p in report.files}
     assert {"report.html", "report.md", "report.tex", "figures.csv", "comparisons.csv", "confusion_3.csv"} <= names
-    assert {"curves_WA.svg", "curves_WER.pdf", "confusion_1.svg"} <= names
+    assert {"curves_WA.svg", "curves_WER.pdf", "confusion_1.svg", "reliability_1.svg", "coverage.pdf"} <= names
     assert all(p.stat().st_size for p in report.files)
     assert not [p for p in report.folder.rglob("*") if p.is_file() and p not in report.files]
 
@@ -318,7 +318,7 @@ def test_files(report):
 def test_html_is_one_self_contained_file(report):
     page = (report.folder / "report.html").read_text()
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page) and "url(" not in page and "<script" not in page
-    assert page.count("data:image/svg+xml;base64,") == 5
+    assert page.count("data:image/svg+xml;base64,") == 2 + 3 + 3 + 1  # curves, confusions, reliabilities, coverage
     assert 'name="viewport"' in page and page.count('class="scroll"') == page.count("<table>")
     for table in report.tables.values():
         assert f'id="{table.name}"' in page

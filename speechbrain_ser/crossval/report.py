@@ -4,10 +4,11 @@ import os
 import shutil
 from pathlib import Path
 
+from speechbrain_ser.calibration import CALIBRATION, LOGITS
 from speechbrain_ser.crossval.plan import Plan
 from speechbrain_ser.evaluation.report import build_report
 
-FILES = ("metrics.json", "epochs.csv", "predictions*.csv")  # all that a report is made of
+FILES = ("metrics.json", "epochs.csv", "predictions*.csv", CALIBRATION, LOGITS)  # all that a report is made of
 
 
 def make_report(plan: Plan, name: str) -> str:

@@ -7,6 +7,7 @@ import pandas as pd
 
 NONE = "none"  # nothing to measure there
 ABSENT = "-"  # the variant has no such head
+ORACLE = "ORACLE/leaky"
 
 
 class Unit(NamedTuple):
@@ -77,6 +78,17 @@ def with_interval(value: str, ends: Sequence[str] | None) -> str:
     ('78.2 [71.0, 83.9]', '78.2')
     """
     return value if ends is None else f"{value} [{', '.join(ends)}]"
+
+
+def marked(text: str, selection: str) -> str:
+    """A number that the test part chose says so.
+
+    Example
+    -------
+    >>> marked("78.2", "test"), marked("78.2", "last"), marked("none", "test")
+    ('78.2 ORACLE/leaky', '78.2', 'none')
+    """
+    return f"{text} {ORACLE}" if selection == "test" and text not in (ABSENT, NONE) else text
 
 
 def p_value(p: float | None) -> str:

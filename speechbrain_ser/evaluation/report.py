@@ -11,9 +11,12 @@ import pandas as pd
 
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.evaluation import tables as make
+from speechbrain_ser.evaluation.calibration_tables import abstention_table, calibration_table, scores_of
 from speechbrain_ser.evaluation.figures import CURVES, plot_confusion, plot_variant_curves, save_figure
 from speechbrain_ser.evaluation.metrics import metrics
 from speechbrain_ser.evaluation.page import Picture, render_page
+from speechbrain_ser.evaluation.reliability import coverage_curve, reliability_bins
+from speechbrain_ser.evaluation.reliability_figures import plot_coverage, plot_reliability
 from speechbrain_ser.evaluation.runs import Run, Runs, items_of, load_runs, stacked
 from speechbrain_ser.evaluation.table import Table
 from speechbrain_ser.files import write_csv, write_text
@@ -31,7 +34,8 @@ class Report:
     title : str
         With what is leaky or missing in it.
     tables : dict of str to Table
-        By name: figures, comparisons, selections, texts, spread, folds, recall, confusion_1, …
+        By name: figures, comparisons, selections, texts, calibration, abstention, spread, folds, recall,
+        confusion_1, …
     console : str
         The first tables as text.
     folder : pathlib.Path
@@ -98,7 +102,7 @@ def build_report(
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     pictures = _pictures(runs, selection, folder / "figures")
     written = _write(title, runs, list(tables.values()), pictures, folder)
-    shown = ("figures", "second", "comparisons", "selections", "texts")
+    shown = ("figures", "second", "comparisons", "selections", "texts", "calibration")
     console = "\n\n".join([fill(title, 120), *_lead(runs), *(tables[n].console() for n in shown if n in tables)])
     return Report(title, tables, console, folder, tuple(written))
 
@@ -169,6 +173,7 @@ def _tables(runs: Runs, selection: str, paper: Mapping | None, reference: str | 
         *([make.comparison_table(predictions, runs.classes, selection, reference)] if len(predictions) > 1 else []),
         make.selection_table(runs),
         make.text_table(runs, selection),
+        *filter(None, [calibration_table(runs, selection), abstention_table(runs, selection)]),
         make.spread_table(runs, selection),
         make.fold_table(runs, selection),
         make.recall_table(runs, selection),
@@ -177,7 +182,7 @@ def _tables(runs: Runs, selection: str, paper: Mapping | None, reference: str | 
 
 
 def _pictures(runs: Runs, selection: str, folder: Path) -> list[Picture]:
-    """Curves of all variants and a confusion matrix each, as SVG for the page and PDF for papers."""
+    """Curves of all variants, a confusion matrix and a reliability diagram each: SVG for the page, PDF for papers."""
     where = f"{runs.corpus}, protocol {runs.protocol}{', LEAKY' if runs.leak else ''}"
     figures = {}
     part, curves = mean_curves(runs)
@@ -195,9 +200,32 @@ def _pictures(runs: Runs, selection: str, folder: Path) -> list[Picture]:
         title = f"{fill(name, 40)}\n{where}\n{by}: WA {found['WA']:.1%}, UA {found['UA']:.1%}"
         caption = f"Confusion matrix of {name} ({by}): utterances and share of the true class."
         figures[f"confusion_{k}"] = (plot_confusion(found["confusion"], runs.classes, title), caption)
+    figures |= _calibration_figures(runs, selection, where)
     for name, (figure, _) in figures.items():
         save_figure(figure, folder / f"{name}.pdf")
     return [Picture(save_figure(f, folder / f"{name}.svg"), caption) for name, (f, caption) in figures.items()]
+
+
+def _calibration_figures(runs: Runs, selection: str, where: str) -> dict:
+    """A reliability diagram a variant; for all together, what keeping silent gives."""
+    figures, curves, by = {}, {}, make.SELECTED_BY[selection]
+    for k, (name, of_variant) in enumerate(runs.variants.items(), 1):
+        scores = scores_of(of_variant, selection, runs.classes)
+        if not scores:
+            continue
+        bins = {way: reliability_bins(each["confidence"], each["right"]) for way, each in scores.items()}
+        caption = (
+            f"Reliability of {name} ({by}): share of the test utterances that is right, by their largest posterior."
+        )
+        figures[f"reliability_{k}"] = (plot_reliability(bins, f"{fill(name, 60)}\n{where}\n{by}"), caption)
+        curves[name] = coverage_curve(list(scores.values())[-1])
+    if curves:
+        caption = (
+            f"Accuracy against coverage ({by}): of the test utterances with the largest posteriors, calibrated where "
+            "there is a temperature, the share that is right. To look at, not to choose a threshold by."
+        )
+        figures["coverage"] = (plot_coverage(curves, f"{where}\n{by}"), caption)
+    return figures
 
 
 def mean_curves(runs: Runs) -> tuple[str, dict[str, pd.DataFrame]]:
@@ -250,7 +278,9 @@ def _write(title: str, runs: Runs, tables: list[Table], pictures: list[Picture],
 def _sweep(folder: Path, tables: Sequence[Table], pictures: Sequence[Picture]) -> None:
     """Files of an earlier report that had more variants."""
     kept = {f"{t.name}.csv" for t in tables} | {f"{p.path.stem}{s}" for p in pictures for s in (".svg", ".pdf")}
-    ours = re.compile(r"(confusion_\d+|second|comparisons|curves_\w+)\.(csv|svg|pdf)")
+    ours = re.compile(
+        r"((confusion|reliability)_\d+|second|comparisons|calibration|abstention|coverage|curves_\w+)\.(csv|svg|pdf)"
+    )
     for path in [*folder.glob("*.csv"), *folder.glob("figures/*")]:
         if ours.fullmatch(path.name) and path.name not in kept:
             path.unlink()

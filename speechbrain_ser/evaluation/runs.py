@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from speechbrain_ser.calibration import LOGITS, read_calibration, temperature_of
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.metrics import word_errors
 
@@ -47,6 +48,10 @@ class Run:
         Speaker predictions on held-out utterances of training speakers, where there is a speaker head.
     second : dict of str to pandas.DataFrame
         As `predictions`, on held-out utterances of the second corpus; empty where there is none.
+    calibration : dict or None
+        Its ``calibration.json``; None of a run that finished before there was one.
+    logits : pandas.DataFrame or None
+        [utterances, classes], of the configured selection's predictions in their order; None as `calibration`.
     """
 
     folder: Path
@@ -55,6 +60,8 @@ class Run:
     epochs: pd.DataFrame
     seen: pd.DataFrame | None
     second: dict[str, pd.DataFrame]
+    calibration: dict | None = None
+    logits: pd.DataFrame | None = None
 
     @property
     def variant(self) -> tuple[str, str]:
@@ -68,6 +75,13 @@ class Run:
     @property
     def seed(self) -> int:
         return self.metrics["seed"]
+
+    def temperature(self, selection: str) -> float | None:
+        """That of a selection's posteriors: only the configured one has any."""
+        if self.calibration is None or selection != self.metrics["selection"]:
+            return None
+        temperature, lacks = temperature_of(self.calibration)
+        return None if lacks else temperature
 
     def __str__(self) -> str:
         return f"{'/'.join(self.variant)}, fold {self.fold}, seed {self.seed}"
@@ -280,9 +294,13 @@ def _read_run(path: Path, metrics: dict, problems: Problems) -> Run | None:
         seen = path / "predictions_seen.csv"
         seen = _read_csv(seen, SEEN_COLUMNS) if seen.is_file() else None
         second = _read_second(path, metrics, problems)
-        run = Run(path, metrics, predictions, epochs, seen, second)
+        calibration = read_calibration(path)
+        logits = None if calibration is None else _read_logits(path, metrics)
+        run = Run(path, metrics, predictions, epochs, seen, second, calibration, logits)
         for selection, file in files.items():
             _check_predictions(run, selection, file, problems)
+        if calibration is not None:
+            _check_calibration(run, problems)
         if seen is not None:
             _check_count(path / "predictions_seen.csv", seen, metrics["utterances"]["seen"], problems)
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
@@ -301,6 +319,13 @@ def _read_second(path: Path, metrics: dict, problems: Problems) -> dict[str, pd.
     for selection, frame in frames.items():
         _check_count(files[selection], frame, expected, problems)
     return frames
+
+
+def _read_logits(path: Path, metrics: dict) -> pd.DataFrame:
+    """Of the test utterances, by ID."""
+    columns = [f"logit_{c}" for c in metrics["classes"]]
+    frame = _read_csv(path / LOGITS, ["part", "ID", *columns])
+    return frame[frame["part"] == "test"].set_index("ID")[columns].astype(float).sort_index()
 
 
 def _file_name(stem: str, selection: str, metrics: dict) -> str:
@@ -335,12 +360,14 @@ def _read_epochs(path: Path) -> pd.DataFrame:
 def _prepared(predictions: pd.DataFrame) -> pd.DataFrame:
     """Typed, sorted, with word counts; speakers qualified by corpus where that is a column, '' where unknown.
 
-    An ``mse`` that is no number becomes NaN.
+    An ``mse`` or a posterior that is no number becomes NaN.
     """
     frame = predictions.sort_values("ID", ignore_index=True)
     frame["text_heard"] = frame["text_heard"].str.lower() == "true"
     if "corpus" in frame:
         frame["speaker"] = (frame["corpus"] + ":" + frame["speaker"]).where(frame["speaker"] != "", "")
+    for column in (c for c in frame if c.startswith("posterior_")):
+        frame[column] = pd.to_numeric(frame[column], errors="coerce")
     if "hypothesis" in frame:
         frame = frame.join(word_errors(frame["transcript"], frame["hypothesis"]))
     if "mse" in frame:
@@ -357,11 +384,32 @@ def _check_predictions(run: Run, selection: str, file: Path, problems: Problems)
     unknown = {*frame["emotion"], *frame["predicted"]} - set(metrics["classes"])
     if unknown:
         problems.add("classes that metrics.json does not know", f"{file}: {_listed(unknown)}")
+    _check_posteriors(file, frame, metrics["classes"], problems)
     if metrics["fold"] not in metrics["folds"]:
         problems.add("a fold that its protocol does not have", f"{run}: folds are {', '.join(metrics['folds'])}")
     told, found = metrics["selections"][selection]["all"]["WA"], (frame["emotion"] == frame["predicted"]).mean()
     if len(frame) == metrics["utterances"]["test"] and abs(told - found) > 1e-9:
         problems.add("predictions that metrics.json was not made of", f"{file}: WA {found:.4f}, there {told:.4f}")
+
+
+def _check_posteriors(file: Path, frame: pd.DataFrame, classes: Sequence[str], problems: Problems) -> None:
+    """They are rounded to six digits; a table need not have any."""
+    columns = [c for c in frame if c.startswith("posterior_")]
+    if not columns:
+        return
+    if set(columns) != {f"posterior_{c}" for c in classes}:
+        problems.add("posteriors of other classes than those of metrics.json", f"{file}: {', '.join(columns)}")
+    elif not (is_right := (frame[columns] >= 0).all(axis=1) & ((frame[columns].sum(axis=1) - 1).abs() < 1e-3)).all():
+        problems.add("posteriors that are no shares of 1", f"{file}: {_listed(frame['ID'][~is_right])}")
+
+
+def _check_calibration(run: Run, problems: Problems) -> None:
+    """A killed process may have left the calibration of an earlier epoch."""
+    selection = run.metrics["selection"]
+    if (found := run.calibration.get("epoch")) != (expected := run.metrics["selections"][selection]["epoch"]):
+        problems.add("calibration of another epoch", f"{run}: {found}, metrics.json says {expected}")
+    elif run.logits.index.tolist() != run.predictions[selection]["ID"].tolist():
+        problems.add("logits of other utterances than predictions.csv has", run.folder / LOGITS)
 
 
 def _check_count(file: Path, frame: pd.DataFrame, expected: int, problems: Problems) -> None:

@@ -12,6 +12,7 @@ from speechbrain_ser.evaluation.cells import (
     PERCENT,
     Unit,
     heading,
+    marked,
     p_value,
     unit_of,
     with_interval,
@@ -23,7 +24,6 @@ from speechbrain_ser.evaluation.runs import Run, Runs, items_of, selections_of, 
 from speechbrain_ser.evaluation.table import Table
 
 SELECTED_BY = {"last": "last epoch", "valid": "best on validation", "test": "ORACLE/leaky: best on TEST"}
-ORACLE = "ORACLE/leaky"
 SHOWN = ("WA", "UA", "WER", "MSE")  # F1 stands in few tables
 
 
@@ -88,11 +88,6 @@ def _cell(found: Mapping, name: str) -> str:
     return with_interval(unit.text(found[name]), None if low is None else (unit.text(low), unit.text(high)))
 
 
-def _marked(text: str, selection: str) -> str:
-    """A number that the test part chose says so."""
-    return f"{text} {ORACLE}" if selection == "test" and text not in (ABSENT, NONE) else text
-
-
 def _spread(values: pd.Series, unit: Unit) -> str:
     """Mean ± standard deviation."""
     values = values.dropna().astype(float)
@@ -129,12 +124,12 @@ def main_table(runs: Runs, selection: str, paper: Mapping | None = None) -> Tabl
         found["share_text_heard"] = float(predictions["text_heard"].mean())
         per_fold = _by(of_variant, selection, runs.classes, ["fold", "seed"]).groupby("fold")["WER"]
         found["WER_fold_mean"] = _mean(per_fold.apply(_mean)) if "WER" in found else None
-        row = {"variant": name, **{heading(m): _marked(_cell(found, m), selection) for m in ("WA", "UA")}}
-        row[heading("F1")] = _marked(unit_of("F1").text(found["F1"]), selection)
-        row[heading("WER")] = _marked(_cell(found, "WER"), selection)
+        row = {"variant": name, **{heading(m): marked(_cell(found, m), selection) for m in ("WA", "UA")}}
+        row[heading("F1")] = marked(unit_of("F1").text(found["F1"]), selection)
+        row[heading("WER")] = marked(_cell(found, "WER"), selection)
         fold_mean = unit_of("WER").text(found["WER_fold_mean"]) if "WER" in found else ABSENT
-        row[f"{heading('WER')}, fold mean"] = _marked(fold_mean, selection)
-        row[heading("MSE")] = _marked(_cell(found, "MSE"), selection)
+        row[f"{heading('WER')}, fold mean"] = marked(fold_mean, selection)
+        row[heading("MSE")] = marked(_cell(found, "MSE"), selection)
         row["texts heard %"] = PERCENT.text(found["share_text_heard"])
         row["speaker acc. on seen %"] = _cell(found, "speaker")
         row["predictions"] = str(found["n"])
@@ -242,8 +237,8 @@ def second_table(runs: Runs, selection: str) -> Table | None:
         found = figures_of(stacked(tested, selection, "second"), runs.classes)
         row = {"variant": name, "second corpus": tested[0].metrics["second_corpus"]}
         values.append(row | _flat(found))
-        row |= {heading(m): _marked(_cell(found, m), selection) for m in ("WA", "UA")}
-        row[heading("F1")] = _marked(unit_of("F1").text(found["F1"]), selection)
+        row |= {heading(m): marked(_cell(found, m), selection) for m in ("WA", "UA")}
+        row[heading("F1")] = marked(unit_of("F1").text(found["F1"]), selection)
         text.append(row | {"predictions": str(found["n"])})
     if not text:
         return None
@@ -268,7 +263,7 @@ def text_table(runs: Runs, selection: str) -> Table:
                 values.append({"variant": name, "texts": part, "n": 0})
                 continue
             found = figures_of(rows, runs.classes)
-            text.append(label | {heading(m): _marked(_cell(found, m), selection) for m in SHOWN})
+            text.append(label | {heading(m): marked(_cell(found, m), selection) for m in SHOWN})
             values.append({"variant": name, "texts": part} | _flat(found))
     notes = ("Text-disjoint: the test utterances whose text no training utterance says; 'none' where there is none.",)
     return Table("texts", "Text-disjoint part", _without_empty(pd.DataFrame(text)), pd.DataFrame(values), notes)
@@ -290,7 +285,7 @@ def selection_table(runs: Runs) -> Table:
             if not by_selection:
                 continue
             row = {"variant": name, "figure": heading(m)}
-            row |= {SELECTED_BY[s]: _marked(unit.text(v), s) for s, v in by_selection.items()}
+            row |= {SELECTED_BY[s]: marked(unit.text(v), s) for s, v in by_selection.items()}
             if {"last", "test"} <= set(by_selection):
                 row["choosing on test gains"] = unit.change(by_selection["test"] - by_selection["last"])
             text.append(row)
@@ -317,7 +312,7 @@ def spread_table(runs: Runs, selection: str) -> Table:
         }
         for over, rows in spreads.items():
             label = {"variant": name, "over": f"{len(rows)} {over if len(rows) > 1 else over[:-1]}"}
-            text.append(label | {heading(m): _marked(_spread(rows[m], unit_of(m)), selection) for m in FIGURES})
+            text.append(label | {heading(m): marked(_spread(rows[m], unit_of(m)), selection) for m in FIGURES})
             means = {f"{m}_mean": _mean(rows[m]) for m in FIGURES}
             sds = {f"{m}_sd": rows[m].dropna().astype(float).std(ddof=1) for m in FIGURES}
             values.append({"variant": name, "over": over, "number": len(rows)} | means | sds)
@@ -344,7 +339,7 @@ def fold_table(runs: Runs, selection: str) -> Table:
         for m in ("WA", "WER", "MSE"):
             for name in runs.variants:
                 mean = _mean(here[m][here["variant"] == name])
-                row[f"{heading(m)} {name}"] = ABSENT if mean is None else _marked(unit_of(m).text(mean), selection)
+                row[f"{heading(m)} {name}"] = ABSENT if mean is None else marked(unit_of(m).text(mean), selection)
         text.append(row)
     return Table("folds", "Folds", _without_empty(pd.DataFrame(text)), values)
 
@@ -357,7 +352,7 @@ def recall_table(runs: Runs, selection: str) -> Table:
     text, values = [], []
     for name, of_variant in runs.variants.items():
         found = metrics(stacked(of_variant, selection), runs.classes)
-        text.append({"variant": name} | {c: _marked(PERCENT.text(v), selection) for c, v in found["recall"].items()})
+        text.append({"variant": name} | {c: marked(PERCENT.text(v), selection) for c, v in found["recall"].items()})
         values.append({"variant": name} | found["recall"])
     return Table("recall", "Recall of each class, %", pd.DataFrame(text), pd.DataFrame(values))
 
@@ -454,7 +449,7 @@ def _comparison_text(row: dict, selection: str) -> dict:
         "second vs first": f"{row['second']} vs {row['first']}",
         "figure": row["figure"],
         "pairs": str(row["n"]),
-        "difference": _marked(with_interval(unit.change(difference.difference), ends), selection),
+        "difference": marked(with_interval(unit.change(difference.difference), ends), selection),
         "p (Holm)": p_value(row["p_holm"]),
         "bootstrap p (Holm)": p_value(row["p_bootstrap_holm"]),
         "McNemar p (Holm; only second : only first right)": mcnemar,

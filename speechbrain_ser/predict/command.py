@@ -33,6 +33,8 @@ def predict(
     transcribe: bool = True,
     device: str | None = None,
     max_seconds: float = 120.0,
+    calibrated: bool = True,
+    threshold: float = 0.0,
 ) -> int:
     """Recognise recordings with a run's model.
 
@@ -56,6 +58,10 @@ def predict(
         ``cpu``, ``cuda:0``, …
     max_seconds : float
         The longest recording that is taken.
+    calibrated : bool
+        Posteriors with the temperature that was fitted on the run's validation utterances; False: as trained.
+    threshold : float
+        No emotion where the largest posterior is below it.
 
     Returns
     -------
@@ -65,11 +71,13 @@ def predict(
     Raises
     ------
     UserError
-        When nothing can be done: no run, no recordings, a file of another model's results.
+        When nothing can be done: no run, no recordings, a file of another model's results, or of the same one's with
+        another temperature or threshold.
     """
     form = _format(form, out)
     recordings = find_recordings(paths, recursive)
-    recognizer = EmotionRecognizer.from_run(run_folder, {"device": device} if device else None, transcribe, max_seconds)
+    run_opts = {"device": device} if device else None
+    recognizer = EmotionRecognizer.from_run(run_folder, run_opts, transcribe, max_seconds, calibrated, threshold)
     try:
         with _results(form, out, recordings, recognizer) as results:
             todo = [path for path in recordings if path not in results.done]

@@ -9,6 +9,7 @@ from speechbrain_ser.errors import UserError
 from speechbrain_ser.inference import Recognition
 
 MODEL = "model"  # the key, and the column, that names the model
+SILENT = "-"  # in place of an emotion whose posterior is below the threshold; empty in CSV, null in JSON
 
 
 class Table:
@@ -41,7 +42,9 @@ class Table:
 
     def line(self, found: Recognition) -> str:
         """The line of a result."""
-        return self._row(found.path, found.emotion, f"{max(found.posteriors.values()):.3f}", found.transcript or "")
+        return self._row(
+            found.path, found.emotion or SILENT, f"{max(found.posteriors.values()):.3f}", found.transcript or ""
+        )
 
 
 class Csv:

@@ -1,0 +1,498 @@
+"""Temperatures, ECE and abstention: by hand, in trained runs, in reports, in use."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from speechbrain_ser.calibrating import in_words
+from speechbrain_ser.calibration import (
+    BOUNDS,
+    CALIBRATION,
+    LOGITS,
+    RELIABILITY,
+    calibrate,
+    fit_temperature,
+    logit_table,
+    logits_of,
+    read_calibration,
+)
+from speechbrain_ser.cli import main as cli
+from speechbrain_ser.errors import UserError
+from speechbrain_ser.evaluation.reliability import (
+    abstention,
+    calibration_figures,
+    chance_error,
+    coverage_curve,
+    reliability_bins,
+    utterance_scores,
+    with_temperature,
+)
+from speechbrain_ser.evaluation.report import build_report
+from speechbrain_ser.files import write_csv, write_json
+from speechbrain_ser.inference import EmotionRecognizer, Recognition
+from speechbrain_ser.predict.formats import Csv, JsonLines, Table
+
+from .run_folders import CLASSES, FOLDS, predictions, write_run
+
+CPU = {"device": "cpu"}
+# one run each, shared with tests/test_inference.py
+RUNS = {
+    "cai": ("cai_mtl", ["--pooling=sum"]),
+    "ha": ("ha_speaker_norm", ["--pooling=sum", "--decoding=beam", "--beam_size=3"]),
+    "fu": ("fu_cross_lingual", ["--fold=03", "--lr=0.01", "--n_epochs=2"]),
+    "hsu": ("hsu_mtl", ["--pretrain=False", "--fold=03", "--pooling=sum", "--emotion_reads=[pitch, timbre]"]),
+}
+
+
+@pytest.fixture
+def run_of(trained):
+    """The folder of one of the runs."""
+    return lambda name: trained(*RUNS[name][1], yaml=RUNS[name][0])
+
+
+@pytest.fixture
+def copied(run_of, tmp_path) -> Path:
+    """Cai's run, to spoil."""
+    return shutil.copytree(run_of("cai"), tmp_path / "run")
+
+
+def synthetic(n: int, temperature: float, classes: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, and classes drawn from softmax(logits / temperature)."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n, classes)) * 4
+    return logits, np.array([rng.choice(classes, p=np.exp(p)) for p in with_temperature(logits, temperature)])
+
+
+# ------------------------------------------------------------------ a temperature
+
+
+@pytest.mark.parametrize("temperature", [2.5, 1.0, 0.4])
+def test_the_temperature_that_made_the_classes_is_found(temperature):
+    logits, true = synthetic(4000, temperature)
+    fit = fit_temperature(logits, true)
+    assert fit.temperature == pytest.approx(temperature, rel=0.05) and fit.remark is None
+    # its own derivative: the mean logit of the true class is the one that the posteriors expect (Guo et al., appendix)
+    posteriors = np.exp(with_temperature(logits, fit.temperature))
+    expected = (posteriors * logits).sum(1).mean()
+    assert logits[np.arange(len(true)), true].mean() == pytest.approx(expected, abs=1e-3)
+    before, after = (calibration_figures(utterance_scores(with_temperature(logits, t), true)) for t in (1, fit[0]))
+    assert after["WA"] == before["WA"] and after["NLL"] <= before["NLL"]
+    if temperature != 1.0:
+        assert after["ECE"] < before["ECE"] / 2 and after["ECE"] < 0.03
+
+
+def test_log_posteriors_do_as_logits_do():
+    logits, true = synthetic(300, 2.5)
+    assert fit_temperature(with_temperature(logits), true) == fit_temperature(logits, true)
+    assert fit_temperature(logits + 7.0, true) == fit_temperature(logits, true)
+
+
+def test_rounded_posteriors_would_not_do():
+    """predictions.csv has six digits: of a sure model they give another temperature than its logits."""
+    logits, true = synthetic(300, 4.0)
+    rounded = np.exp(with_temperature(3 * logits)).round(6)
+    with np.errstate(divide="ignore"):
+        logs = np.maximum(np.log(rounded), math.log(5e-7))  # what a 0 may have been at most
+    assert abs(fit_temperature(logs, true).temperature / fit_temperature(3 * logits, true).temperature - 1) > 0.05
+
+
+@pytest.mark.parametrize(
+    ("logits", "true", "said"),
+    [
+        ([[3.0, 0.0], [0.0, 2.0]], [0, 1], "all of the 2 utterances are right"),
+        ([[3.0, 0.0]], [0], "the only utterance is right"),
+        (np.zeros((0, 2)), [], "no validation utterances"),
+        ([[1.5], [0.3]], [0, 0], "the same logit"),
+        ([[0.2, 0.2], [0.2, 0.2]], [0, 1], "the same logit"),
+        ([[np.nan, 0.2], [0.1, 0.2], [np.inf, 0.0]], [0, 1, 0], "2 utterances are not finite"),
+    ],
+)
+def test_no_temperature_and_why(logits, true, said):
+    temperature, reason = fit_temperature(np.array(logits), true)
+    assert temperature is None and said in reason
+
+
+def test_at_a_bound_it_says_so():
+    wrong = fit_temperature(np.array([[3.0, 0.0], [0.0, 2.0]]), [1, 0])
+    assert wrong.temperature == BOUNDS[1] and "no better than chance" in wrong.remark
+    small = fit_temperature(np.array([[1e-3, 0.0]] * 9 + [[0.0, 1e-3]]), [0] * 10)
+    assert small.temperature == BOUNDS[0] and "very small" in small.remark
+
+
+def test_posteriors_of_exactly_0_and_1():
+    with np.errstate(divide="ignore"):
+        logs = np.log(np.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5]]))
+    scores = utterance_scores(with_temperature(logs, 3.0), [0, 1, 1])
+    assert scores["confidence"].tolist() == pytest.approx([1.0, 1.0, 0.5])
+    assert scores["Brier"].tolist() == pytest.approx([0.0, 2.0, 0.5])
+    assert scores["NLL"].tolist() == [0.0, np.inf, pytest.approx(math.log(2))]
+    found = calibration_figures(scores)
+    assert found["ECE"] == pytest.approx((2 * abs(1.0 - 0.5) + abs(0.5 - 0.0)) / 3)  # the third calls the first class
+
+
+# ------------------------------------------------------------------ ECE, and abstention
+
+
+def test_ece_by_hand():
+    """In 15 bins: one of 0.95 and 0.97 (half right), one of 0.6 (right), which is an upper edge; 0.61 is above it."""
+    confidence, right = [0.95, 0.97, 0.6, 0.61], [True, False, True, False]
+    bins = reliability_bins(confidence, right)
+    assert np.flatnonzero(bins.counts).tolist() == [8, 9, 14] and bins.counts.sum() == 4
+    expected = (2 * abs(0.96 - 0.5) + abs(0.6 - 1) + abs(0.61 - 0)) / 4
+    assert bins.error == pytest.approx(expected)
+    assert reliability_bins([1.0], [True]).error == 0 and reliability_bins([1e-9, 1.0], [False, False]).counts[14] == 1
+
+
+def test_ece_is_0_in_the_limit_and_what_chance_gives_before_it():
+    logits, true = synthetic(500, 1.0)
+    scores = utterance_scores(with_temperature(logits), true)
+    chance = chance_error(scores["confidence"])
+    assert 0.01 < chance < 0.06 and abs(calibration_figures(scores)["ECE"] - chance) < 0.02
+    many = utterance_scores(with_temperature((found := synthetic(20_000, 1.0))[0]), found[1])
+    assert calibration_figures(many)["ECE"] < 0.01
+
+
+def test_coverage_and_accuracy():
+    scores = pd.DataFrame({"confidence": [0.9, 0.8, 0.6, 0.5], "right": [True, True, False, True]})
+    rows = abstention(scores, [0.0, 0.6, 0.95])
+    assert [r["n"] for r in rows] == [4, 3, 0] and [r["WA"] for r in rows] == [0.75, pytest.approx(2 / 3), None]
+    coverage, accuracy = coverage_curve(scores)
+    assert coverage.tolist() == [0.25, 0.5, 0.75, 1.0] and accuracy.tolist() == pytest.approx([1, 1, 2 / 3, 0.75])
+
+
+# ------------------------------------------------------------------ a run's files
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_keeps_its_temperature_and_what_it_was_fitted_on(run_of, name):
+    folder = run_of(name)
+    found, metrics = read_calibration(folder), json.loads((folder / "metrics.json").read_text())
+    table = pd.read_csv(folder / LOGITS, dtype={"ID": str, "speaker": str})
+    assert found["epoch"] == metrics["selections"]["last"]["epoch"] and found["part"] == "valid"
+    parts = {part: table[table["part"] == part] for part in ("valid", "test")}
+    assert {p: len(t) for p, t in parts.items()} == {p: metrics["utterances"][p] for p in parts}
+    assert found["n"] == metrics["utterances"]["valid"] > 0
+    again = fit_temperature(*logits_of(parts["valid"], metrics["classes"]))
+    assert again.temperature == found["temperature"] and (again.remark or "") in found["note"]
+    predicted = pd.read_csv(folder / "predictions.csv", dtype={"ID": str})
+    assert predicted["ID"].tolist() == parts["test"]["ID"].tolist()
+    logits, true = logits_of(parts["test"], metrics["classes"])
+    posteriors = predicted[[f"posterior_{c}" for c in metrics["classes"]]].to_numpy()
+    assert np.exp(with_temperature(logits)) == pytest.approx(posteriors, abs=1e-6)
+    test = found["figures"]["test"]
+    assert test["uncalibrated"]["WA"] == pytest.approx(metrics["selections"]["last"]["all"]["WA"])
+    expected = utterance_scores(with_temperature(logits, found["temperature"]), true)
+    assert test["calibrated"] == pytest.approx(calibration_figures(expected))
+    of_valid = found["figures"]["valid"]
+    assert of_valid["calibrated"]["NLL"] <= of_valid["uncalibrated"]["NLL"] + 1e-9
+    assert found["thresholds"][0]["coverage"] == 1 and (folder / RELIABILITY).stat().st_size > 10_000
+    assert f"from {found['n']} validation utterances" in in_words(found)
+
+
+def test_a_first_stage_that_recognises_nothing_has_none(trained):
+    folder = trained(yaml="hsu_pretrain")
+    assert (folder / "metrics.json").is_file() and not [n for n in (CALIBRATION, LOGITS) if (folder / n).exists()]
+
+
+def test_without_a_validation_part(trained, small):
+    flags = "--corpus=demo", f"--data_folder={small.corpus('iemocap')}", "--protocol=half_session"
+    folder = trained(*flags, yaml="cai_mtl")
+    found = read_calibration(folder)
+    assert found["temperature"] is None and found["n"] == 0 and "thresholds" not in found
+    assert found["reason"] == "protocol half_session has no validation part" and found["reason"] in in_words(found)
+    assert set(pd.read_csv(folder / LOGITS)["part"]) == {"test"} and set(found["figures"]) == {"test"}
+    assert set(found["figures"]["test"]) == {"uncalibrated"} and (folder / RELIABILITY).is_file()
+
+
+def test_the_selected_epoch_is_the_calibrated_one(train, tmp_path):
+    """And a run that finished before there was calibration gets it by one more test; nothing else changes."""
+    flags = ("--n_epochs=3", "--test_every_epoch=True", "--selection=valid", "--lr=0.01", "--pooling=sum")
+    train(*flags)
+    (path,) = (tmp_path / "results").glob(f"**/{CALIBRATION}")
+    folder = path.parent
+    found, metrics = read_calibration(folder), json.loads((folder / "metrics.json").read_text())
+    assert found["epoch"] == metrics["selections"]["valid"]["epoch"] and found["selection"] == "valid"
+    assert "the epoch was chosen on the same utterances" in found["note"] and "utterances only" in found["note"]
+    names = ["metrics.json", "epochs.csv", *(p.name for p in folder.glob("predictions*.csv"))]
+    names += [CALIBRATION, LOGITS, RELIABILITY]
+    before = {name: (folder / name).read_bytes() for name in names}
+    for name in (CALIBRATION, LOGITS, RELIABILITY):
+        (folder / name).unlink()
+    assert "--test_only" in train(*flags) and not path.exists()
+    train(*flags, "--test_only")
+    assert {name: (folder / name).read_bytes() for name in names} == before
+    (folder / "metrics.json").unlink()  # killed while it wrote its results
+    (folder / LOGITS).write_text("part,ID\nva")
+    train(*flags)
+    assert {name: (folder / name).read_bytes() for name in names} == before
+
+
+def test_speakers_that_are_trained_on_are_named(trained, small):
+    folder = trained("--corpus=savee", f"--data_folder={small.corpus('savee')}", "--alpha=0", yaml="cai_mtl")
+    assert "its speakers are trained on" in read_calibration(folder)["note"]
+
+
+# ------------------------------------------------------------------ in use
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_posteriors_are_calibrated(run_of, small, name):
+    """softmax(logits / T) of logits.csv, which are those of predictions.csv, for every system."""
+    folder, wavs = run_of(name), small.corpus("emodb") / "wav"
+    rows = pd.read_csv(folder / "predictions.csv", dtype={"ID": str}).head(8)
+    columns = [c for c in rows if c.startswith("posterior_")]
+    temperature = read_calibration(folder)["temperature"]
+    logits = pd.read_csv(folder / LOGITS, dtype={"ID": str}).query("part == 'test'").head(8)
+    assert logits["ID"].tolist() == rows["ID"].tolist()
+    expected = np.exp(with_temperature(logits.filter(like="logit_").to_numpy(), temperature))
+    recognizer = EmotionRecognizer.from_run(folder, CPU, transcribe=False)
+    assert recognizer.temperature == temperature and f"-temperature={temperature:g}" in recognizer.model_id
+    found = list(recognizer.classify_files(wavs / f"{i}.wav" for i in rows["ID"]))
+    given = np.array([list(result.posteriors.values()) for result in found])
+    assert given == pytest.approx(expected, abs=1e-4) and [r.emotion for r in found] == rows["predicted"].tolist()
+    if temperature != 1:
+        assert abs(given - rows[columns].to_numpy()).max() > 1e-3
+
+
+def test_below_the_threshold_it_keeps_silent(run_of, small):
+    paths = sorted((small.corpus("emodb") / "wav").iterdir())[:6]
+    every = list(EmotionRecognizer.from_run(run_of("cai"), CPU).classify_files(paths))
+    sure = sorted(max(result.posteriors.values()) for result in every)
+    threshold = (sure[2] + sure[3]) / 2
+    assert sure[2] < sure[3]
+    recognizer = EmotionRecognizer.from_run(run_of("cai"), CPU, threshold=threshold)
+    for result, answered in zip(recognizer.classify_files(paths), every, strict=True):
+        expected = answered.emotion if max(answered.posteriors.values()) >= threshold else None
+        assert result.error is None and result.emotion == expected and result.transcript == answered.transcript
+        assert result.posteriors == pytest.approx(answered.posteriors, abs=1e-5)
+    assert recognizer.model_id.endswith(f"-threshold={threshold:.6g}")
+    wav = torch.randn(16_000)
+    (silent,) = EmotionRecognizer.from_run(run_of("cai"), CPU, threshold=1).classify_batch(wav)
+    assert silent.emotion is None and silent.error is None and sum(silent.posteriors.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda path: path.unlink(), "uncalibrated: the run has no calibration.json"),
+        (lambda path: write_json({"temperature": None, "reason": "for once"}, path), "uncalibrated: for once"),
+        (
+            lambda path: write_json(json.loads(path.read_text()) | {"epoch": 9}, path),
+            "uncalibrated: calibration.json is of epoch 9, the parameters are of epoch 1",
+        ),
+    ],
+)
+def test_a_run_without_a_temperature_says_so_once(copied, spoil, said, monkeypatch):
+    spoil(copied / CALIBRATION)
+    logged = []
+    monkeypatch.setattr("speechbrain_ser.inference.logger.warning", logged.append)
+    recognizer = EmotionRecognizer.from_run(copied, CPU)
+    assert recognizer.temperature == 1 and logged == [said]
+    plain = EmotionRecognizer.from_run(copied, CPU, calibrated=False)
+    assert logged == [said] and plain.model_id == recognizer.model_id
+    wav = torch.randn(16_000)
+    assert plain.classify_batch(wav) == recognizer.classify_batch(wav)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"temperature": 0}', '{"temperature": "2"}', '{"temperature": NaN}']
+)
+def test_a_damaged_calibration_is_refused(copied, content):
+    (copied / CALIBRATION).write_text(content)
+    with pytest.raises(UserError, match=r"calibration\.json.*: expected "):
+        EmotionRecognizer.from_run(copied, CPU)
+
+
+@pytest.mark.parametrize(
+    "options", [{"threshold": -0.1}, {"threshold": 1.5}, {"threshold": "high"}, {"threshold": math.nan}]
+)
+def test_wrong_thresholds(run_of, options):
+    with pytest.raises(UserError, match="threshold: expected a number from 0 to 1"):
+        EmotionRecognizer.from_run(run_of("cai"), CPU, **options)
+
+
+def test_an_abstention_in_every_format():
+    silent = Recognition("a.wav", None, {"happy": 0.4, "sad": 0.35}, "JA")
+    assert Table(["a.wav"], CLASSES, True).line(silent).split() == ["a.wav", "-", "0.400", "JA"]
+    assert Csv("c0ffee", ["happy", "sad"], True).line(silent) == "a.wav,,0.4,0.35,JA,c0ffee\n"
+    line = JsonLines("c0ffee", ["happy", "sad"], True).line(silent)
+    assert json.loads(line)["emotion"] is None and json.loads(line)["posteriors"] == silent.posteriors
+
+
+def test_predict_with_a_threshold(run_of, small, tmp_path, capfd):
+    """A file holds the results of one temperature and one threshold."""
+    wav, out = str(sorted((small.corpus("emodb") / "wav").iterdir())[0]), tmp_path / "results.json"
+    command = ["predict", wav, f"--model={run_of('cai')}", "--device=cpu", "--no-transcript", f"--out={out}"]
+    assert cli([*command, "--threshold=1"]) == 0
+    row = json.loads(out.read_text())
+    assert row["emotion"] is None and "-temperature=" in row["model"] and row["model"].endswith("-threshold=1")
+    before = out.read_bytes()
+    for other in (["--threshold=0.5"], [], ["--threshold=1", "--uncalibrated"]):
+        assert cli([*command, *other]) == 2
+        assert "expected results of this model" in capfd.readouterr().err and out.read_bytes() == before
+    assert cli([*command, "--threshold=1"]) == 0 and out.read_bytes() == before
+    out.unlink()
+    assert cli([*command, "--uncalibrated"]) == 0
+    row, first = json.loads(out.read_text()), pd.read_csv(run_of("cai") / "predictions.csv", index_col="ID")
+    assert row["emotion"] in row["posteriors"] and len(row["model"]) == 16
+    if Path(wav).stem in first.index:
+        assert row["posteriors"]["angry"] == pytest.approx(first.at[Path(wav).stem, "posterior_angry"], abs=1e-4)
+    assert cli([*command, "--threshold=2"]) == 2 and "from 0 to 1" in capfd.readouterr().err
+
+
+# ------------------------------------------------------------------ reports
+
+
+def calibrated_run(root: Path, fold: str, temperature: float | None = 2.5, calibrate_it=True, **metrics) -> Path:
+    """A fabricated run with logits that are too sure by a temperature; without one: all validation utterances right."""
+    frame = predictions(fold)
+    rng = np.random.default_rng(sum(map(ord, fold)))
+    tables = {}
+    for part, n in (("valid", 60), ("test", len(frame))):
+        logits, true = synthetic(n, temperature or 1.0, len(CLASSES), int(rng.integers(1000)))
+        if temperature is None:
+            logits[np.arange(n), true] += 100
+        emotion = np.array(CLASSES)[true]
+        ids = frame["ID"] if part == "test" else [f"v{k:02}" for k in range(n)]
+        facts = pd.DataFrame({"ID": ids, "speaker": fold, "emotion": emotion})
+        by_id = dict(zip(ids, logits.astype(np.float32).tolist(), strict=True))
+        tables[part] = logit_table(facts, by_id, CLASSES)
+        if part == "test":
+            posteriors = np.exp(with_temperature(logits)).round(6)
+            frame["emotion"], frame["predicted"] = emotion, np.array(CLASSES)[logits.argmax(1)]
+            frame[[f"posterior_{c}" for c in CLASSES]] = posteriors
+    folder = write_run(root, fold, by_selection={"last": frame}, **metrics)
+    if calibrate_it:
+        write_json({"epoch": 3, **calibrate(*tables.values(), CLASSES)}, folder / CALIBRATION)
+        write_csv(pd.concat([t.assign(part=p) for p, t in tables.items()]), folder / LOGITS)
+    return folder
+
+
+def expected_scores(folders, temperatures) -> pd.DataFrame:
+    """From logits.csv by hand, each run with its temperature."""
+    found = []
+    for folder, temperature in zip(folders, temperatures, strict=True):
+        table = pd.read_csv(folder / LOGITS)
+        logits = torch.tensor(table.loc[table["part"] == "test", [f"logit_{c}" for c in CLASSES]].to_numpy())
+        posterior = torch.softmax(logits / temperature, -1).numpy()
+        emotion = table.loc[table["part"] == "test", "emotion"].to_numpy()
+        right = np.array(CLASSES)[posterior.argmax(1)] == emotion
+        true = posterior[np.arange(len(emotion)), [CLASSES.index(e) for e in emotion]]
+        found.append(pd.DataFrame({"confidence": posterior.max(1), "right": right, "NLL": -np.log(true)}))
+    return pd.concat(found)
+
+
+def test_a_report_pools_folds_each_with_its_own_temperature(tmp_path):
+    folders = [calibrated_run(tmp_path, fold) for fold in FOLDS]
+    temperatures = [read_calibration(folder)["temperature"] for folder in folders]
+    assert len(set(temperatures)) == 4
+    report = build_report(tmp_path)
+    rows = report.tables["calibration"].values.set_index("posteriors")
+    for way, each in (("as trained", [1] * 4), ("calibrated", temperatures)):
+        scores = expected_scores(folders, each)
+        assert rows.loc[way, "ECE"] == pytest.approx(reliability_bins(scores["confidence"], scores["right"]).error)
+        of_folds = [
+            reliability_bins(s["confidence"], s["right"]).error for s in (scores[k : k + 24] for k in range(0, 96, 24))
+        ]
+        assert rows.loc[way, "ECE_fold_mean"] == pytest.approx(np.mean(of_folds))
+        assert rows.loc[way, "NLL"] == pytest.approx(scores["NLL"].mean()) and rows.loc[way, "n"] == 96
+        for name in ("NLL", "Brier", "too_sure"):
+            assert rows.loc[way, f"{name}_low"] < rows.loc[way, name] < rows.loc[way, f"{name}_high"]
+    assert rows.loc["calibrated", "ECE"] < rows.loc["as trained", "ECE"]
+    assert rows.loc["calibrated", "NLL"] < rows.loc["as trained", "NLL"]
+    low, high = (f"{t:.3g}" for t in (min(temperatures), max(temperatures)))
+    assert report.tables["calibration"].text["temperature"].tolist() == ["1", f"{low} to {high}"]
+    assert "60 validation utterances" in " ".join(report.tables["calibration"].notes)
+    assert {"reliability_1.svg", "reliability_1.pdf", "coverage.svg", "abstention.csv"} <= {
+        p.name for p in report.files
+    }
+    assert "Calibration, last epoch" in report.console and 'id="abstention"' in report.files[0].read_text()
+
+    answers = report.tables["abstention"].values.set_index("threshold")
+    scores = expected_scores(folders, temperatures)
+    kept = scores["right"][scores["confidence"] >= 0.6]
+    assert answers.loc[0.6, "n"] == len(kept) and answers.loc[0.6, "WA"] == pytest.approx(kept.mean())
+    on_valid = [read_calibration(folder)["thresholds"] for folder in folders]
+    of_60 = [row for rows in on_valid for row in rows if row["threshold"] == 0.6]
+    assert answers.loc[0.6, "valid_coverage"] == pytest.approx(np.mean([row["coverage"] for row in of_60]))
+    right = sum(row["n"] * row["WA"] for row in of_60)
+    assert answers.loc[0.6, "valid_WA"] == pytest.approx(right / sum(row["n"] for row in of_60))
+
+
+def test_a_report_of_runs_from_before(tmp_path):
+    for fold in FOLDS:
+        calibrated_run(tmp_path, fold, calibrate_it=False)
+    report = build_report(tmp_path)
+    table = report.tables["calibration"]
+    assert table.text["posteriors"].tolist() == ["as trained"] and table.text["temperature"].tolist() == ["none"]
+    assert "No temperature: no calibration.json." in table.notes
+    assert set(report.tables["abstention"].text["posteriors"]) == {"as trained"}
+    assert {"reliability_1.svg", "coverage.svg"} <= {p.name for p in report.files}
+
+
+def test_some_folds_without_a_temperature_stay_as_trained(tmp_path):
+    folders = [calibrated_run(tmp_path, fold, None if fold == "02F" else 2.5) for fold in FOLDS[:3]]
+    folders.append(calibrated_run(tmp_path, FOLDS[3], calibrate_it=False))
+    table = build_report(tmp_path).tables["calibration"]
+    assert read_calibration(folders[2])["temperature"] is None
+    assert any(
+        "2 of 4 runs have none and stay as trained: all of the 60 utterances are right" in n for n in table.notes
+    )
+    assert any("no calibration.json" in n for n in table.notes)
+    assert table.values["runs_with_temperature"].tolist() == [2, 2]
+    assert table.text["NLL"].tolist() == ["none"] * 2 or (table.values["NLL"] > 0).all()
+
+
+def test_another_selection_has_no_temperature(tmp_path):
+    for fold in FOLDS:
+        folder = calibrated_run(tmp_path, fold)
+        shutil.copy(folder / "predictions.csv", folder / "predictions_test.csv")
+        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics["selections"]["test"] = metrics["selections"]["last"]
+        write_json(metrics, folder / "metrics.json")
+    table = build_report(tmp_path, selection="test").tables["calibration"]
+    assert table.text["posteriors"].tolist() == ["as trained"] and "configured selection (last epoch)" in table.notes[1]
+    for column in ("ECE %", "ECE %, fold mean", "too sure by, points"):
+        assert table.text[column].str.endswith("ORACLE/leaky").all()
+
+
+def test_predictions_without_posteriors_have_no_calibration(tmp_path):
+    for fold in FOLDS:
+        frame = predictions(fold)
+        plain = frame[[c for c in frame if not c.startswith("posterior_")]]
+        write_run(tmp_path, fold, by_selection={"last": plain})
+    report = build_report(tmp_path)
+    assert not {"calibration", "abstention"} & set(report.tables)
+    assert not [p for p in report.files if "reliability" in p.name or "coverage" in p.name]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda f: write_json(read_calibration(f) | {"epoch": 2}, f / CALIBRATION), r"another epoch \(1\):\n.*2, .* 3"),
+        (lambda f: (f / CALIBRATION).write_text("{}"), "unreadable file"),
+        (lambda f: (f / LOGITS).unlink(), rf"unreadable file \(1\):\n.*{LOGITS}"),
+        (lambda f: (f / LOGITS).write_text("part,ID\n"), "lacks the columns logit_angry"),
+        (lambda f: edit(f / LOGITS, ID=lambda t: t["ID"] + "x"), "logits of other utterances"),
+        (lambda f: edit(f / LOGITS, logit_sad="high"), "unreadable file"),
+        (lambda f: edit(f / "predictions.csv", posterior_sad="high"), r"posteriors that are no shares of 1 \(1\)"),
+        (lambda f: edit(f / "predictions.csv", posterior_bored=0.0), "posteriors of other classes"),
+    ],
+)
+def test_what_does_not_fit_stops_a_report(tmp_path, spoil, said):
+    folders = [calibrated_run(tmp_path, fold) for fold in FOLDS]
+    spoil(folders[1])
+    with pytest.raises(UserError, match=said) as error:
+        build_report(tmp_path)
+    assert "01M" in str(error.value)
+
+
+def edit(path: Path, **columns) -> None:
+    """Give a table other columns."""
+    write_csv(pd.read_csv(path, dtype=str, keep_default_na=False).assign(**columns), path)
