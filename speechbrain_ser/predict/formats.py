@@ -76,12 +76,21 @@ class Csv:
         posteriors = (round(p, 6) for p in found.posteriors.values())
         return _csv_line([found.path, found.emotion, *posteriors, *said, self.model_id])
 
+    @property
+    def origin(self) -> str:
+        """What results of one file have in common."""
+        return self.model_id
+
     def is_whole(self, text: str) -> bool:
-        """Whether lines of a file make a whole record: a quoted field may have lines of its own."""
+        """Whether lines of a file make a whole row: a quoted field may have lines of its own."""
         return text.endswith("\n") and text.count('"') % 2 == 0
 
+    def is_last(self, row: str) -> bool:
+        """Whether a row is its record's last: a result has one row."""
+        return True
+
     def parse(self, text: str) -> tuple[str, str]:
-        """Path and model of a record.
+        """Path and origin of a record.
 
         Raises
         ------
@@ -127,12 +136,21 @@ class JsonLines:
             content["transcript"] = found.transcript
         return json.dumps({**content, MODEL: self.model_id}, ensure_ascii=False) + "\n"
 
+    @property
+    def origin(self) -> str:
+        """What results of one file have in common."""
+        return self.model_id
+
     def is_whole(self, text: str) -> bool:
-        """Whether lines of a file make a whole record."""
+        """Whether lines of a file make a whole row."""
         return text.endswith("\n")
 
+    def is_last(self, row: str) -> bool:
+        """Whether a row is its record's last: a result has one row."""
+        return True
+
     def parse(self, text: str) -> tuple[str, str]:
-        """Path and model of a record.
+        """Path and origin of a record.
 
         Raises
         ------

@@ -160,9 +160,8 @@ def _inside(axes: Axes, times: np.ndarray) -> np.ndarray:
 
 def _write_title(figure: Figure, timeline: Timeline, colours: dict) -> None:
     name = Path(timeline.path).name.encode("utf-8", "replace").decode()
-    windows = f"windows of {timeline.window:g} s every {timeline.step:g} s"
-    tall = figure.get_figheight()
-    figure.text(MARGIN / WIDTH, 1 - 0.12 / tall, f"{name}: {_clock(timeline.duration)}, {windows}", va="top", fontsize=11)
+    title = f"{name}: {_clock(timeline.duration)}, windows of {timeline.window:g} s every {timeline.step:g} s"
+    figure.text(MARGIN / WIDTH, 1 - 0.12 / figure.get_figheight(), title, va="top", fontsize=11)
     abstained = any(segment.emotion is None for segment in timeline.segments)
     shown = [*timeline.classes, *([None] if abstained else [])]
     handles = [Patch(color=colours[name], label=name or "? (abstained)") for name in shown]
