@@ -21,7 +21,7 @@ from speechbrain_ser.decoding import Decoder
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.nnet.lengths import absolute_lengths
 from speechbrain_ser.timeline import Timeline
-from speechbrain_ser.timeline.recognition import follow, plan_windows
+from speechbrain_ser.timeline.recognition import WINDOW, follow, plan_windows
 from speechbrain_ser.timeline.windows import WindowPlan
 from speechbrain_ser.tokens import load_tokens
 from speechbrain_ser.trained import load_model
@@ -261,7 +261,7 @@ class EmotionRecognizer:
     def timeline(
         self,
         path: str | os.PathLike,
-        duration: float = 4.0,
+        duration: float = WINDOW,
         step: float | None = None,
         batch_size: int = 8,
         progress: bool = False,
@@ -304,7 +304,7 @@ class EmotionRecognizer:
     def timelines(
         self,
         paths: Iterable[str | os.PathLike],
-        duration: float = 4.0,
+        duration: float = WINDOW,
         step: float | None = None,
         batch_size: int = 8,
         progress: bool = False,

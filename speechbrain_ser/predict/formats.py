@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from typing import ClassVar
 
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.inference import Recognition
@@ -31,13 +32,17 @@ class Table:
     a.wav      sad          0.751  NO
     """
 
-    def __init__(self, paths: Sequence[str], classes: Sequence[str], has_transcripts: bool):
-        self.widths = [max(map(len, ["recording", *paths])), max(map(len, ["emotion", *classes]))]
-        self.header = self._row("recording", "emotion", "posterior", "transcript" if has_transcripts else "")
+    extra: ClassVar[dict[str, str]] = {}  # columns after the recording's, and how they are aligned
 
-    def _row(self, path: str, emotion: str, posterior: str, transcript: str) -> str:
-        wide, narrow = self.widths
-        return f"{path:{wide}}  {emotion:{narrow}}  {posterior:>9}  {transcript}".rstrip() + "\n"
+    def __init__(self, paths: Sequence[str], classes: Sequence[str], has_transcripts: bool):
+        wide, narrow = max(map(len, ["recording", *paths])), max(map(len, ["emotion", *classes]))
+        self.columns = {"recording": f"{wide}", **self.extra, "emotion": f"{narrow}", "posterior": ">9"}
+        self.columns |= {"transcript": ""} if has_transcripts else {}
+        self.header = self._row(*self.columns)
+
+    def _row(self, *cells: str) -> str:
+        aligned = (f"{cell:{how}}" for cell, how in zip(cells, self.columns.values(), strict=False))
+        return "  ".join(aligned).rstrip() + "\n"
 
     def line(self, found: Recognition) -> str:
         """The line of a result."""
@@ -68,13 +73,13 @@ class Csv:
         self.model_id, self.has_transcripts = model_id, has_transcripts
         columns = ["path", "emotion", *(f"posterior_{c}" for c in classes)]
         self.columns = [*columns, *(["transcript"] if has_transcripts else []), MODEL]
-        self.header = _csv_line(self.columns)
+        self.header = csv_line(self.columns)
 
     def line(self, found: Recognition) -> str:
         """The line of a result."""
         said = [found.transcript] if self.has_transcripts else []
         posteriors = (round(p, 6) for p in found.posteriors.values())
-        return _csv_line([found.path, found.emotion, *posteriors, *said, self.model_id])
+        return csv_line([found.path, found.emotion, *posteriors, *said, self.model_id])
 
     @property
     def origin(self) -> str:
@@ -168,7 +173,8 @@ class JsonLines:
         return path, model
 
 
-def _csv_line(fields: Sequence) -> str:
+def csv_line(fields: Sequence) -> str:
+    """A row of CSV, its end included."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(fields)
     return text.getvalue()

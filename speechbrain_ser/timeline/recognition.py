@@ -17,6 +17,7 @@ from speechbrain_ser.timeline.steps import StepPosteriors
 from speechbrain_ser.timeline.streaming import stream_audio
 from speechbrain_ser.timeline.windows import Window, WindowPlan
 
+WINDOW = 4.0  # seconds, by default
 LEAST_STEP = 0.1  # seconds
 
 
@@ -102,8 +103,8 @@ def follow(
     return Timeline(
         path=os.fspath(path),
         duration=float(edges[-1]),
-        window=plan.duration / SAMPLE_RATE,
-        step=plan.step / SAMPLE_RATE,
+        window=plan.seconds[0],
+        step=plan.seconds[1],
         segments=merge_steps(edges, posteriors, recognizer.classes, recognizer.emotion_of),
         phrases=speech.finish() if speech else None,
         classes=list(recognizer.classes),

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from speechbrain_ser.dataio import SAMPLE_RATE
+
 
 @dataclass(frozen=True)
 class Window:
@@ -54,6 +56,11 @@ class WindowPlan:
     duration: int
     step: int
     grid: int = 1
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Duration and step."""
+        return self.duration / SAMPLE_RATE, self.step / SAMPLE_RATE
 
     def cut(self, blocks: Iterable[torch.Tensor]) -> Iterator[Window]:
         """Windows of a waveform, each as soon as it is complete; no more than a window and a block are held.
