@@ -21,7 +21,8 @@ WIDTH, MARGIN, TOP, GAP = 12.0, 0.25, 0.4, 0.42  # inches: picture, its sides, t
 FONT, EM = 8.0, 0.68  # points; an average capital's width in them
 WORD_LINES = 4
 ROW_SECONDS = 60.0  # in which words are still legible
-ROWS, MOST_ROWS = 12, 200  # without words, and whatever the recording
+MOST_WORDS = 200 * ROW_SECONDS  # longer recordings have no words: a PNG has an end
+ROWS = 12  # of more than a minute, without words
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 36_000)  # seconds
 MOST_TICKS = 13
 
@@ -33,7 +34,7 @@ def plot_timeline(timeline: Timeline) -> Figure:
     """Waveform, segments of one emotion, stacked posteriors and, where there are any, words.
 
     Up to a minute is one row. What is longer goes on in the next row: a minute a row where there are words, as many
-    as make a dozen rows where there are none.
+    as make a dozen rows where there are none, or more than :data:`MOST_WORDS` seconds.
 
     Arguments
     ---------
@@ -54,10 +55,11 @@ def plot_timeline(timeline: Timeline) -> Figure:
     >>> len(plot_timeline(timeline).axes)
     2
     """
-    seconds = _row_seconds(timeline)
+    has_words = bool(timeline.phrases) and timeline.duration <= MOST_WORDS
+    seconds = _row_seconds(timeline.duration, has_words)
     rows = max(1, math.ceil(timeline.duration / seconds))
     unit = 1.0 if rows == 1 else 0.45  # inches of the posteriors' height
-    words = 0.0 if not timeline.phrases else (WORD_LINES * FONT * 1.3 / 72 + 0.08) / unit  # height of the words
+    words = 0.0 if not has_words else (WORD_LINES * FONT * 1.3 / 72 + 0.08) / unit  # height of the words
     height = (WAVEFORM[1] + words) * unit
     figure = Figure(figsize=(WIDTH, TOP + rows * (height + GAP)))
     colours = _colours(timeline.classes)
@@ -70,16 +72,16 @@ def plot_timeline(timeline: Timeline) -> Figure:
         _draw_waveform(axes, timeline)
         _draw_segments(axes, timeline, colours)
         _draw_posteriors(axes, timeline, colours)
-        _write_words(axes, timeline.phrases or [], unit)
+        if has_words:
+            _write_words(axes, timeline.phrases, unit)
     _write_title(figure, timeline, colours)
     return figure
 
 
-def _row_seconds(timeline: Timeline) -> float:
-    if timeline.duration <= ROW_SECONDS:
-        return timeline.duration
-    rows = MOST_ROWS if timeline.phrases else ROWS
-    return ROW_SECONDS * math.ceil(max(1.0, timeline.duration / ROW_SECONDS / rows))
+def _row_seconds(duration: float, has_words: bool) -> float:
+    if duration <= ROW_SECONDS:
+        return duration
+    return ROW_SECONDS if has_words else ROW_SECONDS * math.ceil(duration / ROW_SECONDS / ROWS)
 
 
 def _colours(classes: Sequence[str]) -> dict[str | None, str]:
@@ -161,6 +163,8 @@ def _inside(axes: Axes, times: np.ndarray) -> np.ndarray:
 def _write_title(figure: Figure, timeline: Timeline, colours: dict) -> None:
     name = Path(timeline.path).name.encode("utf-8", "replace").decode()
     title = f"{name}: {_clock(timeline.duration)}, windows of {timeline.window:g} s every {timeline.step:g} s"
+    if timeline.phrases and timeline.duration > MOST_WORDS:
+        title += f"; words are drawn up to {_clock(MOST_WORDS)}"
     figure.text(MARGIN / WIDTH, 1 - 0.12 / figure.get_figheight(), title, va="top", fontsize=11)
     abstained = any(segment.emotion is None for segment in timeline.segments)
     shown = [*timeline.classes, *([None] if abstained else [])]
