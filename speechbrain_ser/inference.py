@@ -19,6 +19,7 @@ from speechbrain_ser.dataio import SAMPLE_RATE, load_audio
 from speechbrain_ser.decoding import Decoder
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.nnet.lengths import absolute_lengths
+from speechbrain_ser.package.load import load_package
 from speechbrain_ser.tokens import load_tokens
 from speechbrain_ser.trained import load_model
 
@@ -163,6 +164,43 @@ class EmotionRecognizer:
             decode = Decoder(tokens, trained.lines["decoding"], trained.lines["beam_size"])
         classes = _saved(lambda path: json.loads(path.read_text(encoding="utf-8")), save / "classes.json")
         return cls(trained.model, classes, decode, run_opts, max_seconds, trained.digest)
+
+    @classmethod
+    def from_package(
+        cls,
+        source: str | os.PathLike,
+        run_opts: Mapping[str, str] | None = None,
+        transcribe: bool = True,
+        max_seconds: float = 120.0,
+    ) -> "EmotionRecognizer":
+        """The model of a package that ``speechbrain-ser export`` wrote: what its run says, to 1e-4.
+
+        Nothing of the package is executed, whoever it is from: it is plain JSON and safetensors, its classes are of a
+        fixed table (:mod:`speechbrain_ser.package.classes`), and the hashes of all its files are checked first.
+
+        Arguments
+        ---------
+        source : str or os.PathLike
+            The package's folder, or its name on the Hugging Face hub (``user/model``).
+        run_opts, max_seconds
+            See :class:`EmotionRecognizer`.
+        transcribe : bool
+            Give transcripts where the system has an ASR head; False computes none.
+
+        Returns
+        -------
+        EmotionRecognizer
+
+        Raises
+        ------
+        UserError
+            Naming the file of the package, what was expected and what was found.
+        """
+        package, decode = load_package(source), None
+        if transcribe and package.tokens is not None:
+            decode = Decoder(package.tokens, **package.decoding)
+        # package.calibration, the content of the run's calibration.json, is not applied yet
+        return cls(package.model, package.classes, decode, run_opts, max_seconds, package.digest)
 
     # -------------------------------------------------------------- use
 

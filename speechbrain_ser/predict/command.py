@@ -12,6 +12,7 @@ from tqdm import tqdm
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.inference import EmotionRecognizer
 from speechbrain_ser.locks import locked
+from speechbrain_ser.package.opening import open_recognizer
 from speechbrain_ser.predict.formats import Csv, JsonLines, Table
 from speechbrain_ser.predict.recordings import find_recordings
 from speechbrain_ser.predict.results_file import ResultsFile
@@ -25,7 +26,7 @@ INTERRUPTED = 130  # exit status after Ctrl-C
 
 def predict(
     paths: Sequence[str],
-    run_folder: str,
+    model: str,
     form: str | None = None,
     recursive: bool = False,
     out: str | None = None,
@@ -34,14 +35,14 @@ def predict(
     device: str | None = None,
     max_seconds: float = 120.0,
 ) -> int:
-    """Recognise recordings with a run's model.
+    """Recognise recordings with a trained model.
 
     Arguments
     ---------
     paths : sequence of str
         Files, folders, ``-`` for paths on standard input.
-    run_folder : str
-        The folder of a trained run.
+    model : str
+        A run's folder, a package's folder, or a package's name on the hub.
     form : str, optional
         ``table`` (the default on the console), ``json`` or ``csv``; of a file, its name's ending says it.
     recursive : bool
@@ -65,11 +66,12 @@ def predict(
     Raises
     ------
     UserError
-        When nothing can be done: no run, no recordings, a file of another model's results.
+        When nothing can be done: no model, no recordings, a file of another model's results.
     """
     form = _format(form, out)
     recordings = find_recordings(paths, recursive)
-    recognizer = EmotionRecognizer.from_run(run_folder, {"device": device} if device else None, transcribe, max_seconds)
+    run_opts = {"device": device} if device else None
+    recognizer = open_recognizer(model, run_opts=run_opts, transcribe=transcribe, max_seconds=max_seconds)
     try:
         with _results(form, out, recordings, recognizer) as results:
             todo = [path for path in recordings if path not in results.done]
