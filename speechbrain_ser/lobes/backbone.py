@@ -270,7 +270,7 @@ def _read_json(file: Path) -> dict:
 
 def _check_config(config: dict, folder: Path) -> None:
     found = config.get("model_type")
-    if found not in MODEL_TYPES:
+    if not isinstance(found, str) or found not in MODEL_TYPES:
         raise BackboneError(f"backbone {folder} is of model type {found!r}: expected one of {', '.join(MODEL_TYPES)}")
     if config.get("add_adapter"):
         raise BackboneError(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.checkpoints import mark_as_transfer, register_checkpoint_hooks
 from speechbrain.utils.parameter_transfer import Pretrainer
 from torch import nn
@@ -75,6 +76,19 @@ class Unchanged(nn.Module):
     def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None) -> torch.Tensor:
         """The first argument."""
         return wavs
+
+
+def empty_encoder(n_classes: int) -> CategoricalEncoder:
+    """SpeechBrain's label encoder before it is filled from its file.
+
+    Example
+    -------
+    >>> len(empty_encoder(4))
+    0
+    """
+    encoder = CategoricalEncoder()
+    encoder.expect_len(n_classes)
+    return encoder
 
 
 class NamedPretrainer(Pretrainer):

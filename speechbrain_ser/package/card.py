@@ -1,5 +1,6 @@
 """The model card of a package: what it was trained on, how well it does on whom, and what it must not be used for."""
 
+import re
 from collections.abc import Mapping
 
 import pandas as pd
@@ -23,6 +24,7 @@ SELECTED = {
     "test": "test-selected (oracle): the best epoch on the test part itself, so the figures below are too high",
 }
 FIGURES = ("WA", "UA", "F1", "WER")
+PATH = re.compile(r"""(?<![^\s'"\[{(=,:])(~?/|[A-Za-z]:\\)[^'",\]})]+""")  # of whoever trained it: nobody's business
 PARTS = {"all": "all", "text_heard": "whose text was heard in training", "text_disjoint": "whose text never was"}
 INTENDED = """\
 ## Intended use
@@ -132,9 +134,9 @@ def _trained_on(metrics: Mapping) -> str:
         f"- Parameters: of {SELECTED[metrics['selection']]} (epoch "
         f"{metrics['selections'][metrics['selection']]['epoch']} of {metrics['n_epochs']}); seed {metrics['seed']}",
     ]
-    if metrics["changed"]:
-        changed = ", ".join(f"`{key}: {value}`" for key, value in metrics["changed"].items())
-        lines.append(f"- Changed from the system's own settings: {changed}")
+    if changed := {key: value for key, value in metrics["changed"].items() if key != "wav2vec2_hub"}:  # said above
+        listed = ", ".join(f"`{key}: {PATH.sub('…', str(value))}`" for key, value in changed.items())
+        lines.append(f"- Changed from the system's own settings: {listed}")
     return "## Training\n\n" + "\n".join(lines) + "\n"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from speechbrain_ser.errors import UserError, nearest
@@ -26,7 +27,7 @@ HERE = "speechbrain_ser/package/classes.py"
 LONGEST_TEXT = 100
 LARGEST = 1_000_000
 #: arguments that make so many layers, or tables of that width
-MOST = {"layers": 100, "lstm_layers": 100, "blocks": 100, "n_mels": 1024, "n_fft": 65536, "win_length": 65536}
+MOST = {"layers": 100, "lstm_layers": 100, "blocks": 100, "n_mels": 1024, "n_fft": 16384, "win_length": 16384}
 
 
 class Kind(NamedTuple):
@@ -42,6 +43,7 @@ def _kind(make, arguments: str, left_out: str = "") -> Kind:
 
 
 WAV2VEC2 = "speechbrain_ser.lobes.wav2vec2.Wav2Vec2"
+LOG_MEL = "speechbrain_ser.processing.log_mel.LogMel"
 MODELS = {
     "speechbrain_ser.models.cai.CaiModel": _kind(CaiModel, "encoder pooling heads loss_weights", "seed"),
     "speechbrain_ser.models.ha.HaModel": _kind(HaModel, "encoder pooling heads loss_weights", "seed reversal schedule"),
@@ -66,7 +68,7 @@ CLASSES = MODELS | {
         "input_size channels kernels bottleneck lstm_size lstm_layers heads head_size dropout initialization",
     ),
     "speechbrain_ser.nnet.pooling.MaskedPooling": _kind(MaskedPooling, "mode"),
-    "speechbrain_ser.processing.log_mel.LogMel": _kind(
+    LOG_MEL: _kind(
         LogMel,
         "sample_rate n_fft hop_length win_length n_mels f_min f_max mel_scale mel_norm power pad_mode scale top_db",
     ),
@@ -123,7 +125,7 @@ def build_model(description: dict, where: str, backbone: str | None = None) -> n
     UserError
         For a class or argument that is not in the table, a value that is not plain, and whatever the constructors say.
     """
-    make = {WAV2VEC2: partial(Wav2Vec2, source=backbone, load_weights=False)}
+    make = {WAV2VEC2: partial(Wav2Vec2, source=backbone, load_weights=False), LOG_MEL: _log_mel}
     find_kind(description.get("class") if isinstance(description, dict) else description, where, MODELS)
     try:
         return _build(description, where, make).eval()
@@ -161,6 +163,12 @@ def _plain(value, where: str):
     if isinstance(value, (int, float)) and not -most <= value <= most:
         raise UserError(f"{where}: expected at most {most}, found {value!s:.100}")
     return value
+
+
+def _log_mel(**arguments) -> LogMel:
+    """Its filters are computed, from values, when it is built: even where parameters have a size and no memory."""
+    with torch.device("cpu"):
+        return LogMel(**arguments)
 
 
 def _listed(names) -> str:

@@ -128,14 +128,14 @@ def _check_values(path: Path, config: dict) -> None:
 
 
 def _check_presence(folder: Path, config: dict) -> None:
-    """The hashes must be of the files that this model needs, and of no others that it could read."""
+    """Of each file that this model needs there must be a hash."""
     needed = {PARAMETERS, LABELS}
     needed |= {TOKENS} if config["decoding"] is not None else set()
     needed |= set(BACKBONE_FILES) if has_backbone(config["model"]) else set()
-    readable = {PARAMETERS, LABELS, TOKENS, *BACKBONE_FILES} & set(config["files"])
-    if wrong := sorted(needed ^ readable):
-        listed = ", ".join(sorted(needed))
-        raise UserError(f"{folder / CONFIG}: files: expected {listed}; missing or not needed: {', '.join(wrong)}")
+    if lacking := sorted(needed - set(config["files"])):
+        raise UserError(
+            f"{folder / CONFIG}: files: expected {', '.join(sorted(needed))}; missing: {', '.join(lacking)}"
+        )
 
 
 def _classes(folder: Path, config: dict) -> list[str]:

@@ -22,7 +22,7 @@ embedding: !new:speechbrain_ser.package.adapter.Embedding
   description: !ref <description>
   backbone: !ref <backbone>
   preprocessor: !ref <preprocessor>
-label_encoder: !new:speechbrain.dataio.encoder.CategoricalEncoder
+label_encoder: !apply:speechbrain_ser.package.adapter.empty_encoder [{n_classes}]
 
 modules:
   compute_features: !new:torch.nn.Identity
@@ -61,6 +61,7 @@ def write(folder: Path, description: dict, classes: Sequence[str], calibration: 
     text = TEMPLATE.format(
         sample_rate=SAMPLE_RATE,
         description=yaml.safe_dump(plain, sort_keys=False),
+        n_classes=len(classes),
         temperature=float((calibration or {}).get("temperature") or 1.0),
         parameters=PARAMETERS,
         labels=SPEECHBRAIN_FILES[1],
