@@ -40,7 +40,7 @@ def check_possible(description: dict) -> None:
         raise UserError(f'--onnx needs {", ".join(lacking)}: pip install "speechbrain-ser[onnx]"')
 
 
-class _Graph(nn.Module):
+class Graph(nn.Module):
     """Waveforms and their samples to the logits of every head, and frames."""
 
     def __init__(self, model: nn.Module):
@@ -71,7 +71,7 @@ def write_onnx(model: nn.Module, path: Path) -> None:
     UserError
         When the model cannot be exported, or onnxruntime computes something else than PyTorch.
     """
-    graph, dynamic = _Graph(model).eval(), torch.export.Dim.DYNAMIC
+    graph, dynamic = Graph(model).eval(), torch.export.Dim.DYNAMIC
     wavs, lengths = _batch([max(n, model.min_samples) for n in EXAMPLE])
     shapes = {"wavs": {0: dynamic, 1: dynamic}, "lengths": {0: dynamic}}
     try:
