@@ -163,7 +163,7 @@ def _export(commands):
         from .package.export import export_run
 
         folder = export_run(run_folder, out, with_onnx, with_speechbrain)
-        print(f"written and compared with the run: {folder}")
+        print(f"written, and compared with the run: {out}")
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             print(f"  {path.relative_to(folder)}  {path.stat().st_size:,} bytes")
 

@@ -255,7 +255,7 @@ def test_a_folder_that_is_taken_is_left_alone(run_of, tmp_path, capfd):
 def test_an_empty_folder_is_taken(run_of, tmp_path, capfd):
     (tmp_path / "out").mkdir()
     assert cli(["export", str(run_of("fu")), str(tmp_path / "out")]) == 0
-    assert "written and compared with the run" in capfd.readouterr().out
+    assert "written, and compared with the run" in capfd.readouterr().out
     assert set(os.listdir(tmp_path / "out")) == PLAIN and (tmp_path / "out").stat().st_mode & 0o777 == 0o755
 
 
