@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser("speechbrain-ser", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_demo_corpus, _report, _compare, _decompose, _convert, _predict):
+    for add in (_demo_corpus, _report, _compare, _decompose, _convert, _predict, _export):
         add(commands)
     arguments = vars(parser.parse_args(argv))
     run = arguments.pop("run")
@@ -138,9 +138,13 @@ def _predict(commands):
 
         return predict(**arguments)
 
-    parser = _command(commands, "predict", run, "emotions and transcripts of recordings, by a trained run's model")
+    parser = _command(commands, "predict", run, "emotions and transcripts of recordings, by a trained model")
     parser.add_argument("paths", metavar="PATH", nargs="+", help="recordings, folders of them, - for paths on stdin")
-    parser.add_argument("--model", dest="run_folder", metavar="RUN", required=True, help="the folder of a trained run")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="a run's folder (executes its YAML), a package's folder, or user/model on the hub",
+    )
     parser.add_argument(
         "--format",
         dest="form",
@@ -176,6 +180,32 @@ def _predict(commands):
         "--step", type=float, metavar="SECONDS", help="from window to window (default: half a window); implies --window"
     )
     parser.add_argument("--picture", metavar="FOLDER", help="also a picture a recording; implies --window")
+
+
+def _export(commands):
+    def run(run_folder, out, with_onnx, with_speechbrain):
+        from .package.export import export_run
+
+        folder = export_run(run_folder, out, with_onnx, with_speechbrain)
+        print(f"written, and compared with the run: {out}")
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            print(f"  {path.relative_to(folder)}  {path.stat().st_size:,} bytes")
+
+    parser = _command(commands, "export", run, "make a trained run a package, of which loading executes nothing")
+    parser.add_argument("run_folder", metavar="RUN", help="the folder of a trained run")
+    parser.add_argument("out", metavar="OUT", help="the folder to make")
+    parser.add_argument(
+        "--onnx",
+        dest="with_onnx",
+        action="store_true",
+        help="also model.onnx (Cai's and Ha's systems; extra `onnx`)",
+    )
+    parser.add_argument(
+        "--speechbrain",
+        dest="with_speechbrain",
+        action="store_true",
+        help="also what SpeechBrain's EncoderClassifier.from_hparams reads",
+    )
 
 
 def _incomplete(parser):

@@ -21,6 +21,7 @@ from speechbrain_ser.dataio import SAMPLE_RATE, load_audio
 from speechbrain_ser.decoding import Decoder
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.nnet.lengths import absolute_lengths
+from speechbrain_ser.package.load import load_package
 from speechbrain_ser.timeline import Timeline
 from speechbrain_ser.timeline.recognition import WINDOW, follow, plan_windows
 from speechbrain_ser.timeline.windows import WindowPlan
@@ -182,8 +183,51 @@ class EmotionRecognizer:
             tokens = _saved(load_tokens, save / "tokens.json")
             decode = Decoder(tokens, trained.lines["decoding"], trained.lines["beam_size"])
         classes = _saved(lambda path: json.loads(path.read_text(encoding="utf-8")), save / "classes.json")
-        temperature = _temperature(run_folder, trained.epoch) if calibrated else 1.0
+        temperature = _temperature(read_calibration(run_folder), trained.epoch) if calibrated else 1.0
         return cls(trained.model, classes, decode, run_opts, max_seconds, trained.digest, temperature, threshold)
+
+    @classmethod
+    def from_package(
+        cls,
+        source: str | os.PathLike,
+        run_opts: Mapping[str, str] | None = None,
+        transcribe: bool = True,
+        max_seconds: float = 120.0,
+        calibrated: bool = True,
+        threshold: float = 0.0,
+    ) -> "EmotionRecognizer":
+        """The model of a package that ``speechbrain-ser export`` wrote: what its run says, to 1e-4.
+
+        Nothing of the package is executed, whoever it is from: it is plain JSON and safetensors, its classes are of a
+        fixed table (:mod:`speechbrain_ser.package.classes`), and the hashes of all its files are checked first.
+
+        Arguments
+        ---------
+        source : str or os.PathLike
+            The package's folder, or its name on the Hugging Face hub (``user/model``).
+        run_opts, max_seconds, threshold
+            See :class:`EmotionRecognizer`.
+        calibrated : bool
+            Posteriors with the temperature that was fitted on the run's validation utterances; False: as trained.
+        transcribe : bool
+            Give transcripts where the system has an ASR head; False computes none.
+
+        Returns
+        -------
+        EmotionRecognizer
+
+        Raises
+        ------
+        UserError
+            Naming the file of the package, what was expected and what was found.
+        """
+        package, decode = load_package(source), None
+        if transcribe and package.tokens is not None:
+            decode = Decoder(package.tokens, **package.decoding)
+        temperature = _temperature(package.calibration) if calibrated else 1.0
+        return cls(
+            package.model, package.classes, decode, run_opts, max_seconds, package.digest, temperature, threshold
+        )
 
     # -------------------------------------------------------------- use
 
@@ -517,9 +561,9 @@ def _saved(load: Callable, path: Path):
         raise UserError(f"{path}: expected what a run writes, found something else ({error})") from error
 
 
-def _temperature(run_folder: str | os.PathLike, epoch: int) -> float:
-    """That of a run's calibration; a log line where there is none."""
-    temperature, reason = temperature_of(read_calibration(run_folder), epoch)
+def _temperature(calibration: dict | None, epoch: int | None = None) -> float:
+    """That of a calibration; a log line where there is none."""
+    temperature, reason = temperature_of(calibration, epoch)
     if reason is not None:
         logger.warning(f"uncalibrated: {reason}")
     return temperature

@@ -78,7 +78,7 @@ def load_model(run_folder: str | os.PathLike) -> TrainedModel:
     checkpoint = find_epoch(Checkpointer(folder / "save"), max_key=SELECTIONS[metrics["selection"]])
     if checkpoint is None:
         raise UserError(f"{folder / 'save'}: expected a checkpoint of a finished epoch, found none")
-    tree = _read(folder / "hyperparams.yaml")
+    tree = read_yaml(folder / "hyperparams.yaml")
     model = _build(tree, folder / "hyperparams.yaml")
     try:
         torch_recovery(model, checkpoint.paramfiles["model"], end_of_epoch=True)
@@ -88,7 +88,7 @@ def load_model(run_folder: str | os.PathLike) -> TrainedModel:
     return TrainedModel(model.eval(), metrics, checkpoint.meta["epoch"], lines, Path(checkpoint.paramfiles["model"]))
 
 
-def _read(path: Path) -> dict:
+def read_yaml(path: Path) -> dict:
     """The YAML with its tags, nothing of it executed."""
     try:
         tree = ruamel.yaml.YAML().load(path.read_text(encoding="utf-8"))

@@ -28,6 +28,16 @@ WEIGHTS = (
 EXPECTED = "config.json and model.safetensors or pytorch_model.bin"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 GIT_LFS_POINTER = b"version https://git-lfs"
+#: all that config.json may say of a backbone that is built without weights: sizes, and names of plain functions
+SETTINGS = frozenset(
+    "model_type hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act layer_norm_eps "
+    "feat_extract_norm feat_extract_activation feat_proj_layer_norm conv_dim conv_stride conv_kernel conv_bias "
+    "num_conv_pos_embeddings num_conv_pos_embedding_groups conv_pos_batch_norm conv_pos_kernel_size num_buckets "
+    "max_bucket_distance do_stable_layer_norm adapter_attn_dim".split()
+)
+PREPROCESSOR = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": 16000}
+MOST_LAYERS = 200  # more than any published encoder has
+LARGEST = 1_000_000
 
 
 class BackboneError(UserError):
@@ -130,6 +140,77 @@ def fingerprint(source: str | os.PathLike, save_path: str | os.PathLike = "pretr
     return digest.hexdigest()[:16]
 
 
+# --- settings without weights ----------------------------------------------------------------------------
+
+
+def check_settings(folder: str | os.PathLike) -> Path:
+    """Refuse a backbone's settings, from whoever they are, unless they are plain sizes.
+
+    transformers follows other keys to code or to the network (``auto_map``, attention kernels, quantizers, further
+    files): none of them is known here.
+
+    Arguments
+    ---------
+    folder : str
+        Of config.json and preprocessor_config.json, the latter as :func:`check_preprocessor` wants it.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    BackboneError
+        Naming the file, the key and what it holds.
+    """
+    folder = Path(folder)
+    for name in ("config.json", "preprocessor_config.json"):
+        if not (folder / name).is_file():
+            raise BackboneError(f"{folder / name}: expected the settings of a backbone, found no such file")
+    file = folder / "config.json"
+    config = _read_json(file)
+    if unknown := sorted(set(config) - SETTINGS):
+        raise BackboneError(f"{file}: expected settings of a backbone's sizes, found {', '.join(unknown)}")
+    _check_config(config, folder)
+    for key, value in config.items():
+        most = MOST_LAYERS if key == "num_hidden_layers" else LARGEST
+        for each in value if isinstance(value, list) and len(value) <= MOST_LAYERS else [value]:
+            is_number = isinstance(each, (int, float)) and 0 <= each <= most
+            is_name = isinstance(each, str) and re.fullmatch(r"[\w-]{1,40}", each)
+            if not (is_number or is_name or each is None):
+                raise BackboneError(f"{file}: {key}: expected a number from 0 to {most} or a name, found {each!r:.100}")
+    check_preprocessor(folder)
+    return folder
+
+
+def check_preprocessor(folder: str | os.PathLike) -> bool:
+    """Whether preprocessor_config.json wants each waveform at zero mean and unit variance.
+
+    Raises
+    ------
+    BackboneError
+        When it says anything else than 16 kHz and ``do_normalize``.
+    """
+    file = Path(folder) / "preprocessor_config.json"
+    content = _read_json(file)
+    expected = {**PREPROCESSOR, "do_normalize": content.get("do_normalize")}
+    if content != expected or not isinstance(content["do_normalize"], bool):
+        raise BackboneError(f"{file}: expected {PREPROCESSOR} and do_normalize, found {content!r:.300}")
+    return content["do_normalize"]
+
+
+def backbone_settings(config: dict) -> dict:
+    """Of a backbone's whole configuration, what :func:`check_settings` lets pass.
+
+    Example
+    -------
+    >>> backbone_settings({"model_type": "wavlm", "hidden_size": 16, "auto_map": {"AutoModel": "code.py"}})
+    {'model_type': 'wavlm', 'hidden_size': 16}
+    """
+    return {key: value for key, value in config.items() if key in SETTINGS}
+
+
 # --- local folders ---------------------------------------------------------------------------------------
 
 
@@ -180,7 +261,7 @@ def _listing(folder: Path, limit: int = 10) -> str:
 def _read_json(file: Path) -> dict:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise BackboneError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise BackboneError(f"{file} must hold a JSON object, found a {type(content).__name__}")
@@ -189,7 +270,7 @@ def _read_json(file: Path) -> dict:
 
 def _check_config(config: dict, folder: Path) -> None:
     found = config.get("model_type")
-    if found not in MODEL_TYPES:
+    if not isinstance(found, str) or found not in MODEL_TYPES:
         raise BackboneError(f"backbone {folder} is of model type {found!r}: expected one of {', '.join(MODEL_TYPES)}")
     if config.get("add_adapter"):
         raise BackboneError(

@@ -19,7 +19,13 @@ from torch import nn
 from transformers import AutoFeatureExtractor, AutoModel, Wav2Vec2FeatureExtractor
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from speechbrain_ser.lobes.backbone import BackboneError, check_backbone, resolve_backbone
+from speechbrain_ser.lobes.backbone import (
+    BackboneError,
+    check_backbone,
+    check_preprocessor,
+    check_settings,
+    resolve_backbone,
+)
 from speechbrain_ser.lobes.front_end import FrontEnd
 from speechbrain_ser.lobes.quiet import quiet_transformers
 from speechbrain_ser.nnet.layer_norm_conv import LayerNormConvLayer
@@ -87,6 +93,10 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         Normalise the output over each utterance's frames and channels (no parameters).
     cache_front_end : bool
         Let whoever loads data read the frozen front end's output instead of waveforms (``features``).
+    load_weights : bool
+        False: `source` is a folder of a config.json and a preprocessor_config.json alone, and the parameters are
+        drawn, for who fills them from a checkpoint of a whole model. Of both files only plain settings of the four
+        model types are taken (:data:`speechbrain_ser.lobes.backbone.SETTINGS`), none that names code.
 
     Attributes
     ----------
@@ -136,6 +146,7 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         normalize_wav: bool | None = None,
         output_norm: bool = False,
         cache_front_end: bool = False,
+        load_weights: bool = True,
     ):
         if cache_front_end and not (freeze or freeze_feature_extractor):
             raise ValueError(
@@ -148,7 +159,7 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
             dropout=dropout,
         )
         _check_spans(mask_time_length=mask_time_length, mask_feature_length=mask_feature_length)
-        folder = resolve_backbone(source, save_path)
+        folder = resolve_backbone(source, save_path) if load_weights else check_settings(source)
         overrides = dict.fromkeys(DROPOUTS, dropout) | {"layerdrop": layerdrop}
         with quiet_transformers():
             super().__init__(
@@ -161,6 +172,7 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
                 # the rest reaches _from_pretrained below
                 config_overrides={name: value for name, value in overrides.items() if value is not None},
                 attn_implementation=attn_implementation,
+                load_weights=load_weights,
             )
         if normalize_wav is not None:
             self.normalize_wav = normalize_wav
@@ -177,16 +189,22 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
 
     # --- building ----------------------------------------------------------------------------------------
 
-    def _from_pretrained(self, source, save_path, cache_dir, device=None, config_overrides=None, **kwargs):
+    def _from_pretrained(
+        self, source, save_path, cache_dir, device=None, config_overrides=None, load_weights=True, **kwargs
+    ):
         """Load the weights in SpeechBrain's place: strictly, in float32, the random state left alone."""
         self.config.update(config_overrides or {})
         # whatever the settings, the parameter exists: checkpoints with and without SpecAugment interchange
         self.config.mask_time_prob = 0.05
         _check_attention(self.config, kwargs["attn_implementation"], source)
-        self.model = _load(source, self.config, **kwargs)
+        self.load_weights = load_weights
+        self.model = (_load if load_weights else _draw)(source, self.config, **kwargs)
 
     def load_feature_extractor(self, source, cache_dir, **kwarg):
         """Load the preprocessor's settings; a folder without them is taken to want normalised waveforms."""
+        if not self.load_weights:  # not by the class that the file names
+            self.feature_extractor = Wav2Vec2FeatureExtractor(do_normalize=check_preprocessor(source))
+            return
         try:
             self.feature_extractor = AutoFeatureExtractor.from_pretrained(source, cache_dir=cache_dir, **kwarg)
         except (OSError, ValueError):
@@ -292,6 +310,8 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         return self._convolve(self._prepare(wavs, own_samples), lengths), counts
 
     def _checked_frame_counts(self, lengths: torch.LongTensor) -> torch.LongTensor:
+        if torch.compiler.is_exporting():
+            return self.frame_counts(lengths)
         short = (lengths < self.min_samples).nonzero().flatten().tolist()
         if short:
             listed = ", ".join(f"utterance {index} has {lengths[index]} samples" for index in short)
@@ -314,7 +334,7 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         first, *others = self.model.feature_extractor.conv_layers
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_feature_extractor):
             hidden = wavs[:, None]  # [batch, 1, time]
-            if isinstance(first, MaskedGroupNormConvLayer) and int(lengths.min()) < wavs.shape[1]:
+            if isinstance(first, MaskedGroupNormConvLayer) and _is_padded(lengths, wavs.shape[1]):
                 hidden = first(hidden, self._first_frame_counts(lengths).to(wavs.device))
             else:
                 hidden = first(hidden)
@@ -335,7 +355,7 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         if self.apply_spec_augment and self.model.training:
             hidden = self._spec_augment(hidden, counts)
         mask = None
-        if int(counts.min()) < hidden.shape[1]:
+        if _is_padded(counts, hidden.shape[1]):
             mask = frame_mask(counts.to(hidden.device), hidden.shape[1])  # [batch, frames]
         with _collect_layer_inputs() as inputs:
             last = self.model.encoder(hidden, attention_mask=mask).last_hidden_state
@@ -364,6 +384,11 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         if self.output_norm:
             return normalize_own(out, own, OUTPUT_NORM_EPS)
         return out.masked_fill(~own[:, :, None], 0.0)
+
+
+def _is_padded(counts: torch.LongTensor, longest: int) -> bool:
+    """Whether a batch has padding; a graph that is exported must expect it, whatever its example."""
+    return torch.compiler.is_exporting() or int(counts.min()) < longest
 
 
 # --- checks ----------------------------------------------------------------------------------------------
@@ -422,6 +447,15 @@ def _load(folder: str, config, attn_implementation: str | None) -> nn.Module:
         torch.set_rng_state(random_state)
     _check_loading(report, folder)
     return model
+
+
+def _draw(folder: str, config, attn_implementation: str | None) -> nn.Module:
+    """A model of these settings with random parameters; the random state is left as it was."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return AutoModel.from_config(config, dtype=torch.float32, attn_implementation=attn_implementation)
+    except (OSError, RuntimeError, ValueError, ImportError, TypeError, KeyError) as error:
+        raise BackboneError(f"backbone {folder} cannot be built: {error}") from error
 
 
 def _check_loading(report: dict, folder: str) -> None:

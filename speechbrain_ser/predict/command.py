@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.inference import EmotionRecognizer
+from speechbrain_ser.package.opening import open_recognizer
 from speechbrain_ser.predict.destinations import FOLDER_FORMATS, FORMATS, destinations
 from speechbrain_ser.predict.recordings import find_recordings
 from speechbrain_ser.timeline.recognition import WINDOW, plan_windows
@@ -22,7 +23,7 @@ INTERRUPTED = 130  # exit status after Ctrl-C
 
 def predict(
     paths: Sequence[str],
-    run_folder: str,
+    model: str,
     form: str | None = None,
     recursive: bool = False,
     out: str | None = None,
@@ -36,14 +37,14 @@ def predict(
     step: float | None = None,
     picture: str | None = None,
 ) -> int:
-    """Recognise recordings with a run's model.
+    """Recognise recordings with a trained model.
 
     Arguments
     ---------
     paths : sequence of str
         Files, folders, ``-`` for paths on standard input.
-    run_folder : str
-        The folder of a trained run.
+    model : str
+        A run's folder, a package's folder, or a package's name on the hub.
     form : str, optional
         ``table`` (the default on the console), ``json`` or ``csv``; of a file, its name's ending says it.
         ``textgrid``: a file a recording, in the folder `out`.
@@ -80,7 +81,7 @@ def predict(
     Raises
     ------
     UserError
-        When nothing can be done: no run, no recordings, a file of another model's results, or of the same one's with
+        When nothing can be done: no model, no recordings, a file of another model's results, or of the same one's with
         another temperature or threshold.
     """
     form = _format(form, out)
@@ -88,7 +89,8 @@ def predict(
         window = WINDOW
     recordings = find_recordings(paths, recursive)
     run_opts = {"device": device} if device else None
-    recognizer = EmotionRecognizer.from_run(run_folder, run_opts, transcribe, max_seconds, calibrated, threshold)
+    options = {"run_opts": run_opts, "transcribe": transcribe, "max_seconds": max_seconds}
+    recognizer = open_recognizer(model, **options, calibrated=calibrated, threshold=threshold)
     windows = None if window is None else plan_windows(recognizer, window, step).seconds
     try:
         with destinations(form, out, picture, recordings, recognizer, windows) as results:

@@ -1,0 +1,146 @@
+"""A model as an ONNX graph for any batch and time, compared with PyTorch before it is kept."""
+
+import contextlib
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from speechbrain_ser.errors import UserError
+
+#: systems that read waveforms alone; the others' features are computed outside the graph
+SYSTEMS = ("speechbrain_ser.models.cai.CaiModel", "speechbrain_ser.models.ha.HaModel")
+REASONS = {
+    "speechbrain_ser.models.fu.FuModel": "Fu's system reads spectrograms, which are computed outside its graph",
+    "speechbrain_ser.models.hsu.HsuModel": "Hsu's system reads spectrograms and F0, whose tracker is no graph",
+}
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-4
+# samples of the utterances on which the graph is compared: one alone, equal ones, a padded batch; beside the shortest
+BATCHES = ((16000,), (5000, 5000), (30001, 20000, 3111, 17777, 0))
+EXAMPLE = (12345, 9000, 3000)
+
+
+def check_possible(description: dict) -> None:
+    """Refuse a system that ONNX cannot hold, and a machine without the packages that it needs.
+
+    Raises
+    ------
+    UserError
+        With the reason, or with what to install.
+    """
+    name = description["class"]
+    if name not in SYSTEMS:
+        raise UserError(f"--onnx: {REASONS.get(name, name)}: only Cai's and Ha's systems can be exported")
+    if lacking := [package for package in NEEDED if importlib.util.find_spec(package) is None]:
+        raise UserError(f'--onnx needs {", ".join(lacking)}: pip install "speechbrain-ser[onnx]"')
+
+
+class Graph(nn.Module):
+    """Waveforms and their samples to the logits of every head, and frames."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.names = ["emotion", "frames", *(["asr"] if "asr" in model.heads else [])]
+
+    def forward(self, wavs: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outputs = self.model((wavs, lengths.double() / wavs.shape[1]))
+        return tuple(outputs[name] for name in self.names)
+
+
+def write_onnx(model: nn.Module, path: Path) -> None:
+    """Export by torch's dynamo exporter (the older one is silently wrong here) and compare.
+
+    Inputs: ``wavs`` float32 [batch, time], right-padded, and ``lengths`` int64 [batch] in samples. Outputs: ``emotion``
+    [batch, classes] logits, ``frames`` [batch], and ``asr`` [batch, frames, tokens] logits where there is an ASR head.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Of one of :data:`SYSTEMS`, in evaluation mode.
+    path : pathlib.Path
+        The file to write.
+
+    Raises
+    ------
+    UserError
+        When the model cannot be exported, or onnxruntime computes something else than PyTorch.
+    """
+    graph, dynamic = Graph(model).eval(), torch.export.Dim.DYNAMIC
+    wavs, lengths = _batch([max(n, model.min_samples) for n in EXAMPLE])
+    shapes = {"wavs": {0: dynamic, 1: dynamic}, "lengths": {0: dynamic}}
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                graph,
+                (wavs, lengths),
+                dynamo=True,
+                input_names=["wavs", "lengths"],
+                output_names=graph.names,
+                dynamic_shapes=shapes,
+                verbose=False,
+            )
+            program.save(path)
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise UserError(f"--onnx: this model cannot be exported: {str(error).strip()!s:.500}") from error
+    check_onnx(graph, path)
+
+
+def check_onnx(graph: nn.Module, path: Path) -> None:
+    """Compare a graph with its module, each utterance's own outputs, on several lengths and padded batches.
+
+    Raises
+    ------
+    UserError
+        When they differ by more than 1e-4 of the largest value.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for samples in (*BATCHES, (0,)):
+        wavs, lengths = _batch([max(n, graph.model.min_samples) for n in samples])
+        with torch.no_grad():
+            expected = dict(zip(graph.names, graph(wavs, lengths), strict=True))
+        found = session.run(graph.names, {"wavs": wavs.numpy(), "lengths": lengths.numpy()})
+        found = {name: torch.from_numpy(value) for name, value in zip(graph.names, found, strict=True)}
+        frames = expected["frames"].tolist()
+        if found["frames"].tolist() != frames:
+            raise UserError(
+                f"--onnx: {list(samples)} samples: expected {frames} frames, found {found['frames'].tolist()}"
+            )
+        pairs = {"emotion": (expected["emotion"], found["emotion"])}
+        if "asr" in expected:
+            pairs["asr"] = tuple(
+                torch.cat([x[k, :n] for k, n in enumerate(frames)]) for x in (expected["asr"], found["asr"])
+            )
+        for name, (right, other) in pairs.items():
+            worst = float((right - other).abs().max() / right.abs().max().clamp(min=1))
+            if not worst <= TOLERANCE:
+                raise UserError(f"--onnx: {list(samples)} samples: the graph's {name} logits are off by {worst:.1e}")
+
+
+def _batch(samples: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise, padded by other noise, which must not matter."""
+    generator = torch.Generator().manual_seed(sum(samples))
+    return torch.randn(len(samples), max(samples), generator=generator), torch.tensor(samples)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's words on operators of packages that are not here."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

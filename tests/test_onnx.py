@@ -1,0 +1,119 @@
+"""ONNX: the graph that is kept says what PyTorch says, for any length and any batch; a wrong one is not kept."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from speechbrain_ser.dataio import load_audio
+from speechbrain_ser.errors import UserError
+from speechbrain_ser.inference import EmotionRecognizer
+from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
+from speechbrain_ser.models.cai import CaiModel
+from speechbrain_ser.nnet.pooling import MaskedPooling
+from speechbrain_ser.package import export
+from speechbrain_ser.package.export import export_run
+from speechbrain_ser.package.layout import sha256
+from speechbrain_ser.package.onnx import Graph, check_onnx, write_onnx
+
+from .test_inference import CPU, RUNS
+
+
+def model_of(backbone: Path) -> CaiModel:
+    """Without an ASR head."""
+    heads = {"emotion": partial(nn.Linear, out_features=3)}
+    return CaiModel(Wav2Vec2(str(backbone)), MaskedPooling(), heads, {"emotion": 1.0}).eval()
+
+
+@pytest.fixture
+def exported(trained, tmp_path) -> Path:
+    """The package of Ha's system, with a graph."""
+    name, flags = RUNS["ha"]
+    return export_run(trained(*flags, yaml=name), tmp_path / "package", with_onnx=True)
+
+
+def test_the_graph_says_what_the_package_says(exported, small):
+    """On speech, alone and in a padded batch whose padding is anything."""
+    config = json.loads((exported / "config.json").read_text())
+    assert config["files"]["model.onnx"] == sha256(exported / "model.onnx")
+    assert "`model.onnx` takes `wavs`" in (exported / "README.md").read_text()
+    recognizer = EmotionRecognizer.from_package(exported, CPU)
+    session = onnxruntime.InferenceSession(exported / "model.onnx", providers=["CPUExecutionProvider"])
+    assert {i.name: i.type for i in session.get_inputs()} == {"wavs": "tensor(float)", "lengths": "tensor(int64)"}
+    signals = [load_audio(path) for path in sorted((small.corpus("emodb") / "wav").iterdir())[:4]]
+    signals.append(signals[0][: recognizer.model.min_samples])
+    lengths = torch.tensor([len(signal) for signal in signals])
+    padded = nn.utils.rnn.pad_sequence(signals, batch_first=True, padding_value=7.0)
+    emotion, frames, asr = session.run(None, {"wavs": padded.numpy(), "lengths": lengths.numpy()})
+    assert [output.name for output in session.get_outputs()] == ["emotion", "frames", "asr"]
+    texts = recognizer.decode(torch.from_numpy(asr), torch.from_numpy(frames))
+    for k, signal in enumerate(signals):
+        (expected,) = recognizer.classify_batch(signal)
+        posteriors = torch.from_numpy(emotion[k]).softmax(-1).tolist()
+        assert posteriors == pytest.approx(list(expected.posteriors.values()), abs=1e-4)
+        assert texts[k] == expected.transcript
+        alone = session.run(None, {"wavs": signal[None].numpy(), "lengths": lengths[k : k + 1].numpy()})
+        assert np.abs(alone[0][0] - emotion[k]).max() < 1e-4 * max(1, np.abs(emotion[k]).max())
+        assert np.abs(alone[2][0] - asr[k, : frames[k]]).max() < 1e-4 * max(1, np.abs(asr[k]).max())
+
+
+def test_a_wrong_graph_is_not_kept(small, tmp_path):
+    """Of a group-norm front end, without an ASR head; then of a model that has changed since."""
+    model = model_of(small.backbone(feat_extract_norm="group"))
+    write_onnx(model, tmp_path / "model.onnx")
+    graph = Graph(model)
+    assert graph.names == ["emotion", "frames"]
+    check_onnx(graph, tmp_path / "model.onnx")
+    with torch.no_grad():
+        model.heads["emotion"].bias[0] += 1e-3
+    with pytest.raises(UserError, match=r"the graph's emotion logits are off by 1.0e-03"):
+        check_onnx(graph, tmp_path / "model.onnx")
+    (tmp_path / "model.onnx").unlink()
+
+
+def test_a_graph_that_torch_cannot_export(small, tmp_path, monkeypatch):
+    model = model_of(small.backbone())
+
+    def forward(self, wavs, wav_lens):  # a shape that depends on a value
+        return wavs[:, : 16 * int(wav_lens.sum().item() % 3)].unflatten(1, (-1, 16))
+
+    monkeypatch.setattr(Wav2Vec2, "forward", forward)
+    with pytest.raises(UserError, match="--onnx: this model cannot be exported"):
+        write_onnx(model, tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("fu", "Fu's system reads spectrograms, .*: only Cai's and Ha's"),
+        ("hsu", "Hsu's system .*: only Cai's and Ha's"),
+    ],
+)
+def test_other_systems_are_refused_before_any_work(tmp_path, trained, monkeypatch, name, said):
+    run = shutil.copytree(trained(*RUNS["fu"][1], yaml=RUNS["fu"][0]), tmp_path / "run")
+    if name == "hsu":  # what is read of it before it is refused
+        text = (run / "hyperparams.yaml").read_text()
+        line = "model: !new:speechbrain_ser.models.hsu.HsuModel {heads: {}, loss_weights: {}}\n"
+        (run / "hyperparams.yaml").write_text(text[: text.index("model: ")] + line)
+    monkeypatch.setattr(export, "load_model", lambda run: pytest.fail("loaded"))
+    with pytest.raises(UserError, match=said):
+        export_run(run, tmp_path / "out", with_onnx=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_to_install(tmp_path, trained, monkeypatch):
+    name, flags = RUNS["ha"]
+    run = trained(*flags, yaml=name)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r'--onnx needs onnx, onnxscript, onnxruntime: pip install "speechbrain-ser\[onnx\]"'
+    ):
+        export_run(run, tmp_path / "out", with_onnx=True)
+    assert not list(tmp_path.iterdir())
