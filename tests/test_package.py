@@ -669,6 +669,8 @@ def test_truncated_tensors(package):
         ("labels.json", ["a", "a"], "expected 1 to 1000 different names"),
         ("labels.json", [1], "expected 1 to 1000 different names"),
         ("labels.json", {}, "expected a JSON list, found object"),
+        ("labels.json", ["\x1b[2J"], r"labels.json: expected text that can be printed, found '\\x1b\[2J'"),
+        ("tokens.json", {"kind": "characters", "labels": ["\x07"]}, "tokens.json: expected text that can be printed"),
         ("tokens.json", {"kind": "characters", "labels": ["a", 1]}, "tokens.json: expected kind characters and labels"),
         (
             "tokens.json",

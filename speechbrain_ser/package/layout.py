@@ -51,7 +51,8 @@ def check_files(folder: Path, hashes: dict) -> None:
             )
     for path in _found(folder):
         if path not in hashes and path not in UNHASHED:
-            raise UserError(f"{folder / path}: expected only files that {CONFIG} lists, found this one")
+            name = path if path.isprintable() else ascii(path)
+            raise UserError(f"{folder / name}: expected only files that {CONFIG} lists, found this one")
     for name, digest in hashes.items():
         found = sha256(checked_path(folder, name))
         if found != digest:

@@ -162,9 +162,12 @@ def _tokens(folder: Path):
     if not right:
         raise UserError(f"{path}: expected kind characters and labels, or kind sentencepiece and model, found neither")
     try:
-        return load_tokens(path)
+        tokens = load_tokens(path)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{path}: expected what a run writes: {error}") from error
+    if wrong := [label for label in tokens.labels if not label.isprintable()]:  # of SentencePiece's own
+        raise UserError(f"{path}: expected text that can be printed, found {wrong[0]!a:.100}")
+    return tokens
 
 
 def _filled(folder: Path, description: dict) -> nn.Module:
@@ -188,7 +191,9 @@ def _compare(path: Path, expected: dict[str, torch.Tensor]) -> None:
         raise UserError(f"{path}: expected a file of safetensors: {error}") from error
     wanted = {name: (list(value.shape), DTYPES.get(value.dtype, str(value.dtype))) for name, value in expected.items()}
     problems = [f"{name} is missing" for name in wanted if name not in found]
-    problems += [f"{name!s:.100} is not the model's" for name in found if name not in wanted]
+    problems += [
+        f"{name if name.isprintable() else ascii(name):.100} is not the model's" for name in found if name not in wanted
+    ]
     both = [name for name in wanted if name in found and found[name] != wanted[name]]
     problems += [f"{name}: expected {_said(wanted[name])}, found {_said(found[name])}" for name in both]
     if problems:

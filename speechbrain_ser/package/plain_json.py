@@ -1,6 +1,7 @@
 """JSON from strangers: small, flat, each key once, numbers that are numbers."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from speechbrain_ser.errors import UserError
@@ -28,7 +29,7 @@ def read_json(path: Path, kind: type, most_bytes: int = MOST_BYTES):
     Raises
     ------
     UserError
-        When it is too large, too deeply nested, no JSON, no `kind`, says NaN, or has a key twice.
+        When it is too large, too deeply nested, no JSON, no `kind`, says NaN, has a key twice, or control characters.
 
     Example
     -------
@@ -56,6 +57,8 @@ def read_json(path: Path, kind: type, most_bytes: int = MOST_BYTES):
         raise UserError(f"{path}: expected a JSON {_name(kind)}, found {_name(type(content))}")
     if _is_deeper(content, DEEPEST):
         raise UserError(f"{path}: expected at most {DEEPEST} levels, found more")
+    if (text := next((text for text in _texts(content) if not text.isprintable()), None)) is not None:
+        raise UserError(f"{path}: expected text that can be printed, found {text!a:.100}")
     return content
 
 
@@ -74,6 +77,15 @@ def _no_number(text: str):
 def _is_deeper(content, levels: int) -> bool:
     inner = content.values() if isinstance(content, dict) else content if isinstance(content, list) else None
     return inner is not None and (levels == 0 or any(_is_deeper(each, levels - 1) for each in inner))
+
+
+def _texts(content) -> Iterator[str]:
+    """Keys and values: what a terminal would obey must not reach it."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, (dict, list)):
+        for each in [*content, *(content.values() if isinstance(content, dict) else [])]:
+            yield from _texts(each)
 
 
 def _name(kind: type) -> str:
