@@ -119,9 +119,8 @@ def main() -> None:
     step = args.step or args.window / 2
     precision = "bf16" if args.bf16 else "fp32"
     print(f"{args.run}: {precision}, windows of {args.window:g} s every {step:g} s, batches of {args.batch}; MB")
-    print(
-        f"{'recording':>10}{'s':>9}{'x real time':>13}{'model':>8}{'+ a short one':>15}{'+ this one':>12}{'segments':>10}"
-    )
+    names = f"{'recording':>10}{'s':>9}{'x real time':>13}{'model':>8}{'+ a short one':>15}{'+ this one':>12}"
+    print(f"{names}{'segments':>10}")
     recordings = sorted(find_recordings([args.recordings], recursive=True))
     with tempfile.TemporaryDirectory() as folder:
         backbone, long = Path(folder) / "base", Path(folder) / "long.wav"

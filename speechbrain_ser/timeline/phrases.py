@@ -64,9 +64,7 @@ class PhraseCutter:
     def whole(self, logits: torch.Tensor) -> list[Phrase]:
         """All frames [frames, tokens] of a short recording as one phrase, decoded in one piece."""
         said = (~self.silent[logits.argmax(-1)]).nonzero().flatten().tolist() or [0, len(logits) - 1]
-        self.first, self.held = said[0], logits[said[0] : said[-1] + 1]
-        self._append(self._text(logits), said[-1] + 1 - said[0])
-        self.held = None
+        self._append(said[0], said[-1] + 1, logits)
         return self.phrases
 
     def _end_of_phrase(self) -> int | None:
@@ -88,17 +86,15 @@ class PhraseCutter:
     def _say(self, stop: int) -> None:
         """Make a phrase of the first held frames, and let go of them."""
         self.said = int(self.held[stop - 1].argmax())
-        self._append(self._text(self.held[:stop]), stop)
+        self._append(self.first, self.first + stop, self.held[:stop])
         self._drop(stop)
         self._skip_said()
 
-    def _append(self, text: str, frames: int) -> None:
+    def _append(self, first: int, stop: int, logits: torch.Tensor) -> None:
+        (text,) = self.decode(logits[None], torch.tensor([len(logits)]))
         if text:
-            start, end = self.first * self.frame_seconds, (self.first + frames) * self.frame_seconds
-            self.phrases.append(Phrase(round(start, 3), round(end, 3), text))
-
-    def _text(self, logits: torch.Tensor) -> str:
-        return self.decode(logits[None], torch.tensor([len(logits)]))[0]
+            start, end = round(first * self.frame_seconds, 3), round(stop * self.frame_seconds, 3)
+            self.phrases.append(Phrase(start, end, text))
 
     def _skip_said(self) -> None:
         """Let go of the rest of a token in which a phrase was cut, then of silence."""

@@ -21,8 +21,9 @@ WIDTH, MARGIN, TOP, GAP = 12.0, 0.25, 0.4, 0.42  # inches: picture, its sides, t
 FONT, EM = 8.0, 0.68  # points; an average capital's width in them
 WORD_LINES = 4
 ROW_SECONDS = 60.0  # in which words are still legible
+ONE_ROW = 1.5 * ROW_SECONDS  # no second row for a scrap
 MOST_WORDS = 200 * ROW_SECONDS  # longer recordings have no words: a PNG has an end
-ROWS = 12  # of more than a minute, without words
+ROWS = 12  # of a longer recording, without words
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 36_000)  # seconds
 MOST_TICKS = 13
 
@@ -33,8 +34,8 @@ POSTERIORS, SEGMENTS, WAVEFORM = (0.0, 1.0), (1.06, 1.4), (1.46, 2.26)
 def plot_timeline(timeline: Timeline) -> Figure:
     """Waveform, segments of one emotion, stacked posteriors and, where there are any, words.
 
-    Up to a minute is one row. What is longer goes on in the next row: a minute a row where there are words, as many
-    as make a dozen rows where there are none, or more than :data:`MOST_WORDS` seconds.
+    Up to a minute and a half is one row. What is longer goes on in the next row: a minute a row where there are words,
+    as many as make a dozen rows where there are none, or more than :data:`MOST_WORDS` seconds.
 
     Arguments
     ---------
@@ -48,10 +49,10 @@ def plot_timeline(timeline: Timeline) -> Figure:
     Example
     -------
     >>> from speechbrain_ser.timeline import Segment
-    >>> segments = [Segment(0.0, 4.0, "sad", {}), Segment(4.0, 90.0, None, {})]
+    >>> segments = [Segment(0.0, 4.0, "sad", {}), Segment(4.0, 95.0, None, {})]
     >>> posteriors = np.array([[0.7, 0.3], [0.5, 0.5]])
-    >>> timeline = Timeline("a.wav", 90.0, segments=segments, classes=["sad", "happy"],
-    ...                     edges=np.array([0.0, 4.0, 90.0]), posteriors=posteriors)
+    >>> timeline = Timeline("a.wav", 95.0, segments=segments, classes=["sad", "happy"],
+    ...                     edges=np.array([0.0, 4.0, 95.0]), posteriors=posteriors)
     >>> len(plot_timeline(timeline).axes)
     2
     """
@@ -79,7 +80,7 @@ def plot_timeline(timeline: Timeline) -> Figure:
 
 
 def _row_seconds(duration: float, has_words: bool) -> float:
-    if duration <= ROW_SECONDS:
+    if duration <= ONE_ROW:
         return duration
     return ROW_SECONDS if has_words else ROW_SECONDS * math.ceil(duration / ROW_SECONDS / ROWS)
 
@@ -91,7 +92,7 @@ def _colours(classes: Sequence[str]) -> dict[str | None, str]:
 def _style(axes: Axes, seconds: float) -> None:
     axes.xaxis.tick_top()
     axes.xaxis.set_major_locator(MultipleLocator(next(t for t in TICKS if seconds / t <= MOST_TICKS)))
-    axes.xaxis.set_major_formatter(FuncFormatter(_clock if seconds >= ROW_SECONDS else lambda t, _: f"{t:g} s"))
+    axes.xaxis.set_major_formatter(FuncFormatter(_clock if seconds > ROW_SECONDS / 2 else lambda t, _: f"{t:g} s"))
     axes.tick_params(labelsize=FONT, length=2, pad=1)
     axes.spines[:].set_visible(False)
 
