@@ -1,0 +1,70 @@
+"""What the page says of its model: where it comes from, how well it does there, and what it cannot do."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from speechbrain_ser.evaluation.intervals import speaker_interval, speaker_sums
+
+LIMITS = (
+    "It tells what speech sounds like to those who labelled its corpus, not what somebody feels. Other languages, "
+    "microphones, ages and situations than that corpus's make it err more often, also where it sounds sure. Do not "
+    "judge people by it."
+)
+
+
+def about(metrics: dict, predictions: pd.DataFrame | None, classes: Sequence[str], transcribes: bool) -> str:
+    """What a model is, as Markdown.
+
+    Arguments
+    ---------
+    metrics : dict
+        The run's ``metrics.json``.
+    predictions : pandas.DataFrame or None
+        Its ``predictions.csv``: the interval comes from it.
+    classes : sequence of str
+        What it tells apart.
+    transcribes : bool
+        Whether it transcribes as well.
+
+    Returns
+    -------
+    str
+        Two paragraphs.
+    """
+    figures = metrics["selections"][metrics["selection"]]
+    said = f"WA {figures['all']['WA']:.1%}{_interval(predictions, classes)}"
+    if transcribes and figures["all"].get("WER") is not None:
+        said += f", WER {figures['all']['WER']:.1%}"
+    n = figures["all"]["n"]
+    speakers = "" if predictions is None else f" of {_count(predictions['speaker'].nunique(), 'speaker')}"
+    heard = "never heard in training" if metrics["speaker_disjoint"] else f"in training as well ({metrics['leak']})"
+    return (
+        f"**The model** is `{metrics['system']}`, trained on {metrics['corpus']} to tell {len(classes)} emotions apart "
+        f"({', '.join(classes)}){' and to transcribe' if transcribes else ''}. Tested on {n} utterances{speakers} "
+        f"{heard} (protocol `{metrics['protocol']}`, fold {metrics['fold']}, {figures['selected_by']}): {said}.\n\n"
+        f"**Its limits.** {LIMITS}"
+    )
+
+
+def about_run(folder: Path, classes: Sequence[str], transcribes: bool) -> str:
+    """The same, from a run's folder."""
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    file = folder / "predictions.csv"
+    predictions = pd.read_csv(file, dtype=str, keep_default_na=False) if file.is_file() else None
+    return about(metrics, predictions, classes, transcribes)
+
+
+def _interval(predictions: pd.DataFrame | None, classes: Sequence[str]) -> str:
+    if predictions is None:
+        return ""
+    ends = speaker_interval(speaker_sums(predictions[["speaker", "emotion", "predicted"]], classes)["WA"])
+    if ends is None:
+        return " (one speaker: no interval)"
+    return f" (95 % interval over speakers {100 * ends.low:.1f} to {100 * ends.high:.1f} %)"
+
+
+def _count(n: int, thing: str) -> str:
+    return f"{n} {thing}{'' if n == 1 else 's'}"
