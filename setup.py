@@ -48,6 +48,8 @@ setup(
         "jiwer>=4",
         "pandas>=2.2",
         "matplotlib>=3.8",
+        # Praat TextGrids: pure Python, MIT, released in 2026; others rest, or are GPL
+        "praatio>=6.2",
         "tqdm",
     ],
     extras_require=EXTRAS,

@@ -142,7 +142,10 @@ def _predict(commands):
     parser.add_argument("paths", metavar="PATH", nargs="+", help="recordings, folders of them, - for paths on stdin")
     parser.add_argument("--model", dest="run_folder", metavar="RUN", required=True, help="the folder of a trained run")
     parser.add_argument(
-        "--format", dest="form", choices=("table", "json", "csv"), help="default: table, or OUT's ending"
+        "--format",
+        dest="form",
+        choices=("table", "json", "csv", "textgrid"),
+        help="default: table, or OUT's ending; textgrid: a file a recording in the folder OUT, implies --window",
     )
     parser.add_argument("--recursive", action="store_true", help="look into a folder's subfolders as well")
     parser.add_argument("--out", help="append results to this file as they come; what it has is not done again")
@@ -152,6 +155,18 @@ def _predict(commands):
     parser.add_argument(
         "--max-seconds", type=float, default=120.0, help="longer recordings are refused (default: %(default)g)"
     )
+    parser.add_argument(
+        "--window",
+        type=float,
+        nargs="?",
+        const=4.0,
+        metavar="SECONDS",
+        help="recognise recordings of any length in windows of so many seconds (default: %(const)g)",
+    )
+    parser.add_argument(
+        "--step", type=float, metavar="SECONDS", help="from window to window (default: half a window); implies --window"
+    )
+    parser.add_argument("--picture", metavar="FOLDER", help="also a picture a recording; implies --window")
 
 
 def _serve(commands):

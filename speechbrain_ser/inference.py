@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from speechbrain.dataio.batch import PaddedData
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
@@ -19,6 +20,9 @@ from speechbrain_ser.dataio import SAMPLE_RATE, load_audio
 from speechbrain_ser.decoding import Decoder
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.nnet.lengths import absolute_lengths
+from speechbrain_ser.timeline import Timeline
+from speechbrain_ser.timeline.recognition import WINDOW, follow, plan_windows
+from speechbrain_ser.timeline.windows import WindowPlan
 from speechbrain_ser.tokens import load_tokens
 from speechbrain_ser.trained import load_model
 
@@ -26,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_AHEAD = 8  # batches whose recordings are read before they are sorted by length
 RUN_OPTS = {"device": None, "precision": "fp32"}
+NOT_FINITE_OUTPUT = "the model's output is not finite"
 
 
 @dataclass(frozen=True)
@@ -250,11 +255,130 @@ class EmotionRecognizer:
         UserError
             For a batch size below 1.
         """
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise UserError(f"batch_size: expected a whole number >= 1, found {batch_size!r}")
+        _check_batch_size(batch_size)
         return self._stream(paths, batch_size, embedding)
 
+    def timeline(
+        self,
+        path: str | os.PathLike,
+        duration: float = WINDOW,
+        step: float | None = None,
+        batch_size: int = 8,
+        progress: bool = False,
+    ) -> Timeline:
+        """Recognise a recording of any length in overlapping windows.
+
+        The memory does not grow with the recording. Each step's posteriors are the mean of the windows that cover it;
+        steps of the same emotion make a segment. A recording of at most `duration` is one window, and its result is
+        that of :meth:`classify_file`.
+
+        Arguments
+        ---------
+        path : str or os.PathLike
+            The recording.
+        duration : float
+            Seconds of a window. The default is about an utterance of the corpora that models are trained on (EMO-DB's
+            mean is 2.8 s, IEMOCAP's 4.4 s): what a window is to the model, and short enough to follow changes.
+        step : float, optional
+            Seconds from one window to the next, and of the posteriors. None: half of `duration`, so that every moment
+            is heard twice, and once away from a window's edge.
+        batch_size : int
+            Windows a batch, at most.
+        progress : bool
+            Show on a terminal how many seconds are done.
+
+        Returns
+        -------
+        Timeline
+
+        Raises
+        ------
+        UserError
+            Saying what is wrong with the recording, the window or the step.
+        """
+        (found,) = self.timelines([path], duration, step, batch_size, progress)
+        if found.error is not None:
+            raise UserError(f"{path}: {found.error}")
+        return found
+
+    def timelines(
+        self,
+        paths: Iterable[str | os.PathLike],
+        duration: float = WINDOW,
+        step: float | None = None,
+        batch_size: int = 8,
+        progress: bool = False,
+    ) -> Iterator[Timeline]:
+        """Recognise many recordings of any lengths, one after the other (:meth:`timeline`).
+
+        Arguments
+        ---------
+        paths : iterable of str or os.PathLike
+            The recordings; read as results are asked for.
+        duration, step, batch_size, progress
+            See :meth:`timeline`.
+
+        Returns
+        -------
+        iterator of Timeline
+            In the order of `paths`; a recording that cannot be read, or is too short, carries its error.
+
+        Raises
+        ------
+        UserError
+            For a window, a step or a batch size that cannot be.
+        """
+        _check_batch_size(batch_size)
+        plan = plan_windows(self, duration, step)
+        batch_size = min(batch_size, max(1, int(self.max_seconds / duration)))
+        return (self._timeline(path, plan, batch_size, progress) for path in paths)
+
+    def window_outputs(self, wavs: Sequence[torch.Tensor]) -> tuple[np.ndarray, list[torch.Tensor] | None]:
+        """What the model says of windows of a recording.
+
+        Arguments
+        ---------
+        wavs : sequence of torch.Tensor
+            [time] each, 16 kHz.
+
+        Returns
+        -------
+        numpy.ndarray
+            Posteriors [windows, classes].
+        list of torch.Tensor, or None
+            CTC logits [frames, tokens] of each, on the CPU; None where the model does not transcribe.
+
+        Raises
+        ------
+        BadAudioError
+            When the model has no answer to one of them.
+        """
+        items = [self._prepare(wav) for wav in wavs]
+        if error := next((item.error for item in items if item.error), None):
+            raise BadAudioError(error)
+        outputs = self._outputs([item.signals for item in items])
+        posteriors = self._posteriors(outputs)
+        if not posteriors.isfinite().all():
+            raise BadAudioError(NOT_FINITE_OUTPUT)
+        if self.decode is None:
+            return posteriors.numpy(), None
+        logits, frames = outputs["asr"].float().cpu(), outputs["frames"].tolist()
+        return posteriors.numpy(), [of_one[:n] for of_one, n in zip(logits, frames, strict=True)]
+
+    def emotion_of(self, posterior: torch.Tensor | np.ndarray) -> str | None:
+        """The emotion that a posterior [classes] speaks for."""
+        return self.classes[int(posterior.argmax())]
+
     # -------------------------------------------------------------- work
+
+    def _timeline(self, path: str | os.PathLike, plan: WindowPlan, batch_size: int, progress: bool) -> Timeline:
+        try:
+            seconds = duration_of(path)
+            if error := self._too_short(seconds):
+                raise BadAudioError(error)
+            return follow(self, path, seconds, plan, batch_size, progress)
+        except BadAudioError as defect:
+            return Timeline(os.fspath(path), error=defect.words)
 
     def _stream(self, paths, batch_size: int, embedding: bool) -> Iterator[Recognition]:
         window, seconds = [], 0.0
@@ -278,11 +402,17 @@ class EmotionRecognizer:
             return _Item(os.fspath(path), error=f"{type(error).__name__}: {error}")
 
     def _wrong_length(self, seconds: float) -> str | None:
+        if seconds > self.max_seconds:
+            return (
+                f"too long: {seconds:.1f} s (expected at most max_seconds, {self.max_seconds:g} s; "
+                "--window takes recordings of any length, as does EmotionRecognizer.timeline)"
+            )
+        return self._too_short(seconds)
+
+    def _too_short(self, seconds: float) -> str | None:
         least = self.model.min_samples / SAMPLE_RATE
         if seconds < least:
             return f"too short: {1000 * seconds:.1f} ms (expected at least {1000 * least:.1f} ms, which make a frame)"
-        if seconds > self.max_seconds:
-            return f"too long: {seconds:.1f} s (expected at most max_seconds, {self.max_seconds:g} s)"
         return None
 
     @torch.inference_mode()
@@ -303,24 +433,31 @@ class EmotionRecognizer:
                 found[k] = replace(result, path=items[k].path)
         return found
 
-    @torch.inference_mode()
     def _forward(self, signals: list[dict[str, torch.Tensor]], embedding: bool) -> list[Recognition]:
+        outputs = self._outputs(signals)
+        texts = self.decode(outputs["asr"], outputs["frames"]) if self.decode else [None] * len(signals)
+        vectors = outputs["embedding"].float().cpu() if embedding else [None] * len(signals)
+        return [self._result(*of_one) for of_one in zip(self._posteriors(outputs), texts, vectors, strict=True)]
+
+    @torch.inference_mode()
+    def _outputs(self, signals: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """What the model makes of a batch."""
         inputs = {}
         for name in self.model.inputs:
             data, lengths = batch_pad_right([each[name] for each in signals])
             inputs[name] = PaddedData(data.to(self.device), lengths.to(self.device))
         with self.autocast:
-            outputs = self.model(**inputs)
-        posteriors = outputs["emotion"].float().softmax(-1).cpu()  # (batch, classes)
-        texts = self.decode(outputs["asr"], outputs["frames"]) if self.decode else [None] * len(signals)
-        vectors = outputs["embedding"].float().cpu() if embedding else [None] * len(signals)
-        return [self._result(*of_one) for of_one in zip(posteriors, texts, vectors, strict=True)]
+            return self.model(**inputs)
+
+    def _posteriors(self, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """[batch, classes], on the CPU."""
+        return outputs["emotion"].float().softmax(-1).cpu()
 
     def _result(self, posterior: torch.Tensor, text: str | None, vector: torch.Tensor | None) -> Recognition:
         if not posterior.isfinite().all():
-            return Recognition(error="the model's output is not finite")
+            return Recognition(error=NOT_FINITE_OUTPUT)
         posteriors = dict(zip(self.classes, posterior.tolist(), strict=True))
-        return Recognition(None, self.classes[int(posterior.argmax())], posteriors, text, vector)
+        return Recognition(None, self.emotion_of(posterior), posteriors, text, vector)
 
 
 @dataclass(frozen=True)
@@ -346,6 +483,11 @@ def _batches(seconds: Sequence[float], batch_size: int, max_seconds: float) -> I
         n = max(1, min(batch_size, int(max_seconds / seconds[order[0]])))
         yield order[:n]
         order = order[n:]
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"batch_size: expected a whole number >= 1, found {batch_size!r}")
 
 
 def _saved(load: Callable, path: Path):

@@ -1,6 +1,5 @@
 """`speechbrain-ser predict`: emotions and transcripts of recordings, on the console or into a file that resumes."""
 
-import contextlib
 import logging
 import os
 import sys
@@ -11,14 +10,12 @@ from tqdm import tqdm
 
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.inference import EmotionRecognizer
-from speechbrain_ser.locks import locked
-from speechbrain_ser.predict.formats import Csv, JsonLines, Table
+from speechbrain_ser.predict.destinations import FOLDER_FORMATS, FORMATS, destinations
 from speechbrain_ser.predict.recordings import find_recordings
-from speechbrain_ser.predict.results_file import ResultsFile
+from speechbrain_ser.timeline.recognition import WINDOW, plan_windows
 
 logger = logging.getLogger(__name__)
 
-FORMATS = {"table": Table, "json": JsonLines, "csv": Csv}
 BY_SUFFIX = {".csv": "csv", ".json": "json", ".jsonl": "json"}
 INTERRUPTED = 130  # exit status after Ctrl-C
 
@@ -33,6 +30,9 @@ def predict(
     transcribe: bool = True,
     device: str | None = None,
     max_seconds: float = 120.0,
+    window: float | None = None,
+    step: float | None = None,
+    picture: str | None = None,
 ) -> int:
     """Recognise recordings with a run's model.
 
@@ -44,6 +44,7 @@ def predict(
         The folder of a trained run.
     form : str, optional
         ``table`` (the default on the console), ``json`` or ``csv``; of a file, its name's ending says it.
+        ``textgrid``: a file a recording, in the folder `out`.
     recursive : bool
         Also look into subfolders.
     out : str, optional
@@ -55,7 +56,15 @@ def predict(
     device : str, optional
         ``cpu``, ``cuda:0``, …
     max_seconds : float
-        The longest recording that is taken.
+        The longest recording that is taken; in windows all are.
+    window : float, optional
+        Recognise recordings of any length in windows of so many seconds
+        (:meth:`speechbrain_ser.inference.EmotionRecognizer.timeline`). None: whole, unless `step`, `picture` or
+        TextGrids are asked for.
+    step : float, optional
+        Seconds from window to window; None: half a window.
+    picture : str, optional
+        A folder of pictures, one a recording.
 
     Returns
     -------
@@ -68,14 +77,18 @@ def predict(
         When nothing can be done: no run, no recordings, a file of another model's results.
     """
     form = _format(form, out)
+    if window is None and (step is not None or picture is not None or form in FOLDER_FORMATS):
+        window = WINDOW
     recordings = find_recordings(paths, recursive)
     recognizer = EmotionRecognizer.from_run(run_folder, {"device": device} if device else None, transcribe, max_seconds)
+    windows = None if window is None else plan_windows(recognizer, window, step).seconds
     try:
-        with _results(form, out, recordings, recognizer) as results:
-            todo = [path for path in recordings if path not in results.done]
+        with destinations(form, out, picture, recordings, recognizer, windows) as results:
+            todo = [path for path in recordings if any(path not in each.done for each in results)]
             if len(todo) < len(recordings):
-                logger.info(f"{len(recordings) - len(todo)} of {len(recordings)} recordings are in {out} already")
-            failures = _recognise(recognizer, todo, batch_size, results)
+                places = " and ".join(filter(None, [out, picture]))
+                logger.info(f"{len(recordings) - len(todo)} of {len(recordings)} recordings are in {places} already")
+            failures = _recognise(recognizer, todo, batch_size, windows, results)
     except KeyboardInterrupt:
         print("interrupted" + (f"; the same command goes on where {out} ends" if out else ""), file=sys.stderr)
         return INTERRUPTED
@@ -89,53 +102,37 @@ def predict(
 
 
 def _format(form: str | None, out: str | None) -> str:
+    known = [*FORMATS, *FOLDER_FORMATS]
     form = form or (BY_SUFFIX.get(Path(out).suffix.lower()) if out else "table")
     if form is None or (out and form == "table"):
-        raise UserError(f"--out: give --format=json or --format=csv, or a name that ends so; found {out}")
-    if form not in FORMATS:
-        raise UserError(f"--format: '{form}' is unknown{nearest(form, FORMATS)}; known: {', '.join(FORMATS)}")
+        raise UserError(
+            f"--out: give --format=json or --format=csv, or a name that ends so, or --format=textgrid; found {out}"
+        )
+    if form not in known:
+        raise UserError(f"--format: '{form}' is unknown{nearest(form, known)}; known: {', '.join(known)}")
+    if form in FOLDER_FORMATS and out is None:
+        raise UserError(f"--format={form}: expected a folder for the files, --out=FOLDER, found none")
     return form
 
 
-@contextlib.contextmanager
-def _results(form: str, out: str | None, recordings: Sequence[str], recognizer: EmotionRecognizer):
-    """Where results go."""
-    first = recordings if form == "table" else recognizer.model_id
-    form = FORMATS[form](first, recognizer.classes, recognizer.decode is not None)
-    if out is None:
-        yield _Console(form)
-        return
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(out))
-        except OSError as error:
-            raise UserError(f"--out: expected a file that can be written, found {out} ({error.strerror})") from error
-        yield stack.enter_context(ResultsFile(out, form))
-
-
-class _Console:
-    """Standard output, a line a result."""
-
-    done = frozenset()
-
-    def __init__(self, form):
-        self.form = form
-        with contextlib.suppress(AttributeError):  # a file's name may be in any encoding
-            sys.stdout.reconfigure(errors="surrogateescape")
-        print(form.header, end="", flush=True)
-
-    def add(self, found) -> None:
-        with tqdm.external_write_mode():  # the bar makes room
-            print(self.form.line(found), end="", flush=True)
-
-
-def _recognise(recognizer, paths: Sequence[str], batch_size: int, results) -> dict[str, str]:
+def _recognise(
+    recognizer: EmotionRecognizer,
+    paths: Sequence[str],
+    batch_size: int,
+    windows: tuple[float, float] | None,
+    results: Sequence,
+) -> dict[str, str]:
     """Results as they come; returns the errors of those that have none, by path."""
     failures = {}
-    found = recognizer.classify_files(paths, batch_size)
+    if windows is None:
+        found = recognizer.classify_files(paths, batch_size)
+    else:
+        found = recognizer.timelines(paths, *windows, batch_size, progress=True)
     for result in tqdm(found, "recordings", len(paths), file=sys.stderr, disable=None):
-        if result.error is None:
-            results.add(result)
-        else:
+        if result.error is not None:
             failures[result.path] = result.error
+            continue
+        for each in results:
+            if result.path not in each.done:
+                each.add(result)
     return failures

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from typing import ClassVar
 
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.inference import Recognition
@@ -31,13 +32,17 @@ class Table:
     a.wav      sad          0.751  NO
     """
 
-    def __init__(self, paths: Sequence[str], classes: Sequence[str], has_transcripts: bool):
-        self.widths = [max(map(len, ["recording", *paths])), max(map(len, ["emotion", *classes]))]
-        self.header = self._row("recording", "emotion", "posterior", "transcript" if has_transcripts else "")
+    extra: ClassVar[dict[str, str]] = {}  # columns after the recording's, and how they are aligned
 
-    def _row(self, path: str, emotion: str, posterior: str, transcript: str) -> str:
-        wide, narrow = self.widths
-        return f"{path:{wide}}  {emotion:{narrow}}  {posterior:>9}  {transcript}".rstrip() + "\n"
+    def __init__(self, paths: Sequence[str], classes: Sequence[str], has_transcripts: bool):
+        wide, narrow = max(map(len, ["recording", *paths])), max(map(len, ["emotion", *classes]))
+        self.columns = {"recording": f"{wide}", **self.extra, "emotion": f"{narrow}", "posterior": ">9"}
+        self.columns |= {"transcript": ""} if has_transcripts else {}
+        self.header = self._row(*self.columns)
+
+    def _row(self, *cells: str) -> str:
+        aligned = (f"{cell:{how}}" for cell, how in zip(cells, self.columns.values(), strict=False))
+        return "  ".join(aligned).rstrip() + "\n"
 
     def line(self, found: Recognition) -> str:
         """The line of a result."""
@@ -68,20 +73,29 @@ class Csv:
         self.model_id, self.has_transcripts = model_id, has_transcripts
         columns = ["path", "emotion", *(f"posterior_{c}" for c in classes)]
         self.columns = [*columns, *(["transcript"] if has_transcripts else []), MODEL]
-        self.header = _csv_line(self.columns)
+        self.header = csv_line(self.columns)
 
     def line(self, found: Recognition) -> str:
         """The line of a result."""
         said = [found.transcript] if self.has_transcripts else []
         posteriors = (round(p, 6) for p in found.posteriors.values())
-        return _csv_line([found.path, found.emotion, *posteriors, *said, self.model_id])
+        return csv_line([found.path, found.emotion, *posteriors, *said, self.model_id])
+
+    @property
+    def origin(self) -> str:
+        """What results of one file have in common."""
+        return self.model_id
 
     def is_whole(self, text: str) -> bool:
-        """Whether lines of a file make a whole record: a quoted field may have lines of its own."""
+        """Whether lines of a file make a whole row: a quoted field may have lines of its own."""
         return text.endswith("\n") and text.count('"') % 2 == 0
 
+    def is_last(self, row: str) -> bool:
+        """Whether a row is its record's last: a result has one row."""
+        return True
+
     def parse(self, text: str) -> tuple[str, str]:
-        """Path and model of a record.
+        """Path and origin of a record.
 
         Raises
         ------
@@ -127,12 +141,21 @@ class JsonLines:
             content["transcript"] = found.transcript
         return json.dumps({**content, MODEL: self.model_id}, ensure_ascii=False) + "\n"
 
+    @property
+    def origin(self) -> str:
+        """What results of one file have in common."""
+        return self.model_id
+
     def is_whole(self, text: str) -> bool:
-        """Whether lines of a file make a whole record."""
+        """Whether lines of a file make a whole row."""
         return text.endswith("\n")
 
+    def is_last(self, row: str) -> bool:
+        """Whether a row is its record's last: a result has one row."""
+        return True
+
     def parse(self, text: str) -> tuple[str, str]:
-        """Path and model of a record.
+        """Path and origin of a record.
 
         Raises
         ------
@@ -150,7 +173,8 @@ class JsonLines:
         return path, model
 
 
-def _csv_line(fields: Sequence) -> str:
+def csv_line(fields: Sequence) -> str:
+    """A row of CSV, its end included."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(fields)
     return text.getvalue()

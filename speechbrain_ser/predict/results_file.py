@@ -76,9 +76,9 @@ class ResultsFile:
         """What is done; a line that a killed process had not finished is cut off."""
         self.file.seek(0)
         end, done, begun = 0, set(), False
-        for number, record in enumerate(self._records(), 1):
+        for number, (record, is_whole) in enumerate(self._records(), 1):
             is_header = number == 1 and self.form.header
-            if not self.form.is_whole(record):
+            if not is_whole:
                 self._check_cut(record, is_header)
                 break
             if is_header:
@@ -95,26 +95,28 @@ class ResultsFile:
             self.file.flush()
         return done
 
-    def _records(self) -> Iterator[str]:
-        """Lines, those of one record together; the last may be incomplete."""
-        record = ""
+    def _records(self) -> Iterator[tuple[str, bool]]:
+        """Rows, those of one record together, and whether it is whole: only the last may not be."""
+        record = row = ""
         for line in self.file:
-            record += line
-            if self.form.is_whole(record):
-                yield record
-                record = ""
-        if record:
-            yield record
+            row += line
+            if self.form.is_whole(row):
+                record, is_last, row = record + row, self.form.is_last(row), ""
+                if is_last:
+                    yield record, True
+                    record = ""
+        if record or row:
+            yield record + row, False
 
     def _path_in(self, record: str, number: int) -> str:
         try:
-            path, model = self.form.parse(record)
+            path, origin = self.form.parse(record)
         except UserError as error:
             raise UserError(
                 f"--out: record {number} of {self.path}: {error}, found {record.strip()[:100]!r}: give another file"
             ) from error
-        if model != self.form.model_id:
-            raise self._refusal(f"results of this model ({self.form.model_id})", f"those of another ({model})")
+        if origin != self.form.origin:
+            raise self._refusal(f"results of this model ({self.form.origin})", f"those of another ({origin})")
         return path
 
     def _check_cut(self, record: str, is_header: bool) -> None:
