@@ -184,6 +184,10 @@ def _serve(commands):
         "--max-seconds", type=float, default=600.0, help="longer recordings are refused (default: %(default)g)"
     )
     parser.add_argument("--max-mb", type=float, default=50.0, help="larger files are refused (default: %(default)g)")
+    parser.add_argument(
+        "--window", type=float, default=4.0, help="seconds that are heard at a time (default: %(default)g)"
+    )
+    parser.add_argument("--step", type=float, help="seconds from window to window (default: half a window)")
 
 
 def _incomplete(parser):

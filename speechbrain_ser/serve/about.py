@@ -35,9 +35,9 @@ def about(metrics: dict, predictions: pd.DataFrame | None, classes: Sequence[str
         Two paragraphs.
     """
     figures = metrics["selections"][metrics["selection"]]
-    said = f"WA {figures['all']['WA']:.1%}{_interval(predictions, classes)}"
+    said = f"WA {_percent(figures['all']['WA'])}{_interval(predictions, classes)}"
     if transcribes and figures["all"].get("WER") is not None:
-        said += f", WER {figures['all']['WER']:.1%}"
+        said += f", WER {_percent(figures['all']['WER'])}"
     n = figures["all"]["n"]
     speakers = "" if predictions is None else f" of {_count(predictions['speaker'].nunique(), 'speaker')}"
     heard = "never heard in training" if metrics["speaker_disjoint"] else f"in training as well ({metrics['leak']})"
@@ -63,7 +63,11 @@ def _interval(predictions: pd.DataFrame | None, classes: Sequence[str]) -> str:
     ends = speaker_interval(speaker_sums(predictions[["speaker", "emotion", "predicted"]], classes)["WA"])
     if ends is None:
         return " (one speaker: no interval)"
-    return f" (95 % interval over speakers {100 * ends.low:.1f} to {100 * ends.high:.1f} %)"
+    return f" (95 % interval over speakers: {_percent(ends.low)} to {_percent(ends.high)})"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _count(n: int, thing: str) -> str:

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import socket
-import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from speechbrain_ser.inference import EmotionRecognizer
 from speechbrain_ser.serve.about import about_run
 from speechbrain_ser.serve.recognition import Answer, recognise
 from speechbrain_ser.serve.uploads import Uploads
+from speechbrain_ser.timeline.recognition import plan_windows
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +30,8 @@ def serve(
     max_seconds: float = 600.0,
     max_mb: float = 50.0,
     device: str | None = None,
-    window: float = 3.0,
-    step: float = 1.0,
+    window: float = 4.0,
+    step: float | None = None,
 ) -> None:
     """Serve the page until Ctrl-C.
 
@@ -45,11 +46,11 @@ def serve(
     max_seconds : float
         The longest recording that is taken.
     max_mb : float
-        The largest file that is taken, in 1e6 bytes.
+        The largest file that is taken, in MB of 2**20 bytes.
     device : str, optional
         ``cpu``, ``cuda:0``, …
     window, step : float
-        Seconds, of the timeline.
+        Of the timeline, in seconds (:meth:`EmotionRecognizer.timeline`).
 
     Raises
     ------
@@ -63,15 +64,17 @@ def serve(
     _check_port(host, port)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it runs
     recognizer = EmotionRecognizer.from_run(model, {"device": device} if device else None)
+    plan_windows(recognizer, window, step)  # an error now, not at the first recording
     about = about_run(Path(model), recognizer.classes, recognizer.decode is not None)
     if host not in LOOPBACK:
         logger.warning(f"warning: everybody who reaches {host} can use this page: it has no password and no encryption")
     answer = partial(recognise, recognizer, window=window, step=step, max_seconds=max_seconds)
     limits = f"Any format that soundfile reads, up to {max_seconds:g} seconds and {max_mb:g} MB."
-    with _terminated_as_interrupted(), running(answer, about, limits, host, port, int(max_mb * 1e6)) as url:
+    with _terminated_as_interrupted(), running(answer, about, limits, host, port, int(max_mb * 2**20)) as url:
         print(f"{url} (Ctrl-C ends it)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
+            while True:
+                time.sleep(3600)
     print("ended; nothing was kept")
 
 
@@ -144,6 +147,8 @@ def _check_gradio() -> None:
 def _check_port(host: str, port: int) -> None:
     """Before the model is loaded, which takes a while."""
     try:
+        if not 0 < port < 1 << 16:
+            raise OverflowError("a port is a number from 1 to 65535")
         family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

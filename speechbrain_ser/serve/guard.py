@@ -83,7 +83,7 @@ class Guard:
         return None
 
     def _too_large(self) -> str:
-        return f"the recording exceeds the maximum allowed size of {self.uploads.max_bytes / 1e6:g} MB"
+        return f"the recording exceeds the maximum allowed size of {self.uploads.max_bytes / 2**20:g} MB"
 
     def _bounded(self, receive):
         """An upload's bytes, counted as they come; Gradio deletes the rest of one whose parser is told of an error."""

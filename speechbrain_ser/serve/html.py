@@ -8,20 +8,26 @@ from pathlib import Path
 from speechbrain_ser.serve.recognition import Answer
 
 STYLE = """
-.gradio-container {max-width: 760px !important; margin: 0 auto !important}
-.ser h3 {margin: 1.2em 0 .4em; font-size: 1em; font-weight: 600}
-.ser .emotion {font-size: 1.9em; font-weight: 700; margin: 0 0 .5em; line-height: 1.2; overflow-wrap: anywhere}
+.gradio-container {max-width: 1100px !important; margin: 0 auto !important; min-width: 0; width: 100%}
+.gradio-container :is(.main, .wrap, .contain) {min-width: 0; max-width: 100%}
+.html-container:has(.ser) {padding: 0 !important}
+.ser-small {font-size: .9em; opacity: .85; max-width: 50em}
+.ser {line-height: 1.4}
+.ser h3 {margin: 1.3em 0 .4em; font-size: 1em; font-weight: 600}
+.ser .emotion {font-size: 1.9em; font-weight: 700; margin: 0; line-height: 1.2; overflow-wrap: anywhere}
 .ser .emotion small {font-size: .5em; font-weight: 400; opacity: .75; display: block}
-.ser .bars {display: grid; grid-template-columns: max-content 1fr 4.2em; gap: .35em .7em; align-items: center}
-.ser .bars .bar {height: .8em; border-radius: .4em; background: var(--border-color-primary)}
-.ser .bars .bar i {display: block; height: 100%; border-radius: .4em; background: var(--primary-500); min-width: 2px}
+.ser .bars {display: grid; grid-template-columns: max-content 1fr 4.2em; gap: .35em .7em; align-items: center;
+  max-width: 44em}
+.ser .bars .bar {height: .8em; border-radius: .4em; background: var(--border-color-primary); overflow: hidden}
+.ser .bars .bar i {display: block; height: 100%; background: var(--primary-500)}
 .ser .bars .share {text-align: right; font-variant-numeric: tabular-nums}
 .ser blockquote {margin: 0 !important; padding: .1em 0 .1em .8em; border-left: 3px solid var(--primary-500);
-  font-size: 1.05em; overflow-wrap: anywhere}
-.ser img {width: 100%; height: auto; border-radius: 6px; background: #fff}
+  font-size: 1.05em; overflow-wrap: anywhere; max-width: 44em}
+.ser .picture {overflow-x: auto; background: #fff; border-radius: 6px}
+.ser .picture img {width: 100%; min-width: 860px; max-width: none; height: auto; margin: 0}
 .ser .files a {display: inline-block; margin: .2em .6em .2em 0; padding: .4em .9em; border-radius: 6px;
   border: 1px solid var(--border-color-primary); text-decoration: none}
-.ser-small {font-size: .9em; opacity: .85}
+.ser .error {padding: .7em 1em; border-left: 3px solid #dc2626; background: #dc262618; overflow-wrap: anywhere}
 footer .divider {display: none}
 """
 
@@ -41,7 +47,7 @@ def render(answer: Answer) -> str:
 
     Example
     -------
-    >>> page = render(Answer("a.wav", 2.0, "sad", {"sad": 0.9, "<b>": 0.1}, "YES & NO"))
+    >>> page = render(Answer("a.wav", 2.0, "sad", {"sad": 0.9, "<b>": 0.1}, True, "YES & NO"))
     >>> "YES &amp; NO" in page, "<b>" in page, "90.0 %" in page
     (True, False, True)
     """
@@ -51,14 +57,26 @@ def render(answer: Answer) -> str:
         parts.append(f"<h3>Transcript</h3><blockquote>{text}</blockquote>")
     if answer.picture is not None:
         source = _data("image/png", answer.picture)
-        alt = "The waveform, the posterior of each emotion over time, and the transcript"
-        parts.append(f'<h3>Over time</h3><img src="{source}" alt="{alt}">')
+        alt = "Waveform, emotions, posteriors and words over time"
+        parts.append(f'<h3>Over time</h3><div class="picture" tabindex="0"><img src="{source}" alt="{alt}"></div>')
     parts.append(f'<h3>Download</h3><p class="files">{"".join(_files(answer))}</p>')
     return f'<div class="ser">{"".join(parts)}</div>'
 
 
+def render_error(words: str) -> str:
+    """What the page shows where there is no answer.
+
+    Example
+    -------
+    >>> print(render_error("unreadable: <b>"))
+    <div class="ser"><p class="error" role="alert"><b>No result:</b> unreadable: &lt;b&gt;</p></div>
+    """
+    return f'<div class="ser"><p class="error" role="alert"><b>No result:</b> {escape(words)}</p></div>'
+
+
 def _emotion(answer: Answer) -> str:
-    about = f"{escape(answer.name)}, {answer.seconds:.1f} s"
+    how = "heard as one utterance" if answer.is_whole else "the mean over time"
+    about = f"{escape(answer.name)}, {answer.duration:.1f} s, {how}"
     if answer.emotion is None:
         return f'<p class="emotion">undecided<small>no emotion is likely enough; {about}</small></p>'
     return f'<p class="emotion">{escape(answer.emotion)}<small>{about}</small></p>'
@@ -75,7 +93,7 @@ def _bars(posteriors: dict[str, float]) -> str:
 
 def _files(answer: Answer) -> list[str]:
     stem = Path(answer.name).stem
-    text = json.dumps(answer.to_json(), ensure_ascii=False, indent=1)
+    text = json.dumps(answer.to_dict(), ensure_ascii=False, indent=1)
     files = {"json": ("application/json", text.encode())}
     if answer.textgrid is not None:
         files["TextGrid"] = ("text/plain", answer.textgrid.encode())

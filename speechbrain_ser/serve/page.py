@@ -3,13 +3,12 @@
 import logging
 import threading
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 
 import gradio as gr
 
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.serve.html import render
+from speechbrain_ser.serve.html import render, render_error
 from speechbrain_ser.serve.recognition import Answer
 from speechbrain_ser.serve.uploads import Uploads
 
@@ -55,7 +54,7 @@ def build_page(recognise: Callable[[Path], Answer], uploads: Uploads, about: str
             api_visibility="private",
             **one_at_a_time,
         )
-        recording.clear(lambda: "", None, shown, api_visibility="private", queue=False)
+        recording.clear(None, None, shown, js="() => ''")  # by the browser alone
         sent = _sent(visible=False, label="recording")
         gr.Button(visible=False).click(
             answer.for_programs, sent, gr.JSON(visible=False, label="answer"), api_name="recognize", **one_at_a_time
@@ -79,7 +78,7 @@ def _sent(**options) -> gr.Audio:
 
 
 class _Answering:
-    """Recordings to answers, and their deletion."""
+    """Recordings to answers; a recording is deleted before its answer goes out."""
 
     def __init__(self, recognise: Callable[[Path], Answer], uploads: Uploads):
         self.recognise, self.uploads, self.lock = recognise, uploads, threading.Lock()
@@ -88,12 +87,12 @@ class _Answering:
         try:
             return render(self._answer(recording))
         except UserError as error:
-            raise gr.Error(escape(str(error)), duration=None, title="No result", print_exception=False) from error
+            return render_error(str(error))
 
     def for_programs(self, recording: str) -> dict:
         """Emotion, posteriors, transcript and segments of a recording."""
         try:
-            return self._answer(recording).to_json()
+            return self._answer(recording).to_dict()
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
