@@ -7,14 +7,20 @@ from setuptools import find_packages, setup
 
 DEMO = ["espeakng-loader>=0.2.4"]
 ONNX = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
+# its routes and its files on disk are what speechbrain_ser/serve/ guards: look at both when it changes
+SERVE = ["gradio>=6.31,<7"]
 EXTRAS = {
     # libespeak-ng (GPL) and its voices in a wheel: speaks the demo corpus
     "demo": DEMO,
     # the published F0 tracker, to compare ours with; it is built from source
     "rapt": ["pysptk>=1.0", "setuptools<82"],
     "onnx": ONNX,
+    "serve": SERVE,
     "slurm": ["submitit>=1.5"],
-    "test": [*DEMO, *ONNX, "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "pre-commit>=4", "tensorboard>=2.18"],
+    "test": [
+        *(*DEMO, *ONNX, *SERVE),
+        *("pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "pre-commit>=4", "tensorboard>=2.18"),
+    ],
     "track": ["tensorboard>=2.18", "wandb>=0.19"],
 }
 

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser("speechbrain-ser", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_demo_corpus, _report, _compare, _decompose, _convert, _predict, _export):
+    for add in (_demo_corpus, _report, _compare, _decompose, _convert, _predict, _export, _serve):
         add(commands)
     arguments = vars(parser.parse_args(argv))
     run = arguments.pop("run")
@@ -206,6 +206,27 @@ def _export(commands):
         action="store_true",
         help="also what SpeechBrain's EncoderClassifier.from_hparams reads",
     )
+
+
+def _serve(commands):
+    def run(**arguments):
+        from .serve.command import serve
+
+        serve(**arguments)
+
+    parser = _command(commands, "serve", run, "a page on this machine: record or drop speech, see what a model says")
+    parser.add_argument("--model", required=True, help="a run's folder, a package's folder, or its name on the hub")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: this machine alone)")
+    parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
+    parser.add_argument("--device", help="cpu, cuda:0, … (default: what the machine has)")
+    parser.add_argument(
+        "--max-seconds", type=float, default=600.0, help="longer recordings are refused (default: %(default)g)"
+    )
+    parser.add_argument("--max-mb", type=float, default=50.0, help="larger files are refused (default: %(default)g)")
+    parser.add_argument(
+        "--window", type=float, default=4.0, help="seconds that are heard at a time (default: %(default)g)"
+    )
+    parser.add_argument("--step", type=float, help="seconds from window to window (default: half a window)")
 
 
 def _incomplete(parser):
