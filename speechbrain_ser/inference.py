@@ -31,6 +31,7 @@ from speechbrain_ser.trained import load_model
 logger = logging.getLogger(__name__)
 
 LOOK_AHEAD = 8  # batches whose recordings are read before they are sorted by length
+CPU_PADDING = 1.0  # seconds that an utterance may lack of a batch's longest: computing more costs a pass of its own
 RUN_OPTS = {"device": None, "precision": "fp32"}
 NOT_FINITE_OUTPUT = "the model's output is not finite"
 
@@ -130,8 +131,11 @@ class EmotionRecognizer:
         model.keep_tasks({"emotion", "asr"} if decode else {"emotion"})
         self.classes, self.decode, self.max_seconds = list(classes), decode, max_seconds
         self.model_id = model_id + _settings(self.temperature, self.threshold)
-        self.device, self.autocast = _run_options(run_opts or {})
+        self.device, self.autocast, half = _run_options(run_opts or {})
+        self.max_padding = CPU_PADDING if torch.device(self.device).type == "cpu" else float("inf")
         self.model = _moved(model.eval(), self.device)
+        for lobe in [module for module in model.modules() if hasattr(module, "fix_weights")]:
+            lobe.fix_weights(half)
         if by_gender := getattr(model.inputs.get("f0"), "by_gender", None):
             low, high = model.inputs["f0"].f_range
             logger.warning(
@@ -489,7 +493,7 @@ class EmotionRecognizer:
     def _classify(self, items: list["_Item"], batch_size: int, embedding: bool) -> list[Recognition]:
         """Results in the order of the items."""
         found = [Recognition(item.path, error=item.error) for item in items]
-        for batch in _batches([item.seconds for item in items], batch_size, self.max_seconds):
+        for batch in _batches([item.seconds for item in items], batch_size, self.max_seconds, self.max_padding):
             for k, result in zip(batch, self._forward([items[k].signals for k in batch], embedding), strict=True):
                 found[k] = replace(result, path=items[k].path)
         return found
@@ -531,17 +535,25 @@ class _Item:
     error: str | None = None
 
 
-def _batches(seconds: Sequence[float], batch_size: int, max_seconds: float) -> Iterator[list[int]]:
+def _batches(
+    seconds: Sequence[float], batch_size: int, max_seconds: float, max_padding: float = float("inf")
+) -> Iterator[list[int]]:
     """Indices of recordings of similar lengths, the longest first; those of no length are left out.
+
+    A batch lasts no more than `max_seconds` with its padding, and none of it has more than `max_padding` seconds.
 
     Example
     -------
     >>> list(_batches([1.0, 9.0, 0.0, 2.0, 5.0, 1.5], 3, 10.0))
     [[1], [4, 3], [5, 0]]
+    >>> list(_batches([1.0, 9.0, 0.0, 2.0, 5.0, 1.5], 3, 10.0, max_padding=1.0))
+    [[1], [4], [3, 5, 0]]
     """
     order = sorted((k for k, s in enumerate(seconds) if s > 0), key=lambda k: -seconds[k])
     while order:
-        n = max(1, min(batch_size, int(max_seconds / seconds[order[0]])))
+        longest = seconds[order[0]]
+        similar = sum(seconds[k] >= longest - max_padding for k in order)
+        n = max(1, min(batch_size, similar, int(max_seconds / longest)))
         yield order[:n]
         order = order[n:]
 
@@ -587,14 +599,16 @@ def _settings(temperature: float, threshold: float) -> str:
     return "".join(f"-{name}={value:.6g}" for name, (value, default) in found.items() if value != default)
 
 
-def _run_options(run_opts: Mapping[str, str]) -> tuple[str, TorchAutocast]:
+def _run_options(run_opts: Mapping[str, str]) -> tuple[str, TorchAutocast, torch.dtype | None]:
+    """Device, autocast and its type (None: none)."""
     if unknown := [f"{o}{nearest(o, RUN_OPTS)}" for o in run_opts if o not in RUN_OPTS]:
         raise UserError(f"run_opts: unknown {', '.join(unknown)}; known: {', '.join(RUN_OPTS)}")
     options = {**RUN_OPTS, **run_opts}
     device = options["device"] or infer_device()
     try:
         kind = torch.device(device).type
-        return device, TorchAutocast(device_type=kind, dtype=AMPConfig.from_name(options["precision"]).dtype)
+        dtype = AMPConfig.from_name(options["precision"]).dtype
+        return device, TorchAutocast(device_type=kind, dtype=dtype), None if dtype == torch.float32 else dtype
     except (RuntimeError, ValueError) as error:
         raise UserError(f"run_opts: {error}") from error
 

@@ -80,6 +80,22 @@ def test_equals_the_runs_own_predictions_in_any_batch_and_order(run_of, wavs, na
         assert_equal(dataclasses.replace(result, path=row["path"]), row)
 
 
+def test_half_precision_is_near_in_any_batch(run_of, wavs):
+    """bf16, with weights that are stored so."""
+    recognizer = EmotionRecognizer.from_run(run_of("cai"), CPU | {"precision": "bf16"})
+    layer = recognizer.model.encoder.model.encoder.layers[0]
+    assert layer.feed_forward.output_dense.weight.dtype == torch.bfloat16
+    assert layer.final_layer_norm.weight.dtype == recognizer.model.heads["emotion"].weight.dtype == torch.float32
+    paths = sorted(wavs.iterdir())[:8]
+
+    def embeddings(recognizer, batch_size):
+        return torch.stack([r.embedding for r in recognizer.classify_files(paths, batch_size, embedding=True)])
+
+    exact = embeddings(EmotionRecognizer.from_run(run_of("cai"), CPU), 1)
+    for batch_size in (1, 5):
+        assert 1e-5 < ((embeddings(recognizer, batch_size) - exact).abs().max() / exact.abs().max()) < 0.02
+
+
 def test_the_decoder_and_the_speaker_head_are_not_run(run_of):
     """Of Hsu's four encoders the emotion reads two here, of Ha's three heads a stranger needs two."""
     hsu = EmotionRecognizer.from_run(run_of("hsu"), CPU).model
@@ -216,6 +232,23 @@ def test_no_more_is_read_than_asked_for(run_of, wavs):
     sizes.clear()
     recognizer.max_seconds = soundfile.info(path).duration  # one at a time
     assert [r.error for r in recognizer.classify_files([path] * 3)] == [None] * 3 and [n for n, _ in sizes] == [1] * 3
+
+
+def test_on_a_cpu_no_batch_is_much_longer_than_its_utterances(run_of, wavs):
+    """There, padding costs what speech costs."""
+    recognizer = EmotionRecognizer.from_run(run_of("cai"), CPU)
+    padding, forward = [], recognizer.model.forward
+    recognizer.model.forward = lambda sig: (
+        padding.append((1 - sig.lengths) * sig.data.shape[1] / 16_000) or forward(sig)
+    )
+    paths = sorted(wavs.iterdir())[:8]
+    seconds = [soundfile.info(path).duration for path in paths]
+    assert recognizer.max_padding == 1.0 and max(seconds) - min(seconds) > 0.1
+    for most in (0.05, 10.0):
+        recognizer.max_padding = most
+        padding.clear()
+        assert len(list(recognizer.classify_files(paths, batch_size=8))) == len(torch.cat(padding)) == 8
+        assert torch.cat(padding).max() <= most and (len(padding) == 1) == (most == 10.0)
 
 
 # ------------------------------------------------------------------ wrong input

@@ -4,6 +4,7 @@ import copy
 import inspect
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from speechbrain_ser.lobes import backbone
 from speechbrain_ser.lobes import wav2vec2 as module
 from speechbrain_ser.lobes.tiny import _build, build_tiny_wav2vec2, main
 from speechbrain_ser.lobes.wav2vec2 import BackboneError, Wav2Vec2, absolute_lengths, check_backbone
+from speechbrain_ser.nnet.front_end import convolve_in_pieces
 from speechbrain_ser.nnet.masked import MaskedGroupNormConvLayer
 from speechbrain_ser.nnet.pooling import MaskedPooling, frame_mask
 from speechbrain_ser.nnet.span_mask import span_mask
@@ -86,6 +88,17 @@ def batch() -> SimpleNamespace:
     wavs = wavs * torch.tensor([0.1, 1.0, 0.5, 0.01])[:, None] + 0.02
     singles = [wavs[i : i + 1, :length] for i, length in enumerate(LENGTHS)]
     return SimpleNamespace(wavs=wavs, lens=LENGTHS / LENGTHS.max(), singles=singles)
+
+
+@pytest.fixture(params=["one by one", "together"])
+def front_end(request, monkeypatch):
+    """Without gradients utterances go through the front end alone and in pieces on a CPU, elsewhere as a batch."""
+    if request.param == "together":
+        monkeypatch.setattr(module, "_one_by_one", lambda wavs: False)
+    monkeypatch.setattr(module, "convolve_in_pieces", partial(convolve_in_pieces, piece=7))
+
+
+either_way = pytest.mark.usefixtures("front_end")
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -201,11 +214,13 @@ def test_cai_with_a_layer_norm_front_end(folder, batch):
 # --- padding -----------------------------------------------------------------------------------------------
 
 
+@either_way
 @every_kind
 def test_padded_batch_gives_the_singles(folder, batch, kind):
     assert padding_error(Wav2Vec2(folder(kind)).eval(), batch) < TOLERANCE
 
 
+@either_way
 @every_kind
 def test_single_is_what_transformers_gives(folder, batch, kind):
     """Without padding nothing of the lobe's own takes part: the model is the published one."""
@@ -230,10 +245,12 @@ def test_past_the_end_is_zero(folder, batch, kind):
 @pytest.mark.parametrize("kind", [GROUP, DATA2VEC], ids=["group norm", "data2vec"])
 def test_without_the_swapped_layers_padding_leaks(folder, batch, kind, monkeypatch):
     """The tests above can fail: these two need what the lobe puts in."""
+    monkeypatch.setattr(module, "_one_by_one", lambda wavs: False)
     monkeypatch.setattr(module, "_swap_layers", lambda model: None)
     assert padding_error(Wav2Vec2(folder(kind)).eval(), batch) > 10 * TOLERANCE
 
 
+@either_way
 def test_hubert_with_batch_norm(batch, tmp_path):
     """Some HuBERT checkpoints normalise before the positional convolution, which lifts zeros."""
     config = HubertConfig(
@@ -263,6 +280,7 @@ def test_hubert_with_batch_norm(batch, tmp_path):
     torch.testing.assert_close(*norms)
 
 
+@either_way
 @both_front_ends
 def test_company_and_order_do_not_matter(folder, batch, kind):
     lobe = Wav2Vec2(folder(kind)).eval()
@@ -361,7 +379,47 @@ def test_normalize_wav(folder, batch, tmp_path):
 
 
 def test_silence_is_finite(folder):
-    assert Wav2Vec2(folder(GROUP)).eval()(torch.zeros(2, 4000), torch.tensor([1.0, 0.5])).isfinite().all()
+    lobe = Wav2Vec2(folder(GROUP)).eval()
+    silence = (torch.zeros(2, 4000), torch.tensor([1.0, 0.5]))
+    assert lobe(*silence).isfinite().all()
+    with torch.no_grad():
+        assert lobe(*silence).isfinite().all()
+
+
+# --- inference ---------------------------------------------------------------------------------------------
+
+
+@every_kind
+def test_pieces_are_small_whatever_the_length(folder, kind):
+    """The front end's memory is bounded, and what it gives is that of the whole utterance."""
+    lobe = Wav2Vec2(folder(kind)).eval()
+    wav = torch.randn(1, 80_000, generator=torch.Generator().manual_seed(0))
+    sizes = []
+    for layer in lobe.model.feature_extractor.conv_layers[1:]:
+        layer.register_forward_hook(lambda layer, inputs, out: sizes.append(out.shape[-1]))
+    found = lobe(wav)  # with gradients: the whole
+    whole = max(sizes)
+    sizes.clear()
+    with torch.no_grad():
+        assert relative_error(lobe(wav), found.detach()) < TOLERANCE
+    assert max(sizes) < 0.4 * whole
+
+
+@every_kind
+def test_fixed_weights_change_nothing(folder, batch, kind):
+    lobe = Wav2Vec2(folder(kind)).eval()
+    with torch.no_grad():
+        exact = lobe(batch.wavs, batch.lens)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = lobe(batch.wavs, batch.lens)
+        lobe.fix_weights()
+        assert torch.equal(lobe(batch.wavs, batch.lens), exact)
+        lobe.fix_weights(torch.bfloat16)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(lobe(batch.wavs, batch.lens), rough)
+    assert relative_error(rough.float(), exact) < 0.05
+    layer = lobe.model.encoder.layers[0].feed_forward.intermediate_dense
+    assert layer.weight.dtype == torch.bfloat16 and "parametrizations" not in " ".join(lobe.state_dict())
 
 
 # --- freezing ----------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import torch
 from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2 as SpeechBrainWav2Vec2
 from speechbrain.utils.logger import get_logger
 from torch import nn
+from torch.nn.utils import parametrize
 from transformers import AutoFeatureExtractor, AutoModel, Wav2Vec2FeatureExtractor
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
@@ -28,6 +29,7 @@ from speechbrain_ser.lobes.backbone import (
 )
 from speechbrain_ser.lobes.front_end import FrontEnd
 from speechbrain_ser.lobes.quiet import quiet_transformers
+from speechbrain_ser.nnet.front_end import channels_last, convolve_in_pieces
 from speechbrain_ser.nnet.layer_norm_conv import LayerNormConvLayer
 from speechbrain_ser.nnet.lengths import absolute_lengths
 from speechbrain_ser.nnet.masked import MaskedGroupNormConvLayer, MaskedPositionalConv, normalize_own
@@ -233,6 +235,23 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
             self.model.feature_extractor.eval()
         return self
 
+    def fix_weights(self, dtype: torch.dtype | None = None) -> None:
+        """Work ahead what every forward pass would repeat, once nothing is learned any more.
+
+        Weight normalisation becomes a plain weight. Results stay as they are, bit for bit, under autocast to `dtype`;
+        parameters change their names and types, so that a checkpoint does not fit afterwards.
+
+        Arguments
+        ---------
+        dtype : torch.dtype, optional
+            Of the autocast that all later forward passes run under; None: none.
+        """
+        for module in list(self.model.modules()):
+            if parametrize.is_parametrized(module, "weight"):
+                parametrize.remove_parametrizations(module, "weight")
+        if dtype is not None:
+            _store_in(dtype, self.model)
+
     # --- lengths -----------------------------------------------------------------------------------------
 
     def frame_counts(self, n_samples: torch.LongTensor | int) -> torch.LongTensor:
@@ -333,6 +352,8 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         """Convolutional features [batch, frames, conv channels]; without GroupNorm they need no mask."""
         first, *others = self.model.feature_extractor.conv_layers
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_feature_extractor):
+            if _one_by_one(wavs):
+                return self._convolve_one_by_one(wavs, lengths)
             hidden = wavs[:, None]  # [batch, 1, time]
             if isinstance(first, MaskedGroupNormConvLayer) and _is_padded(lengths, wavs.shape[1]):
                 hidden = first(hidden, self._first_frame_counts(lengths).to(wavs.device))
@@ -341,6 +362,16 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
             for layer in others:
                 hidden = layer(hidden)  # [batch, conv channels, frames]
         return hidden.transpose(1, 2)
+
+    def _convolve_one_by_one(self, wavs: torch.Tensor, lengths: torch.LongTensor) -> torch.Tensor:
+        """As :meth:`_convolve`; exactly 0 past an utterance's end."""
+        layers = self.model.feature_extractor.conv_layers
+        found = [convolve_in_pieces(layers, wav[:n]) for wav, n in zip(wavs, lengths.tolist(), strict=True)]
+        frames = int(self.frame_counts(wavs.shape[1]))
+        hidden = found[0].new_zeros(len(found), frames, found[0].shape[1])
+        for row, features in zip(hidden, found, strict=True):
+            row[: len(features)] = features
+        return hidden
 
     def _first_frame_counts(self, lengths: torch.LongTensor) -> torch.LongTensor:
         """Own frames after the first convolution [batch]."""
@@ -389,6 +420,27 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
 def _is_padded(counts: torch.LongTensor, longest: int) -> bool:
     """Whether a batch has padding; a graph that is exported must expect it, whatever its example."""
     return torch.compiler.is_exporting() or int(counts.min()) < longest
+
+
+# --- inference -------------------------------------------------------------------------------------------
+
+
+def _one_by_one(wavs: torch.Tensor) -> bool:
+    """Whether utterances go through the front end one by one: on a CPU a batch gains nothing there, and its padding
+    is computed and masked. A graph that is being captured, or gradients, want the batch."""
+    return wavs.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _store_in(dtype: torch.dtype, model: nn.Module) -> None:
+    """Keep weights in the type, and the front end's in the memory order, in which they are used."""
+    folded = {m.conv for m in model.modules() if isinstance(m, MaskedGroupNormConvLayer)}  # anew for each utterance
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv1d) and module not in folded:
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
+    for layer in model.feature_extractor.conv_layers:
+        if layer.conv.weight.device.type == "cpu" and layer.conv not in folded:
+            layer.conv.weight.data = channels_last(layer.conv.weight.data)[:, :, 0]
 
 
 # --- checks ----------------------------------------------------------------------------------------------

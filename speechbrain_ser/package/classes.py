@@ -71,7 +71,8 @@ CLASSES = MODELS | {
     "speechbrain_ser.nnet.pooling.MaskedPooling": _kind(MaskedPooling, "mode"),
     LOG_MEL: _kind(
         LogMel,
-        "sample_rate n_fft hop_length win_length n_mels f_min f_max mel_scale mel_norm power pad_mode scale top_db floor",
+        "sample_rate n_fft hop_length win_length n_mels f_min f_max mel_scale mel_norm power pad_mode scale top_db "
+        "floor",
     ),
     "speechbrain_ser.processing.split_mel.SplitMel": _kind(SplitMel, "dither"),
     "speechbrain_ser.processing.pitch_track.PitchTrack": _kind(PitchTrack, "method f_range"),

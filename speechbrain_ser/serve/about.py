@@ -61,8 +61,8 @@ def about_package(name: str, classes: Sequence[str], transcribes: bool) -> str:
     """The same of a package, whose card is not read: it may say, and be, anything."""
     return (
         f"**The model** is the package `{Path(name).name}`, which tells {len(classes)} emotions apart "
-        f"({', '.join(classes)}){' and transcribes' if transcribes else ''}. What it was trained on and how well it does "
-        f"there, its model card says (`README.md` in the package).\n\n**Its limits.** {LIMITS}"
+        f"({', '.join(classes)}){' and transcribes' if transcribes else ''}. What it was trained on and how well it "
+        f"does there, its model card says (`README.md` in the package).\n\n**Its limits.** {LIMITS}"
     )
 
 
