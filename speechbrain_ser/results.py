@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from speechbrain.utils.distributed import run_on_main
 
 from speechbrain_ser.evaluation.figures import plot_confusion, plot_learning_curves, save_figure
 from speechbrain_ser.evaluation.metrics import metrics, metrics_by_text, speaker_accuracy
@@ -46,7 +47,7 @@ def evaluate_and_write(setup: Setup, brain, loaders: dict) -> None:
         brain.evaluate(loaders["test"], max_key=SELECTIONS[selection])
         predictions = _predictions(brain, heard["test"])
         suffix = "" if selection == plain["selection"] else f"_{selection}"
-        write_csv(predictions, setup.folder / f"predictions{suffix}.csv")
+        run_on_main(write_csv, [predictions, setup.folder / f"predictions{suffix}.csv"])
         selections[selection] = {
             "selected_by": SELECTION_NAMES[selection],
             "epoch": brain.tested_epoch,
@@ -57,6 +58,10 @@ def evaluate_and_write(setup: Setup, brain, loaders: dict) -> None:
         if brain.has_speaker_task:
             selections[selection]["seen_speaker_accuracy"] = _test_speakers(setup, brain, loaders, selection, suffix)
     results = {**run_facts(setup), "selections": selections}
+    run_on_main(_finish, [setup, results])
+
+
+def _finish(setup: Setup, results: dict) -> None:
     _pictures(setup, results)
     write_json(results, setup.folder / "metrics.json")  # last: its presence says that the run is finished
 
@@ -95,7 +100,7 @@ def _test_second(setup: Setup, brain, loaders: dict, selection: str, suffix: str
     """The held-out utterances of the second corpus."""
     brain.evaluate(loaders["second"], max_key=SELECTIONS[selection])
     predictions = _predictions(brain, heard)
-    write_csv(predictions, setup.folder / f"predictions_second{suffix}.csv")
+    run_on_main(write_csv, [predictions, setup.folder / f"predictions_second{suffix}.csv"])
     return metrics(predictions, setup.classes)
 
 
@@ -105,7 +110,7 @@ def _test_speakers(setup: Setup, brain, loaders: dict, selection: str, suffix: s
         return "none"
     brain.evaluate(loaders["seen"], max_key=SELECTIONS[selection])
     predictions = brain.predictions()[["ID", "speaker", "speaker_predicted"]]
-    write_csv(predictions, setup.folder / f"predictions_seen{suffix}.csv")
+    run_on_main(write_csv, [predictions, setup.folder / f"predictions_seen{suffix}.csv"])
     return speaker_accuracy(predictions)
 
 
