@@ -319,12 +319,13 @@ class SERBrain(sb.Brain):
 
         It is the checkpoint's own, unless another number of processes, or of utterances at a time, cuts the steps.
         """
-        epochs = self.hparams.epoch_counter.current
+        if not self.step:
+            return
+        epochs, loader = self.hparams.epoch_counter.current, self.checkpointer.recoverables.get("dataloader-TRAIN")
         done = self.optimizer_step - epochs * self.train_sampler.steps_per_epoch
-        if self.step and 0 < done <= self.train_sampler.steps_per_epoch:
+        if loader is not None and 0 < done <= self.train_sampler.steps_per_epoch:
             self.train_sampler.set_epoch(epochs + 1)
-            self.step = self.train_sampler.batches_of(done)
-            self.checkpointer.recoverables["dataloader-TRAIN"]._speechbrain_recovery_skip_to = self.step
+            self.step = loader._speechbrain_recovery_skip_to = self.train_sampler.batches_of(done)
 
     def _wrap_distributed(self):
         """With torchrun nothing is wrapped: :func:`~speechbrain_ser.distributed.sum_gradients` does it all."""
