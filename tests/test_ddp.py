@@ -24,6 +24,7 @@ from speechbrain_ser.experiment import main
 
 from .conftest import NARROW, ROOT
 
+LABELS = "{angry: angry, sad: sad, '*': null}"
 PATIENCE = 120.0  # seconds until processes that wait for each other are ended
 # no draw at random: the processes then compute what one would
 STILL = ("--dropout=0", "--layerdrop=0", "--spec_augment=False")
@@ -38,6 +39,12 @@ class Ended:
     err: str
 
 
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    """They take longer than so small a training; the process that torchrun starts draws them."""
+    monkeypatch.setattr("speechbrain_ser.results._pictures", lambda *arguments: None)
+
+
 @pytest.fixture
 def lines(small, tmp_path):
     """train.py's arguments for a system on the smallest of everything."""
@@ -45,6 +52,7 @@ def lines(small, tmp_path):
     def arguments(*flags: str, yaml: str = "cai_mtl") -> list[str]:
         argv = ["--corpus=emodb", f"--data_folder={small.corpus('emodb')}", f"--results_folder={tmp_path / 'results'}"]
         argv += [f"--manifest_folder={small.folder / 'manifests'}", "--device=cpu", "--noprogressbar", "--lr=0.001"]
+        argv += [f"--labels={LABELS}", "--seen_fraction=0"]  # 24 utterances to train on
         if not yaml.startswith("fu_") and yaml != "hsu_pretrain":
             argv += [f"--wav2vec2_hub={small.backbone(num_layers=2)}", "--tokens=characters"]
         given = {flag.split("=")[0] for flag in flags}
@@ -190,30 +198,28 @@ def steps_of(*plans) -> list[tuple[list[int], int]]:
 # ------------------------------------------------------------------ the same result
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_training_is_that_of_one_process(lines, recorded, tmp_path, world_size):
-    """76 utterances in steps of 25 and one of 1, in which all processes but one have nothing; twelve steps."""
-    argv = lines(*STILL, "--n_epochs=3", "--batch_size=25", "--micro_batch_size=6")
-    for n, name in ((1, "one"), (world_size, "many")):
-        train(n, argv, tmp_path / name)
-    one, many = recorded(tmp_path / "one"), recorded(tmp_path / "many")
-    assert [len(step) for step in many] == [25, 25, 25, 1] * 3
-    for mine, theirs in zip(many, one, strict=True):
-        assert mine.keys() == theirs.keys()
-        assert all(mine[k] == pytest.approx(theirs[k], rel=1e-5) for k in mine)
-    start = one[0].keys()
-    assert any(abs(one[8][k] - one[0][k]) > 1e-3 * one[0][k] for k in start & one[8].keys())  # something was learned
-    weights = parameters(tmp_path / "one")
-    for name, value in parameters(tmp_path / "many").items():  # by the names of the model itself
-        torch.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-5)
-    rows = [pd.read_csv(tmp_path / name / "epochs.csv") for name in ("one", "many")]
-    pd.testing.assert_frame_equal(*rows, rtol=1e-4)
-    assert json.loads((tmp_path / "one" / "metrics.json").read_text())["utterances"]["train"] == 76
-    assert "results: " in said(tmp_path / "many") and not said(tmp_path / "many", 1)
+def test_training_is_that_of_one_process(lines, recorded, tmp_path):
+    """24 utterances in steps of 11 and one of 2, in which a third process has nothing; twelve steps."""
+    argv = lines(*STILL, "--n_epochs=4", "--batch_size=11", "--micro_batch_size=2")
+    one, two, three = folders = [tmp_path / name for name in ("one", "two", "three")]
+    for n, folder in enumerate(folders, 1):
+        train(n, argv, folder)
+    alone, weights, epochs = recorded(one), parameters(one), pd.read_csv(one / "epochs.csv")
+    assert [len(step) for step in alone] == [11, 11, 2] * 4
+    moved = [abs(alone[-2][k] / alone[0][k] - 1) for k in alone[-2].keys() & alone[0].keys()]
+    assert max(moved) > 0.01  # there is something to agree in
+    for folder in (two, three):
+        for mine, theirs in zip(recorded(folder), alone, strict=True):
+            assert mine.keys() == theirs.keys()
+            assert all(mine[k] == pytest.approx(theirs[k], rel=1e-5) for k in mine)
+        for name, value in parameters(folder).items():  # by the names of the model itself
+            torch.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-5)
+        pd.testing.assert_frame_equal(pd.read_csv(folder / "epochs.csv"), epochs, rtol=1e-4)
+        assert "results: " in said(folder) and not said(folder, 1)
 
 
 def test_predictions_are_those_of_one_process(lines, tmp_path):
-    argv = lines(*DRAWN, "--n_epochs=2", "--test_every_epoch=True", "--eval_batch_size=2", "--selection=valid")
+    argv = lines(*DRAWN, "--n_epochs=2", "--test_every_epoch=True", "--eval_batch_size=1", "--selection=valid")
     train(1, argv, tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "many")
     for path in [*(tmp_path / "many").glob("predictions*.csv"), tmp_path / "many" / "metrics.json"]:
@@ -277,7 +283,7 @@ def _run_options():
 
 def test_a_killed_run_ends_as_if_undisturbed(lines, tmp_path, monkeypatch):
     """A process dies within the second epoch; the other one ends, and the next start goes on, with dropout and all."""
-    argv = lines(*DRAWN, "--n_epochs=2", "--batch_size=16", "--micro_batch_size=5", "--ckpt_interval_steps=1")
+    argv = lines(*DRAWN, "--n_epochs=2", "--batch_size=5", "--micro_batch_size=2", "--ckpt_interval_steps=1")
     train(2, argv, tmp_path / "whole")
     original = SERBrain.fit_batch
 
@@ -301,8 +307,7 @@ def test_a_killed_run_ends_as_if_undisturbed(lines, tmp_path, monkeypatch):
     assert "is of 2 process(es), here are 1" in (tmp_path / "alone" / "log.txt").read_text()
     rows = pd.read_csv(tmp_path / "alone" / "epochs.csv")
     assert rows["epoch"].tolist() == [1, 2]
-    whole = pd.read_csv(tmp_path / "whole" / "epochs.csv")
-    assert rows["train_loss"][1] == pytest.approx(whole["train_loss"][1], rel=0.2)
+    assert 0.8 < rows["train_loss"][1] / pd.read_csv(tmp_path / "whole" / "epochs.csv")["train_loss"][1] < 1.25
 
 
 # ------------------------------------------------------------------ errors
@@ -335,7 +340,7 @@ def test_one_process_alone_fails_and_tells(lines, tmp_path, monkeypatch):
         return original(brain, batch)
 
     monkeypatch.setattr(SERBrain, "fit_batch", fit_batch)
-    ended = train(2, lines("--n_epochs=1", "--batch_size=8"), tmp_path / "run", code=2)
+    ended = train(2, lines("--n_epochs=1", "--batch_size=5"), tmp_path / "run", code=2)
     assert ended.err.count("error: ") == 1 and "not finite; utterances: " in ended.err, ended.err
     assert "Traceback" not in ended.err
     assert not (tmp_path / "run.lock").exists()
@@ -347,6 +352,15 @@ def test_a_folder_in_use(lines, tmp_path):
     with locked(tmp_path / "run"):
         ended = train(2, lines(), tmp_path / "run", code=75)
     assert ended.err.count("error: ") == 1 and "is being worked on" in ended.err
+
+
+def test_crossval_under_torchrun(monkeypatch, capsys):
+    from speechbrain_ser.crossval.program import main as crossval
+
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    assert crossval([str(ROOT / "hparams" / "cai_mtl.yaml")], ROOT) == 2
+    assert "without torchrun" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ through torchrun itself
@@ -376,12 +390,13 @@ def test_torchrun_with_an_error(lines):
     process = torchrun(lines("--data_folder=/nowhere"))
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode and err.count("error: ") == 1 and "/nowhere" in err, err
-    assert set(re.findall(r"exitcode *: (-?\d+)", err)) == {"2"}, err
+    first = err.partition("Root Cause")[2]  # torchrun may end the other one before it has
+    assert re.search(r"exitcode *: 2 ", first) and '/train.py", line' not in err, err
 
 
 @pytest.mark.slow
 def test_torchrun_after_a_killed_process(lines, tmp_path):
-    argv = lines(*DRAWN, "--n_epochs=6", "--batch_size=16", "--ckpt_interval_steps=1")
+    argv = lines(*DRAWN, "--n_epochs=20", "--batch_size=5", "--ckpt_interval_steps=1")
     train(2, argv, tmp_path / "whole")
     process = torchrun([*argv, f"--output_folder={tmp_path / 'run'}"])
     deadline = time.monotonic() + PATIENCE
@@ -401,7 +416,7 @@ def test_torchrun_after_a_killed_process(lines, tmp_path):
 
 SYSTEMS = {
     "ha_speaker_norm": STILL,
-    "fu_cross_lingual": (),
+    "fu_cross_lingual": ("--dropout=0",),
     "hsu_pretrain": ("--crop=null", "--resample=False"),
 }
 
@@ -415,7 +430,10 @@ def test_every_systems_training(lines, recorded, tmp_path, system):
         train(n, argv, tmp_path / name)
     for mine, theirs in zip(recorded(tmp_path / "two"), recorded(tmp_path / "one"), strict=True):
         assert mine.keys() == theirs.keys()
-        assert all(mine[k] == pytest.approx(theirs[k], rel=1e-4) for k in mine)
+        # Fu's RMSprop makes steps of one size of gradients that are next to nothing, rounding among them
+        assert all(
+            mine[k] == pytest.approx(theirs[k], rel=1e-3 if system == "fu_cross_lingual" else 1e-5) for k in mine
+        )
     files = [
         sorted(str(p.relative_to(folder)) for p in folder.glob("*[!l]"))
         for folder in (tmp_path / "one", tmp_path / "two")
