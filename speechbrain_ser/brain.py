@@ -13,8 +13,10 @@ import pandas as pd
 import speechbrain as sb
 import torch
 from speechbrain.utils.checkpoints import torch_recovery
-from speechbrain.utils.distributed import main_process_only
+from speechbrain.utils.distributed import if_main_process, main_process_only
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from speechbrain_ser import distributed
 from speechbrain_ser.checkpoints import History, RandomState, Tally, find_epoch
 from speechbrain_ser.dataio import StepSampler
 from speechbrain_ser.decoding import Decoder
@@ -101,7 +103,7 @@ class SERBrain(sb.Brain):
         self.tokens = data.tokens
         self.class_weights = None if data.class_weights is None else data.class_weights.to(self.device)
         self.decode = Decoder(data.tokens, self.hparams.decoding, self.hparams.beam_size) if data.tokens else None
-        self.log_to = make_loggers(self.hparams.output_folder, self.hparams.tracker)
+        self.log_to = make_loggers(self.hparams.output_folder, self.hparams.tracker) if if_main_process() else []
         # SpeechBrain clips the first parameter group only, and clips to nothing for max_grad_norm <= 0: its clipping
         # is made harmless here, and ours runs just before each optimiser step (see init_optimizers)
         self.clip_norm, self.max_grad_norm = self.max_grad_norm, NO_CLIPPING
@@ -195,10 +197,25 @@ class SERBrain(sb.Brain):
         a step; :meth:`combine` cancels the factor in the loss.
         """
         self.micro = self.train_sampler.plan[self.step - 1]
-        if list(batch.id) != [self.data.fold.train[i] for i in self.micro.indices]:
+        if (list(batch.id) if batch else []) != [self.data.fold.train[i] for i in self.micro.indices]:
             raise RuntimeError("the batch is not the planned one: the loader and the sampler are out of step")
+        if batch is None:
+            return self._fit_nothing()
         self.grad_accumulation_factor = 1 if self.micro.ends_step else self.step + 1
         return super().fit_batch(batch)
+
+    def _fit_nothing(self):
+        """A step that leaves this process without an utterance is taken with the others' gradients."""
+        loss = self.scaler.scale(torch.zeros((), device=self.device))  # a scaler must have scaled before it steps
+        if self.micro.ends_step:
+            self.optimizers_step()
+        self.on_fit_batch_end(None, None, loss, self.micro.ends_step)
+        return loss.cpu()
+
+    def optimizers_step(self):
+        """SpeechBrain's, with the gradients of all processes."""
+        distributed.sum_gradients(self.modules.parameters())
+        super().optimizers_step()
 
     def on_fit_batch_start(self, batch, should_step):
         """Waveform augmentation, before the forward pass and outside autocast."""
@@ -286,6 +303,7 @@ class SERBrain(sb.Brain):
         """SpeechBrain's (resumes from the newest checkpoint), and says where we are."""
         super().on_fit_start()
         self._stretch_schedule()
+        self._find_batch()
         done = self.hparams.epoch_counter.current
         if done or self.step:
             logger.info(
@@ -299,6 +317,37 @@ class SERBrain(sb.Brain):
             for group, base, factor in zip(self.optimizer.param_groups, self.scheduler.base_lrs, factors, strict=True):
                 group["lr"] = base * factor(done)
 
+    def _find_batch(self) -> None:
+        """Within an epoch, the first batch after the steps that are done.
+
+        It is the checkpoint's own, unless another number of processes, or of utterances at a time, cuts the steps.
+        """
+        if not self.step:
+            return
+        epochs, loader = self.hparams.epoch_counter.current, self.checkpointer.recoverables.get("dataloader-TRAIN")
+        done = self.optimizer_step - epochs * self.train_sampler.steps_per_epoch
+        if loader is not None and 0 < done <= self.train_sampler.steps_per_epoch:
+            self.train_sampler.set_epoch(epochs + 1)
+            self.step = loader._speechbrain_recovery_skip_to = self.train_sampler.batches_of(done)
+
+    def _wrap_distributed(self):
+        """With torchrun nothing is wrapped: :func:`~speechbrain_ser.distributed.sum_gradients` does it all."""
+        if not self.distributed_launch:
+            return super()._wrap_distributed()
+        distributed.same_parameters(self.modules)
+        distributed.own_random_state(self.train_sampler.seed)
+        self._refuse_batch_statistics()
+
+    def _refuse_batch_statistics(self) -> None:
+        if distributed.world_size() == 1:
+            return
+        self.modules.train()  # what is frozen stays in evaluation mode, and measures nothing
+        names = [n for n, m in self.modules.named_modules() if isinstance(m, _BatchNorm) and m.training]
+        if names:
+            raise UserError(
+                f"{', '.join(names)} normalise over a batch, which no process has whole: start one, or freeze them"
+            )
+
     def on_stage_start(self, stage, epoch=None):
         """Empty books; a training epoch resumed in its middle keeps its own."""
         if stage != sb.Stage.TRAIN or self.step == 0:
@@ -307,6 +356,7 @@ class SERBrain(sb.Brain):
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Collect the stage's figures; the last stage of an epoch closes it."""
+        self._join()
         if stage == sb.Stage.TRAIN:
             # the first group's rate: the backbone's own, where it has one, stands last
             self.row = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"], **self._figures("train")}
@@ -314,6 +364,11 @@ class SERBrain(sb.Brain):
             self.row |= self._figures("valid")
         if stage == sb.Stage.VALID or (stage == sb.Stage.TRAIN and not self.data.fold.valid):
             self._close_epoch(epoch)
+
+    def _join(self) -> None:
+        """Sums and rows of all processes, in each of them: all find the same figures, and the same best epoch."""
+        self.tally.join()
+        self.rows = [row for rows in distributed.gathered(self.rows) for row in rows]
 
     def predictions(self) -> pd.DataFrame:
         """The predictions of the stage that just ended, sorted by ID."""
@@ -376,6 +431,7 @@ class SERBrain(sb.Brain):
             if self.debug and self.step == self.debug_batches:
                 break
         self.step = step
+        self._join()
 
     @main_process_only
     def _log_epoch(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import speechbrain as sb
 import torch
-from speechbrain.utils.distributed import infer_device
+from speechbrain.utils.distributed import if_main_process, infer_device
 
 from speechbrain_ser.brain import RunData, check_optimizer
 from speechbrain_ser.checkpoints import WholeCheckpointer
@@ -22,6 +22,7 @@ from speechbrain_ser.dataio import (
     make_loader,
     samples_of,
 )
+from speechbrain_ser.distributed import rank, world_size
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.files import write_json, write_text
 from speechbrain_ser.nnet.losses import frames_needed
@@ -50,7 +51,7 @@ def build(setup: Setup):
     try:
         return _build(setup)
     except Exception:
-        if is_new:  # else a corrected line would meet a folder of another configuration
+        if is_new and if_main_process():  # else a corrected line would meet a folder of another configuration
             shutil.rmtree(setup.folder, ignore_errors=True)
         raise
 
@@ -59,20 +60,12 @@ def _build(setup: Setup):
     config = setup.config
     tokens = _tokens(config.plain, setup.frame.set_index("ID").loc[list(setup.fold.train), "transcript"])
     config.computed = _computed(setup, tokens)
-    setup.folder.mkdir(parents=True, exist_ok=True)
-    write_json(setup.science, setup.folder / "configuration.json")  # first: by it a killed run's folder is known
-    sb.create_experiment_directory(str(setup.folder))
-    write_text(config.resolved(), setup.folder / "hyperparams.yaml")
-    save = setup.folder / "save"
-    save.mkdir(exist_ok=True)
-    write_json(setup.classes, save / "classes.json")
-    write_json(setup.speakers, save / "speakers.json")
-    if tokens:
-        save_tokens(tokens, save / "tokens.json")
+    if if_main_process():
+        _fill_folder(setup, tokens)
     _log_split(setup)
 
     hparams, data, loaders, sampler = _parts(setup, tokens)
-    checkpointer = WholeCheckpointer(save, {"model": hparams["model"]})
+    checkpointer = WholeCheckpointer(setup.folder / "save", {"model": hparams["model"]})
     brain = hparams["brain_class"](
         data=data,
         sampler=sampler,
@@ -84,6 +77,19 @@ def _build(setup: Setup):
         checkpointer=checkpointer,
     )
     return hparams, brain, loaders
+
+
+def _fill_folder(setup: Setup, tokens) -> None:
+    setup.folder.mkdir(parents=True, exist_ok=True)
+    write_json(setup.science, setup.folder / "configuration.json")  # first: by it a killed run's folder is known
+    sb.create_experiment_directory(str(setup.folder))
+    write_text(setup.config.resolved(), setup.folder / "hyperparams.yaml")
+    save = setup.folder / "save"
+    save.mkdir(exist_ok=True)
+    write_json(setup.classes, save / "classes.json")
+    write_json(setup.speakers, save / "speakers.json")
+    if tokens:
+        save_tokens(tokens, save / "tokens.json")
 
 
 def _parts(setup: Setup, tokens):
@@ -179,19 +185,22 @@ def _loaders(hparams: dict, data: RunData, device: str):
         balanced_weights(train, hparams["balance"], hparams["second_corpus"], hparams["second_share"]),
         hparams.get("epoch_steps", 0),
         hparams.get("bucket_steps", 1),
+        rank(),
+        world_size(),
     )
     logger.info(
         f"{sampler.steps_per_epoch} steps of {hparams['batch_size']} utterances an epoch, "
         f"micro-batches of {sampler.micro_batch_size}, padding {sampler.padding_share():.0%}"
+        + (f", shared by {world_size()} processes" if world_size() > 1 else "")
     )
     inputs = _inputs(hparams, data.frame)
     encode = data.tokens.encode if data.tokens else None
     loaders = {"valid": None}
     for part, frame in frames.items():
         if len(frame):
-            batches = (
-                sampler if part == "train" else length_sorted_batches(frame["duration"], hparams["eval_batch_size"])
-            )
+            batches = sampler
+            if part != "train":  # the batches are those of one process: so are the predictions, each in one of them
+                batches = length_sorted_batches(frame["duration"], hparams["eval_batch_size"])[rank() :: world_size()]
             dataset = make_dataset(frame, inputs, data.classes, encode, data.speakers)
             loaders[part] = make_loader(dataset, batches, hparams["num_workers"], pin_memory=device == "cuda")
     return loaders, sampler
@@ -209,7 +218,7 @@ def _inputs(hparams: dict, frame: pd.DataFrame) -> dict:
             raise UserError(f"augment changes waveforms, but {name} are computed once: {way_out}")
         else:
             inputs[name] = feature_source(features, folder / "features", frame)
-        inputs[name].fill(frame["wav"].tolist())
+        inputs[name].fill(frame["wav"].tolist(), progress=if_main_process())
     return inputs
 
 

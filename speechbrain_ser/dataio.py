@@ -205,12 +205,17 @@ class Batch(PaddedBatch):
         return self
 
 
+def _collate(examples: list[dict]) -> Batch | None:
+    """None for no utterances: what a process gets of a step that has fewer than there are processes."""
+    return Batch(examples) if examples else None
+
+
 # ------------------------------------------------------------------ batches
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward pass: which utterances, how many its optimiser step has in all, and whether it ends the step."""
+    """One forward pass: which utterances (or none), how many its step has in all, and whether it ends the step."""
 
     indices: tuple[int, ...]
     step_size: int
@@ -247,6 +252,9 @@ class StepSampler:
         0: each once.
     bucket_steps : int
         Steps whose utterances are drawn together and then dealt by length. 1: every step at random.
+    rank, world_size : int
+        Which of how many processes this is. The plan of steps is the same in all; each takes its share of every step,
+        in as many micro-batches as the others, of which some may be empty.
 
     Example
     -------
@@ -256,6 +264,10 @@ class StepSampler:
     ([2, 2, 1], [False, True, True])
     >>> sorted(i for batch in sampler for i in batch)
     [0, 1, 2, 3, 4]
+    >>> second = StepSampler([1.0, 3.0, 2.0, 5.0, 4.0], 4, 2, seed=0, rank=1, world_size=2)
+    >>> second.set_epoch(1)
+    >>> [len(batch) for batch in second], [m.step_size for m in second.plan]
+    ([2, 0], [4, 1])
     """
 
     def __init__(
@@ -267,6 +279,8 @@ class StepSampler:
         weights: Sequence[float] | None = None,
         epoch_steps: int = 0,
         bucket_steps: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
     ):
         numbers = {"batch_size": step_size, "micro_batch_size": micro_batch_size, "bucket_steps": bucket_steps}
         numbers |= {"epoch_steps": epoch_steps} if epoch_steps else {}
@@ -279,6 +293,7 @@ class StepSampler:
         self.seed = seed
         self.epoch_steps = epoch_steps
         self.bucket_steps = bucket_steps
+        self.rank, self.world_size = rank, world_size
         self.probabilities = None if weights is None else np.asarray(weights, float) / np.sum(weights)
         self.set_epoch(0)
 
@@ -313,9 +328,16 @@ class StepSampler:
 
     def _cut(self, step: np.ndarray) -> Iterator[MicroBatch]:
         step = step[np.argsort(self.durations[step], kind="stable")[::-1]]
-        for i in range(0, len(step), self.micro_batch_size):
-            part = tuple(int(k) for k in step[i : i + self.micro_batch_size])
-            yield MicroBatch(part, len(step), i + self.micro_batch_size >= len(step))
+        mine = step[self.rank :: self.world_size]  # short and long ones for everybody
+        largest = -(-len(step) // self.world_size)
+        for i in range(0, largest, self.micro_batch_size):
+            part = tuple(int(k) for k in mine[i : i + self.micro_batch_size])
+            yield MicroBatch(part, len(step), i + self.micro_batch_size >= largest)
+
+    def batches_of(self, steps: int) -> int:
+        """Micro-batches of the epoch's first so many optimiser steps."""
+        ends = [k for k, micro in enumerate(self.plan, 1) if micro.ends_step]
+        return ends[steps - 1] if steps else 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -324,7 +346,7 @@ class StepSampler:
 
     def padding_share(self) -> float:
         """Share of the epoch's samples that are padding."""
-        lengths = [self.durations[list(m.indices)] for m in self.plan]
+        lengths = [self.durations[list(m.indices)] for m in self.plan if m.indices]
         return float(1 - sum(x.sum() for x in lengths) / sum(x.max() * len(x) for x in lengths))
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -423,7 +445,7 @@ def make_loader(dataset, batch_sampler, num_workers: int = 0, pin_memory: bool =
     return SaveableDataLoader(
         dataset,
         batch_sampler=batch_sampler,
-        collate_fn=Batch,
+        collate_fn=_collate,
         num_workers=num_workers,
         pin_memory=pin_memory,
         # PyTorch draws a seed for the workers at every epoch: from here, not from training's random state

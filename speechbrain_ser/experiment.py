@@ -1,17 +1,21 @@
 """One run from a command line: checks, data, training, test, results. The same for every system's YAML."""
 
+import contextlib
 import logging
 import sys
+import warnings
 from pathlib import Path
 
 import torch
+from speechbrain.utils.distributed import if_main_process
 
 from speechbrain_ser import pretraining, results
 from speechbrain_ser.building import build
 from speechbrain_ser.config import Config, read_config
+from speechbrain_ser.distributed import is_first_to_fail, main_first, on_main, process_group, speaks
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.locks import FolderInUse, locked
-from speechbrain_ser.preparation import prepare
+from speechbrain_ser.preparation import Setup, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -34,25 +38,40 @@ def main(argv: list[str], hparams_folder: Path) -> int:
     int
         0, or 2 after an error that the user can mend, or `TRY_LATER`.
     """
-    # force: a second run of one process (a notebook, the tests) must not write to the first one's streams
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    _set_up_messages()
     try:
         run(read_config(argv, hparams_folder))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return TRY_LATER if isinstance(error, FolderInUse) else 2
+        return _tell(f"error: {error}", TRY_LATER if isinstance(error, FolderInUse) else 2)
     except torch.OutOfMemoryError as error:
-        print(
+        return _tell(
             f"error: the device has too little memory: {error}\n  A smaller --micro_batch_size changes nothing else "
             "(nor does --gradient_checkpointing=True, where the YAML has it); the same command goes on",
-            file=sys.stderr,
+            2,
         )
-        return 2
+    except Exception:
+        if is_first_to_fail():
+            raise
+        return 2  # of several processes another one tells why
     return 0
 
 
+def _set_up_messages() -> None:
+    """Of several processes one speaks."""
+    # force: a second run of one process (a notebook, the tests) must not write to the first one's streams
+    logging.basicConfig(level=logging.INFO if speaks() else logging.ERROR, format="%(message)s", force=True)
+    if not speaks():
+        warnings.simplefilter("ignore")
+
+
+def _tell(message: str, status: int) -> int:
+    if is_first_to_fail():
+        print(message, file=sys.stderr)
+    return status
+
+
 def run(config: Config) -> Path:
-    """Train and test one configuration.
+    """Train and test one configuration, with the processes that torchrun has started, or alone.
 
     Arguments
     ---------
@@ -69,15 +88,23 @@ def run(config: Config) -> Path:
     UserError
         Before training, for everything a user can have given wrong.
     """
-    setup = prepare(config)
-    writer = WRITERS[config.plain.get("kind", "recognition")]
-    with locked(setup.folder):
-        if setup.finished():
-            logger.info(f"finished already: {setup.folder} (delete the folder to train again)")
-        else:
-            hparams, brain, loaders = build(setup)
-            if not setup.trained():
-                brain.fit(hparams["epoch_counter"], loaders["train"], loaders["valid"])
-            writer.evaluate_and_write(setup, brain, loaders)
-    writer.print_results(setup)
+    with process_group(config.run_opts) as config.run_opts:
+        setup = on_main(lambda: prepare(config))
+        setup.config.run_opts = config.run_opts  # the main process's device is another one
+        writer = WRITERS[config.plain.get("kind", "recognition")]
+        with contextlib.ExitStack() as stack:
+            on_main(lambda: stack.enter_context(locked(setup.folder)))
+            _train_and_test(setup, writer)
+        if if_main_process():
+            writer.print_results(setup)
     return setup.folder
+
+
+def _train_and_test(setup: Setup, writer) -> None:
+    if on_main(setup.finished):
+        logger.info(f"finished already: {setup.folder} (delete the folder to train again)")
+        return
+    hparams, brain, loaders = main_first(lambda: build(setup))
+    if not on_main(setup.trained):
+        brain.fit(hparams["epoch_counter"], loaders["train"], loaders["valid"])
+    writer.evaluate_and_write(setup, brain, loaders)

@@ -175,14 +175,18 @@ def _job_is_over(job: str) -> bool:
 def end_with_parent(poll: float = 0.5) -> None:
     """Where another program started this process to work for it, end when it has ended, and end tidily on SIGTERM.
 
+    torchrun is such a program as well; its processes end on SIGTERM at once, whatever they wait for.
+
     Arguments
     ---------
     poll : float
         Seconds between two looks.
     """
-    if PARENT not in os.environ:
+    of_torchrun = "LOCAL_RANK" in os.environ
+    if PARENT not in os.environ and not of_torchrun:
         return
-    parent = int(os.environ.pop(PARENT))  # not for our own children
+    parent = int(os.environ.pop(PARENT, 0))  # not for our own children
+    parent = os.getppid() if of_torchrun else parent
 
     def watch():
         while os.getppid() == parent:
@@ -190,6 +194,6 @@ def end_with_parent(poll: float = 0.5) -> None:
         os.kill(os.getpid(), signal.SIGKILL if ignored else signal.SIGTERM)
 
     ignored = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN  # our parent's decision
-    if not ignored:
+    if not ignored and not of_torchrun:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     threading.Thread(target=watch, daemon=True).start()

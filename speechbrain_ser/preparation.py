@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import json
-import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,8 +171,6 @@ def _check_lines(plain: dict) -> None:
         )
     if plain["selection"] == "test" and not plain["test_every_epoch"]:
         raise UserError("selection: test (an oracle) needs --test_every_epoch=True")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("several processes (torchrun) would each train on everything: not supported yet, start one")
 
 
 def _check_fold(plain: dict, fold: Fold, data: Data) -> None:

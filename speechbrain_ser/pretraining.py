@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from speechbrain.utils.distributed import run_on_main
 
 from speechbrain_ser.evaluation.figures import save_figure
 from speechbrain_ser.evaluation.metrics import speaker_accuracy
@@ -39,10 +40,14 @@ def evaluate_and_write(setup: Setup, brain, loaders: dict) -> None:
         for part in (p for p in PARTS if p in loaders):
             brain.evaluate(loaders[part], max_key=SELECTIONS[selection])
             name = "predictions" if part == "test" else f"predictions_{part}"
-            write_csv(brain.predictions(), setup.folder / f"{name}{suffix}.csv")
+            run_on_main(write_csv, [brain.predictions(), setup.folder / f"{name}{suffix}.csv"])
             found[part] = _figures(brain.predictions(), part == "seen" and brain.has_speaker_task)
         selections[selection] = {"selected_by": SELECTION_NAMES[selection], "epoch": brain.tested_epoch, **found}
     results = {"kind": "pretraining", **run_facts(setup), "selections": selections}
+    run_on_main(_finish, [setup, results])
+
+
+def _finish(setup: Setup, results: dict) -> None:
     leaky = "" if results["speaker_disjoint"] else ", LEAKY"
     title = f"{results['corpus']}, {results['protocol']} fold {results['fold']}{leaky}"
     curves = plot_pretraining_curves(pd.read_csv(setup.folder / "epochs.csv"), title)

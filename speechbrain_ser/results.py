@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from speechbrain.utils.distributed import run_on_main
 
 from speechbrain_ser.calibrating import calibrate_run, in_words
 from speechbrain_ser.calibration import FILES, logit_table, read_calibration
@@ -50,7 +51,7 @@ def evaluate_and_write(setup: Setup, brain, loaders: dict) -> None:
         if selection == plain["selection"]:
             test = logit_table(frame, brain.logits, setup.classes)
         suffix = "" if selection == plain["selection"] else f"_{selection}"
-        write_csv(predictions, setup.folder / f"predictions{suffix}.csv")
+        run_on_main(write_csv, [predictions, setup.folder / f"predictions{suffix}.csv"])
         selections[selection] = {
             "selected_by": SELECTION_NAMES[selection],
             "epoch": brain.tested_epoch,
@@ -61,6 +62,10 @@ def evaluate_and_write(setup: Setup, brain, loaders: dict) -> None:
         if brain.has_speaker_task:
             selections[selection]["seen_speaker_accuracy"] = _test_speakers(setup, brain, loaders, selection, suffix)
     results = {**run_facts(setup), "selections": selections}
+    run_on_main(_finish, [setup, results])
+
+
+def _finish(setup: Setup, results: dict) -> None:
     _pictures(setup, results)
     calibrate_run(setup, _valid_logits(setup, brain, loaders), test, selections[plain["selection"]])
     write_json(results, setup.folder / "metrics.json")  # last: its presence says that the run is finished
@@ -108,7 +113,7 @@ def _test_second(setup: Setup, brain, loaders: dict, selection: str, suffix: str
     """The held-out utterances of the second corpus."""
     brain.evaluate(loaders["second"], max_key=SELECTIONS[selection])
     predictions = _predictions(brain, heard)
-    write_csv(predictions, setup.folder / f"predictions_second{suffix}.csv")
+    run_on_main(write_csv, [predictions, setup.folder / f"predictions_second{suffix}.csv"])
     return metrics(predictions, setup.classes)
 
 
@@ -118,7 +123,7 @@ def _test_speakers(setup: Setup, brain, loaders: dict, selection: str, suffix: s
         return "none"
     brain.evaluate(loaders["seen"], max_key=SELECTIONS[selection])
     predictions = brain.predictions()[["ID", "speaker", "speaker_predicted"]]
-    write_csv(predictions, setup.folder / f"predictions_seen{suffix}.csv")
+    run_on_main(write_csv, [predictions, setup.folder / f"predictions_seen{suffix}.csv"])
     return speaker_accuracy(predictions)
 
 

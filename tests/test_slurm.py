@@ -1,4 +1,4 @@
-"""A real single-node Slurm (apt: slurm-wlm, munge): a cross-validation through it, jobs pre-empted and resumed."""
+"""A real Slurm (apt: slurm-wlm, munge) of two nodes, both this machine: pre-empted jobs, and jobs of many processes."""
 
 import getpass
 import json
@@ -24,17 +24,16 @@ CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ctld_port}
-SlurmdPort={slurmd_port}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 SlurmUser={user}
 SlurmdUser={user}
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool.%n
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -46,7 +45,8 @@ JobAcctGatherType=jobacct_gather/none
 SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=5
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
+NodeName={host} NodeHostname={host} NodeAddr=127.0.0.1 Port={first_port} CPUs=1 State=UNKNOWN
+NodeName={host}-2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second_port} CPUs=1 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -74,21 +74,22 @@ def slurm():
 
 
 def _start(folder: Path, daemons: list) -> dict[str, str]:
-    for name in ("state", "spool"):
-        (folder / name).mkdir()
+    (folder / "state").mkdir()
     (folder / "munge.key").write_bytes(os.urandom(1024))
     (folder / "munge.key").chmod(0o600)
     names = {"host": socket.gethostname(), "user": getpass.getuser(), "folder": folder}
     conf = folder / "slurm.conf"
-    conf.write_text(CONF.format(**names, ctld_port=_free_port(), slurmd_port=_free_port()))
+    ports = {f"{name}_port": _free_port() for name in ("ctld", "first", "second")}
+    conf.write_text(CONF.format(**names, **ports))
     environment = {**os.environ, "SLURM_CONF": str(conf)}
     munge = [f"--{k}-file={folder}/munge.{k}" for k in ("key", "pid", "log", "seed")]
     for command in (
         [program("munged"), "--foreground", "--force", f"--socket={folder}/munge.socket", *munge],
         [program("slurmctld"), "-D"],
-        [program("slurmd"), "-D"],
+        [program("slurmd"), "-D", "-N", names["host"]],
+        [program("slurmd"), "-D", "-N", f"{names['host']}-2"],
     ):
-        log = (folder / f"{Path(command[0]).name}.out").open("wb")
+        log = (folder / f"{Path(command[0]).name}.out").open("ab")
         daemons.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
         time.sleep(1)
     for _ in range(60):
@@ -161,6 +162,28 @@ def test_crossval_preempted_and_resumed(slurm, small, tmp_path):
         assert json.loads(mine.read_text()) == json.loads(theirs.read_text())
         for name in ("predictions.csv", "epochs.csv"):
             assert (mine.parent / name).read_bytes() == (theirs.parent / name).read_bytes()
+
+
+@pytest.mark.parametrize("settings", ["nodes: 1, processes: 2", "nodes: 2, processes: 1"])
+def test_a_run_of_two_processes(slurm, small, tmp_path, settings):
+    """On one node, and on two: the result is that of one process."""
+    flags = ["--corpus=emodb", f"--data_folder={small.corpus('emodb')}", f"--wav2vec2_hub={small.backbone()}"]
+    flags += ["--spec_augment=False", "--dropout=0", "--layerdrop=0", "--tokens=characters", "--lr=0.001"]
+    flags += ["--device=cpu", "--folds=3", "--n_epochs=2", f"--manifest_folder={small.folder / 'manifests'}"]
+    command = [sys.executable, str(ROOT / "crossval.py"), str(ROOT / "hparams" / "cai_mtl.yaml"), *flags]
+    environment = {**slurm, "OMP_NUM_THREADS": "1"}
+    there, here = tmp_path / "cluster", tmp_path / "here"
+    on_slurm = ["--executor=slurm", f"--slurm={{{settings}, gpus: 0, cpus: 1, time: 30}}"]
+    for where, how in ((there, on_slurm), (here, [])):
+        argv = [*command, *how, f"--results_folder={where}"]
+        done = subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+        logs = "\n".join(log.read_text() for log in where.glob("**/1.log"))
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs}"
+        assert ("shared by 2 processes" in logs) is (where == there) and logs.count("results: ") == 1
+        print(logs)
+    for name in ("epochs.csv", "predictions.csv"):
+        one, two = (pd.read_csv(next(folder.glob(f"cai_mtl/**/{name}"))) for folder in (here, there))
+        pd.testing.assert_frame_equal(one, two, rtol=1e-4, atol=1e-5)
 
 
 def _both(files):

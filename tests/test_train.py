@@ -305,9 +305,9 @@ def test_recordings_too_short_for_a_frame(train, table, tmp_path):
     wrong(train, *flags, expect=("2 utterances", "2 (19 ms)", "7 (19 ms)", "25 ms"))
 
 
-def test_several_processes_are_refused(train, monkeypatch):
+def test_several_processes_that_are_no_group_are_refused(train, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    wrong(train, expect="torchrun")
+    wrong(train, expect="start processes with torchrun")
 
 
 def test_nonfinite_loss_names_the_utterances(train):

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pandas as pd
+from speechbrain.utils.distributed import run_on_main
 
 from recipes.cai_mtl.brain import CaiBrain
 from speechbrain_ser.brain import SERBrain
+from speechbrain_ser.distributed import gathered
 from speechbrain_ser.evaluation.figures import save_figure
 from speechbrain_ser.evaluation.metrics import speaker_accuracy
 from speechbrain_ser.evaluation.pretraining_figures import plot_reconstructions
@@ -65,10 +67,13 @@ class HsuPretrainBrain(SERBrain):
         super()._log_epoch()
         epoch = self.row["epoch"]
         if epoch % self.hparams.draw_every == 0 or epoch == self.hparams.n_epochs:
-            folder = Path(self.hparams.output_folder) / "reconstructions"
-            folder.mkdir(exist_ok=True)
-            pairs = {utterance: pair for utterance, pair in self.drawn.items() if pair is not None}
-            save_figure(plot_reconstructions(pairs, f"epoch {epoch}"), folder / f"epoch_{epoch:04d}.png")
+            pairs = {u: pair for drawn in gathered(self.drawn) for u, pair in drawn.items() if pair is not None}
+            run_on_main(self._draw, [epoch, {u: pairs[u] for u in self.drawn if u in pairs}])
+
+    def _draw(self, epoch: int, pairs: dict) -> None:
+        folder = Path(self.hparams.output_folder) / "reconstructions"
+        folder.mkdir(exist_ok=True)
+        save_figure(plot_reconstructions(pairs, f"epoch {epoch}"), folder / f"epoch_{epoch:04d}.png")
 
 
 class HsuBrain(CaiBrain):

@@ -11,6 +11,7 @@ from speechbrain_ser.crossval.plan import Plan, check_builds, make_plan
 from speechbrain_ser.crossval.report import make_report
 from speechbrain_ser.crossval.schedule import Executor, Schedule
 from speechbrain_ser.dataio import AudioCache
+from speechbrain_ser.distributed import is_launched
 from speechbrain_ser.errors import UserError
 
 INTERRUPTED = 130
@@ -50,6 +51,10 @@ def main(argv: list[str], root: Path, command: list[str] | None = None) -> int:
 
 
 def _run(request: Request, root: Path, command: list[str]) -> int:
+    if is_launched():
+        raise UserError(
+            "crossval.py starts what trains itself: start it without torchrun (on Slurm: --slurm={gpus: N})"
+        )
     plan = make_plan(request, root / "hparams")
     todo = [run for run in plan.runs if not run.finished()]
     print(f"{len(plan.runs)} runs, {len(plan.runs) - len(todo)} of them finished already", flush=True)

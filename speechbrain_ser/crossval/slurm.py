@@ -21,6 +21,7 @@ LOOK = 5.0  # seconds between two looks at the queue
 WORDS = {
     "partition": "partition",
     "time": "time",
+    "nodes": "nodes",
     "gpus": "gpus_per_node",
     "cpus": "cpus_per_task",
     "memory": "mem",
@@ -60,6 +61,7 @@ class SlurmJobs:
         except RuntimeError:
             raise UserError("--executor=slurm needs Slurm's commands (srun, sbatch, squeue): none found here") from None
         self.folder, self.command, self.settings = folder, list(command), parameters(settings)
+        self.nodes, self.processes = processes(settings)
         self.jobs: dict[Run, str] = {}
         self.looked = 0.0
 
@@ -111,7 +113,8 @@ class SlurmJobs:
         name = f"{run.setup.config.system} {run}".replace(" ", "_")
         self.submitit.update_parameters(**settings, setup=setup, job_name=name, additional_parameters=extra)
         try:
-            return self.submitit.submit(TrainJob([*self.command, *run.argv], str(run.log.resolve()))).job_id
+            command, log = [*self.command, *run.argv], str(run.log.resolve())
+            return self.submitit.submit(TrainJob(command, log, self.nodes, self.processes)).job_id
         except Exception as error:  # submitit wraps what sbatch says in several kinds
             raise UserError(f"Slurm does not take the job of {run}: {error}") from error
 
@@ -125,12 +128,40 @@ def parameters(settings: dict) -> dict:
     {'partition': 'gpu', 'gpus_per_node': 1, 'time': 60, 'additional_parameters': {'qos': 'long'}}
     >>> parameters({"cpus": 4})
     {'cpus_per_task': 4, 'srun_args': ['--cpus-per-task=4'], 'additional_parameters': {}}
+    >>> parameters({"nodes": 2, "processes": 8})
+    {'nodes': 2, 'srun_args': ['--kill-on-bad-exit=1'], 'additional_parameters': {}}
     """
-    given = {k: v for k, v in settings.items() if v is not None and (k, v) != ("gpus", 0)}
+    given = {k: v for k, v in settings.items() if v is not None and (k, v) != ("gpus", 0) and k != "processes"}
     ours = {WORDS[k]: v for k, v in given.items() if k in WORDS}
+    arguments = []
     if "cpus" in given:  # since Slurm 22.05 a step does not inherit the job's
-        ours["srun_args"] = [f"--cpus-per-task={given['cpus']}"]
+        arguments.append(f"--cpus-per-task={given['cpus']}")
+    if given.get("nodes", 1) != 1:  # a machine does not wait for one that has failed
+        arguments.append("--kill-on-bad-exit=1")
+    if arguments:
+        ours["srun_args"] = arguments
     return {**ours, "additional_parameters": {k: v for k, v in given.items() if k not in WORDS}}
+
+
+def processes(settings: dict) -> tuple[int, int]:
+    """Machines of a job, and the processes that train together on each: one a GPU, unless `processes` says otherwise.
+
+    Raises
+    ------
+    UserError
+        For a number that is none.
+
+    Example
+    -------
+    >>> processes({"gpus": 4}), processes({"nodes": 2, "gpus": 0, "processes": 3}), processes({})
+    ((1, 4), (2, 3), (1, 1))
+    """
+    found = {}
+    for word, default in (("nodes", 1), ("gpus", 1), ("processes", None)):
+        found[word] = value = default if settings.get(word) is None else settings[word]
+        if value is not None and not (isinstance(value, int) and value >= (word != "gpus")):
+            raise UserError(f"slurm: {word}: expected a whole number, found {value!r}")
+    return found["nodes"], found["processes"] or max(1, found["gpus"])
 
 
 def job_file(run: Run) -> Path:

@@ -18,26 +18,40 @@ class TrainJob:
         The process.
     log : str
         Where what it says is appended.
+    nodes : int
+        Machines; this runs once on each.
+    processes : int
+        That train together on each machine; above 1, or with several machines, torchrun starts them.
     """
 
     command: list[str]
     log: str
+    nodes: int = 1
+    processes: int = 1
 
     def __call__(self) -> None:
         """Wait for the process; its failure is the job's."""
         with open(self.log, "ab") as log:
             said = f"Slurm job {os.environ['SLURM_JOB_ID']}, start {os.environ.get('SLURM_RESTART_COUNT', '0')}\n"
-            log.write(said.encode())
-            log.flush()
+            if os.environ.get("SLURM_NODEID", "0") == "0":
+                log.write(said.encode())
+                log.flush()
             subprocess.run(
-                self.command,
+                self._whole_command(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**_threads(), **os.environ, PARENT: str(os.getpid())},
+                env={**_threads(self.processes), **os.environ, PARENT: str(os.getpid())},
                 preexec_fn=_leave_signals_to_us,
                 check=True,
             )
+
+    def _whole_command(self) -> list[str]:
+        if self.nodes * self.processes == 1:
+            return self.command
+        python, *program = self.command
+        torchrun = [python, "-m", "torch.distributed.run", f"--nproc_per_node={self.processes}"]
+        return [*torchrun, *(_meeting_place(self.nodes) if self.nodes > 1 else ["--standalone"]), *program]
 
     def checkpoint(self):
         """What submitit queues again: the same."""
@@ -46,10 +60,20 @@ class TrainJob:
         return submitit.helpers.DelayedSubmission(self)
 
 
-def _threads() -> dict[str, str]:
-    """As many threads as the job has cores."""
+def _meeting_place(nodes: int) -> list[str]:
+    """Where the processes of a job's machines find each other: on the first one, at a port that is the job's."""
+    import submitit
+
+    port = 20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
+    first = submitit.JobEnvironment().hostnames[0]
+    node = os.environ["SLURM_NODEID"]
+    return [f"--nnodes={nodes}", f"--node_rank={node}", f"--master_addr={first}", f"--master_port={port}"]
+
+
+def _threads(processes: int) -> dict[str, str]:
+    """As many threads as a machine has cores for each of its processes."""
     cores = os.environ.get("SLURM_CPUS_PER_TASK")
-    return {"OMP_NUM_THREADS": cores} if cores else {}
+    return {"OMP_NUM_THREADS": str(max(1, int(cores) // processes))} if cores else {}
 
 
 def _leave_signals_to_us() -> None:
