@@ -369,6 +369,7 @@ class SERBrain(sb.Brain):
         """Sums and rows of all processes, in each of them: all find the same figures, and the same best epoch."""
         self.tally.join()
         self.rows = [row for rows in distributed.gathered(self.rows) for row in rows]
+        self.logits = {k: v for logits in distributed.gathered(self.logits) for k, v in logits.items()}
 
     def predictions(self) -> pd.DataFrame:
         """The predictions of the stage that just ended, sorted by ID."""

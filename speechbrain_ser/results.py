@@ -62,12 +62,12 @@ def evaluate_and_write(setup: Setup, brain, loaders: dict) -> None:
         if brain.has_speaker_task:
             selections[selection]["seen_speaker_accuracy"] = _test_speakers(setup, brain, loaders, selection, suffix)
     results = {**run_facts(setup), "selections": selections}
-    run_on_main(_finish, [setup, results])
+    run_on_main(_finish, [setup, results, _valid_logits(setup, brain, loaders), test])
 
 
-def _finish(setup: Setup, results: dict) -> None:
+def _finish(setup: Setup, results: dict, valid: pd.DataFrame, test: pd.DataFrame) -> None:
     _pictures(setup, results)
-    calibrate_run(setup, _valid_logits(setup, brain, loaders), test, selections[plain["selection"]])
+    calibrate_run(setup, valid, test, results["selections"][results["selection"]])
     write_json(results, setup.folder / "metrics.json")  # last: its presence says that the run is finished
 
 
