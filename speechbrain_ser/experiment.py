@@ -70,5 +70,6 @@ def run(config: Config) -> Path:
             if not setup.trained():
                 brain.fit(hparams["epoch_counter"], loaders["train"], loaders["valid"])
             writer.evaluate_and_write(setup, brain, loaders)
+            brain.checkpointer.keep_for_tests()
     writer.print_results(setup)
     return setup.folder
