@@ -23,6 +23,7 @@ from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.metrics import metrics, speaker_accuracy
 from speechbrain_ser.files import write_csv
 from speechbrain_ser.protocols import Fold
+from speechbrain_ser.stopping import stop_wish
 from speechbrain_ser.trackers import make_loggers
 
 logger = logging.getLogger(__name__)
@@ -360,6 +361,7 @@ class SERBrain(sb.Brain):
             num_to_keep=2,  # and the one before, should the newest be damaged
             max_keys=list(scores),
         )
+        stop_wish.heed()
 
     def _score_of(self, part: str, row: dict) -> float:
         """What checkpoints are compared by: an earlier epoch wins a tie; a plain float, as their meta may hold."""
@@ -403,7 +405,14 @@ class SERBrain(sb.Brain):
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
         """Only after an optimiser step: gradients gathered so far are not part of a checkpoint."""
-        return self.micro.ends_step and super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
+        if self.checkpointer is None or not self.micro.ends_step:
+            return False
+        return stop_wish.is_there or super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
+
+    def _save_intra_epoch_ckpt(self):
+        """SpeechBrain's; where someone wishes that we end, we do."""
+        super()._save_intra_epoch_ckpt()
+        stop_wish.heed()
 
     # -------------------------------------------------------------- test
 

@@ -1,20 +1,26 @@
 """One run from a command line: checks, data, training, test, results. The same for every system's YAML."""
 
+import contextlib
 import logging
+import re
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from speechbrain_ser import pretraining, results
 from speechbrain_ser.building import build
 from speechbrain_ser.config import Config, read_config
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.locks import FolderInUse, locked
+from speechbrain_ser.files import NO_ROOM
+from speechbrain_ser.locks import TRY_LATER, FolderInUse, locked
 from speechbrain_ser.preparation import prepare
+from speechbrain_ser.stopping import Stopped, stop_wish
 
 logger = logging.getLogger(__name__)
 
 WRITERS = {"recognition": results, "pretraining": pretraining}  # by the YAML's line `kind`
-TRY_LATER = 75  # exit status (sysexits' EX_TEMPFAIL): another process works in the run's folder
+INTERRUPTED = 130  # exit status after Ctrl-C
 
 
 def main(argv: list[str], hparams_folder: Path) -> int:
@@ -30,16 +36,40 @@ def main(argv: list[str], hparams_folder: Path) -> int:
     Returns
     -------
     int
-        0, or 2 after an error that the user can mend, or `TRY_LATER`.
+        0, or 2 after an error that the user can mend, or `TRY_LATER`, or `INTERRUPTED`.
     """
     # force: a second run of one process (a notebook, the tests) must not write to the first one's streams
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     try:
-        run(read_config(argv, hparams_folder))
+        with stop_wish.heard(), _disk_and_loaders_named():
+            run(read_config(argv, hparams_folder))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return TRY_LATER if isinstance(error, FolderInUse) else 2
+    except Stopped as stopped:
+        print(f"\nended by {stopped}: the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED if stopped.number == signal.SIGINT else TRY_LATER
     return 0
+
+
+@contextlib.contextmanager
+def _disk_and_loaders_named() -> Iterator[None]:
+    """What is nobody's mistake in the configuration, but can be mended."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        where = error.filename or "a file could not be written (in the run's folder, a cache or a log)"
+        raise UserError(f"{where}: {error.strerror}") from error
+    except RuntimeError as error:
+        # torch: "DataLoader worker (pid 7) is killed by signal: Killed." or "DataLoader worker (pid(s) 7) exited …"
+        if not (found := re.search(r"DataLoader worker \(pid\S* ([\d, ]+)\) .*", str(error))):
+            raise
+        raise UserError(
+            f"a loading process died: {found[0]} The system ends processes that want more memory than there is: fewer "
+            "num_workers need less. The same command goes on from the last checkpoint"
+        ) from error
 
 
 def run(config: Config) -> Path:
@@ -68,7 +98,8 @@ def run(config: Config) -> Path:
         else:
             hparams, brain, loaders = build(setup)
             if not setup.trained():
-                brain.fit(hparams["epoch_counter"], loaders["train"], loaders["valid"])
+                with stop_wish.deferred():
+                    brain.fit(hparams["epoch_counter"], loaders["train"], loaders["valid"])
             writer.evaluate_and_write(setup, brain, loaders)
             brain.checkpointer.keep_for_tests()
     writer.print_results(setup)

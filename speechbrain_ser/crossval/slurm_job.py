@@ -3,9 +3,12 @@
 import os
 import signal
 import subprocess
+import time
 from dataclasses import dataclass
 
-from speechbrain_ser.locks import PARENT
+from speechbrain_ser.locks import PARENT, TRY_LATER
+
+WARNED = 120.0  # seconds until Slurm takes a job away that it has warned and submitit has queued again
 
 
 @dataclass
@@ -29,15 +32,17 @@ class TrainJob:
             said = f"Slurm job {os.environ['SLURM_JOB_ID']}, start {os.environ.get('SLURM_RESTART_COUNT', '0')}\n"
             log.write(said.encode())
             log.flush()
-            subprocess.run(
+            ended = subprocess.run(
                 self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**_threads(), **os.environ, PARENT: str(os.getpid())},
-                preexec_fn=_leave_signals_to_us,
-                check=True,
+                preexec_fn=_leave_sigterm_to_us,
             )
+            if ended.returncode == TRY_LATER:
+                time.sleep(WARNED)
+            ended.check_returncode()
 
     def checkpoint(self):
         """What submitit queues again: the same."""
@@ -52,7 +57,6 @@ def _threads() -> dict[str, str]:
     return {"OMP_NUM_THREADS": cores} if cores else {}
 
 
-def _leave_signals_to_us() -> None:
-    """Slurm warns every process of a job; training goes on until the job is really taken away."""
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+def _leave_sigterm_to_us() -> None:
+    """Slurm signals every process of a job: at SIGUSR2, the warning, training saves and ends, SIGTERM must not end it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
