@@ -27,6 +27,7 @@ from speechbrain_ser.files import cannot_be_written
 
 logger = logging.getLogger(__name__)
 
+NOT_WRITTEN = ("PytorchStreamWriter", "iostream error")  # torch's writer raises no OSError
 DAMAGED = "damaged"  # folder beside the checkpoints, for those that cannot be used
 DELETED = ".deleted-"  # before the name of a checkpoint that is being deleted
 BEST = "best"  # in a checkpoint's meta: the best scores so far
@@ -60,13 +61,13 @@ class WholeCheckpointer(Checkpointer):
                 checksums.write_checksums(final.parent, {temporary.name: final.name})
                 os.replace(temporary, final)
         except (OSError, RuntimeError) as error:
-            # torch's writer knows no OSError
-            if not isinstance(error, OSError) and "PytorchStreamWriter" not in str(error):
+            if not isinstance(error, OSError) and not any(words in str(error) for words in NOT_WRITTEN):
                 raise
-            folder = self._late_meta[1].parent if self._late_meta else self.checkpoints_dir
+            folder = self._late_meta[1].parent if self._late_meta else Path(self.checkpoints_dir)
+            told = cannot_be_written(folder, error)
             if self._late_meta is not None:
                 shutil.rmtree(folder, ignore_errors=True)
-            raise cannot_be_written(folder, error) from error
+            raise told from error
         return checkpoint
 
     def save_and_keep_only(

@@ -14,14 +14,15 @@ import pandas as pd
 from speechbrain_ser.errors import UserError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a used-up quota, a limit on a file's size
+FULL = 1 << 16  # bytes that are left on a full disk, at the most
 
 
 def cannot_be_written(path: str | os.PathLike, error: Exception) -> UserError:
     """The error that names the file, why, and how much room there is."""
     path = Path(path)
     folder = next(place for place in [path, *path.absolute().parents] if place.is_dir())
-    why = getattr(error, "strerror", None) or str(error).splitlines()[0]
     free = shutil.disk_usage(folder).free
+    why = getattr(error, "strerror", None) or (os.strerror(errno.ENOSPC) if free < FULL else str(error).splitlines()[0])
     return UserError(f"{path} cannot be written: {why} ({free / 1e6:,.1f} MB free there)")
 
 

@@ -58,5 +58,5 @@ def _threads() -> dict[str, str]:
 
 
 def _leave_sigterm_to_us() -> None:
-    """Slurm signals every process of a job: at SIGUSR2, the warning, training saves and ends, SIGTERM must not end it."""
+    """Slurm signals every process of a job: the warning, SIGUSR2, has training save and end; SIGTERM must not."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
