@@ -4,6 +4,7 @@ The training loop, mixed precision and run options stay SpeechBrain's. Where Spe
 that works around it says so.
 """
 
+import itertools
 import json
 import logging
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ from speechbrain.utils.distributed import if_main_process, main_process_only
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from speechbrain_ser import distributed
-from speechbrain_ser.checkpoints import History, RandomState, Tally, find_epoch
+from speechbrain_ser.checkpoints import BEST, History, RandomState, Tally, find_epoch
 from speechbrain_ser.dataio import StepSampler
 from speechbrain_ser.decoding import Decoder
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.metrics import metrics, speaker_accuracy
 from speechbrain_ser.files import write_csv
 from speechbrain_ser.protocols import Fold
+from speechbrain_ser.stopping import stop_wish
 from speechbrain_ser.trackers import make_loggers
 
 logger = logging.getLogger(__name__)
@@ -407,19 +409,28 @@ class SERBrain(sb.Brain):
             self.row |= {f"seen_{name}": value for name, value in self.seen_figures(self.predictions()).items()}
         self.history.rows.append(self.row)
         measured = {"valid": bool(self.data.fold.valid), "test": bool(self.hparams.test_every_epoch)}
-        scores = {part: self.score(self._of_part(part)) for part, is_there in measured.items() if is_there}
-        if "valid" in scores:
+        parts = [part for part, is_there in measured.items() if is_there]
+        scores = {f"{part}_score": self._score_of(part, self.row) for part in parts}
+        if "valid" in parts:
             # as a negative error: SpeechBrain's stopper takes a tie of positive scores for an improvement
-            self.hparams.epoch_counter.update_metric(scores["valid"] - 1.0)
+            self.hparams.epoch_counter.update_metric(self.score(self._of_part("valid", self.row)) - 1.0)
         self._log_epoch()
-        # an earlier epoch wins a tie; plain floats, which is all that checkpoint meta may hold
-        scores = {f"{part}_score": score - 1e-9 * epoch for part, score in scores.items()}
         self.checkpointer.save_and_keep_only(
-            meta={"epoch": epoch, **scores},
-            num_to_keep=1,
+            meta={"epoch": epoch, **scores, BEST: {f"{part}_score": self._best_score(part) for part in parts}},
+            num_to_keep=2,  # and the one before, should the newest be damaged
             max_keys=list(scores),
-            importance_keys=[],  # SpeechBrain's default is one list for all calls, and it grows
         )
+        if self._is_end_wished():
+            stop_wish.heed()
+
+    def _score_of(self, part: str, row: dict) -> float:
+        """What checkpoints are compared by: an earlier epoch wins a tie; a plain float, as their meta may hold."""
+        return self.score(self._of_part(part, row)) - 1e-9 * row["epoch"]
+
+    def _best_score(self, part: str) -> float:
+        """Of the epochs since this part was last left out: their best checkpoint is still kept."""
+        rows = itertools.takewhile(lambda row: f"{part}_loss" in row, reversed(self.history.rows))
+        return max(self._score_of(part, row) for row in rows)
 
     def _run(self, part: str) -> None:
         """A part with the current weights; nothing of training notices."""
@@ -447,15 +458,29 @@ class SERBrain(sb.Brain):
                 rows = " | ".join(" ".join(map(str, r)) for r in json.loads(self.row[f"{part}_confusion"]))
                 logger.info(f"{part} confusion (rows: true {', '.join(self.data.classes)}): {rows}")
 
-    def _of_part(self, part: str) -> dict:
-        return {k.removeprefix(f"{part}_"): v for k, v in self.row.items() if k.startswith(f"{part}_")}
+    def _of_part(self, part: str, row: dict) -> dict:
+        return {k.removeprefix(f"{part}_"): v for k, v in row.items() if k.startswith(f"{part}_")}
 
     def _numbers(self, part: str) -> dict | None:
-        return {k: v for k, v in self._of_part(part).items() if isinstance(v, (int, float))} or None
+        return {k: v for k, v in self._of_part(part, self.row).items() if isinstance(v, (int, float))} or None
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
         """Only after an optimiser step: gradients gathered so far are not part of a checkpoint."""
-        return self.micro.ends_step and super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
+        if self.checkpointer is None or not self.micro.ends_step:
+            return False
+        wished = self._is_end_wished()  # in every process, whatever the clock says
+        return super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt) or wished
+
+    def _is_end_wished(self) -> bool:
+        """Whether any process was asked to end: all of them end after the same step."""
+        numbers = [number for number in distributed.gathered(stop_wish.number) if number is not None]
+        stop_wish.number = numbers[0] if numbers else None
+        return stop_wish.is_there
+
+    def _save_intra_epoch_ckpt(self):
+        """SpeechBrain's; where someone wishes that we end, we do."""
+        super()._save_intra_epoch_ckpt()
+        stop_wish.heed()
 
     # -------------------------------------------------------------- test
 

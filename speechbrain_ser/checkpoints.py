@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from speechbrain.utils.checkpoints import (
     CKPT_PREFIX,
     METAFNAME,
@@ -21,28 +22,58 @@ from speechbrain.utils.checkpoints import (
 )
 from speechbrain.utils.distributed import ddp_barrier, if_main_process, main_process_only, run_on_main
 
+from speechbrain_ser import checksums
 from speechbrain_ser.distributed import gathered, rank, world_size
+from speechbrain_ser.errors import UserError
+from speechbrain_ser.files import cannot_be_written
 
 logger = logging.getLogger(__name__)
+
+NOT_WRITTEN = ("PytorchStreamWriter", "iostream error")  # torch's writer raises no OSError
+DAMAGED = "damaged"  # folder beside the checkpoints, for those that cannot be used
+DELETED = ".deleted-"  # before the name of a checkpoint that is being deleted
+BEST = "best"  # in a checkpoint's meta: the best scores so far
 
 # what every process has its own of: all take part in saving
 of_every_process = partial(register_checkpoint_hooks, save_on_main_only=False)
 
 
+class DamagedCheckpoint(UserError):
+    """The checkpoint that is wanted is not what was written."""
+
+
 class WholeCheckpointer(Checkpointer):
-    """SpeechBrain's Checkpointer, except that a checkpoint counts as one only when all of it is written.
+    """SpeechBrain's Checkpointer, except that a checkpoint counts as one only when all of it is written and unchanged.
 
     SpeechBrain writes CKPT.yaml, by which a folder is recognised, before the parameters: a process killed in between
-    leaves a newest checkpoint that cannot be loaded. Here CKPT.yaml comes last, by a rename. And of several processes
-    only the main one looks into the folder, where it alone writes; the others are told what it found.
+    leaves a newest checkpoint that cannot be loaded. Here CKPT.yaml comes last, by a rename, after checksums of all
+    files; a checkpoint that no longer agrees with them is set aside, and the one before it is taken. And of several
+    processes only the main one looks into the folder, where it alone writes; the others are told what it found.
     """
 
     def save_checkpoint(self, *args, **kwargs):
-        """As SpeechBrain's; see there."""
+        """As SpeechBrain's; one that finds no room is removed again.
+
+        Raises
+        ------
+        UserError
+            Where the disk does not take it.
+        """
         self._late_meta = None
-        checkpoint = super().save_checkpoint(*args, **kwargs)
-        if self._late_meta is not None:
-            os.replace(*self._late_meta)
+        try:
+            checkpoint = super().save_checkpoint(*args, **kwargs)
+            if self._late_meta is not None:
+                temporary, final = self._late_meta
+                checksums.write_checksums(final.parent, {temporary.name: final.name})
+                os.replace(temporary, final)
+        except (OSError, RuntimeError) as error:
+            if not isinstance(error, OSError) and not any(words in str(error) for words in NOT_WRITTEN):
+                raise
+            folder = self._late_meta[1].parent if self._late_meta else Path(self.checkpoints_dir)
+            told = cannot_be_written(folder, error)
+            if self._late_meta is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise told from error
         ddp_barrier()
         return checkpoint
 
@@ -51,34 +82,164 @@ class WholeCheckpointer(Checkpointer):
         """As SpeechBrain's; see there."""
         return super().find_checkpoint(*args, **kwargs)
 
-    @main_process_only
-    def delete_checkpoints(self, *args, **kwargs):
-        """As SpeechBrain's; see there."""
-        super().delete_checkpoints(*args, **kwargs)
+    def save_and_keep_only(
+        self, *args, num_to_keep=1, max_keys=(), ckpt_predicate=None, verbosity=logging.INFO, **kwargs
+    ):
+        """As SpeechBrain's, except that one is kept as the best by a key, and that all of one vanishes at once."""
+        self.save_checkpoint(*args, verbosity=verbosity, **kwargs)
+        self.keep_only(num_to_keep, max_keys, ckpt_predicate, verbosity, at_least=2)
+
+    def keep_only(
+        self, num_to_keep: int, max_keys=(), ckpt_predicate=None, verbosity: int = logging.INFO, at_least: int = 1
+    ) -> None:
+        """Delete checkpoints.
+
+        Arguments
+        ---------
+        num_to_keep : int
+            How many of the newest stay.
+        max_keys : iterable of str
+            Keys of their meta; the best by each stays.
+        ckpt_predicate : callable, optional
+            Which may be deleted at all.
+        verbosity : int
+            Level at which deletions are logged.
+        at_least : int
+            How many stay, whatever else is said: one that is damaged needs one before it.
+        """
+        n_all, found = len(self.list_checkpoints()), self.find_checkpoints(ckpt_predicate=ckpt_predicate)
+        best = [self.find_checkpoint(max_key=key) for key in max_keys]
+        kept = {checkpoint.path for checkpoint in [*found[:num_to_keep], *best] if checkpoint is not None}
+        ddp_barrier()
+        spare = [checkpoint for checkpoint in reversed(found) if checkpoint.path not in kept]  # the oldest first
+        for checkpoint in spare[: max(0, n_all - at_least)]:
+            self._delete(checkpoint.path)
+            logger.log(verbosity, f"Deleted checkpoint in {checkpoint.path}")
+        ddp_barrier()
+
+    def keep_for_tests(self) -> None:
+        """When a run is finished: only the newest and the best ones; nothing is left that could fail."""
+        newest = find_epoch(self)
+        if newest is not None:
+            self.keep_only(1, newest.meta.get(BEST, {}))
 
     def recover_if_possible(self, *args, **kwargs):
-        """As SpeechBrain's, after removing the checkpoints that killed processes left half-written."""
+        """As SpeechBrain's, after removing half-written checkpoints and setting damaged ones aside.
+
+        Raises
+        ------
+        DamagedCheckpoint
+            Where there are checkpoints, and none that training can go on from; they are left as they are.
+        """
         self._remove_half_written()
+        self._set_damaged_aside()
         return super().recover_if_possible(*args, **kwargs)
+
+    def unreadable(self) -> dict[Path, str]:
+        """Checkpoints of which nothing is known, and why; what is being written is none."""
+        folders = [f for f in sorted(Path(self.checkpoints_dir).glob(f"{CKPT_PREFIX}*")) if not _is_half_written(f)]
+        return {folder: wrong for folder in folders if (wrong := _unreadable(folder))}
+
+    def _construct_checkpoint_objects(self, checkpoint_dirs):
+        readable = [folder for folder in checkpoint_dirs if not _unreadable(folder)]
+        return super()._construct_checkpoint_objects(readable)
+
+    def _set_damaged_aside(self) -> None:
+        damaged, good = self.unreadable(), None
+        for checkpoint in self.find_checkpoints():
+            if not (wrong := _damage(checkpoint)):
+                good = checkpoint
+                break
+            damaged[checkpoint.path] = wrong
+        if damaged and good is None:
+            lines = [f"{path.name}: {wrong}" for path, wrong in damaged.items()]
+            raise DamagedCheckpoint(
+                f"{self.checkpoints_dir} holds no checkpoint that training can go on from:\n  "
+                + "\n  ".join(lines)
+                + f"\n  They are left as they are; delete {Path(self.checkpoints_dir).parent} to train from the start"
+            )
+        ddp_barrier()  # every process has looked
+        for path, wrong in damaged.items():
+            logger.warning(
+                f"DAMAGED CHECKPOINT {path.name}: {wrong}. It is set aside in {path.parent / DAMAGED}; "
+                f"training goes on from {good.path.name} ({_when(good)})"
+            )
+            self._move_aside(path)
+
+    @main_process_only
+    def _move_aside(self, path: Path) -> None:
+        aside = path.parent / DAMAGED / path.name
+        aside.parent.mkdir(exist_ok=True)
+        while aside.exists():  # names are of the second, and used again
+            aside = aside.with_name(f"{aside.name}+")
+        path.rename(aside)
 
     @main_process_only
     def _remove_half_written(self):
+        """What killed processes left."""
         for folder in Path(self.checkpoints_dir).glob(f"{CKPT_PREFIX}*"):
-            if not (folder / METAFNAME).exists():
+            if _is_half_written(folder):
                 shutil.rmtree(folder)
+        for folder in Path(self.checkpoints_dir).glob(f"{DELETED}*"):
+            shutil.rmtree(folder)
+
+    @main_process_only
+    def _delete(self, folder: Path) -> None:
+        """A process that is killed meanwhile leaves no half checkpoint."""
+        gone = folder.with_name(f"{DELETED}{folder.name}")
+        folder.rename(gone)
+        shutil.rmtree(gone)
 
     def _save_checkpoint_metafile(self, fpath, meta_to_include=None, end_of_epoch=True):
-        temporary = Path(fpath).with_name(f".{METAFNAME}.tmp")
-        self._late_meta = (temporary, fpath)
-        return super()._save_checkpoint_metafile(temporary, meta_to_include or {}, end_of_epoch)
+        temporary = _late(Path(fpath).parent)
+        self._late_meta = (temporary, Path(fpath))
+        noted = {**(meta_to_include or {}), "checksums": checksums.FILE}
+        return super()._save_checkpoint_metafile(temporary, noted, end_of_epoch)
 
 
-def find_epoch(checkpointer: Checkpointer, **keys: str | None) -> Checkpoint | None:
+def _late(folder: Path) -> Path:
+    """CKPT.yaml before the checkpoint is whole."""
+    return folder / f".{METAFNAME}.tmp"
+
+
+def _is_half_written(folder: Path) -> bool:
+    """A whole checkpoint that has lost its CKPT.yaml is not."""
+    return not (folder / METAFNAME).exists() and (_late(folder).exists() or not any(folder.iterdir()))
+
+
+def _unreadable(folder: Path) -> str | None:
+    """What is wrong with CKPT.yaml."""
+    try:
+        meta = yaml.safe_load((folder / METAFNAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"{METAFNAME} is missing"
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        return f"{METAFNAME} cannot be read ({type(error).__name__})"
+    whole = isinstance(meta, dict) and isinstance(meta.get("unixtime"), float) and "end-of-epoch" in meta
+    if not whole:
+        return f"{METAFNAME} is {'damaged' if meta else 'empty'}"
+    if (folder / checksums.FILE).exists():
+        return "; ".join(checksums.damage(folder, [METAFNAME])) or None
+    return None
+
+
+def _damage(checkpoint: Checkpoint, names=None) -> str:
+    """What is wrong with a checkpoint's files; one of an earlier version of this program has no checksums."""
+    if checksums.FILE not in checkpoint.meta.values() and not (checkpoint.path / checksums.FILE).exists():
+        return ""
+    return "; ".join(checksums.damage(checkpoint.path, names))
+
+
+def _when(checkpoint: Checkpoint) -> str:
+    return f"epoch {checkpoint.meta['epoch']}" if "epoch" in checkpoint.meta else "within an epoch"
+
+
+def find_epoch(checkpointer: WholeCheckpointer, **keys: str | None) -> Checkpoint | None:
     """The checkpoint of a finished epoch, not one taken within it: the newest, or the best by a key of its meta.
 
     Arguments
     ---------
-    checkpointer : speechbrain.utils.checkpoints.Checkpointer
+    checkpointer : WholeCheckpointer
         Where to look.
     **keys : str, optional
         ``max_key`` or ``min_key``, as SpeechBrain's ``find_checkpoint`` has them.
@@ -86,8 +247,31 @@ def find_epoch(checkpointer: Checkpointer, **keys: str | None) -> Checkpoint | N
     Returns
     -------
     speechbrain.utils.checkpoints.Checkpoint or None
+
+    Raises
+    ------
+    DamagedCheckpoint
+        Where its model is damaged, or where damage leaves open which one it is: no other epoch takes its place.
     """
-    return checkpointer.find_checkpoint(**keys, ckpt_predicate=lambda c: "epoch" in c.meta)
+    is_finished = {"ckpt_predicate": lambda c: "epoch" in c.meta}
+    newest, found = checkpointer.find_checkpoint(**is_finished), checkpointer.find_checkpoint(**keys, **is_finished)
+    wrong = [f"{path.name}: {words}" for path, words in checkpointer.unreadable().items()]
+    if found is not None and (words := _damage(found, ["model.ckpt"])):
+        wrong.append(f"{found.path.name} ({_when(found)}): {words}")
+    for key in filter(None, keys.values()):
+        best = newest.meta.get(BEST, {}).get(key) if newest else None
+        if best is not None and (found is None or found.meta[key] < best):
+            wrong.append(f"the checkpoint of the best epoch ({key} {best:.4f}) is not there")
+    if wrong:
+        folder = Path(checkpointer.checkpoints_dir)
+        raise DamagedCheckpoint(
+            f"damaged checkpoints in {folder}:\n  "
+            + "\n  ".join(wrong)
+            + "\n  No other epoch is used in the place of the one that is asked for. "
+            f"Remove {folder.parent / 'metrics.json'}, where there is one, to train on from the newest whole "
+            f"checkpoint, or {folder.parent} to train from the start"
+        )
+    return found
 
 
 @of_every_process

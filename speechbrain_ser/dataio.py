@@ -1,6 +1,7 @@
 """Manifest -> SpeechBrain datasets and batches: audio at 16 kHz mono, and steps of exactly N utterances."""
 
 import hashlib
+import io
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,9 @@ from tqdm import tqdm
 
 from speechbrain_ser.corpora.audio import sound_name
 from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.files import written_whole
 from speechbrain_ser.nnet.losses import UNKNOWN_SPEAKER
+from speechbrain_ser.stopping import leave_signals_to_parent
 
 logger = logging.getLogger(__name__)
 
@@ -105,9 +108,12 @@ class AudioCache:
         todo = [p for p in dict.fromkeys(paths) if p not in self.paths and not _is_plain(p)]
         if todo:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
+            pool = ThreadPoolExecutor(os.cpu_count())
+            try:
                 bar = tqdm(pool.map(self._copy, todo), "resampling", len(todo), disable=not progress)
                 self.paths.update(zip(todo, bar, strict=True))
+            finally:
+                pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the rest of the corpus
         return len(self.paths)
 
     def _copy(self, path: str) -> str:
@@ -115,9 +121,10 @@ class AudioCache:
         key = hashlib.sha256(f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
         copy = self.folder / f"{key[:24]}.wav"
         if not copy.exists():
-            temporary = copy.with_suffix(f".{os.getpid()}.tmp")
-            soundfile.write(temporary, load_audio(path).numpy(), SAMPLE_RATE, "FLOAT", format="WAV")
-            os.replace(temporary, copy)
+            wav = io.BytesIO()  # libsndfile tells no full disk
+            soundfile.write(wav, load_audio(path).numpy(), SAMPLE_RATE, "FLOAT", format="WAV")
+            with written_whole(copy) as temporary:
+                temporary.write_bytes(wav.getbuffer())
         return str(copy)
 
 
@@ -448,6 +455,7 @@ def make_loader(dataset, batch_sampler, num_workers: int = 0, pin_memory: bool =
         collate_fn=_collate,
         num_workers=num_workers,
         pin_memory=pin_memory,
+        worker_init_fn=leave_signals_to_parent,
         # PyTorch draws a seed for the workers at every epoch: from here, not from training's random state
         generator=torch.Generator().manual_seed(0),
     )

@@ -2,8 +2,11 @@
 
 import contextlib
 import logging
+import re
+import signal
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,13 +17,15 @@ from speechbrain_ser.building import build
 from speechbrain_ser.config import Config, read_config
 from speechbrain_ser.distributed import is_first_to_fail, main_first, on_main, process_group, speaks
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.locks import FolderInUse, locked
+from speechbrain_ser.files import NO_ROOM
+from speechbrain_ser.locks import TRY_LATER, FolderInUse, locked
 from speechbrain_ser.preparation import Setup, prepare
+from speechbrain_ser.stopping import Stopped, stop_wish
 
 logger = logging.getLogger(__name__)
 
 WRITERS = {"recognition": results, "pretraining": pretraining}  # by the YAML's line `kind`
-TRY_LATER = 75  # exit status (sysexits' EX_TEMPFAIL): another process works in the run's folder
+INTERRUPTED = 130  # exit status after Ctrl-C
 
 
 def main(argv: list[str], hparams_folder: Path) -> int:
@@ -36,11 +41,12 @@ def main(argv: list[str], hparams_folder: Path) -> int:
     Returns
     -------
     int
-        0, or 2 after an error that the user can mend, or `TRY_LATER`.
+        0, or 2 after an error that the user can mend, or `TRY_LATER`, or `INTERRUPTED`.
     """
     _set_up_messages()
     try:
-        run(read_config(argv, hparams_folder))
+        with stop_wish.heard(), _disk_and_loaders_named():
+            run(read_config(argv, hparams_folder))
     except UserError as error:
         return _tell(f"error: {error}", TRY_LATER if isinstance(error, FolderInUse) else 2)
     except torch.OutOfMemoryError as error:
@@ -49,6 +55,9 @@ def main(argv: list[str], hparams_folder: Path) -> int:
             "(nor does --gradient_checkpointing=True, where the YAML has it); the same command goes on",
             2,
         )
+    except Stopped as stopped:
+        status = INTERRUPTED if stopped.number == signal.SIGINT else TRY_LATER
+        return _tell(f"\nended by {stopped}: the same command goes on from here", status)
     except Exception:
         if is_first_to_fail():
             raise
@@ -68,6 +77,26 @@ def _tell(message: str, status: int) -> int:
     if is_first_to_fail():
         print(message, file=sys.stderr)
     return status
+
+
+@contextlib.contextmanager
+def _disk_and_loaders_named() -> Iterator[None]:
+    """What is nobody's mistake in the configuration, but can be mended."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        where = error.filename or "a file could not be written (in the run's folder, a cache or a log)"
+        raise UserError(f"{where}: {error.strerror}") from error
+    except RuntimeError as error:
+        # torch: "DataLoader worker (pid 7) is killed by signal: Killed." or "DataLoader worker (pid(s) 7) exited …"
+        if not (found := re.search(r"DataLoader worker \(pid\S* ([\d, ]+)\) .*", str(error))):
+            raise
+        raise UserError(
+            f"a loading process died: {found[0]} The system ends processes that want more memory than there is: fewer "
+            "num_workers need less. The same command goes on from the last checkpoint"
+        ) from error
 
 
 def run(config: Config) -> Path:
@@ -106,5 +135,7 @@ def _train_and_test(setup: Setup, writer) -> None:
         return
     hparams, brain, loaders = main_first(lambda: build(setup))
     if not on_main(setup.trained):
-        brain.fit(hparams["epoch_counter"], loaders["train"], loaders["valid"])
+        with stop_wish.deferred():
+            brain.fit(hparams["epoch_counter"], loaders["train"], loaders["valid"])
     writer.evaluate_and_write(setup, brain, loaders)
+    brain.checkpointer.keep_for_tests()

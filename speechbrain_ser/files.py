@@ -1,10 +1,70 @@
 """Files that appear whole or not at all."""
 
+import contextlib
+import errno
 import json
 import os
+import shutil
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+
+from speechbrain_ser.errors import UserError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a used-up quota, a limit on a file's size
+FULL = 1 << 16  # bytes that are left on a full disk, at the most
+
+
+def cannot_be_written(path: str | os.PathLike, error: Exception) -> UserError:
+    """The error that names the file, why, and how much room there is."""
+    path = Path(path)
+    folder = next(place for place in [path, *path.absolute().parents] if place.is_dir())
+    free = shutil.disk_usage(folder).free
+    why = getattr(error, "strerror", None) or (os.strerror(errno.ENOSPC) if free < FULL else str(error).splitlines()[0])
+    return UserError(f"{path} cannot be written: {why} ({free / 1e6:,.1f} MB free there)")
+
+
+@contextlib.contextmanager
+def written_whole(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary name beside `path`: what is written there takes its place when all went well, else vanishes.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        The file.
+
+    Yields
+    ------
+    pathlib.Path
+        Where to write it.
+
+    Raises
+    ------
+    UserError
+        Where the disk does not take it.
+
+    Example
+    -------
+    >>> note = getfixture("tmp_path") / "note.txt"
+    >>> with written_whole(note) as temporary:
+    ...     _ = temporary.write_text("hello")
+    ...     note.exists()
+    False
+    >>> note.read_text()
+    'hello'
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # one a writer, on any machine
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise cannot_be_written(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def write_text(text: str, path: str | os.PathLike) -> Path:
@@ -16,11 +76,9 @@ def write_text(text: str, path: str | os.PathLike) -> Path:
     >>> write_text("hello", folder / "note.txt").read_text()
     'hello'
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
-    return path
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+    return Path(path)
 
 
 def write_json(content, path: str | os.PathLike) -> Path:

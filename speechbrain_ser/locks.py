@@ -20,6 +20,8 @@ try:
 except ImportError:  # not a POSIX system: locks are kept, without protection against a simultaneous start
     fcntl = None
 
+# exit status (sysexits' EX_TEMPFAIL): another process works in the run's folder, or a signal asked us to end
+TRY_LATER = 75
 PARENT = "SPEECHBRAIN_SER_PARENT"  # the environment's word for who started us and whom we shall not survive
 
 

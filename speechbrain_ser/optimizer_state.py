@@ -8,7 +8,7 @@ FILE = "optimizer.ckpt"
 
 
 def has_optimizer(save: str | os.PathLike) -> bool:
-    """Whether the checkpoints of a run's `save/` folder still hold what further training needs.
+    """Whether a checkpoint of a run's `save/` folder still holds what further training needs.
 
     Example
     -------
@@ -23,7 +23,7 @@ def has_optimizer(save: str | os.PathLike) -> bool:
     >>> has_optimizer(save), sorted(file.name for file in checkpoint.iterdir())
     (False, ['CKPT.yaml', 'model.ckpt'])
     """
-    return all((meta.parent / FILE).exists() for meta in Path(save).glob(f"{CHECKPOINTS}/CKPT.yaml"))
+    return any((meta.parent / FILE).exists() for meta in Path(save).glob(f"{CHECKPOINTS}/CKPT.yaml"))
 
 
 def drop_optimizer(save: str | os.PathLike) -> None:

@@ -8,11 +8,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.parameter_transfer import Pretrainer
 from torch import nn
 
-from speechbrain_ser.checkpoints import find_epoch
+from speechbrain_ser.checkpoints import WholeCheckpointer, find_epoch
 from speechbrain_ser.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ def load_stage_1(model: nn.Module, run_folder: str | os.PathLike, speakers: Sequ
         Without a checkpoint there, or with one that does not fit.
     """
     save = Path(run_folder) / "save"
-    checkpoint = find_epoch(Checkpointer(save))  # the last one's
+    checkpoint = find_epoch(WholeCheckpointer(save))  # the last one's
     if checkpoint is None:
         raise UserError(f"pretrained: {run_folder} holds no checkpoint of a finished epoch")
     theirs = json.loads((save / "speakers.json").read_text(encoding="utf-8"))

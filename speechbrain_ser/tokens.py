@@ -10,6 +10,7 @@ from pathlib import Path
 import sentencepiece
 
 from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.files import write_text
 from speechbrain_ser.text import normalise_transcript
 
 WORD = "|"
@@ -162,10 +163,7 @@ def _train_pieces(words: list[str], n_pieces: int) -> bytes:
 
 def save_tokens(tokens, path: str | os.PathLike) -> None:
     """Write tokens as JSON, in one step (a temporary file, then a rename)."""
-    path = Path(path)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(tokens.state(), ensure_ascii=False), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(json.dumps(tokens.state(), ensure_ascii=False), path)
 
 
 def load_tokens(path: str | os.PathLike):

@@ -10,6 +10,7 @@ logging.getLogger("speechbrain.utils.train_logger").addFilter(lambda record: "to
 from speechbrain.utils.train_logger import FileTrainLogger, TensorboardLogger, WandBLogger  # noqa: E402
 
 from speechbrain_ser.errors import UserError, nearest  # noqa: E402
+from speechbrain_ser.files import cannot_be_written  # noqa: E402
 
 TRACKERS = ("tensorboard", "wandb")
 PARTS = ("train", "valid", "test")
@@ -56,7 +57,10 @@ def check_tracker(tracker: str | None) -> None:
 def _log_to_file(file_logger: FileTrainLogger) -> Callable:
     def log(meta: dict, parts: dict) -> None:
         texts = {p: f and {k: f"{v:.4g}" for k, v in f.items()} for p, f in parts.items()}
-        file_logger.log_stats(meta, *(texts[p] for p in PARTS))
+        try:
+            file_logger.log_stats(meta, *(texts[p] for p in PARTS))
+        except OSError as error:
+            raise cannot_be_written(file_logger.save_file, error) from error
 
     return log
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import ruamel.yaml
 from hyperpyyaml import load_hyperpyyaml
-from speechbrain.utils.checkpoints import Checkpointer, torch_recovery
+from speechbrain.utils.checkpoints import torch_recovery
 from torch import nn
 
-from speechbrain_ser.checkpoints import find_epoch
+from speechbrain_ser.checkpoints import WholeCheckpointer, find_epoch
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.results import SELECTIONS
 
@@ -75,7 +75,7 @@ def load_model(run_folder: str | os.PathLike) -> TrainedModel:
     if lacking := [n for n in ("hyperparams.yaml", "metrics.json") if not (folder / n).is_file()]:
         raise UserError(f"{folder}: expected the folder of a finished run, found no {' and no '.join(lacking)}")
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    checkpoint = find_epoch(Checkpointer(folder / "save"), max_key=SELECTIONS[metrics["selection"]])
+    checkpoint = find_epoch(WholeCheckpointer(folder / "save"), max_key=SELECTIONS[metrics["selection"]])
     if checkpoint is None:
         raise UserError(f"{folder / 'save'}: expected a checkpoint of a finished epoch, found none")
     tree = read_yaml(folder / "hyperparams.yaml")

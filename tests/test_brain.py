@@ -764,7 +764,9 @@ def test_the_best_validation_is_kept_and_a_tie_goes_to_the_earlier_epoch(frame, 
     assert run.brain.tested_epoch == 2
     run.brain.evaluate(run.loaders["test"])
     assert run.brain.tested_epoch == 4
-    assert len(list((tmp_path / "save").glob("CKPT*"))) == 2  # the best and the last
+    assert len(list((tmp_path / "save").glob("CKPT*"))) == 3  # the best, the last and the one before it
+    run.brain.checkpointer.keep_for_tests()
+    assert {c.meta["epoch"] for c in run.brain.checkpointer.list_checkpoints()} == {2, 4}
 
 
 def test_early_stopping(frame, tmp_path):

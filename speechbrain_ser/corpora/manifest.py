@@ -7,13 +7,13 @@ import json
 import logging
 import math
 import os
-import threading
 from collections import defaultdict
 from collections.abc import Iterable
-from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+
+from speechbrain_ser.files import write_text, written_whole
 
 from .audio import check_audio
 from .errors import CorpusError, Offenders, nearest
@@ -80,7 +80,7 @@ def prepare(corpus: str, data_folder: str | os.PathLike, manifest_folder: str | 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_manifest(rows, path)
     sidecar = {**fingerprint, "utterances": len(rows), "manifest": _file_digest(path)}
-    _replace(path.with_suffix(".json"), json.dumps(sidecar, indent=1, sort_keys=True) + "\n")
+    write_text(json.dumps(sidecar, indent=1, sort_keys=True) + "\n", path.with_suffix(".json"))
     _compare_with_official(corpus, read_manifest(path, root))
     logger.info("%s: %d utterances, %.1f hours", path, len(rows), sum(durations) / 3600)
     return path
@@ -106,7 +106,7 @@ def write_manifest(rows: Iterable[dict], path: str | os.PathLike) -> None:
     rows.sort(key=lambda row: row["ID"])
     columns = list(dict.fromkeys([*COLUMNS, *(key for row in rows for key in row)]))
     rows = [{column: row.get(column, "") for column in columns} for row in rows]
-    with _temporary(Path(path)) as temporary:
+    with written_whole(path) as temporary:
         with temporary.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
@@ -114,7 +114,6 @@ def write_manifest(rows: Iterable[dict], path: str | os.PathLike) -> None:
         # a full disk or a cell that CSV cannot carry shows here, not in a training
         if _read(temporary).to_dict("records") != rows:
             raise CorpusError(f"{path}: what was read back is not what was written")
-        os.replace(temporary, path)
 
 
 def read_manifest(path: str | os.PathLike, data_root: str | os.PathLike) -> pd.DataFrame:
@@ -240,22 +239,6 @@ def _digest(value):
 
 def _file_digest(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def _replace(path, text):
-    with _temporary(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-
-
-@contextmanager
-def _temporary(path):
-    """A name beside `path` (os.replace needs the same file system); gone afterwards whatever happens."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _compare_with_official(corpus, frame):

@@ -16,7 +16,7 @@ from speechbrain_ser.locks import PARENT
 if TYPE_CHECKING:
     from speechbrain_ser.crossval.plan import Run
 
-GRACE = 10.0  # seconds between asking a process to end and ending it
+GRACE = 30.0  # seconds between asking a process to end and ending it: a step, and its checkpoint
 
 
 @dataclass(eq=False)

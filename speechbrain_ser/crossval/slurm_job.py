@@ -3,9 +3,12 @@
 import os
 import signal
 import subprocess
+import time
 from dataclasses import dataclass
 
-from speechbrain_ser.locks import PARENT
+from speechbrain_ser.locks import PARENT, TRY_LATER
+
+WARNED = 120.0  # seconds until Slurm takes a job away that it has warned and submitit has queued again
 
 
 @dataclass
@@ -36,15 +39,17 @@ class TrainJob:
             if os.environ.get("SLURM_NODEID", "0") == "0":
                 log.write(said.encode())
                 log.flush()
-            subprocess.run(
+            ended = subprocess.run(
                 self._whole_command(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**_threads(self.processes), **os.environ, PARENT: str(os.getpid())},
-                preexec_fn=_leave_signals_to_us,
-                check=True,
+                preexec_fn=_leave_sigterm_to_us,
             )
+            if ended.returncode == TRY_LATER:
+                time.sleep(WARNED)
+            ended.check_returncode()
 
     def _whole_command(self) -> list[str]:
         if self.nodes * self.processes == 1:
@@ -76,7 +81,6 @@ def _threads(processes: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, int(cores) // processes))} if cores else {}
 
 
-def _leave_signals_to_us() -> None:
-    """Slurm warns every process of a job; training goes on until the job is really taken away."""
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+def _leave_sigterm_to_us() -> None:
+    """Slurm signals every process of a job: the warning, SIGUSR2, has training save and end; SIGTERM must not."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

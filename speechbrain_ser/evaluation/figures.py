@@ -13,16 +13,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import ConfusionMatrixDisplay
 
+from speechbrain_ser.files import written_whole
+
 matplotlib.rcParams["svg.hashsalt"] = "speechbrain-ser"
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> Path:
     """Write a figure in one step (a temporary file, then a rename); the suffix names the format."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}")
     dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # the same figure gives the same file
-    figure.savefig(temporary, format=path.suffix[1:], dpi=120, bbox_inches="tight", metadata=dates.get(path.suffix))
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=120, bbox_inches="tight", metadata=dates.get(path.suffix))
     return path
 
 

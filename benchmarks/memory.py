@@ -1,0 +1,85 @@
+"""Whether the memory of a training process grows: its resident size after each of 200 epochs, as a picture.
+
+    python benchmarks/memory.py --picture=benchmarks/memory.png
+
+The demo's system on a demo corpus of few utterances, with a backbone so small that an epoch takes a second: validation,
+test of every epoch, logs and checkpoints are there as in any training. Takes train.py's own options, too.
+"""
+
+import os
+import platform
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from speechbrain_ser.building import build
+from speechbrain_ser.config import read_config
+from speechbrain_ser.corpora.demo import make_demo_corpus
+from speechbrain_ser.evaluation.figures import save_figure
+from speechbrain_ser.preparation import prepare
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # the recipes
+WARM_UP = 50  # epochs until caches, pools and the allocator have what they need
+SIZES = "{hidden_size: 16, num_layers: 1, conv_dim: 8, num_heads: 2, intermediate_size: 16, num_conv_pos_embeddings: 3}"
+
+
+def resident() -> float:
+    """Megabytes of this process that are in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def measure(argv: list[str]) -> list[float]:
+    """Resident megabytes after each epoch of a run."""
+    setup = prepare(read_config(argv, ROOT / "hparams"))
+    hparams, brain, loaders = build(setup)
+    sizes: list[float] = []
+    brain.log_to.append(lambda meta, parts: sizes.append(resident()))
+    brain.fit(hparams["epoch_counter"], loaders["train"], loaders["valid"])
+    return sizes
+
+
+def slope(sizes: list[float]) -> float:
+    """Megabytes that 100 epochs add, after the warm-up (least squares)."""
+    later = sizes[WARM_UP:]
+    return 100 * float(np.polyfit(np.arange(len(later)), later, 1)[0])
+
+
+def draw(sizes: list[float], title: str) -> Figure:
+    """Size against epoch, from 0, that a growth looks as large as it is."""
+    figure = Figure(figsize=(7, 3.2))
+    axes = figure.subplots()
+    axes.plot(range(1, len(sizes) + 1), sizes)
+    axes.axvline(WARM_UP, color="grey", linewidth=0.8, linestyle="--")
+    axes.set(xlabel="epoch", ylabel="resident memory (MB)", title=title, ylim=(0, None))
+    return figure
+
+
+def main() -> None:
+    """Train in a temporary folder; print the figures, write the picture."""
+    given = dict(word.partition("=")[::2] for word in sys.argv[1:])
+    picture = Path(given.pop("--picture", "memory.png"))
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = make_demo_corpus(Path(folder) / "corpus", sentences=1)
+        lines = {"--data_folder": corpus, "--wav2vec2_hub": f"{folder}/backbone", "--build_backbone": SIZES}
+        lines |= {"--output_folder": f"{folder}/run", "--manifest_folder": f"{folder}/manifests"}
+        lines |= {"--cache_folder": f"{folder}/cache", "--n_epochs": 200, "--device": "cpu", **given}
+        argv = [str(ROOT / "hparams" / "demo.yaml"), "--noprogressbar", *(f"{k}={v}" for k, v in lines.items())]
+        sizes = measure(argv)
+    growth = f"{slope(sizes):+.2f} MB in 100 epochs"
+    save_figure(draw(sizes, f"{len(sizes)} epochs; after the first {WARM_UP}: {growth}"), picture)
+    machine = platform.processor() or platform.machine()
+    print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, {date.today()}")
+    marks = [1, 10, WARM_UP, 100, 150, len(sizes)]
+    print("resident MB after epoch " + ", ".join(f"{k}: {sizes[k - 1]:.1f}" for k in marks if k <= len(sizes)))
+    print(f"after epoch {WARM_UP}: {growth}, the largest {max(sizes[WARM_UP:]):.1f} MB; picture: {picture}")
+
+
+if __name__ == "__main__":
+    main()

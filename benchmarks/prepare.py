@@ -1,0 +1,50 @@
+"""How long a corpus of IEMOCAP's size takes to become a manifest.
+
+    python benchmarks/prepare.py
+
+Makes a tree in the release's layout with its 10,039 turns in 150 dialogs (the recordings are short: what is measured
+is reading labels, transcripts and audio headers, checking and writing), then prepares it, and prepares it again.
+"""
+
+import os
+import platform
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # the tests, which know what the release looks like
+
+from speechbrain_ser.corpora import manifest  # noqa: E402
+from tests.corpus_trees import full_iemocap_tree  # noqa: E402
+
+
+def timed(function, *args):
+    """What a function gives, and seconds."""
+    start = time.perf_counter()
+    found = function(*args)
+    return found, time.perf_counter() - start
+
+
+def main() -> None:
+    """In a temporary folder; print the seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = full_iemocap_tree(Path(folder) / "IEMOCAP_full_release")
+        path, first = timed(manifest.prepare, "iemocap", tree, Path(folder) / "manifests")
+        content = path.read_bytes()
+        path, second = timed(manifest.prepare, "iemocap", tree, Path(folder) / "manifests")
+        path.unlink()
+        path, again = timed(manifest.prepare, "iemocap", tree, Path(folder) / "manifests")
+        assert path.read_bytes() == content
+        n = len(pd.read_csv(path))
+    machine = platform.processor() or platform.machine()
+    print(f"{machine}, {os.cpu_count()} cores, {date.today()}")
+    print(f"{n:,} turns: {first:.1f} s, {second:.1f} s when nothing changed; made anew, the same bytes: {again:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

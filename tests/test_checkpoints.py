@@ -1,0 +1,206 @@
+"""A damaged checkpoint: found before anything is loaded, told, and made good by the one before it, bit for bit."""
+
+import json
+import logging
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from speechbrain_ser.checkpoints import DAMAGED, DamagedCheckpoint
+from speechbrain_ser.checksums import damage, write_checksums
+
+from .test_brain import Killed, fake_scores, fit, frame, make_brain, same, stop_after, weights  # noqa: F401
+
+
+def truncated(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def emptied(path):
+    os.truncate(path, 0)
+
+
+def one_bit(path):
+    """In the middle, where a tensor's values are: torch would load it without a word."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def of_another(path):
+    """A whole file, but of an older checkpoint."""
+    other = next(folder for folder in sorted(path.parents[1].glob("CKPT*")) if folder != path.parent)
+    shutil.copy(other / path.name, path)
+
+
+def removed(path):
+    path.unlink()
+
+
+def newest(run):
+    return max(run.brain.checkpointer.list_checkpoints(), key=lambda c: c.meta["unixtime"]).path
+
+
+CASES = [
+    ("model.ckpt", truncated, "of"),
+    ("model.ckpt", one_bit, "another content"),
+    ("model.ckpt", of_another, "another content"),
+    ("optimizer.ckpt", emptied, "is empty"),
+    ("optimizer.ckpt", removed, "is missing"),
+    ("optimizer.ckpt", one_bit, "another content"),
+    ("history.ckpt", one_bit, "another content"),
+    ("random.ckpt", removed, "is missing"),
+    ("CKPT.yaml", emptied, "is empty"),
+    ("CKPT.yaml", truncated, ""),
+    ("CKPT.yaml", one_bit, ""),
+    ("CKPT.yaml", removed, "is missing"),
+    ("checksums.json", truncated, "is damaged"),
+    ("checksums.json", removed, "is missing"),
+]
+
+
+@pytest.fixture(scope="module")
+def whole(frame, tmp_path_factory):  # noqa: F811
+    """An uninterrupted run of three epochs, and one that was ended in the last of them."""
+    folder = tmp_path_factory.mktemp("runs")
+    quiet = fit(make_brain(frame, folder / "quiet", **OPTIONS))
+    stopped = make_brain(frame, folder / "stopped", **OPTIONS)
+    stop_after(stopped.brain, 8)
+    with pytest.raises(Killed):
+        fit(stopped)
+    return quiet, stopped
+
+
+OPTIONS = {"n_epochs": 3, "dropout": 0.4, "test_every_epoch": True}
+
+
+@pytest.mark.parametrize(("file", "harm", "expect"), CASES, ids=lambda v: getattr(v, "__name__", v))
+def test_training_goes_on_from_the_one_before(frame, whole, tmp_path, caplog, file, harm, expect):  # noqa: F811
+    quiet, stopped = whole
+    shutil.copytree(stopped.folder, tmp_path / "run")
+    run = make_brain(frame, tmp_path / "run", **OPTIONS)
+    damaged = newest(run)
+    content = sorted(p.name for p in damaged.iterdir())
+    harm(damaged / file)
+    with caplog.at_level(logging.WARNING, "speechbrain_ser.checkpoints"):
+        fit(run)
+    (said,) = [r.getMessage() for r in caplog.records if "DAMAGED CHECKPOINT" in r.getMessage()]
+    assert damaged.name in said and file in said and expect in said and "(epoch 1)" in said
+    aside = tmp_path / "run" / "save" / DAMAGED / damaged.name  # nothing is deleted
+    assert sorted(p.name for p in aside.iterdir()) == [n for n in content if harm is not removed or n != file]
+    assert same(weights(quiet), weights(run))
+    assert (quiet.folder / "epochs.csv").read_bytes() == (run.folder / "epochs.csv").read_bytes()
+    run.brain.evaluate(run.loaders["test"])
+    assert run.brain.tested_epoch == 3
+
+
+def test_a_damaged_checkpoint_within_an_epoch(frame, tmp_path, caplog):  # noqa: F811
+    options = {"dropout": 0.4, "micro": 2, "run_opts": {"ckpt_interval_steps": 1}}
+    quiet = fit(make_brain(frame, tmp_path / "quiet", **{**options, "run_opts": {}}))
+    stopped = make_brain(frame, tmp_path / "parts", **options)
+    stop_after(stopped.brain, 9)
+    with pytest.raises(Killed):
+        fit(stopped)
+    one_bit(newest(stopped) / "optimizer.ckpt")
+    resumed = fit(make_brain(frame, tmp_path / "parts", **options))
+    assert "optimizer.ckpt has another content" in caplog.text
+    assert same(weights(quiet), weights(resumed))
+    assert (quiet.folder / "epochs.csv").read_bytes() == (resumed.folder / "epochs.csv").read_bytes()
+
+
+def test_two_checkpoints_are_kept_while_training(frame, tmp_path):  # noqa: F811
+    run = make_brain(frame, tmp_path, n_epochs=4, micro=2, valid=False, run_opts={"ckpt_interval_steps": 2})
+    found = []
+    original = run.brain.checkpointer.keep_only
+
+    def count(*args, **kwargs):
+        original(*args, **kwargs)
+        found.append(len(run.brain.checkpointer.list_checkpoints()))
+
+    run.brain.checkpointer.keep_only = count
+    fit(run)
+    assert len(found) > 8 and found[0] == 1 and set(found[1:]) == {2}
+
+
+def test_all_damaged(frame, whole, tmp_path):  # noqa: F811
+    shutil.copytree(whole[1].folder, tmp_path / "run")
+    run = make_brain(frame, tmp_path / "run", **OPTIONS)
+    folders = [c.path for c in run.brain.checkpointer.list_checkpoints()]
+    assert len(folders) == 2
+    truncated(folders[0] / "model.ckpt")
+    emptied(folders[1] / "CKPT.yaml")
+    with pytest.raises(DamagedCheckpoint, match="no checkpoint that training can go on from") as caught:
+        fit(run)
+    assert all(folder.name in str(caught.value) and folder.is_dir() for folder in folders)
+    assert not (tmp_path / "run" / "save" / DAMAGED).exists()
+
+
+@pytest.mark.parametrize("file", ["model.ckpt", "CKPT.yaml", None])
+def test_no_other_epoch_is_tested_in_the_place_of_the_best(frame, tmp_path, file):  # noqa: F811
+    run = make_brain(frame, tmp_path, n_epochs=4)
+    fake_scores(run, [0.2, 0.6, 0.6, 0.4])
+    fit(run)
+    best = next(c.path for c in run.brain.checkpointer.list_checkpoints() if c.meta["epoch"] == 2)
+    if file is None:
+        shutil.rmtree(best)
+    else:
+        truncated(best / file)
+    with pytest.raises(DamagedCheckpoint, match="No other epoch is used") as caught:
+        run.brain.evaluate(run.loaders["test"], max_key="valid_score")
+    assert (f"{best.name}" in str(caught.value)) is (file is not None)
+    if file != "CKPT.yaml":  # else that one might be the last
+        run.brain.evaluate(run.loaders["test"])
+        assert run.brain.tested_epoch == 4
+
+
+def test_a_lost_optimizer_does_not_hinder_a_test(frame, tmp_path):  # noqa: F811
+    run = fit(make_brain(frame, tmp_path, n_epochs=1))
+    (newest(run) / "optimizer.ckpt").unlink()
+    run.brain.evaluate(run.loaders["test"])
+    assert run.brain.tested_epoch == 1
+
+
+def test_checkpoints_of_an_earlier_version_have_no_checksums(frame, tmp_path):  # noqa: F811
+    run = fit(make_brain(frame, tmp_path, n_epochs=1))
+    (newest(run) / "checksums.json").unlink()
+    meta = newest(run) / "CKPT.yaml"
+    meta.write_text("".join(line for line in meta.read_text().splitlines(True) if "checksums" not in line))
+    assert fit(make_brain(frame, tmp_path, n_epochs=2)).brain.hparams.epoch_counter.current == 2
+
+
+def test_a_kill_while_one_is_deleted_leaves_no_half(frame, tmp_path, monkeypatch):  # noqa: F811
+    def killed(path):
+        (path / "model.ckpt").unlink()
+        raise Killed
+
+    run = make_brain(frame, tmp_path, n_epochs=3, valid=False)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("speechbrain_ser.checkpoints.shutil.rmtree", killed)
+        fit(run)
+    assert list((tmp_path / "save").glob(".deleted-*")) and len(run.brain.checkpointer.list_checkpoints()) == 2
+    fit(make_brain(frame, tmp_path, n_epochs=3, valid=False))
+    assert not list((tmp_path / "save").glob(".deleted-*")) and not (tmp_path / "save" / DAMAGED).exists()
+
+
+def test_any_changed_byte_is_found_or_changes_nothing(tmp_path):
+    """In what torch wrote, only padding between its parts has no checksum, and nothing of it is read."""
+    file = tmp_path / "model.ckpt"
+    tensors = {"a": torch.arange(200.0), "b": torch.ones(3, dtype=torch.int64)}
+    torch.save(tensors, file)
+    write_checksums(tmp_path)
+    content, found = file.read_bytes(), 0
+    for place in np.random.default_rng(0).choice(len(content), 300, replace=False):
+        changed = bytearray(content)
+        changed[place] ^= 0x10
+        file.write_bytes(changed)
+        if damage(tmp_path):
+            found += 1
+        else:
+            loaded = torch.load(file)
+            assert all(torch.equal(loaded[k], tensors[k]) for k in tensors), place
+    assert 0.3 < found / 300 < 1
+    file.write_bytes(content)
+    assert damage(tmp_path) == [] and json.loads((tmp_path / "checksums.json").read_text()).keys() == {"model.ckpt"}

@@ -1,0 +1,237 @@
+"""Nothing lost: whatever ends a training, the next start ends with the files that an undisturbed one writes."""
+
+import csv
+import os
+import random
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from .conftest import ROOT
+from .faults import PLACES, Fault, random_instants, server, train, with_signals
+from .test_train import TABLE_COLUMNS, table  # noqa: F401
+
+SEED = 7
+STEP = Fault("torch:Tensor.backward", "after", 8)  # in the second epoch's third micro-batch of five
+QUICK = (  # of all places, those of the small form
+    "manifest: rows are written, the file has no name",
+    "step: after a backward pass",
+    "checkpoint: in a file",
+    "epoch: validation or test of it",
+)
+
+
+class Bench:
+    """Trainings of one small configuration, each in a folder of its own, and an undisturbed one to compare with."""
+
+    def __init__(self, root: Path, small, data: Path):
+        self.root, self.context = root, server()
+        self.flags = [str(ROOT / "hparams" / "cai_mtl.yaml"), "--device=cpu", "--noprogressbar", "--corpus=table"]
+        self.flags += [f"--data_folder={data}", TABLE_COLUMNS, "--protocol=given", "--selection=valid"]
+        self.flags += [f"--wav2vec2_hub={small.backbone()}", "--tokens=characters", "--lr=0.001", "--layerdrop=0.2"]
+        self.flags += ["--n_epochs=3", "--test_every_epoch=True", "--batch_size=4", "--micro_batch_size=2"]
+        self.run("warm", fault=Fault("csv:DictWriter.writerows"))  # imports everything
+        self.quiet = self.run("quiet", count=True)
+        assert self.quiet.code == 0, self.quiet.said
+
+    def run(self, name: str, *flags: str, folder: Path | None = None, cache: Path | None = None, **kwargs):
+        folder = folder or self.root / name
+        places = [f"--{key}_folder={folder / key}" for key in ("results", "manifest")]
+        places.append(f"--cache_folder={cache or folder / 'cache'}")
+        given = () if any("ckpt_interval" in flag for flag in flags) else ("--ckpt_interval_steps=2",)
+        return train(self.context, [*self.flags, *places, *given, *flags], self.root / f"notes {name}", **kwargs)
+
+    def results(self, folder: Path) -> dict:
+        """What must be the same, byte for byte, and the parameters of every checkpoint that is kept."""
+        (metrics,) = (folder / "results").glob("**/metrics.json")
+        run = metrics.parent
+        files = ["metrics.json", "epochs.csv", *sorted(p.name for p in run.glob("predictions*.csv"))]
+        found = {name: (run / name).read_bytes() for name in files}
+        for checkpoint in run.glob("save/CKPT*"):
+            epoch = re.search(r"^epoch: (\d+)", (checkpoint / "CKPT.yaml").read_text(), re.MULTILINE)[1]
+            found[f"epoch {epoch}"] = torch.load(checkpoint / "model.ckpt")
+        return found
+
+    def is_same(self, folder: Path) -> bool:
+        """Whether a run's files are those of the undisturbed one."""
+        mine, theirs = self.results(folder), self.results(self.root / "quiet")
+        assert len(theirs) >= 6  # two files, three predictions, the last epoch
+        last = max(name for name in theirs if name.startswith("epoch "))
+        state, other = mine[last], theirs[last]
+        assert all(torch.equal(state[name], other[name]) for name in other)
+        return all(mine[name] == theirs[name] for name in theirs if not name.startswith("epoch "))
+
+
+@pytest.fixture(scope="session")
+def bench(small, table, tmp_path_factory):  # noqa: F811
+    return Bench(tmp_path_factory.mktemp("faults"), small, table)
+
+
+def strike_and_resume(bench, name: str, fault: Fault) -> dict:
+    """A row of the log."""
+    struck = bench.run(name, fault=fault)
+    assert struck.code in (-signal.SIGKILL, 0), struck.said  # 0: it was over before the random time
+    resumed = bench.run(name)
+    assert resumed.code == 0, resumed.said
+    is_same = bench.is_same(bench.root / name)
+    row = {"killed": name, "in": struck.where, "next start": resumed.resumed, "result": "identical"}
+    return {**row, "result": "identical" if is_same else "DIFFERENT"}
+
+
+def test_killed(bench):
+    """The small form: at four of the places."""
+    instants = random_instants(bench.quiet, len(PLACES), 0, SEED)
+    chosen = {name: fault for name, fault in instants.items() if name.startswith(QUICK)}
+    assert len(chosen) == len(QUICK)
+    rows = [strike_and_resume(bench, name, fault) for name, fault in chosen.items()]
+    assert [row["result"] for row in rows] == ["identical"] * len(QUICK), rows
+    assert all(row["in"] for row in rows), rows
+    assert {row["next start"].partition(" ")[0] for row in rows} == {"from", "resumed"}, rows
+
+
+@pytest.mark.slow
+def test_killed_everywhere(bench):
+    """The full form: every place at a random call, then random times. FAULTS_LOG=file.csv keeps its log."""
+    instants = random_instants(bench.quiet, len(PLACES), 13, SEED)
+    rows = [strike_and_resume(bench, name, fault) for name, fault in instants.items()]
+    log = Path(os.environ.get("FAULTS_LOG") or bench.root / "faults.csv")
+    with log.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print(log, log.read_text(), sep="\n")
+    assert all(row["result"] == "identical" for row in rows)
+    assert sum(bool(row["in"]) for row in rows) >= 20
+
+
+# ------------------------------------------------------------------ asked to end
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGUSR2, 75), (signal.SIGINT, 130)]
+)
+def test_a_signal_in_training_ends_it_after_the_step_with_a_checkpoint(bench, number, code):
+    name = f"signal {number}"
+    ended = bench.run(name, "--ckpt_interval_steps=0", fault=with_signals(STEP, number))
+    assert ended.code == code and f"ended by {signal.Signals(number).name}" in ended.said, ended.said
+    assert "Traceback" not in ended.said
+    resumed = bench.run(name)
+    # two micro-batches a step: the third ends none, the fourth does
+    assert resumed.resumed == "resumed after epoch 1, within the next at batch 4", resumed.said
+    assert bench.is_same(bench.root / name)
+
+
+@pytest.mark.parametrize(
+    ("place", "resumed"),
+    [("csv:DictWriter.writerows", "from the start"), ("speechbrain_ser.results:write_csv", "resumed after epoch 3")],
+)
+def test_a_signal_outside_training_ends_at_once(bench, place, resumed):
+    name = f"signal in {place}"
+    ended = bench.run(name, fault=Fault(place, "before", signals=(signal.SIGTERM,)))
+    assert ended.code == 75 and "ended by SIGTERM" in ended.said and "Traceback" not in ended.said, ended.said
+    assert bench.run(name).resumed == resumed
+    assert bench.is_same(bench.root / name)
+
+
+def test_a_second_signal_ends_at_once(bench):
+    ended = bench.run("twice", fault=with_signals(STEP, signal.SIGTERM, signal.SIGTERM))
+    assert ended.code == -signal.SIGTERM
+    assert bench.run("twice").code == 0 and bench.is_same(bench.root / "twice")
+
+
+# ------------------------------------------------------------------ loading processes
+
+
+def test_a_dead_loading_process_is_named(bench):
+    cache = bench.root / "quiet" / "cache"  # training itself loads nothing, and each of them two utterances a batch
+    ended = bench.run(
+        "loader", "--num_workers=2", cache=cache, fault=Fault("speechbrain_ser.dataio:load_audio", call=4)
+    )
+    assert ended.code == 2 and "Traceback" not in ended.said, ended.said
+    assert re.search(r"error: a loading process died: DataLoader worker \(pid\S* [\d, ]+\) .*num_workers", ended.said)
+    resumed = bench.run("loader", "--num_workers=2", cache=cache)
+    assert resumed.code == 0, resumed.said
+    assert bench.is_same(bench.root / "loader")
+
+
+def test_a_signal_to_the_whole_group_is_heeded_by_training_alone(bench):
+    """Ctrl-C on a terminal, scancel: the loading processes get it too, and their data is still wanted."""
+    fault = Fault(STEP.place, "after", STEP.call, signals=(signal.SIGINT,), loader=True)
+    both = bench.run("group", "--num_workers=2", fault=fault)
+    assert both.code == 0 and bench.is_same(bench.root / "group"), both.said
+
+
+# ------------------------------------------------------------------ no room
+
+
+def visible(folder: Path) -> list[Path]:
+    """Files with a name that someone would read."""
+    hidden = re.compile(r"/\.|/CKPT[^/]*/")
+    return [p for p in folder.rglob("*") if p.is_file() and not hidden.search(str(p.relative_to(folder.parent)))]
+
+
+def assert_whole(folder: Path) -> None:
+    """No half file: CSVs end with a line's end, what is JSON is read, checkpoints agree with their checksums."""
+    import json
+
+    from speechbrain_ser.checksums import damage
+
+    for path in visible(folder):
+        if path.suffix == ".csv":
+            assert path.read_bytes().endswith(b"\n"), path
+        elif path.suffix == ".json":
+            json.loads(path.read_text())
+    for meta in folder.rglob("CKPT.yaml"):
+        assert damage(meta.parent) == []
+
+
+@pytest.mark.parametrize("size", ["a manifest", "a recording", "a model", "an optimiser's state"])
+def test_a_file_that_finds_no_room_is_named(bench, size):
+    """A limit on a file's size, which needs no rights: the write that passes it fails in its middle."""
+    quiet = bench.root / "quiet"
+    patterns = {"a manifest": "manifest/*.csv", "a recording": "cache/audio/*.wav"}
+    patterns |= {"a model": "results/**/model.ckpt", "an optimiser's state": "results/**/optimizer.ckpt"}
+    limit = max(path.stat().st_size for path in quiet.glob(patterns[size])) - 1
+    cache = quiet / "cache" if "recording" not in size else None  # recordings are larger than this small model
+    ended = bench.run(size, cache=cache, fault=Fault(file_size=limit))
+    assert ended.code == 2, ended.said
+    assert re.search(r"error: .* cannot be written: .* MB free", ended.said), ended.said
+    assert "Traceback" not in ended.said
+    assert_whole(bench.root / size)
+    assert not list((bench.root / size).rglob("*.tmp"))
+    resumed = bench.run(size, cache=cache)
+    assert resumed.code == 0 and bench.is_same(bench.root / size), resumed.said
+
+
+@pytest.mark.slow
+def test_a_full_disk(bench):
+    """A real file system of a few megabytes, full at random instants; with more room the run goes on."""
+    disk, needed = bench.root / "disk", sum(p.stat().st_size for p in (bench.root / "quiet").rglob("*") if p.is_file())
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("to mount a small file system needs root")
+    draw, said = random.Random(SEED), []
+    try:
+        for k in range(10):
+            folder = disk / str(k)
+            # as full as a run may find it: from nothing free to all but the last bytes
+            size = round(draw.uniform(0.02, 1.0) * needed / 4096) * 4096
+            subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+            ended = bench.run(f"disk {k}", folder=folder)
+            assert "Traceback" not in ended.said, ended.said
+            said.append(f"{size:>9,} bytes: status {ended.code}, {re.findall('error: (.*)', ended.said)}")
+            assert ended.code in (0, 2) and (ended.code == 0 or "No space left on device" in ended.said), ended.said
+            assert_whole(folder)
+            subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+            resumed = bench.run(f"disk {k}", folder=folder)
+            assert resumed.code == 0 and bench.is_same(folder), resumed.said
+            said[-1] += f"; next start: {resumed.resumed}, identical"
+            subprocess.run(["rm", "-r", str(folder)], check=True)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    print(*said, sep="\n")
+    assert sum("status 2" in line for line in said) >= 5
