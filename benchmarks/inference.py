@@ -29,6 +29,8 @@ import soundfile
 import torch
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # what is measured is the code beside this file
+
 from speechbrain_ser.dataio import SAMPLE_RATE, load_audio
 from speechbrain_ser.inference import EmotionRecognizer
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
