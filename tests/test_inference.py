@@ -119,6 +119,23 @@ def test_nobodys_gender_is_known(run_of, wavs, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("name", ["cai", "ha", "fu", "fu, waveforms", "hsu"])
+def test_a_timeline_of_one_window_is_the_recording(run_of, wavs, name):
+    """For every system; in several windows, the batch size changes nothing (the rest: test_timeline.py)."""
+    recognizer = EmotionRecognizer.from_run(run_of(name), CPU)
+    path = sorted(wavs.iterdir())[0]
+    found, expected = recognizer.timeline(path), recognizer.classify_file(path)
+    (segment,) = found.segments
+    assert (segment.start, segment.end) == (0.0, found.duration) == (0.0, len(load_audio(path)) / 16_000)
+    assert segment.emotion == expected.emotion and found.transcript == expected.transcript
+    assert segment.posteriors == pytest.approx(expected.posteriors, abs=1e-4)
+    for row in found.posteriors:
+        assert row == pytest.approx(list(expected.posteriors.values()), abs=1e-4)
+    one, many = (recognizer.timeline(path, 0.8, 0.3, batch_size=n) for n in (1, 4))
+    assert len(one.posteriors) > 3 and one.posteriors == pytest.approx(many.posteriors, abs=1e-4)
+    assert one.phrases == many.phrases and (one.phrases is None) == (recognizer.decode is None)
+
+
 # ------------------------------------------------------------------ recordings
 
 

@@ -46,11 +46,12 @@ class PhraseCutter:
         self.phrases: list[Phrase] = []
         self.first = 0  # the frame with which what is held begins
         self.held: torch.Tensor | None = None  # [frames, tokens]
+        self.said: int | None = None  # the token that was said last, as long as it may go on
 
     def add(self, logits: torch.Tensor) -> None:
         """Take in the row's next frames [frames, tokens]."""
         self.held = logits if self.held is None else torch.cat([self.held, logits])
-        self._skip_silence()
+        self._skip_said()
         while (stop := self._end_of_phrase()) is not None:
             self._say(stop)
 
@@ -63,9 +64,7 @@ class PhraseCutter:
     def whole(self, logits: torch.Tensor) -> list[Phrase]:
         """All frames [frames, tokens] of a short recording as one phrase, decoded in one piece."""
         said = (~self.silent[logits.argmax(-1)]).nonzero().flatten().tolist() or [0, len(logits) - 1]
-        self.first, self.held = said[0], logits[said[0] : said[-1] + 1]
-        self._append(self._text(logits), said[-1] + 1 - said[0])
-        self.held = None
+        self._append(said[0], said[-1] + 1, logits)
         return self.phrases
 
     def _end_of_phrase(self) -> int | None:
@@ -86,27 +85,32 @@ class PhraseCutter:
 
     def _say(self, stop: int) -> None:
         """Make a phrase of the first held frames, and let go of them."""
-        last = self.held[:stop].argmax(-1)[-1]
-        self._append(self._text(self.held[:stop]), stop)
+        self.said = int(self.held[stop - 1].argmax())
+        self._append(self.first, self.first + stop, self.held[:stop])
         self._drop(stop)
-        same = (self.held.argmax(-1) == last).tolist()
-        self._drop(same.index(False) if False in same else len(same))  # a token in which it was cut has been said
-        self._skip_silence()
+        self._skip_said()
 
-    def _append(self, text: str, frames: int) -> None:
+    def _append(self, first: int, stop: int, logits: torch.Tensor) -> None:
+        (text,) = self.decode(logits[None], torch.tensor([len(logits)]))
         if text:
-            start, end = self.first * self.frame_seconds, (self.first + frames) * self.frame_seconds
-            self.phrases.append(Phrase(round(start, 3), round(end, 3), text))
+            start, end = round(first * self.frame_seconds, 3), round(stop * self.frame_seconds, 3)
+            self.phrases.append(Phrase(start, end, text))
 
-    def _text(self, logits: torch.Tensor) -> str:
-        return self.decode(logits[None], torch.tensor([len(logits)]))[0]
-
-    def _skip_silence(self) -> None:
-        speech = (~self.silent[self.held.argmax(-1)]).nonzero().flatten()
-        self._drop(int(speech[0]) if len(speech) else len(self.held))
+    def _skip_said(self) -> None:
+        """Let go of the rest of a token in which a phrase was cut, then of silence."""
+        if self.said is not None:
+            self._drop(_first(self.held.argmax(-1) != self.said))
+            self.said = None if len(self.held) else self.said
+        self._drop(_first(~self.silent[self.held.argmax(-1)]))
 
     def _drop(self, frames: int) -> None:
         self.first, self.held = self.first + frames, self.held[frames:].clone()
+
+
+def _first(mask: torch.Tensor) -> int:
+    """Where the first True is; the length, where there is none."""
+    where = mask.nonzero().flatten()
+    return int(where[0]) if len(where) else len(mask)
 
 
 def _stretches(mask: torch.Tensor) -> Iterator[tuple[int, int]]:

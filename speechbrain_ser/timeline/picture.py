@@ -21,7 +21,9 @@ WIDTH, MARGIN, TOP, GAP = 12.0, 0.25, 0.4, 0.42  # inches: picture, its sides, t
 FONT, EM = 8.0, 0.68  # points; an average capital's width in them
 WORD_LINES = 4
 ROW_SECONDS = 60.0  # in which words are still legible
-ROWS, MOST_ROWS = 12, 200  # without words, and whatever the recording
+ONE_ROW = 1.5 * ROW_SECONDS  # no second row for a scrap
+MOST_WORDS = 200 * ROW_SECONDS  # longer recordings have no words: a PNG has an end
+ROWS = 12  # of a longer recording, without words
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 36_000)  # seconds
 MOST_TICKS = 13
 
@@ -32,8 +34,8 @@ POSTERIORS, SEGMENTS, WAVEFORM = (0.0, 1.0), (1.06, 1.4), (1.46, 2.26)
 def plot_timeline(timeline: Timeline) -> Figure:
     """Waveform, segments of one emotion, stacked posteriors and, where there are any, words.
 
-    Up to a minute is one row. What is longer goes on in the next row: a minute a row where there are words, as many
-    as make a dozen rows where there are none.
+    Up to a minute and a half is one row. What is longer goes on in the next row: a minute a row where there are words,
+    as many as make a dozen rows where there are none, or more than :data:`MOST_WORDS` seconds.
 
     Arguments
     ---------
@@ -47,17 +49,18 @@ def plot_timeline(timeline: Timeline) -> Figure:
     Example
     -------
     >>> from speechbrain_ser.timeline import Segment
-    >>> segments = [Segment(0.0, 4.0, "sad", {}), Segment(4.0, 90.0, None, {})]
+    >>> segments = [Segment(0.0, 4.0, "sad", {}), Segment(4.0, 95.0, None, {})]
     >>> posteriors = np.array([[0.7, 0.3], [0.5, 0.5]])
-    >>> timeline = Timeline("a.wav", 90.0, segments=segments, classes=["sad", "happy"],
-    ...                     edges=np.array([0.0, 4.0, 90.0]), posteriors=posteriors)
+    >>> timeline = Timeline("a.wav", 95.0, segments=segments, classes=["sad", "happy"],
+    ...                     edges=np.array([0.0, 4.0, 95.0]), posteriors=posteriors)
     >>> len(plot_timeline(timeline).axes)
     2
     """
-    seconds = _row_seconds(timeline)
+    has_words = bool(timeline.phrases) and timeline.duration <= MOST_WORDS
+    seconds = _row_seconds(timeline.duration, has_words)
     rows = max(1, math.ceil(timeline.duration / seconds))
     unit = 1.0 if rows == 1 else 0.45  # inches of the posteriors' height
-    words = 0.0 if not timeline.phrases else (WORD_LINES * FONT * 1.3 / 72 + 0.08) / unit  # height of the words
+    words = 0.0 if not has_words else (WORD_LINES * FONT * 1.3 / 72 + 0.08) / unit  # height of the words
     height = (WAVEFORM[1] + words) * unit
     figure = Figure(figsize=(WIDTH, TOP + rows * (height + GAP)))
     colours = _colours(timeline.classes)
@@ -70,16 +73,16 @@ def plot_timeline(timeline: Timeline) -> Figure:
         _draw_waveform(axes, timeline)
         _draw_segments(axes, timeline, colours)
         _draw_posteriors(axes, timeline, colours)
-        _write_words(axes, timeline.phrases or [], unit)
+        if has_words:
+            _write_words(axes, timeline.phrases, unit)
     _write_title(figure, timeline, colours)
     return figure
 
 
-def _row_seconds(timeline: Timeline) -> float:
-    if timeline.duration <= ROW_SECONDS:
-        return timeline.duration
-    rows = MOST_ROWS if timeline.phrases else ROWS
-    return ROW_SECONDS * math.ceil(max(1.0, timeline.duration / ROW_SECONDS / rows))
+def _row_seconds(duration: float, has_words: bool) -> float:
+    if duration <= ONE_ROW:
+        return duration
+    return ROW_SECONDS if has_words else ROW_SECONDS * math.ceil(duration / ROW_SECONDS / ROWS)
 
 
 def _colours(classes: Sequence[str]) -> dict[str | None, str]:
@@ -89,7 +92,7 @@ def _colours(classes: Sequence[str]) -> dict[str | None, str]:
 def _style(axes: Axes, seconds: float) -> None:
     axes.xaxis.tick_top()
     axes.xaxis.set_major_locator(MultipleLocator(next(t for t in TICKS if seconds / t <= MOST_TICKS)))
-    axes.xaxis.set_major_formatter(FuncFormatter(_clock if seconds >= ROW_SECONDS else lambda t, _: f"{t:g} s"))
+    axes.xaxis.set_major_formatter(FuncFormatter(_clock if seconds > ROW_SECONDS / 2 else lambda t, _: f"{t:g} s"))
     axes.tick_params(labelsize=FONT, length=2, pad=1)
     axes.spines[:].set_visible(False)
 
@@ -161,6 +164,8 @@ def _inside(axes: Axes, times: np.ndarray) -> np.ndarray:
 def _write_title(figure: Figure, timeline: Timeline, colours: dict) -> None:
     name = Path(timeline.path).name.encode("utf-8", "replace").decode()
     title = f"{name}: {_clock(timeline.duration)}, windows of {timeline.window:g} s every {timeline.step:g} s"
+    if timeline.phrases and timeline.duration > MOST_WORDS:
+        title += f"; words are drawn up to {_clock(MOST_WORDS)}"
     figure.text(MARGIN / WIDTH, 1 - 0.12 / figure.get_figheight(), title, va="top", fontsize=11)
     abstained = any(segment.emotion is None for segment in timeline.segments)
     shown = [*timeline.classes, *([None] if abstained else [])]
