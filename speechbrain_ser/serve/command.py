@@ -13,7 +13,7 @@ from pathlib import Path
 
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.inference import EmotionRecognizer
-from speechbrain_ser.serve.about import about_run
+from speechbrain_ser.serve.about import about_model
 from speechbrain_ser.serve.recognition import Answer, recognise
 from speechbrain_ser.serve.uploads import Uploads
 from speechbrain_ser.timeline.recognition import plan_windows
@@ -65,7 +65,7 @@ def serve(
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it runs
     recognizer = EmotionRecognizer.from_run(model, {"device": device} if device else None)
     plan_windows(recognizer, window, step)  # an error now, not at the first recording
-    about = about_run(Path(model), recognizer.classes, recognizer.decode is not None)
+    about = about_model(model, recognizer.classes, recognizer.decode is not None)
     if host not in LOOPBACK:
         logger.warning(f"warning: everybody who reaches {host} can use this page: it has no password and no encryption")
     answer = partial(recognise, recognizer, window=window, step=step, max_seconds=max_seconds)
