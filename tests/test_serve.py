@@ -26,7 +26,7 @@ from speechbrain_ser.inference import EmotionRecognizer
 from speechbrain_ser.lobes.cnn_blstm_attention import CNNBLSTMAttention
 from speechbrain_ser.models.fu import FuModel
 from speechbrain_ser.processing.log_mel import LogMel
-from speechbrain_ser.serve.about import about, about_run
+from speechbrain_ser.serve.about import about, about_model
 from speechbrain_ser.serve.command import running, serve
 from speechbrain_ser.serve.html import render
 from speechbrain_ser.serve.page import QUEUE
@@ -373,7 +373,7 @@ def test_the_picture_and_the_textgrid_are_in_the_page(recognizer, tmp_path):
 def test_what_the_page_says_of_the_model(trained):
     folder = trained("--pooling=sum", yaml="cai_mtl")
     metrics = json.loads((folder / "metrics.json").read_text())
-    said = about_run(folder, metrics["classes"], True)
+    said = about_model(folder, metrics["classes"], True)
     n, wa = (metrics["selections"]["last"]["all"][figure] for figure in ("n", "WA"))
     assert (
         f"Tested on {n} utterances of 1 speaker never heard in training" in said
@@ -388,6 +388,19 @@ def test_what_the_page_says_of_the_model(trained):
         and "95 % interval" in said
         and "WER" not in said
     )
+
+
+def test_what_the_page_says_of_a_package(tmp_path):
+    (tmp_path / "README.md").write_text(
+        "---\nmodel-index:\n- results:\n  - dataset: {name: emodb <b>}\n    metrics: [{name: WA, value: 0.5}]\n"
+        "---\n# Card"
+    )
+    said = about_model(tmp_path, ["x", "y"], True)
+    assert "tells 2 emotions apart (x, y) and transcribes. Tested on emodb &lt;b&gt;: WA 50.0 %;" in said
+    for card in (b"# A", b"---\n- 3\n---\n", b"\xff", b"---\n!!python/object/apply:os.system [x]\n---\n"):
+        (tmp_path / "README.md").write_bytes(card)
+        said = about_model(tmp_path, ["x", "y"], False)
+        assert "tells 2 emotions apart (x, y). Its model card" in said and "Do not judge" in said
 
 
 # ------------------------------------------------------------------ the command

@@ -1,10 +1,13 @@
 """What the page says of its model: where it comes from, how well it does there, and what it cannot do."""
 
 import json
+import os
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from speechbrain_ser.evaluation.intervals import speaker_interval, speaker_sums
 
@@ -41,36 +44,60 @@ def about(metrics: dict, predictions: pd.DataFrame | None, classes: Sequence[str
     n = figures["all"]["n"]
     speakers = "" if predictions is None else f" of {_count(predictions['speaker'].nunique(), 'speaker')}"
     heard = "never heard in training" if metrics["speaker_disjoint"] else f"in training as well ({metrics['leak']})"
+    corpora = " and ".join(c for c in (metrics["corpus"], metrics.get("second_corpus")) if c)
     return (
-        f"**The model** is `{metrics['system']}`, trained on {metrics['corpus']} to tell {len(classes)} emotions apart "
-        f"({', '.join(classes)}){' and to transcribe' if transcribes else ''}. Tested on {n} utterances{speakers} "
-        f"{heard} (protocol `{metrics['protocol']}`, fold {metrics['fold']}, {figures['selected_by']}): {said}.\n\n"
-        f"**Its limits.** {LIMITS}"
+        f"**The model** is `{metrics['system']}`, trained on {corpora}; it {_skills(classes, transcribes)}. "
+        f"Tested on {n} utterances{speakers} {heard} (protocol `{metrics['protocol']}`, fold {metrics['fold']}, "
+        f"{figures['selected_by']}): {said}.\n\n**Its limits.** {LIMITS}"
     )
 
 
-def about_run(folder: Path, classes: Sequence[str], transcribes: bool) -> str:
-    """The same, from a run's folder."""
+def about_model(model: str | os.PathLike, classes: Sequence[str], transcribes: bool) -> str:
+    """The same, of a run's folder, or of a package's, by its model card.
+
+    Arguments
+    ---------
+    model : str or os.PathLike
+        The folder; that of a package may lack its card, and a name on a hub is no folder: little is said then.
+    classes, transcribes
+        See :func:`about`.
+
+    Returns
+    -------
+    str
+        Two paragraphs of Markdown.
+    """
+    folder = Path(model)
+    if not (folder / "metrics.json").is_file():
+        return _about_package(folder, classes, transcribes)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     file = folder / "predictions.csv"
     predictions = pd.read_csv(file, dtype=str, keep_default_na=False) if file.is_file() else None
     return about(metrics, predictions, classes, transcribes)
 
 
-def about_package(name: str, classes: Sequence[str], transcribes: bool) -> str:
-    """The same of a package, whose card is not read: it may say, and be, anything."""
-    return (
-        f"**The model** is the package `{Path(name).name}`, which tells {len(classes)} emotions apart "
-        f"({', '.join(classes)}){' and transcribes' if transcribes else ''}. What it was trained on and how well it "
-        f"does there, its model card says (`README.md` in the package).\n\n**Its limits.** {LIMITS}"
-    )
+def _about_package(folder: Path, classes: Sequence[str], transcribes: bool) -> str:
+    said = f"**The model** is a package that {_skills(classes, transcribes)}"
+    try:
+        _, front, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+        (result,) = yaml.safe_load(front)["model-index"][0]["results"]
+        figures = ", ".join(f"{_plain(m['name'])} {_percent(m['value'])}" for m in result["metrics"][:9])
+        said += f". Tested on {_plain(result['dataset']['name'])}: {figures}; intervals and more are in its README.md"
+    except (OSError, ValueError, KeyError, TypeError, IndexError, yaml.YAMLError):
+        said += ". Its model card says how well"
+    return f"{escape(said, quote=False)}.\n\n**Its limits.** {LIMITS}"
 
 
-def about_model(model: str, classes: Sequence[str], transcribes: bool) -> str:
-    """The same of whatever `--model` names."""
-    if (Path(model) / "metrics.json").is_file():
-        return about_run(Path(model), classes, transcribes)
-    return about_package(model, classes, transcribes)
+def _plain(text: object) -> str:
+    """Short text, and nothing else that a stranger's YAML can be."""
+    if not isinstance(text, str) or len(text) > 200:
+        raise TypeError("expected short text")
+    return text
+
+
+def _skills(classes: Sequence[str], transcribes: bool) -> str:
+    also = " and transcribes" if transcribes else ""
+    return f"tells {len(classes)} emotions apart ({', '.join(classes)}){also}"
 
 
 def _interval(predictions: pd.DataFrame | None, classes: Sequence[str]) -> str:
