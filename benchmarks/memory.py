@@ -57,7 +57,7 @@ def draw(sizes: list[float], title: str) -> Figure:
     axes = figure.subplots()
     axes.plot(range(1, len(sizes) + 1), sizes)
     axes.axvline(WARM_UP, color="grey", linewidth=0.8, linestyle="--")
-    axes.set(xlabel="epoch", ylabel="resident memory (MB)", title=title, ylim=(0, None))
+    axes.set(xlabel="epoch", ylabel="resident memory (MB)", title=title, ylim=(0, 1.15 * max(sizes)))
     return figure
 
 

@@ -29,7 +29,7 @@ from speechbrain_ser.files import cannot_be_written
 
 logger = logging.getLogger(__name__)
 
-NOT_WRITTEN = ("PytorchStreamWriter", "iostream error")  # torch's writer raises no OSError
+NOT_WRITTEN = ("PytorchStreamWriter", "inline_container", "iostream error")  # torch's writer raises no OSError
 DAMAGED = "damaged"  # folder beside the checkpoints, for those that cannot be used
 DELETED = ".deleted-"  # before the name of a checkpoint that is being deleted
 BEST = "best"  # in a checkpoint's meta: the best scores so far

@@ -4,15 +4,17 @@ import csv
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from .conftest import ROOT
-from .faults import PLACES, Fault, random_instants, server, train, with_signals
+from .faults import Fault, random_instants, server, train, with_signals
 from .test_train import TABLE_COLUMNS, table  # noqa: F401
 
 SEED = 7
@@ -21,6 +23,7 @@ QUICK = (  # of all places, those of the small form
     "manifest: rows are written, the file has no name",
     "step: after a backward pass",
     "checkpoint: in a file",
+    "results: predictions are written",
     "epoch: validation or test of it",
 )
 
@@ -74,29 +77,33 @@ def bench(small, table, tmp_path_factory):  # noqa: F811
 def strike_and_resume(bench, name: str, fault: Fault) -> dict:
     """A row of the log."""
     struck = bench.run(name, fault=fault)
-    assert struck.code in (-signal.SIGKILL, 0), struck.said  # 0: it was over before the random time
+    while struck.code == 0 and fault.seconds:  # it was over before: the machine is quicker now
+        shutil.rmtree(bench.root / name)
+        fault = replace(fault, seconds=fault.seconds / 2)
+        struck = bench.run(name, fault=fault)
+    assert struck.code == -signal.SIGKILL and struck.where, struck.said
     resumed = bench.run(name)
     assert resumed.code == 0, resumed.said
     is_same = bench.is_same(bench.root / name)
-    row = {"killed": name, "in": struck.where, "next start": resumed.resumed, "result": "identical"}
-    return {**row, "result": "identical" if is_same else "DIFFERENT"}
+    killed = name if fault.seconds is None else f"{name}: {fault.seconds:.2f} s"
+    result = "identical" if is_same else "DIFFERENT"
+    return {"killed": killed, "in": struck.where, "next start": resumed.resumed, "result": result}
 
 
 def test_killed(bench):
-    """The small form: at four of the places."""
-    instants = random_instants(bench.quiet, len(PLACES), 0, SEED)
+    """The small form: at some of the places."""
+    instants = random_instants(bench.quiet, 0, SEED)
     chosen = {name: fault for name, fault in instants.items() if name.startswith(QUICK)}
     assert len(chosen) == len(QUICK)
     rows = [strike_and_resume(bench, name, fault) for name, fault in chosen.items()]
     assert [row["result"] for row in rows] == ["identical"] * len(QUICK), rows
-    assert all(row["in"] for row in rows), rows
     assert {row["next start"].partition(" ")[0] for row in rows} == {"from", "resumed"}, rows
 
 
 @pytest.mark.slow
 def test_killed_everywhere(bench):
     """The full form: every place at a random call, then random times. FAULTS_LOG=file.csv keeps its log."""
-    instants = random_instants(bench.quiet, len(PLACES), 13, SEED)
+    instants = random_instants(bench.quiet, 8, SEED)
     rows = [strike_and_resume(bench, name, fault) for name, fault in instants.items()]
     log = Path(os.environ.get("FAULTS_LOG") or bench.root / "faults.csv")
     with log.open("w", newline="") as file:
@@ -104,16 +111,13 @@ def test_killed_everywhere(bench):
         writer.writeheader()
         writer.writerows(rows)
     print(log, log.read_text(), sep="\n")
-    assert all(row["result"] == "identical" for row in rows)
-    assert sum(bool(row["in"]) for row in rows) >= 20
+    assert len(rows) >= 20 and all(row["result"] == "identical" for row in rows)
 
 
 # ------------------------------------------------------------------ asked to end
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGUSR2, 75), (signal.SIGINT, 130)]
-)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
 def test_a_signal_in_training_ends_it_after_the_step_with_a_checkpoint(bench, number, code):
     name = f"signal {number}"
     ended = bench.run(name, "--ckpt_interval_steps=0", fault=with_signals(STEP, number))
@@ -148,9 +152,8 @@ def test_a_second_signal_ends_at_once(bench):
 
 def test_a_dead_loading_process_is_named(bench):
     cache = bench.root / "quiet" / "cache"  # training itself loads nothing, and each of them two utterances a batch
-    ended = bench.run(
-        "loader", "--num_workers=2", cache=cache, fault=Fault("speechbrain_ser.dataio:load_audio", call=4)
-    )
+    fault = Fault("speechbrain_ser.dataio:load_audio", call=4)
+    ended = bench.run("loader", "--num_workers=2", cache=cache, fault=fault)
     assert ended.code == 2 and "Traceback" not in ended.said, ended.said
     assert re.search(r"error: a loading process died: DataLoader worker \(pid\S* [\d, ]+\) .*num_workers", ended.said)
     resumed = bench.run("loader", "--num_workers=2", cache=cache)
@@ -166,6 +169,11 @@ def test_a_signal_to_the_whole_group_is_heeded_by_training_alone(bench):
 
 
 # ------------------------------------------------------------------ no room
+
+
+def blocks(folder: Path) -> int:
+    """Bytes that a folder takes on a disk."""
+    return sum(-(-p.stat().st_size // 4096) * 4096 for p in folder.rglob("*") if p.is_file())
 
 
 def visible(folder: Path) -> list[Path]:
@@ -189,12 +197,12 @@ def assert_whole(folder: Path) -> None:
         assert damage(meta.parent) == []
 
 
-@pytest.mark.parametrize("size", ["a manifest", "a recording", "a model", "an optimiser's state"])
+@pytest.mark.parametrize("size", ["a manifest", "a recording", "an optimiser's state"])
 def test_a_file_that_finds_no_room_is_named(bench, size):
     """A limit on a file's size, which needs no rights: the write that passes it fails in its middle."""
     quiet = bench.root / "quiet"
     patterns = {"a manifest": "manifest/*.csv", "a recording": "cache/audio/*.wav"}
-    patterns |= {"a model": "results/**/model.ckpt", "an optimiser's state": "results/**/optimizer.ckpt"}
+    patterns |= {"an optimiser's state": "results/**/optimizer.ckpt"}
     limit = max(path.stat().st_size for path in quiet.glob(patterns[size])) - 1
     cache = quiet / "cache" if "recording" not in size else None  # recordings are larger than this small model
     ended = bench.run(size, cache=cache, fault=Fault(file_size=limit))
@@ -210,24 +218,27 @@ def test_a_file_that_finds_no_room_is_named(bench, size):
 @pytest.mark.slow
 def test_a_full_disk(bench):
     """A real file system of a few megabytes, full at random instants; with more room the run goes on."""
-    disk, needed = bench.root / "disk", sum(p.stat().st_size for p in (bench.root / "quiet").rglob("*") if p.is_file())
+    disk, quiet = bench.root / "disk", bench.root / "quiet"
+    needed = {name: blocks(quiet / name) for name in ("cache", "results")}
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("to mount a small file system needs root")
     draw, said = random.Random(SEED), []
     try:
-        for k in range(10):
+        for k in range(14):
             folder = disk / str(k)
-            # as full as a run may find it: from nothing free to all but the last bytes
-            size = round(draw.uniform(0.02, 1.0) * needed / 4096) * 4096
+            # from nearly nothing free to nearly enough; recordings fill most of it where they are not elsewhere
+            cache = None if k < 3 else quiet / "cache"
+            room = needed["results"] + (needed["cache"] if cache is None else 0)
+            size = round(draw.uniform(0.02, 1.2) * room / 4096) * 4096
             subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
-            ended = bench.run(f"disk {k}", folder=folder)
+            ended = bench.run(f"disk {k}", folder=folder, cache=cache)
             assert "Traceback" not in ended.said, ended.said
             said.append(f"{size:>9,} bytes: status {ended.code}, {re.findall('error: (.*)', ended.said)}")
             assert ended.code in (0, 2) and (ended.code == 0 or "No space left on device" in ended.said), ended.said
             assert_whole(folder)
             subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-            resumed = bench.run(f"disk {k}", folder=folder)
+            resumed = bench.run(f"disk {k}", folder=folder, cache=cache)
             assert resumed.code == 0 and bench.is_same(folder), resumed.said
             said[-1] += f"; next start: {resumed.resumed}, identical"
             subprocess.run(["rm", "-r", str(folder)], check=True)
