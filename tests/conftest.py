@@ -5,7 +5,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import soundfile
 import torch
 
 # models of a few channels: two threads wait for each other ten times longer than they compute
@@ -67,6 +70,29 @@ def _no_pip_freeze():
 @pytest.fixture(scope="session")
 def small(tmp_path_factory) -> Small:
     return Small(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def table(small):
+    """A user's own table over 24 kHz stereo FLAC recordings, with own column names and a split."""
+    from speechbrain_ser.corpora import manifest
+
+    frame = manifest.read_manifest(
+        manifest.prepare("emodb", small.corpus("emodb"), small.folder / "manifests"), small.corpus("emodb")
+    )
+    frame = frame[frame["emotion"].isin(["angry", "sad"])].groupby("emotion").head(9).reset_index(drop=True)
+    folder = small.folder / "table"
+    folder.mkdir()
+    for k, path in enumerate(frame["wav"]):
+        wav, rate = soundfile.read(path)
+        longer = np.interp(np.arange(int(len(wav) * 24000 / rate)) * rate / 24000, np.arange(len(wav)), wav)
+        soundfile.write(folder / f"{k}.flac", np.stack([longer, longer], 1), 24000)
+    split = ["train", "train", "train", "train", "train", "dev", "test", "test", "test"] * 2
+    rows = {"path": [f"{k}.flac" for k in frame.index], "label": frame["emotion"], "who": frame["speaker"]}
+    pd.DataFrame({**rows, "said": frame["transcript"], "part": split}).to_csv(
+        folder / "mine.tsv", sep="\t", index=False
+    )
+    return folder
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import torch
 
 from .conftest import ROOT
 from .faults import Fault, random_instants, server, train, with_signals
-from .test_train import TABLE_COLUMNS, table  # noqa: F401
+from .test_train import TABLE_COLUMNS
 
 SEED = 7
 STEP = Fault("torch:Tensor.backward", "after", 8)  # in the second epoch's third micro-batch of five
@@ -70,7 +70,7 @@ class Bench:
 
 
 @pytest.fixture(scope="session")
-def bench(small, table, tmp_path_factory):  # noqa: F811
+def bench(small, table, tmp_path_factory):
     return Bench(tmp_path_factory.mktemp("faults"), small, table)
 
 
