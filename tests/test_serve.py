@@ -391,10 +391,8 @@ def test_what_the_page_says_of_the_model(trained):
 
 
 def test_what_the_page_says_of_a_package(tmp_path):
-    (tmp_path / "README.md").write_text(
-        "---\nmodel-index:\n- results:\n  - dataset: {name: emodb <b>}\n    metrics: [{name: WA, value: 0.5}]\n"
-        "---\n# Card"
-    )
+    result = "{dataset: {name: emodb <b>}, metrics: [{name: WA, value: 0.5}]}"
+    (tmp_path / "README.md").write_text(f"---\nmodel-index:\n- results: [{result}]\n---\n# Card")
     said = about_model(tmp_path, ["x", "y"], True)
     assert "tells 2 emotions apart (x, y) and transcribes. Tested on emodb &lt;b&gt;: WA 50.0 %;" in said
     for card in (b"# A", b"---\n- 3\n---\n", b"\xff", b"---\n!!python/object/apply:os.system [x]\n---\n"):

@@ -38,7 +38,7 @@ def about(metrics: dict, predictions: pd.DataFrame | None, classes: Sequence[str
         Two paragraphs.
     """
     figures = metrics["selections"][metrics["selection"]]
-    said = f"WA {_percent(figures['all']['WA'])}{_interval(predictions, classes)}"
+    said = f"accuracy (WA) {_percent(figures['all']['WA'])}{_interval(predictions, classes)}"
     if transcribes and figures["all"].get("WER") is not None:
         said += f", WER {_percent(figures['all']['WER'])}"
     n = figures["all"]["n"]
