@@ -31,7 +31,7 @@ from speechbrain_ser.trained import load_model
 logger = logging.getLogger(__name__)
 
 LOOK_AHEAD = 8  # batches whose recordings are read before they are sorted by length
-CPU_PADDING = 1.0  # seconds that an utterance may lack of a batch's longest: computing more costs a pass of its own
+CPU_PADDING = 0.5  # seconds that an utterance may lack of its batch's longest: more cost as much as a pass of its own
 RUN_OPTS = {"device": None, "precision": "fp32"}
 NOT_FINITE_OUTPUT = "the model's output is not finite"
 
