@@ -61,6 +61,7 @@ def serve(
         if not value > 0:
             raise UserError(f"{name}: expected a number > 0, found {value!r}")
     _check_gradio()
+    host = host.strip("[]")
     _check_port(host, port)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it runs
     recognizer = open_recognizer(model, run_opts={"device": device} if device else None)
@@ -113,7 +114,7 @@ def running(
         page = build_page(answer, uploads, about, limits)
         try:
             _, url, _ = page.launch(
-                server_name=host,
+                server_name=f"[{host}]" if ":" in host else host,
                 server_port=port,
                 app_kwargs={"middleware": [Middleware(Guard, uploads=uploads, is_local=host in LOOPBACK)]},
                 max_file_size=max_bytes,
@@ -149,7 +150,7 @@ def _check_port(host: str, port: int) -> None:
     try:
         if not 0 < port < 1 << 16:
             raise OverflowError("a port is a number from 1 to 65535")
-        family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
