@@ -342,6 +342,15 @@ def test_bf16_runs_with_losses_in_float32(frame, tmp_path):
     assert set(kinds) == {torch.float32} and np.isfinite(pd.read_csv(run.folder / "epochs.csv")["train_loss"]).all()
 
 
+def test_batch_statistics_are_refused_with_several_processes(frame, tmp_path, monkeypatch):
+    run = make_brain(frame, tmp_path)
+    run.brain.model.encoder.norm = nn.BatchNorm1d(6)
+    run.brain._refuse_batch_statistics()
+    monkeypatch.setattr("speechbrain_ser.distributed.world_size", lambda: 2)
+    with pytest.raises(UserError, match=r"model\.encoder\.norm normalise over a batch"):
+        run.brain._refuse_batch_statistics()
+
+
 def test_nothing_left_to_train(frame, tmp_path):
     run = make_brain(frame, tmp_path)
     run.brain.modules.requires_grad_(False)
@@ -611,6 +620,23 @@ def test_resumed_after_an_epoch_equals_uninterrupted(frame, tmp_path, valid):
     assert same(weights(whole), weights(resumed))
     assert (whole.folder / "epochs.csv").read_bytes() == (resumed.folder / "epochs.csv").read_bytes()
     assert whole.brain.optimizer_step == resumed.brain.optimizer_step == 9
+
+
+@pytest.mark.parametrize("micro", [1, 4])
+def test_resumed_within_an_epoch_with_other_micro_batches(frame, tmp_path, micro):
+    """The checkpoint is after the second step, which is batch 4 of 6; with other micro-batches it is another one."""
+    options = dict(n_epochs=1, batch_size=4, run_opts={"ckpt_interval_steps": 1})
+    whole = fit(make_brain(frame, tmp_path / "whole", micro=2, **options))
+    stopped = make_brain(frame, tmp_path / "parts", micro=2, **options)
+    stop_after(stopped.brain, 5)
+    with pytest.raises(Killed):
+        fit(stopped)
+    resumed = fit(make_brain(frame, tmp_path / "parts", micro=micro, **options))
+    assert resumed.brain.optimizer_step == whole.brain.optimizer_step == 3
+    for name, value in weights(resumed).items():
+        torch.testing.assert_close(value, weights(whole)[name], rtol=1e-4, atol=1e-5)
+    rows = [pd.read_csv(run.folder / "epochs.csv") for run in (whole, resumed)]
+    pd.testing.assert_frame_equal(*rows, rtol=1e-4)
 
 
 @pytest.mark.parametrize("n_batches", [3, 5, 8])
