@@ -19,6 +19,7 @@ import torch
 
 from speechbrain_ser import distributed
 from speechbrain_ser.brain import SERBrain
+from speechbrain_ser.calibration import FILES
 from speechbrain_ser.dataio import StepSampler
 from speechbrain_ser.experiment import main
 
@@ -42,7 +43,8 @@ class Ended:
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """They take longer than so small a training; the process that torchrun starts draws them."""
-    monkeypatch.setattr("speechbrain_ser.results._pictures", lambda *arguments: None)
+    for name in ("results._pictures", "calibrating.save_figure"):
+        monkeypatch.setattr(f"speechbrain_ser.{name}", lambda *arguments: None)
 
 
 @pytest.fixture
@@ -222,7 +224,9 @@ def test_predictions_are_those_of_one_process(lines, tmp_path):
     argv = lines(*DRAWN, "--n_epochs=2", "--test_every_epoch=True", "--eval_batch_size=1", "--selection=valid")
     train(1, argv, tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "many")
-    for path in [*(tmp_path / "many").glob("predictions*.csv"), tmp_path / "many" / "metrics.json"]:
+    for path in (
+        p for p in (tmp_path / "many").iterdir() if p.name in FILES or p.stem.startswith(("predict", "metric"))
+    ):
         path.unlink()
     train(3, argv, tmp_path / "many")
     names = sorted(p.name for p in (tmp_path / "one").glob("predictions*.csv"))
@@ -231,7 +235,8 @@ def test_predictions_are_those_of_one_process(lines, tmp_path):
         one, many = (pd.read_csv(tmp_path / folder / name) for folder in ("one", "many"))
         assert many["ID"].is_unique
         pd.testing.assert_frame_equal(one, many, rtol=0, atol=1e-5)
-    assert (tmp_path / "one" / "metrics.json").read_bytes() == (tmp_path / "many" / "metrics.json").read_bytes()
+    for name in ("metrics.json", "calibration.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "many" / name).read_bytes(), name
 
 
 # ------------------------------------------------------------------ gradients and random states
