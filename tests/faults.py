@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 120  # seconds until a training that hangs is ended
+PATIENCE = 600  # seconds until a training that hangs is ended, on a machine that does other things as well
 PLACES = {
     "manifest: rows are written, the file has no name": ("csv:DictWriter.writerows", "after"),
     "manifest: between the two files": ("speechbrain_ser.corpora.manifest:write_text", "before"),
