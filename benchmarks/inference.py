@@ -281,7 +281,7 @@ class Row:
             found = json.loads(self.process.stdout.readline())
         except (BrokenPipeError, ValueError):
             self.log.seek(0)
-            sys.exit(f"{self.name}:\n{self.log.read()}")
+            sys.exit(f"{self.name}: ended with status {self.process.wait()}\n{self.log.read()}")
         self.posteriors += found.pop("posteriors")
         self.figures["peak_gb"] = max(self.figures["peak_gb"], found.pop("peak_gb"))
         for key, value in found.items():
