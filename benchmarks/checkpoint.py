@@ -6,16 +6,14 @@
 to check them at the next start, and to load them. Files are read from the system's memory, not from the disk.
 """
 
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
 from pathlib import Path
 
 import torch
+from machine import machine
 
 from speechbrain_ser.checksums import damage, write_checksums
 
@@ -48,8 +46,7 @@ def main() -> None:
             for file in files:
                 torch.load(file)
         size = sum(file.stat().st_size for file in files)
-    machine = platform.processor() or platform.machine()
-    print(f"{machine}, {os.cpu_count()} cores, torch {torch.__version__}, {date.today()}: {size / 1e6:,.0f} MB")
+    print(f"{machine()}: {size / 1e6:,.0f} MB")
     print(", ".join(f"{label} {spent:.3f} s" for label, spent in seconds.items()))
 
 

@@ -8,12 +8,11 @@ their lengths given; then the BLSTM alone, fused (one length), packed and turned
 """
 
 import argparse
-import platform
 import time
 from collections.abc import Callable
-from datetime import date
 
 import torch
+from machine import machine
 
 from speechbrain_ser.lobes.cnn_blstm_attention import CNNBLSTMAttention
 from speechbrain_ser.nnet.blstm import BLSTM
@@ -64,8 +63,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    machine = platform.processor() or platform.machine()
-    print(f"{machine}, {args.threads} threads, torch {torch.__version__}, {date.today()}: seconds")
+    print(f"{machine(threads=args.threads)}: seconds")
     for frames in args.frames:
         measure_lobe(args.batch, frames, args.share, args.repeats)
         measure_blstm(args.batch, frames, args.share, args.repeats)

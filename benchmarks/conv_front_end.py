@@ -6,12 +6,11 @@ Prints the seconds of a forward and backward pass through all seven layers, the 
 """
 
 import argparse
-import platform
 import time
-from datetime import date
 
 import pandas as pd
 import torch
+from machine import machine
 from torch import nn
 from transformers import Wav2Vec2Config
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2LayerNormConvLayer
@@ -55,8 +54,7 @@ def main() -> None:
     torch.manual_seed(0)
     wavs = torch.randn(args.batch, 1, int(16_000 * args.seconds))
     table = pd.DataFrame([measure(channels, wavs, args.repeats) for channels in args.channels])
-    machine = platform.processor() or platform.machine()
-    print(f"{machine}, {args.threads} threads, torch {torch.__version__}, {date.today()}")
+    print(machine(threads=args.threads))
     print(f"{args.batch} utterances of {args.seconds} s, forward and backward, seconds")
     print(table.to_string(index=False, float_format="{:.3f}".format))
 

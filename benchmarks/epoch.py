@@ -6,15 +6,12 @@ Takes train.py's own options. After one epoch to warm up (caches, memory), a sec
 forward pass, loss, backward pass and optimiser step is outside the model: loading, batching, bookkeeping.
 """
 
-import os
-import platform
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
-import torch
+from machine import machine
 from speechbrain import Stage
 
 from speechbrain_ser.building import build
@@ -52,9 +49,7 @@ def main() -> None:
         timed_epoch(brain, loaders["train"], 1)
         seconds, inside = timed_epoch(brain, loaders["train"], 2)
         n = len(setup.fold.train)
-    machine = platform.processor() or platform.machine()
-    threads = torch.get_num_threads()
-    print(f"{machine}, {os.cpu_count()} cores, {threads} threads, torch {torch.__version__}, {date.today()}")
+    print(machine())
     print(f"{n} utterances: {seconds:.1f} s an epoch, {n / seconds:.1f} utterances/s; building the run {built:.1f} s")
     print(f"outside the model: {1 - inside / seconds:.1%}")
 

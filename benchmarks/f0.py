@@ -8,15 +8,14 @@ difference in cents. Times are those of the processor, not of the clock, and wav
 """
 
 import argparse
-import platform
 import time
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import scipy
 import soundfile
+from machine import machine
 
 from speechbrain_ser.corpora.emodb import GENDERS, find_utterances
 from speechbrain_ser.errors import UserError
@@ -95,8 +94,7 @@ def main() -> None:
     wavs = [soundfile.read(wav)[0] for wav in rows.wav]
     limits = {"f_min": args.f_min, "f_max": args.f_max}
 
-    machine = platform.processor() or platform.machine()
-    print(f"{machine}, NumPy {np.__version__}, SciPy {scipy.__version__}, {date.today()}")
+    print(f"{machine()}, NumPy {np.__version__}, SciPy {scipy.__version__}")
     print(f"{len(wavs)} recordings of EMO-DB (seed {args.seed}), {sum(map(len, wavs)) / SAMPLE_RATE:.0f} s")
     ours, speed = track(wavs, **limits)
     print(f"rapt: {speed:.0f} times faster than real time")

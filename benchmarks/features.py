@@ -7,14 +7,13 @@ Prints the seconds for all recordings of a folder, in a cache that is made anew.
 
 import argparse
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import torch
+from machine import machine
 
 from speechbrain_ser.corpora.audio import cores
 from speechbrain_ser.dataio import load_audio
@@ -56,9 +55,8 @@ def main() -> None:
     parser.add_argument("--cache_folder", help="where the caches are made; default: the system's temporary folder")
     args = parser.parse_args()
     paths = sorted(map(str, args.recordings.rglob("*.wav")))
-    machine = platform.processor() or platform.machine()
     load = ", ".join(f"{x:.2f}" for x in os.getloadavg())
-    print(f"{machine}, {cores()} cores (load {load}), torch {torch.__version__}, {date.today()}")
+    print(f"{machine()} (load {load})")
     wavs = [load_audio(path) for path in paths]  # and the system has the files in memory from here on
     minutes = sum(map(len, wavs)) / 16_000 / 60
     print(f"{len(paths)} recordings, {minutes:.1f} min")

@@ -9,17 +9,14 @@ table is a process of its own, so that its peak memory is its own; a step is for
 
 import argparse
 import json
-import os
-import platform
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
+from machine import BASE, machine, peak_gb
 from speechbrain.dataio.batch import PaddedData
 
 ROOT = Path(__file__).parents[1]
@@ -29,8 +26,6 @@ from speechbrain_ser.config import read_config  # noqa: E402
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2  # noqa: E402
 from speechbrain_ser.nnet.losses import ctc_loss, emotion_loss, reconstruction_loss, speaker_loss  # noqa: E402
 
-BASE = {"hidden_size": 768, "num_layers": 12, "conv_dim": 512, "num_heads": 12, "intermediate_size": 3072}
-BASE["feat_extract_norm"] = "group"
 STAGE_1 = {
     "stage 1 (16 pieces of 64-128 in 192 frames)": [],
     "… without the silence": ["--crop_padding=0"],
@@ -104,7 +99,7 @@ def measure(stage: int, lines: list[str], args) -> dict:
         "s": min(clock[1:]),
         "cpu_s": min(processor[1:]),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "peak_gb": peak_gb(),
     }
 
 
@@ -125,9 +120,8 @@ def main() -> None:
         stage, *lines = json.loads(args.measure[0])
         print(json.dumps(measure(stage, lines, args)))
         return
-    machine = platform.processor() or platform.machine()
     precision = "bf16" if args.bf16 else "fp32"
-    print(f"{machine}, {os.cpu_count()} cores, {args.threads} threads, torch {torch.__version__}, {date.today()}")
+    print(machine(threads=args.threads))
     print(f"{precision}, utterances of {args.seconds} s; the fastest of {args.steps} steps")
     print(f"{'':46}{'s a step':>9}{'cpu s':>8}{'parameters':>13}{'peak GB':>9}")
     with tempfile.TemporaryDirectory() as folder:

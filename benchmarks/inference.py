@@ -13,20 +13,19 @@ next part of the files, one row after the other, so that whatever else the machi
 import argparse
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from datetime import date
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
+from machine import BASE, machine
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # what is measured is the code beside this file
@@ -38,8 +37,6 @@ from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.cai import CaiModel
 from speechbrain_ser.nnet.pooling import MaskedPooling
 
-BASE = {"hidden_size": 768, "num_layers": 12, "conv_dim": 512, "num_heads": 12, "intermediate_size": 3072}
-BASE["feat_extract_norm"] = "group"
 CLASSES = ["angry", "happy", "neutral", "sad"]
 SHORTEST, MEAN, LONGEST = 0.9, 4.4, 12.0  # seconds; IEMOCAP's mean
 OTHERS_BATCH = 8
@@ -368,8 +365,7 @@ def main() -> None:
         lengths = durations(args.files, args.seed)
         paths = write_files(_made(folder / "files"), lengths, args.data_folder, args.seed)
         prepare(folder, paths, args.threads)
-        machine = platform.processor() or platform.machine()
-        print(f"{machine}, {os.cpu_count()} cores, {args.threads} threads, torch {torch.__version__}, {date.today()}")
+        print(machine(threads=args.threads))
         found = "speech" if args.data_folder else "noise"
         print(
             f"{len(paths)} files of {found}, {lengths.sum():.0f} s, {lengths.min():.1f} to {lengths.max():.1f}, mean "

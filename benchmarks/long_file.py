@@ -11,21 +11,19 @@ recordings (`classify_file`), then the long file (`timeline`). Peaks are the sys
 
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import date
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
+from machine import BASE, machine
 from torch import nn
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +39,6 @@ from speechbrain_ser.nnet.pooling import MaskedPooling  # noqa: E402
 from speechbrain_ser.predict.recordings import find_recordings  # noqa: E402
 from speechbrain_ser.tokens import LETTERS, CharacterTokens  # noqa: E402
 
-BASE = {"hidden_size": 768, "num_layers": 12, "conv_dim": 512, "num_heads": 12, "intermediate_size": 3072}
 PAUSE = 0.4  # seconds
 
 
@@ -114,8 +111,7 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(args.run, *args.measure, args)))
         return
-    machine = platform.processor() or platform.machine()
-    print(f"{machine}, {os.cpu_count()} cores, {args.threads} threads, torch {torch.__version__}, {date.today()}")
+    print(machine(threads=args.threads))
     step = args.step or args.window / 2
     precision = "bf16" if args.bf16 else "fp32"
     print(f"{args.run}: {precision}, windows of {args.window:g} s every {step:g} s, batches of {args.batch}; MB")
@@ -125,7 +121,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         backbone, long = Path(folder) / "base", Path(folder) / "long.wav"
         if args.run == "base":
-            build_tiny_wav2vec2(backbone, feat_extract_norm="group", **BASE)
+            build_tiny_wav2vec2(backbone, **BASE)
         for minutes in args.minutes:
             write_long(recordings, 60 * minutes, long)
             command = [sys.executable, *sys.argv, "--measure", recordings[0], str(long), str(backbone)]

@@ -1,4 +1,4 @@
-"""What every benchmark says of the machine it ran on, and of its memory."""
+"""What benchmarks share: what they say of the machine, and a backbone's sizes."""
 
 import os
 import platform
@@ -7,6 +7,10 @@ from datetime import date
 from pathlib import Path
 
 import torch
+
+# wav2vec2-base's sizes, for speechbrain_ser.lobes.tiny.build_tiny_wav2vec2
+BASE = {"hidden_size": 768, "num_layers": 12, "conv_dim": 512, "num_heads": 12, "intermediate_size": 3072}
+BASE["feat_extract_norm"] = "group"
 
 
 def machine(device: str = "cpu", threads: int | None = None) -> str:

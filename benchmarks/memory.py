@@ -7,14 +7,12 @@ test of every epoch, logs and checkpoints are there as in any training. Takes tr
 """
 
 import os
-import platform
 import sys
 import tempfile
-from datetime import date
 from pathlib import Path
 
 import numpy as np
-import torch
+from machine import machine
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
@@ -75,8 +73,7 @@ def main() -> None:
         sizes = measure(argv)
     growth = f"{slope(sizes):+.2f} MB in 100 epochs"
     save_figure(draw(sizes, f"{len(sizes)} epochs; after the first {WARM_UP}: {growth}"), picture)
-    machine = platform.processor() or platform.machine()
-    print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, {date.today()}")
+    print(machine())
     marks = [1, 10, WARM_UP, 100, 150, len(sizes)]
     print("resident MB after epoch " + ", ".join(f"{k}: {sizes[k - 1]:.1f}" for k in marks if k <= len(sizes)))
     print(f"after epoch {WARM_UP}: {growth}, the largest {max(sizes[WARM_UP:]):.1f} MB; picture: {picture}")

@@ -23,26 +23,19 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from machine import BASE, machine, peak_gb
 from speechbrain import Stage
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # the recipes, and what benchmarks share
-
-from machine import machine, peak_gb  # noqa: E402
+sys.path.insert(0, str(ROOT))  # the recipes
 
 from speechbrain_ser.building import build  # noqa: E402
 from speechbrain_ser.config import read_config  # noqa: E402
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2  # noqa: E402
 from speechbrain_ser.preparation import prepare  # noqa: E402
 
-BACKBONES = {
-    "base": {
-        "hidden_size": 768, "num_layers": 12, "conv_dim": 512, "num_heads": 12, "intermediate_size": 3072,
-        "feat_extract_norm": "group",
-    },
-    "tiny": {},
-}  # fmt: skip
+BACKBONES = {"base": BASE, "tiny": {}}
 STEP = 8  # utterances an optimiser step, in every row
 TEXT = "NOBODY KNOWS WHAT HAPPENED HERE BEFORE THE WINTER"  # 11 characters a second
 

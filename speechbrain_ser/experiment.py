@@ -20,12 +20,11 @@ from speechbrain_ser.errors import UserError
 from speechbrain_ser.files import NO_ROOM
 from speechbrain_ser.locks import TRY_LATER, FolderInUse, locked
 from speechbrain_ser.preparation import Setup, prepare
-from speechbrain_ser.stopping import Stopped, stop_wish
+from speechbrain_ser.stopping import INTERRUPTED, Stopped, stop_wish
 
 logger = logging.getLogger(__name__)
 
 WRITERS = {"recognition": results, "pretraining": pretraining}  # by the YAML's line `kind`
-INTERRUPTED = 130  # exit status after Ctrl-C
 
 
 def main(argv: list[str], hparams_folder: Path) -> int:

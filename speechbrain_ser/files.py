@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -24,6 +25,19 @@ def cannot_be_written(path: str | os.PathLike, error: Exception) -> UserError:
     free = shutil.disk_usage(folder).free
     why = getattr(error, "strerror", None) or (os.strerror(errno.ENOSPC) if free < FULL else str(error).splitlines()[0])
     return UserError(f"{path} cannot be written: {why} ({free / 1e6:,.1f} MB free there)")
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """As :func:`written_whole`, with the system's own errors, for who tells them in words of its own."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # one a writer, on any machine
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 @contextlib.contextmanager
@@ -55,16 +69,11 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     >>> note.read_text()
     'hello'
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # one a writer, on any machine
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            yield temporary
     except OSError as error:
         raise cannot_be_written(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def write_text(text: str, path: str | os.PathLike) -> Path:
@@ -89,3 +98,23 @@ def write_json(content, path: str | os.PathLike) -> Path:
 def write_csv(frame: pd.DataFrame, path: str | os.PathLike) -> Path:
     """Write a table in one step, floats in full."""
     return write_text(frame.to_csv(index=False, lineterminator="\n"), path)
+
+
+def sha256(path: Path) -> str:
+    """Of a file, in 64 hexadecimal digits.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "empty"
+    >>> path.touch()
+    >>> sha256(path)[:16]
+    'e3b0c44298fc1c14'
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"{path}: expected a file that can be read: {error.strerror}") from error
+    return digest.hexdigest()

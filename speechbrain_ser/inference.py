@@ -1,17 +1,13 @@
 """Emotions and transcripts of recordings from a trained model, in the manner of ``speechbrain.inference``."""
 
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import torch
-from speechbrain.dataio.batch import PaddedData
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
-from speechbrain.utils.data_utils import batch_pad_right
 from speechbrain.utils.distributed import infer_device
 from torch import nn
 
@@ -20,12 +16,12 @@ from speechbrain_ser.corpora.audio import BadAudioError, duration_of
 from speechbrain_ser.dataio import SAMPLE_RATE, load_audio
 from speechbrain_ser.decoding import Decoder
 from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.models.inputs import padded, signals_of
 from speechbrain_ser.nnet.lengths import absolute_lengths
 from speechbrain_ser.package.load import load_package
 from speechbrain_ser.timeline import Timeline
 from speechbrain_ser.timeline.recognition import WINDOW, follow, plan_windows
 from speechbrain_ser.timeline.windows import WindowPlan
-from speechbrain_ser.tokens import load_tokens
 from speechbrain_ser.trained import load_model
 
 logger = logging.getLogger(__name__)
@@ -178,17 +174,17 @@ class EmotionRecognizer:
         UserError
             When the folder holds no finished run of a system that recognises emotions, or its files do not fit.
         """
-        trained, save = load_model(run_folder), Path(run_folder) / "save"
+        trained = load_model(run_folder)
         if "emotion" not in trained.model.tasks:
             system = trained.metrics.get("system", "it")
             raise UserError(f"{run_folder}: expected a run that recognises emotions, found pre-training ({system})")
         decode = None
         if transcribe and "asr" in trained.model.heads:
-            tokens = _saved(load_tokens, save / "tokens.json")
-            decode = Decoder(tokens, trained.lines["decoding"], trained.lines["beam_size"])
-        classes = _saved(lambda path: json.loads(path.read_text(encoding="utf-8")), save / "classes.json")
+            decode = Decoder(trained.tokens, trained.lines["decoding"], trained.lines["beam_size"])
         temperature = _temperature(read_calibration(run_folder), trained.epoch) if calibrated else 1.0
-        return cls(trained.model, classes, decode, run_opts, max_seconds, trained.digest, temperature, threshold)
+        return cls(
+            trained.model, trained.classes, decode, run_opts, max_seconds, trained.digest, temperature, threshold
+        )
 
     @classmethod
     def from_package(
@@ -487,8 +483,7 @@ class EmotionRecognizer:
             return _Item(path, error=error)
         if not wav.isfinite().all():
             return _Item(path, error="NaN or infinite samples (expected finite ones)")
-        signals = {n: wav if features is None else features.extract(wav) for n, features in self.model.inputs.items()}
-        return _Item(path, signals, len(wav) / SAMPLE_RATE)
+        return _Item(path, signals_of(self.model, wav), len(wav) / SAMPLE_RATE)
 
     def _classify(self, items: list["_Item"], batch_size: int, embedding: bool) -> list[Recognition]:
         """Results in the order of the items."""
@@ -507,10 +502,7 @@ class EmotionRecognizer:
     @torch.inference_mode()
     def _outputs(self, signals: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """What the model makes of a batch."""
-        inputs = {}
-        for name in self.model.inputs:
-            data, lengths = batch_pad_right([each[name] for each in signals])
-            inputs[name] = PaddedData(data.to(self.device), lengths.to(self.device))
+        inputs = padded(signals, self.device)
         with self.autocast:
             return self.model(**inputs)
 
@@ -561,16 +553,6 @@ def _batches(
 def _check_batch_size(batch_size: int) -> None:
     if not isinstance(batch_size, int) or batch_size < 1:
         raise UserError(f"batch_size: expected a whole number >= 1, found {batch_size!r}")
-
-
-def _saved(load: Callable, path: Path):
-    """What a run has kept beside its parameters."""
-    try:
-        return load(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: expected the file of a finished run, found none") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: expected what a run writes, found something else ({error})") from error
 
 
 def _temperature(calibration: dict | None, epoch: int | None = None) -> float:

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 
+INTERRUPTED = 130  # exit status after Ctrl-C
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")  # some systems lack some
 
 

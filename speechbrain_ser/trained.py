@@ -1,9 +1,9 @@
 """A trained run's model, to use: built from the run's own YAML, with the parameters of the epoch that it tested."""
 
-import hashlib
 import io
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,9 @@ from torch import nn
 
 from speechbrain_ser.checkpoints import WholeCheckpointer, find_epoch
 from speechbrain_ser.errors import UserError
+from speechbrain_ser.files import sha256
 from speechbrain_ser.results import SELECTIONS
+from speechbrain_ser.tokens import load_tokens
 
 
 @dataclass
@@ -33,6 +35,8 @@ class TrainedModel:
         Of the run's ``hyperparams.yaml``, those that are text or numbers.
     parameters : pathlib.Path
         The file of the parameters.
+    folder : pathlib.Path
+        The run's.
     """
 
     model: nn.Module
@@ -40,11 +44,22 @@ class TrainedModel:
     epoch: int
     lines: dict
     parameters: Path
+    folder: Path
 
     @property
     def digest(self) -> str:
         """Of the parameters: 16 hexadecimal digits by which the model's results are known."""
-        return hashlib.sha256(self.parameters.read_bytes()).hexdigest()[:16]
+        return sha256(self.parameters)[:16]
+
+    @property
+    def classes(self) -> list[str]:
+        """Emotion classes, in the order of the logits."""
+        return _saved(lambda path: json.loads(path.read_text(encoding="utf-8")), self.folder / "save" / "classes.json")
+
+    @property
+    def tokens(self):
+        """What its ASR head spells with."""
+        return _saved(load_tokens, self.folder / "save" / "tokens.json")
 
     @property
     def inputs(self) -> dict:
@@ -71,9 +86,7 @@ def load_model(run_folder: str | os.PathLike) -> TrainedModel:
     UserError
         When the folder holds no finished run, or its model cannot be built or filled.
     """
-    folder = Path(run_folder)
-    if lacking := [n for n in ("hyperparams.yaml", "metrics.json") if not (folder / n).is_file()]:
-        raise UserError(f"{folder}: expected the folder of a finished run, found no {' and no '.join(lacking)}")
+    folder = finished(run_folder)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     checkpoint = find_epoch(WholeCheckpointer(folder / "save"), max_key=SELECTIONS[metrics["selection"]])
     if checkpoint is None:
@@ -85,7 +98,22 @@ def load_model(run_folder: str | os.PathLike) -> TrainedModel:
     except (RuntimeError, KeyError) as error:
         raise UserError(f"{checkpoint.path}: its parameters do not fit the run's own model: {error}") from error
     lines = {name: value for name, value in tree.items() if value is None or isinstance(value, str | int | float)}
-    return TrainedModel(model.eval(), metrics, checkpoint.meta["epoch"], lines, Path(checkpoint.paramfiles["model"]))
+    parameters = Path(checkpoint.paramfiles["model"])
+    return TrainedModel(model.eval(), metrics, checkpoint.meta["epoch"], lines, parameters, folder)
+
+
+def finished(run_folder: str | os.PathLike) -> Path:
+    """A run's folder, when the run is finished.
+
+    Raises
+    ------
+    UserError
+        When it is none.
+    """
+    folder = Path(run_folder)
+    if lacking := [n for n in ("hyperparams.yaml", "metrics.json") if not (folder / n).is_file()]:
+        raise UserError(f"{folder}: expected the folder of a finished run, found no {' and no '.join(lacking)}")
+    return folder
 
 
 def read_yaml(path: Path) -> dict:
@@ -109,3 +137,13 @@ def _build(tree: dict, path: Path) -> nn.Module:
         return load_hyperpyyaml(io.StringIO(stream.getvalue()))["model"]
     except (ruamel.yaml.error.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: no model can be built from it: {error}") from error
+
+
+def _saved(load: Callable, path: Path):
+    """What a run has kept beside its parameters."""
+    try:
+        return load(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: expected the file of a finished run, found none") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: expected what a run writes, found something else ({error})") from error

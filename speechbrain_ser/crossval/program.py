@@ -13,8 +13,7 @@ from speechbrain_ser.crossval.schedule import Executor, Schedule
 from speechbrain_ser.dataio import AudioCache
 from speechbrain_ser.distributed import is_launched
 from speechbrain_ser.errors import UserError
-
-INTERRUPTED = 130
+from speechbrain_ser.stopping import INTERRUPTED
 
 
 def main(argv: list[str], root: Path, command: list[str] | None = None) -> int:

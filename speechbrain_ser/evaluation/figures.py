@@ -1,8 +1,8 @@
 """Pictures of a run: confusion matrix and learning curves."""
 
 import os
-from collections.abc import Mapping, Sequence
-from itertools import cycle
+from collections.abc import Collection, Mapping, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from textwrap import fill
 
@@ -119,14 +119,23 @@ def plot_variant_curves(curves: Mapping[str, pd.DataFrame], metric: str, part: s
     """
     figure = Figure(figsize=(5.4, 3.9))
     axes = figure.subplots()
-    colours = matplotlib.colormaps["tab10" if len(curves) <= 10 else "tab20"].colors
-    for (name, curve), colour in zip(curves.items(), cycle(colours)):  # a variant has one colour in all figures
+    for (name, curve), colour in zip(curves.items(), variant_colours(curves), strict=True):
         if metric in curve:
             axes.plot(curve.index, curve[metric], color=colour, label=fill(name, 40), marker=".", markersize=4)
     axes.set(xlabel="epoch", ylabel=f"{part}: {CURVES[metric]}", title=title)
     axes.set_ylim(bottom=0, top=1.02 if metric == "WA" else None)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    columns = min(3, len(axes.lines)) if max(map(len, curves)) <= 20 else 1
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, frameon=False, fontsize="small")
+    variant_legend(axes, curves)
     return figure
+
+
+def variant_colours(names: Collection[str]) -> list:
+    """A colour a variant, the same in all figures of a report."""
+    return list(islice(cycle(matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"].colors), len(names)))
+
+
+def variant_legend(axes, names: Collection[str]) -> None:
+    """The variants' lines, below the axes."""
+    columns = min(3, len(axes.lines)) if max(map(len, names)) <= 20 else 1
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, frameon=False, fontsize="small")

@@ -1,14 +1,13 @@
 """Pictures of calibration: reliability diagrams, and accuracy against coverage."""
 
 from collections.abc import Mapping
-from itertools import cycle
 from textwrap import fill
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from speechbrain_ser.evaluation.figures import variant_colours, variant_legend
 from speechbrain_ser.evaluation.reliability import Bins
 
 
@@ -86,14 +85,12 @@ def plot_coverage(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: st
     """
     figure = Figure(figsize=(5.4, 3.9))
     axes = figure.subplots()
-    colours = matplotlib.colormaps["tab10" if len(curves) <= 10 else "tab20"].colors
-    for (name, (coverage, accuracy)), colour in zip(curves.items(), cycle(colours)):  # as in the learning curves
+    for (name, (coverage, accuracy)), colour in zip(curves.items(), variant_colours(curves), strict=True):
         axes.step(coverage, accuracy, where="pre", color=colour, label=fill(name, 40), linewidth=1.5)
     axes.set(xlabel="utterances that get an answer", ylabel="of which right (WA)", title=title, xlim=(0, 1))
     axes.set_ylim(0, 1.02)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1))
     axes.grid(alpha=0.3)
-    columns = min(3, len(axes.lines)) if max(map(len, curves)) <= 20 else 1
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, frameon=False, fontsize="small")
+    variant_legend(axes, curves)
     return figure

@@ -298,9 +298,8 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
     def extract_features(self, wav: torch.Tensor, wav_lens: torch.Tensor | None = None) -> torch.Tensor:
         """As :meth:`forward`, under SpeechBrain's name."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            if (
-                wav.dim() == 3 and wav.shape[2] == self.model.config.conv_dim[-1]
-            ):  # what `convolve` gave, perhaps an epoch ago
+            # what `convolve` gave, perhaps an epoch ago
+            if wav.dim() == 3 and wav.shape[2] == self.model.config.conv_dim[-1]:
                 features, counts = wav, absolute_lengths(wav[:, :, 0], wav_lens).cpu()
             else:
                 features, counts = self.convolve(wav, wav_lens)

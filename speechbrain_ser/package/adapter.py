@@ -12,9 +12,9 @@ from speechbrain.utils.checkpoints import mark_as_transfer, register_checkpoint_
 from speechbrain.utils.parameter_transfer import Pretrainer
 from torch import nn
 
+from speechbrain_ser.models.inputs import model_inputs
 from speechbrain_ser.nnet.lengths import absolute_lengths
 from speechbrain_ser.package.classes import build_model
-from speechbrain_ser.package.inputs import model_inputs
 
 
 @register_checkpoint_hooks

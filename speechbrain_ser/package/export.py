@@ -1,6 +1,5 @@
 """A run's folder made a package: written beside its place, compared with the run's own model, then renamed."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -14,14 +13,14 @@ from speechbrain_ser import __version__
 from speechbrain_ser.calibration import read_calibration, temperature_of
 from speechbrain_ser.dataio import SAMPLE_RATE
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.files import write_json, write_text
+from speechbrain_ser.files import sha256, write_json, write_text
 from speechbrain_ser.lobes.backbone import PREPROCESSOR, backbone_settings
+from speechbrain_ser.models.inputs import model_inputs
 from speechbrain_ser.package import onnx, speechbrain_layout
 from speechbrain_ser.package.card import model_card
 from speechbrain_ser.package.classes import build_model
 from speechbrain_ser.package.description import TASKS, describe, has_backbone
 from speechbrain_ser.package.hub import is_hub_name
-from speechbrain_ser.package.inputs import model_inputs
 from speechbrain_ser.package.layout import (
     BACKBONE,
     BACKBONE_FILES,
@@ -34,10 +33,9 @@ from speechbrain_ser.package.layout import (
     PARAMETERS,
     TOKENS,
     VERSION,
-    sha256,
 )
 from speechbrain_ser.package.load import load_package
-from speechbrain_ser.trained import TrainedModel, load_model, read_yaml
+from speechbrain_ser.trained import TrainedModel, finished, load_model, read_yaml
 
 SECONDS = (1.5, 0.9, 0.4)  # of the random utterances on which a package is compared with its run
 TOLERANCE = 1e-4
@@ -100,9 +98,7 @@ def _free(out: str | os.PathLike) -> Path:
 
 def _description(run: Path) -> dict:
     """Of the run's model; read from the YAML, before anything of it is executed."""
-    path = run / "hyperparams.yaml"
-    if lacking := [n for n in ("hyperparams.yaml", "metrics.json") if not (run / n).is_file()]:
-        raise UserError(f"{run}: expected the folder of a finished run, found no {' and no '.join(lacking)}")
+    path = finished(run) / "hyperparams.yaml"
     tree = read_yaml(path)
     if tree.get("kind") == "pretraining":
         system = tree.get("system")
@@ -114,8 +110,7 @@ def _description(run: Path) -> dict:
 
 def _write(folder: Path, run: Path, trained: TrainedModel, description: dict, with_onnx: bool, with_speechbrain: bool):
     """Everything but the hashes first, config.json with them last."""
-    classes = _run_json(run / "save" / "classes.json")
-    calibration = _calibration(run, trained.epoch)
+    classes, calibration = trained.classes, _calibration(run, trained.epoch)
     write_json(classes, folder / LABELS)
     if has_asr := "asr" in description["arguments"]["heads"]:
         shutil.copyfile(run / "save" / "tokens.json", folder / TOKENS)
@@ -148,13 +143,6 @@ def _calibration(run: Path, epoch: int) -> dict | None:
     found = read_calibration(run)
     _, reason = temperature_of(found, epoch)
     return found if found is None or reason is None else {"temperature": None, "reason": reason}
-
-
-def _run_json(path: Path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: expected the JSON file of a finished run: {error}") from error
 
 
 def _write_backbone(folder: Path, model: nn.Module) -> None:

@@ -1,12 +1,12 @@
 """Which files a package has, by what they are known, and how they are checked before any of them is used."""
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from speechbrain_ser.errors import UserError
+from speechbrain_ser.files import sha256
 
 FORMAT = "speechbrain-ser package"
 VERSION = 1
@@ -107,23 +107,3 @@ def checked_path(folder: Path, name: str) -> Path:
 
 def _exists(path: Path) -> bool:
     return path.exists() or path.is_symlink()
-
-
-def sha256(path: Path) -> str:
-    """Of a file, in 64 hexadecimal digits.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "empty"
-    >>> path.touch()
-    >>> sha256(path)[:16]
-    'e3b0c44298fc1c14'
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise UserError(f"{path}: expected a file that can be read: {error.strerror}") from error
-    return digest.hexdigest()

@@ -13,12 +13,12 @@ from speechbrain_ser.inference import EmotionRecognizer
 from speechbrain_ser.package.opening import open_recognizer
 from speechbrain_ser.predict.destinations import FOLDER_FORMATS, FORMATS, destinations
 from speechbrain_ser.predict.recordings import find_recordings
+from speechbrain_ser.stopping import INTERRUPTED
 from speechbrain_ser.timeline.recognition import WINDOW, plan_windows
 
 logger = logging.getLogger(__name__)
 
 BY_SUFFIX = {".csv": "csv", ".json": "json", ".jsonl": "json"}
-INTERRUPTED = 130  # exit status after Ctrl-C
 
 
 def predict(

@@ -131,7 +131,7 @@ class JsonLines:
      "model": "c0ffee"}
     """
 
-    header = ""
+    header, record = "", "result"
 
     def __init__(self, model_id: str, classes: Sequence[str], has_transcripts: bool):
         self.model_id, self.classes, self.has_transcripts = model_id, list(classes), has_transcripts
@@ -163,17 +163,24 @@ class JsonLines:
         Raises
         ------
         UserError
-            When it is no result with these classes.
+            When it is no such record, or not with these classes.
         """
         try:
             content = json.loads(text)
-            found = list(content["posteriors"]), "transcript" in content
+            found, origin = self._about(content), self._origin_of(content)
             path, model = content["path"], content[MODEL]
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError("expected a result as JSON") from error
+            raise UserError(f"expected a {self.record} as JSON") from error
         if model == self.model_id and found != (self.classes, self.has_transcripts):
-            raise UserError(f"expected results {'with' if self.has_transcripts else 'without'} transcripts")
-        return path, model
+            raise UserError(f"expected {self.record}s {'with' if self.has_transcripts else 'without'} transcripts")
+        return path, origin
+
+    def _about(self, content: dict) -> tuple[list[str], bool]:
+        """Its classes, and whether it has a transcript."""
+        return list(content["posteriors"]), "transcript" in content
+
+    def _origin_of(self, content: dict) -> str:
+        return content[MODEL]
 
 
 def csv_line(fields: Sequence) -> str:

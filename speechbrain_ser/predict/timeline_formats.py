@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.predict.formats import MODEL, Csv, JsonLines, Table, csv_line
+from speechbrain_ser.predict.formats import MODEL, SILENT, Csv, JsonLines, Table, csv_line
 from speechbrain_ser.timeline import Segment, Timeline
 
 
@@ -40,10 +40,23 @@ class SegmentTable(Table):
     def _cells(self, found: Timeline, segment: Segment) -> list[str]:
         times = f"{segment.start:.2f}", f"{segment.end:.2f}"
         posterior = f"{max(segment.posteriors.values()):.3f}"
-        return [found.path, *times, segment.emotion or "-", posterior, found.text_of(segment)]
+        return [found.path, *times, segment.emotion or SILENT, posterior, found.text_of(segment)]
 
 
-class SegmentCsv(Csv):
+class _Windowed:
+    """A form of results that also have windows in common."""
+
+    def __init__(self, model_id: str, classes: Sequence[str], has_transcripts: bool, window: float, step: float):
+        super().__init__(model_id, classes, has_transcripts)
+        self.window, self.step = window, step
+
+    @property
+    def origin(self) -> str:
+        """What results of one file have in common: the model and its windows."""
+        return origin_of(self.model_id, self.window, self.step)
+
+
+class SegmentCsv(_Windowed, Csv):
     """Comma-separated values, a row a segment, and the recording's duration: its last row ends there.
 
     Arguments
@@ -66,16 +79,10 @@ class SegmentCsv(Csv):
     """
 
     def __init__(self, model_id: str, classes: Sequence[str], has_transcripts: bool, window: float, step: float):
-        super().__init__(model_id, classes, has_transcripts)
+        super().__init__(model_id, classes, has_transcripts, window, step)
         path, emotion, *others, model = self.columns
         self.columns = [path, "start", "end", "duration", emotion, *others, "window", "step", model]
         self.header = csv_line(self.columns)
-        self.window, self.step = window, step
-
-    @property
-    def origin(self) -> str:
-        """What results of one file have in common: the model and its windows."""
-        return origin_of(self.model_id, self.window, self.step)
 
     def line(self, found: Timeline) -> str:
         """The rows of a recording."""
@@ -111,7 +118,7 @@ class SegmentCsv(Csv):
         return path, origin_of(model, window, step)
 
 
-class TimelineLines(JsonLines):
+class TimelineLines(_Windowed, JsonLines):
     """JSON, a recording a line: all that a timeline has.
 
     Arguments
@@ -122,37 +129,17 @@ class TimelineLines(JsonLines):
         Seconds, as the timelines have them.
     """
 
-    def __init__(self, model_id: str, classes: Sequence[str], has_transcripts: bool, window: float, step: float):
-        super().__init__(model_id, classes, has_transcripts)
-        self.window, self.step = window, step
-
-    @property
-    def origin(self) -> str:
-        """What results of one file have in common: the model and its windows."""
-        return origin_of(self.model_id, self.window, self.step)
+    record = "timeline"
 
     def line(self, found: Timeline) -> str:
         """The line of a recording."""
         return json.dumps({**found.to_dict(), MODEL: self.model_id}, ensure_ascii=False) + "\n"
 
-    def parse(self, text: str) -> tuple[str, str]:
-        """Path and origin of a record.
+    def _about(self, content: dict) -> tuple[list[str], bool]:
+        return list(content["steps"]["posteriors"]), "phrases" in content
 
-        Raises
-        ------
-        UserError
-            When it is no timeline with these classes.
-        """
-        try:
-            content = json.loads(text)
-            found = list(content["steps"]["posteriors"]), "phrases" in content
-            path, model = content["path"], content[MODEL]
-            origin = origin_of(model, content["window"], content["step"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError("expected a timeline as JSON") from error
-        if model == self.model_id and found != (self.classes, self.has_transcripts):
-            raise UserError(f"expected timelines {'with' if self.has_transcripts else 'without'} transcripts")
-        return path, origin
+    def _origin_of(self, content: dict) -> str:
+        return origin_of(content[MODEL], content["window"], content["step"])
 
 
 class FileIndex:

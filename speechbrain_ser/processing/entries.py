@@ -1,13 +1,12 @@
 """What a cache keeps on disk: named tensors with a checksum of everything that matters about them."""
 
-import contextlib
 import hashlib
-import os
-import uuid
 from pathlib import Path
 
 import safetensors.torch
 import torch
+
+from speechbrain_ser.files import replacing
 
 Features = torch.Tensor | dict[str, torch.Tensor]
 
@@ -89,14 +88,8 @@ def write_whole(data: bytes, path: Path) -> None:
     >>> path.read_bytes()
     b'whole'
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # one a writer, on any machine
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def _digest(named: dict[str, torch.Tensor], key: str) -> bytes:

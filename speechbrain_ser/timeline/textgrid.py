@@ -6,6 +6,7 @@ from pathlib import Path
 from praatio.data_classes.interval_tier import IntervalTier
 from praatio.data_classes.textgrid import Textgrid
 
+from speechbrain_ser.files import replacing
 from speechbrain_ser.timeline.result import Timeline
 
 
@@ -39,8 +40,7 @@ def write_textgrid(timeline: Timeline, path: str | os.PathLike) -> Path:
     grid = Textgrid(0.0, timeline.duration)
     for name, entries in tiers.items():
         grid.addTier(IntervalTier(name, entries, 0.0, timeline.duration))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    # no interval is dropped for being short: the last step may be
-    grid.save(str(temporary), "long_textgrid", includeBlankSpaces=True, minimumIntervalLength=None)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        # no interval is dropped for being short: the last step may be
+        grid.save(str(temporary), "long_textgrid", includeBlankSpaces=True, minimumIntervalLength=None)
     return path
