@@ -30,6 +30,7 @@ LOOK_AHEAD = 8  # batches whose recordings are read before they are sorted by le
 CPU_PADDING = 0.5  # seconds that an utterance may lack of its batch's longest: more cost as much as a pass of its own
 RUN_OPTS = {"device": None, "precision": "fp32"}
 NOT_FINITE_OUTPUT = "the model's output is not finite"
+SILENT = "silent: all samples are the same (expected speech)"  # of which a model would say anything
 
 
 @dataclass(frozen=True)
@@ -286,7 +287,7 @@ class EmotionRecognizer:
             lengths = absolute_lengths(wavs, wav_lens).tolist()
         except ValueError as error:
             raise UserError(str(error)) from error
-        items = [self._prepare(wav[:n].float().cpu()) for wav, n in zip(wavs, lengths, strict=True)]
+        items = [self._prepare_whole(wav[:n].float().cpu()) for wav, n in zip(wavs, lengths, strict=True)]
         return self._classify(items, len(items), embedding)
 
     def classify_files(
@@ -437,7 +438,10 @@ class EmotionRecognizer:
             seconds = duration_of(path)
             if error := self._too_short(seconds):
                 raise BadAudioError(error)
-            return follow(self, path, seconds, plan, batch_size, progress)
+            found = follow(self, path, seconds, plan, batch_size, progress)
+            if found.envelope.min() == found.envelope.max():
+                raise BadAudioError(SILENT)
+            return found
         except BadAudioError as defect:
             return Timeline(os.fspath(path), error=defect.words)
 
@@ -456,11 +460,16 @@ class EmotionRecognizer:
             seconds = duration_of(path)
             if error := self._wrong_length(seconds):  # known before a recording of hours is in memory
                 return _Item(os.fspath(path), error=error)
-            return self._prepare(load_audio(path), os.fspath(path))
+            return self._prepare_whole(load_audio(path), os.fspath(path))
         except BadAudioError as defect:
             return _Item(os.fspath(path), error=defect.words)
         except Exception as error:  # whatever it is, the other recordings do not suffer from it
             return _Item(os.fspath(path), error=f"{type(error).__name__}: {error}")
+
+    def _prepare_whole(self, wav: torch.Tensor, path: str | None = None) -> "_Item":
+        """A recording; a window of one may well be silent."""
+        item = self._prepare(wav, path)
+        return _Item(path, error=SILENT) if item.error is None and wav.min() == wav.max() else item
 
     def _wrong_length(self, seconds: float) -> str | None:
         if seconds > self.max_seconds:

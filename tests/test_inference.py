@@ -170,7 +170,7 @@ def odd(wavs, tmp_path_factory):
     (folder / "empty.wav").write_bytes(b"")
     (folder / "truncated.wav").write_bytes((folder / "eight.wav").read_bytes()[:9_000])
     (folder / "folder.wav").mkdir()
-    errors = {"stereo.flac": None, "eight.wav": None, "silent.wav": None, "short.wav": "too short: 10.0 ms"}
+    errors = {"stereo.flac": None, "eight.wav": None, "silent.wav": "silent: all", "short.wav": "too short: 10.0 ms"}
     errors |= {"long.wav": "too long", "nan.wav": "NaN", "text.wav": "unreadable recording", "empty.wav": "0 bytes"}
     errors |= {"truncated.wav": "truncated recording", "folder.wav": "no such recording", "none.wav": "no such"}
     return folder, errors
@@ -209,6 +209,8 @@ def test_waveforms_that_give_no_result(run_of):
     (alone,) = recognizer.classify_batch(wavs[0, :14_000])
     assert good.posteriors == pytest.approx(alone.posteriors, abs=1e-4) and good.transcript == alone.transcript
     assert "NaN or infinite" in bad.error and short.error.startswith("too short: 12.5 ms")
+    (silent,) = recognizer.classify_batch(torch.zeros(1, 20_000))
+    assert silent.error.startswith("silent: all samples are the same")
     (long,) = recognizer.classify_batch(torch.randn(1, 32_001))
     assert long.error.startswith("too long")
     loud, other = recognizer.classify_batch(torch.stack([1e37 * wavs[0], wavs[0]]), torch.tensor([0.7, 0.7]))

@@ -304,6 +304,15 @@ def test_a_recording_that_breaks_while_it_is_read(recognizer_of, long_recording,
     assert found.error.startswith("unreadable recording") and not found.segments
 
 
+def test_a_silent_recording_is_refused_and_a_silent_window_is_not(recognizer_of, wavs, tmp_path):
+    speech, rate = soundfile.read(sorted(wavs.iterdir())[0])
+    soundfile.write(tmp_path / "silent.wav", np.zeros(10 * rate), rate)
+    soundfile.write(tmp_path / "pause.wav", np.concatenate([speech, np.zeros(10 * rate), speech]), rate)
+    silent, pause = recognizer_of("cai").timelines([tmp_path / "silent.wav", tmp_path / "pause.wav"])
+    assert silent.error.startswith("silent: all samples are the same") and not silent.segments
+    assert pause.error is None and len(pause.posteriors) > 5
+
+
 def test_little_is_held_at_a_time(recognizer_of, monkeypatch):
     """Of ten minutes: two blocks, a batch of windows, and no window before its turn."""
     alive, most, given = weakref.WeakSet(), 0, 0
@@ -311,7 +320,7 @@ def test_little_is_held_at_a_time(recognizer_of, monkeypatch):
     def blocks(path):
         nonlocal most, given
         for _ in range(60):
-            block = torch.zeros(10 * SAMPLE_RATE)
+            block = torch.rand(10 * SAMPLE_RATE)
             alive.add(block)
             given += 1
             most = max(most, len(alive))
@@ -329,7 +338,7 @@ def test_little_is_held_at_a_time(recognizer_of, monkeypatch):
     monkeypatch.setattr("speechbrain_ser.timeline.recognition.stream_audio", blocks)
     monkeypatch.setattr("speechbrain_ser.inference.duration_of", lambda path: 600.0)
     monkeypatch.setattr(recognizer, "window_outputs", counted)
-    (found,) = recognizer.timelines(["silence.wav"], batch_size=3)
+    (found,) = recognizer.timelines(["noise.wav"], batch_size=3)
     assert found.error is None and found.duration == 600.0 and len(found.posteriors) == 300
     assert most <= 3 and len(sizes) == 100 and max(sizes) == (3, 4 * SAMPLE_RATE)
 
