@@ -19,8 +19,10 @@ from speechbrain_ser.lobes import backbone
 from speechbrain_ser.lobes import wav2vec2 as module
 from speechbrain_ser.lobes.tiny import _build, build_tiny_wav2vec2, main
 from speechbrain_ser.lobes.wav2vec2 import BackboneError, Wav2Vec2, absolute_lengths, check_backbone
-from speechbrain_ser.nnet.front_end import convolve_in_pieces
-from speechbrain_ser.nnet.masked import MaskedGroupNormConvLayer
+from speechbrain_ser.nnet import frame_conv
+from speechbrain_ser.nnet import front_end as layers
+from speechbrain_ser.nnet.front_end import GroupNormFrontEndLayer, convolve_in_pieces
+from speechbrain_ser.nnet.masked import MaskedPositionalConv
 from speechbrain_ser.nnet.pooling import MaskedPooling, frame_mask
 from speechbrain_ser.nnet.span_mask import span_mask
 
@@ -90,12 +92,20 @@ def batch() -> SimpleNamespace:
     return SimpleNamespace(wavs=wavs, lens=LENGTHS / LENGTHS.max(), singles=singles)
 
 
-@pytest.fixture(params=["one by one", "together"])
+@pytest.fixture(params=["one by one", "together", "elsewhere"])
 def front_end(request, monkeypatch):
     """Without gradients utterances go through the front end alone and in pieces on a CPU, elsewhere as a batch."""
-    if request.param == "together":
+    if request.param != "one by one":
         monkeypatch.setattr(module, "_one_by_one", lambda wavs: False)
+    if request.param == "elsewhere":
+        not_on_a_cpu(monkeypatch)
     monkeypatch.setattr(module, "convolve_in_pieces", partial(convolve_in_pieces, piece=7))
+
+
+def not_on_a_cpu(monkeypatch) -> None:
+    """The front end's layers compute as on any other device."""
+    for each in (frame_conv, layers):
+        monkeypatch.setattr(each, "as_matrix_product", lambda hidden: False)
 
 
 either_way = pytest.mark.usefixtures("front_end")
@@ -246,7 +256,9 @@ def test_past_the_end_is_zero(folder, batch, kind):
 def test_without_the_swapped_layers_padding_leaks(folder, batch, kind, monkeypatch):
     """The tests above can fail: these two need what the lobe puts in."""
     monkeypatch.setattr(module, "_one_by_one", lambda wavs: False)
-    monkeypatch.setattr(module, "_swap_layers", lambda model: None)
+    forward = GroupNormFrontEndLayer.forward
+    monkeypatch.setattr(GroupNormFrontEndLayer, "forward", lambda layer, hidden, lengths=None: forward(layer, hidden))
+    monkeypatch.setattr(MaskedPositionalConv, "needed_by", lambda embedding: False)
     assert padding_error(Wav2Vec2(folder(kind)).eval(), batch) > 10 * TOLERANCE
 
 
@@ -291,6 +303,22 @@ def test_company_and_order_do_not_matter(folder, batch, kind):
         fewer = lobe(batch.wavs[:2, :11123], batch.lens[:2])
     assert relative_error(shuffled, out[order]) < TOLERANCE
     assert relative_error(fewer, out[:2]) < TOLERANCE
+
+
+@both_front_ends
+def test_the_front_end_learns_as_on_other_devices(folder, batch, kind, monkeypatch):
+    """A CPU computes its convolutions, their gradients and the group norm in ways of its own."""
+    lobe = Wav2Vec2(folder(kind), apply_spec_augment=False, dropout=0.0).train()
+    parameters = list(lobe.model.feature_extractor.parameters())
+    random = torch.Generator().manual_seed(2)
+    weight = torch.randn(lobe(batch.wavs, batch.lens).shape, generator=random)
+
+    def gradients() -> list[torch.Tensor]:
+        return torch.autograd.grad((lobe(batch.wavs, batch.lens) * weight).sum(), parameters)
+
+    found = gradients()
+    not_on_a_cpu(monkeypatch)
+    assert all(relative_error(*pair) < TOLERANCE for pair in zip(found, gradients(), strict=True))
 
 
 @every_kind
@@ -396,7 +424,7 @@ def test_pieces_are_small_whatever_the_length(folder, kind):
     wav = torch.randn(1, 80_000, generator=torch.Generator().manual_seed(0))
     sizes = []
     for layer in lobe.model.feature_extractor.conv_layers[1:]:
-        layer.register_forward_hook(lambda layer, inputs, out: sizes.append(out.shape[-1]))
+        layer.register_forward_hook(lambda layer, inputs, out: sizes.append(out.shape[1]))
     found = lobe(wav)  # with gradients: the whole
     whole = max(sizes)
     sizes.clear()
@@ -670,7 +698,7 @@ def test_bfloat16_autocast(folder, batch, kind):
 def test_group_norm_statistics_are_float32(folder):
     """A loud offset drowns bfloat16 statistics."""
     layer = Wav2Vec2(folder(GROUP)).model.feature_extractor.conv_layers[0]
-    assert isinstance(layer, MaskedGroupNormConvLayer)
+    assert isinstance(layer, GroupNormFrontEndLayer)
     hidden = (torch.randn(2, 8, 30_000, generator=torch.Generator().manual_seed(0)) + 8).bfloat16()
     counts = torch.tensor([30_000, 20_000])
     with torch.autocast("cpu", dtype=torch.bfloat16):

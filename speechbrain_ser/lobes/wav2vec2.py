@@ -29,10 +29,10 @@ from speechbrain_ser.lobes.backbone import (
 )
 from speechbrain_ser.lobes.front_end import FrontEnd
 from speechbrain_ser.lobes.quiet import quiet_transformers
-from speechbrain_ser.nnet.front_end import channels_last, convolve_in_pieces
-from speechbrain_ser.nnet.layer_norm_conv import LayerNormConvLayer
+from speechbrain_ser.nnet.frame_conv import innermost
+from speechbrain_ser.nnet.front_end import GroupNormFrontEndLayer, convolve_in_pieces, front_end_layer
 from speechbrain_ser.nnet.lengths import absolute_lengths
-from speechbrain_ser.nnet.masked import MaskedGroupNormConvLayer, MaskedPositionalConv, normalize_own
+from speechbrain_ser.nnet.masked import MaskedPositionalConv, normalize_own
 from speechbrain_ser.nnet.pooling import frame_mask
 from speechbrain_ser.nnet.span_mask import span_mask
 
@@ -353,14 +353,10 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_feature_extractor):
             if _one_by_one(wavs):
                 return self._convolve_one_by_one(wavs, lengths)
-            hidden = wavs[:, None]  # [batch, 1, time]
-            if isinstance(first, MaskedGroupNormConvLayer) and _is_padded(lengths, wavs.shape[1]):
-                hidden = first(hidden, self._first_frame_counts(lengths).to(wavs.device))
-            else:
-                hidden = first(hidden)
+            hidden = first(wavs[:, :, None], lengths if _is_padded(lengths, wavs.shape[1]) else None)
             for layer in others:
-                hidden = layer(hidden)  # [batch, conv channels, frames]
-        return hidden.transpose(1, 2)
+                hidden = layer(hidden)  # [batch, frames, conv channels]
+        return hidden
 
     def _convolve_one_by_one(self, wavs: torch.Tensor, lengths: torch.LongTensor) -> torch.Tensor:
         """As :meth:`_convolve`; exactly 0 past an utterance's end."""
@@ -371,11 +367,6 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         for row, features in zip(hidden, found, strict=True):
             row[: len(features)] = features
         return hidden
-
-    def _first_frame_counts(self, lengths: torch.LongTensor) -> torch.LongTensor:
-        """Own frames after the first convolution [batch]."""
-        config = self.model.config
-        return (lengths - config.conv_kernel[0]) // config.conv_stride[0] + 1
 
     def _transform(self, features: torch.Tensor, counts: torch.LongTensor) -> list[torch.Tensor]:
         """Projection, SpecAugment and transformer: the last state, or all, each [batch, frames, channels]."""
@@ -432,14 +423,14 @@ def _one_by_one(wavs: torch.Tensor) -> bool:
 
 def _store_in(dtype: torch.dtype, model: nn.Module) -> None:
     """Keep weights in the type, and the front end's in the memory order, in which they are used."""
-    folded = {m.conv for m in model.modules() if isinstance(m, MaskedGroupNormConvLayer)}  # anew for each utterance
+    folded = {m.conv for m in model.modules() if isinstance(m, GroupNormFrontEndLayer)}  # anew for each utterance
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv1d) and module not in folded:
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
     for layer in model.feature_extractor.conv_layers:
         if layer.conv.weight.device.type == "cpu" and layer.conv not in folded:
-            layer.conv.weight.data = channels_last(layer.conv.weight.data)[:, :, 0]
+            layer.conv.weight.data = innermost(layer.conv.weight.data)
 
 
 # --- checks ----------------------------------------------------------------------------------------------
@@ -528,12 +519,8 @@ def _is_encoder_parameter(key: str) -> bool:
 def _swap_layers(model: nn.Module) -> None:
     """Replace the layers in which padding changes an utterance's result, and slow ones; parameters keep their
     names."""
-    convolutions = model.feature_extractor.conv_layers
-    for index, layer in enumerate(convolutions):
-        if isinstance(getattr(layer, "layer_norm", None), nn.LayerNorm):
-            convolutions[index] = LayerNormConvLayer(layer)
-    if isinstance(getattr(convolutions[0], "layer_norm", None), nn.GroupNorm):
-        convolutions[0] = MaskedGroupNormConvLayer(convolutions[0])
+    layers = model.feature_extractor.conv_layers
+    model.feature_extractor.conv_layers = nn.ModuleList(front_end_layer(layer) for layer in layers)
     if MaskedPositionalConv.needed_by(model.encoder.pos_conv_embed):
         model.encoder.pos_conv_embed = MaskedPositionalConv(model.encoder.pos_conv_embed)
 

@@ -1,30 +1,167 @@
-"""A convolutional front end over one utterance, piece by piece: how it runs on a CPU when nothing is learned."""
+"""The layers of a speech encoder's convolutional front end: blind to padding, and fast on a CPU."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from speechbrain_ser.nnet.masked import MaskedGroupNormConvLayer
+from speechbrain_ser.nnet.frame_conv import as_matrix_product, frame_conv
+from speechbrain_ser.nnet.pooling import frame_mask
 
 #: frames of a piece, 1.5 s: its activations (10 MB each in wav2vec2-base) stay in the processor's cache and in memory
 #: that the allocator keeps (above 32 MB, every allocation is a new mapping whose pages are cleared first)
 PIECE = 75
 
+Step = Callable[[torch.Tensor], torch.Tensor]  # [batch, time, channels_in] -> [batch, frames, channels]
 
-def convolve_in_pieces(layers: Sequence[nn.Module], wav: torch.Tensor, piece: int = PIECE) -> torch.Tensor:
-    """What the layers give of an utterance, in memory that does not grow with its length.
 
-    A group norm in the first layer takes its statistics over the whole utterance, from the waveform: the convolution
-    is linear, so that they follow from mean and covariance of the samples that one of its frames sees.
+class FrontEndLayer(GradientCheckpointingLayer):
+    """Convolution, layer norm where there is one, and activation, with channels innermost throughout.
 
     Arguments
     ---------
-    layers : sequence of torch.nn.Module
-        Of a speech encoder, without padding: each has ``conv`` and ``activation``; one with another norm than the
-        group norm of :class:`~speechbrain_ser.nnet.masked.MaskedGroupNormConvLayer` norms each frame by itself.
+    layer : torch.nn.Module
+        transformers' layer with ``conv``, ``activation`` and perhaps ``layer_norm``, a LayerNorm over channels;
+        parameters are shared and keep their names.
+
+    Example
+    -------
+    >>> from transformers import Wav2Vec2Config
+    >>> from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2LayerNormConvLayer
+    >>> published = Wav2Vec2LayerNormConvLayer(Wav2Vec2Config(conv_dim=(8,) * 7))
+    >>> wavs = torch.randn(2, 400)
+    >>> hidden = FrontEndLayer(published)(wavs[:, :, None])
+    >>> hidden.shape, torch.allclose(hidden, published(wavs[:, None]).mT, atol=1e-5)
+    (torch.Size([2, 79, 8]), True)
+    """
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.conv = layer.conv
+        self.layer_norm = getattr(layer, "layer_norm", None)
+        self.activation = layer.activation
+
+    def forward(self, hidden: torch.Tensor, lengths: torch.LongTensor | None = None) -> torch.Tensor:
+        """Convolve, normalise, activate.
+
+        Arguments
+        ---------
+        hidden : torch.Tensor
+            [batch, time, channels_in].
+        lengths : torch.LongTensor, optional
+            Own part of the time, [batch]; None when there is no padding.
+
+        Returns
+        -------
+        torch.Tensor
+            [batch, frames, channels].
+        """
+        return self.step(hidden, lengths)(hidden)
+
+    def step(self, hidden: torch.Tensor, lengths: torch.LongTensor | None = None) -> Step:
+        """The layer as a function of any piece of what it is applied to, whose statistics it has."""
+        del hidden, lengths
+        return self._of_frames
+
+    def _of_frames(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = frame_conv(hidden, self.conv.weight, self.conv.bias, self.conv.stride[0])
+        return self.activation(hidden if self.layer_norm is None else self.layer_norm(hidden))
+
+
+class GroupNormFrontEndLayer(FrontEndLayer):
+    """The first layer, where it has a group norm: its statistics are those of each utterance's own frames.
+
+    The published layer normalises every channel over the whole padded time axis: an utterance's features then
+    depend on how much padding its batch gave it.
+
+    Arguments
+    ---------
+    layer : torch.nn.Module
+        transformers' layer with ``conv``, of one channel in, ``layer_norm``, a GroupNorm of one channel a group, and
+        ``activation``.
+    """
+
+    def __init__(self, layer: nn.Module):
+        super().__init__(layer)
+        norm = self.layer_norm
+        if norm.num_groups != norm.num_channels:
+            raise ValueError(f"expected a GroupNorm of one channel a group, found {norm}")
+
+    def forward(self, hidden: torch.Tensor, lengths: torch.LongTensor | None = None) -> torch.Tensor:
+        """As the base's."""
+        if as_matrix_product(hidden):
+            return super().forward(hidden, lengths)
+        hidden = self.conv(hidden.transpose(1, 2))  # [batch, channels, frames]
+        if lengths is None:
+            hidden = self.layer_norm(hidden)
+        else:
+            hidden = self._norm(hidden, self._frames(lengths))
+        return self.activation(hidden).transpose(1, 2)
+
+    def step(self, hidden: torch.Tensor, lengths: torch.LongTensor | None = None) -> Step:
+        """Convolution and norm in one product: the norm scales and shifts channels.
+
+        What it takes for that follows from mean and covariance of the samples that a frame sees, for the convolution is
+        linear.
+        """
+        lengths = [hidden.shape[1]] * len(hidden) if lengths is None else lengths.tolist()
+        folded = [self._folded(row[:n, 0]) for row, n in zip(hidden, lengths, strict=True)]
+        weight, bias = (torch.stack(each) for each in zip(*folded, strict=True))  # [batch, kernel, channels], [b, 1, c]
+        kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
+
+        def step(piece: torch.Tensor) -> torch.Tensor:
+            windows = piece[:, :, 0].unfold(1, kernel, stride)  # [batch, frames, kernel]
+            return self.activation(torch.baddbmm(bias, windows, weight))
+
+        return step
+
+    def _folded(self, wav: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight [kernel, channels] and bias [1, channels] of convolution and norm in one, for an utterance [time]."""
+        with torch.autocast(wav.device.type, enabled=False):
+            windows = wav.double().unfold(0, self.conv.kernel_size[0], self.conv.stride[0])  # [frames, kernel]
+            mean = windows.mean(0)
+            centred = windows - mean
+            covariance = centred.T @ centred / len(windows)  # [kernel, kernel]
+            weight, norm = self.conv.weight[:, 0].double(), self.layer_norm  # [channels, kernel]
+            scale = torch.rsqrt(((weight @ covariance) * weight).sum(1) + norm.eps) * norm.weight.double()
+            # the convolution's own bias is taken off again with the mean
+            bias = norm.bias.double() - (weight @ mean) * scale
+            dtype = self.conv.weight.dtype
+            return (weight * scale[:, None]).T.to(dtype), bias[None].to(dtype)
+
+    def _frames(self, lengths: torch.LongTensor) -> torch.LongTensor:
+        return (lengths - self.conv.kernel_size[0]) // self.conv.stride[0] + 1
+
+    def _norm(self, hidden: torch.Tensor, frame_counts: torch.LongTensor) -> torch.Tensor:
+        # written so that autograd keeps one tensor of this size (`centred`), as the unmasked kernel does
+        frame_counts = frame_counts.to(hidden.device)
+        mask = frame_mask(frame_counts, hidden.shape[-1])[:, None, :]  # [batch, 1, frames]
+        size = frame_counts[:, None, None]
+        with torch.autocast(hidden.device.type, enabled=False):
+            own = hidden.float()
+            mean = (own * mask).sum(dim=-1, keepdim=True) / size  # [batch, channels, 1]
+            centred = own - mean
+            variance = (centred.square() * mask).sum(dim=-1, keepdim=True) / size
+            scale = torch.rsqrt(variance + self.layer_norm.eps) * self.layer_norm.weight.float()[:, None]
+            normed = torch.addcmul(self.layer_norm.bias.float()[:, None], centred, scale)
+        return normed.to(hidden.dtype)
+
+
+def front_end_layer(layer: nn.Module) -> FrontEndLayer:
+    """Ours in the place of one of transformers' layers."""
+    is_group_norm = isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm)
+    return (GroupNormFrontEndLayer if is_group_norm else FrontEndLayer)(layer)
+
+
+def convolve_in_pieces(layers: Sequence[FrontEndLayer], wav: torch.Tensor, piece: int = PIECE) -> torch.Tensor:
+    """What the layers give of an utterance, in memory that does not grow with its length.
+
+    Arguments
+    ---------
+    layers : sequence of FrontEndLayer
+        Of a speech encoder, without padding.
     wav : torch.Tensor
         An utterance's own samples [time], at least what makes a frame.
     piece : int
@@ -39,96 +176,26 @@ def convolve_in_pieces(layers: Sequence[nn.Module], wav: torch.Tensor, piece: in
     -------
     >>> from transformers import Wav2Vec2Config
     >>> from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder
-    >>> layers = Wav2Vec2FeatureEncoder(Wav2Vec2Config(conv_dim=(8,) * 7)).conv_layers
-    >>> layers[0] = MaskedGroupNormConvLayer(layers[0])
+    >>> published = Wav2Vec2FeatureEncoder(Wav2Vec2Config(conv_dim=(8,) * 7))
     >>> wav = torch.randn(16000)
-    >>> whole = wav[None, None]
     >>> with torch.no_grad():
-    ...     found = convolve_in_pieces(layers, wav, piece=20)
-    ...     for layer in layers:
-    ...         whole = layer(whole)
-    >>> found.shape, torch.allclose(found, whole[0].T, atol=1e-4)
+    ...     found = convolve_in_pieces([front_end_layer(layer) for layer in published.conv_layers], wav, piece=20)
+    ...     expected = published(wav[None])
+    >>> found.shape, torch.allclose(found, expected[0].T, atol=1e-4)
     (torch.Size([49, 8]), True)
     """
-    steps = list(_steps(layers, wav))
     hop = math.prod(layer.conv.stride[0] for layer in layers)
     seen = 1  # samples that a frame of the output sees
     for layer in reversed(layers):
         seen = (seen - 1) * layer.conv.stride[0] + layer.conv.kernel_size[0]
     frames = (len(wav) - seen) // hop + 1
+    first, *others = layers
+    steps = [first.step(wav[None, :, None]), *others]
     found = []
     for start in range(0, frames, piece):
         last = min(start + piece, frames) - 1
-        hidden = wav[None, None, start * hop : last * hop + seen]  # [1, 1, time]
+        hidden = wav[None, start * hop : last * hop + seen, None]  # [1, time, 1]
         for step in steps:
-            hidden = step(hidden)  # [1, channels, frames]
-        found.append(hidden[0].T)
+            hidden = step(hidden)  # [1, frames, channels]
+        found.append(hidden[0])
     return torch.cat(found)
-
-
-def _steps(layers: Sequence[nn.Module], wav: torch.Tensor) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
-    """The layers as functions: [1, channels_in, time] -> [1, channels, frames]."""
-    half = _half_precision(layers[0].conv.weight)
-    for layer in layers:
-        weight, bias, norm = layer.conv.weight, layer.conv.bias, getattr(layer, "layer_norm", None)
-        if isinstance(layer, MaskedGroupNormConvLayer):
-            weight, bias = _folded(layer.conv, norm, wav)
-            norm = None
-        if half is not None:
-            yield _channels_innermost(layer, weight.to(half), bias, norm)
-        elif weight is not layer.conv.weight:
-            yield _with_weight(layer, weight, bias)
-        else:
-            yield layer
-
-
-def _half_precision(weight: torch.Tensor) -> torch.dtype | None:
-    """The type in which a convolution is computed, where that has 16 bits."""
-    on = torch.is_autocast_enabled(weight.device.type)
-    dtype = torch.get_autocast_dtype(weight.device.type) if on else weight.dtype
-    return dtype if dtype.itemsize < 4 else None
-
-
-def _folded(conv: nn.Conv1d, norm: nn.GroupNorm, wav: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight [channels, 1, kernel] and bias [channels] of convolution and group norm in one."""
-    with torch.autocast(wav.device.type, enabled=False):
-        windows = wav.double().unfold(0, conv.kernel_size[0], conv.stride[0])  # [frames, kernel]
-        mean = windows.mean(0)
-        centred = windows - mean
-        covariance = centred.T @ centred / len(windows)  # [kernel, kernel]
-        weight = conv.weight[:, 0].double()  # [channels, kernel]
-        scale = torch.rsqrt(((weight @ covariance) * weight).sum(1) + norm.eps) * norm.weight.double()
-        # the convolution's own bias is taken off again with the mean
-        bias = norm.bias.double() - (weight @ mean) * scale
-        return (weight * scale[:, None])[:, None].float(), bias.float()
-
-
-def _with_weight(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor):
-    """Convolution and activation of a layer with another weight."""
-    stride = layer.conv.stride
-    return lambda piece: layer.activation(F.conv1d(piece, weight, bias, stride))
-
-
-def _channels_innermost(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None, norm: nn.Module | None):
-    """Convolution, norm and activation of a layer in the memory order that half precision's kernels want.
-
-    Given channels first, they copy input and output, which costs more than the convolution.
-    """
-    kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
-    image = channels_last(weight)
-
-    def step(piece: torch.Tensor) -> torch.Tensor:
-        if piece.shape[1] == 1:
-            windows = piece[:, 0].to(weight.dtype).unfold(-1, kernel, stride)  # [1, frames, kernel]
-            hidden = F.linear(windows, weight[:, 0], bias)  # [1, frames, channels]
-        else:
-            hidden = F.conv2d(piece[:, :, None], image, bias, stride=(1, stride))[:, :, 0].transpose(1, 2)
-        return layer.activation(hidden if norm is None else norm(hidden)).transpose(1, 2)
-
-    return step
-
-
-def channels_last(weight: torch.Tensor) -> torch.Tensor:
-    """A convolution's weight [out, in, kernel] as [out, in, 1, kernel] with `in` innermost in memory, an order that
-    only two-dimensional kernels have."""
-    return weight[:, :, None].contiguous(memory_format=torch.channels_last)

@@ -2,9 +2,6 @@
 
 import torch
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
-
-from speechbrain_ser.nnet.pooling import frame_mask
 
 
 def normalize_own(x: torch.Tensor, mask: torch.Tensor, eps: float) -> torch.Tensor:
@@ -38,61 +35,6 @@ def normalize_own(x: torch.Tensor, mask: torch.Tensor, eps: float) -> torch.Tens
     centred = (x - mean).masked_fill(padding, 0.0)
     variance = centred.square().sum(dim=axes, keepdim=True) / size
     return centred * torch.rsqrt(variance + eps)
-
-
-class MaskedGroupNormConvLayer(GradientCheckpointingLayer):
-    """First convolution of a group-norm front end, its statistics over each utterance's own frames.
-
-    The published layer normalises every channel over the whole padded time axis: an utterance's features then
-    depend on how much padding its batch gave it.
-
-    Arguments
-    ---------
-    layer : torch.nn.Module
-        transformers' layer with `conv`, `layer_norm` (a GroupNorm of one channel a group) and `activation`.
-    """
-
-    def __init__(self, layer: nn.Module):
-        super().__init__()
-        norm = layer.layer_norm
-        if norm.num_groups != norm.num_channels:
-            raise ValueError(f"expected a GroupNorm of one channel a group, found {norm}")
-        self.conv = layer.conv
-        self.layer_norm = norm
-        self.activation = layer.activation
-
-    def forward(self, hidden: torch.Tensor, frame_counts: torch.Tensor | None = None) -> torch.Tensor:
-        """Convolve, normalise, activate.
-
-        Arguments
-        ---------
-        hidden : torch.Tensor
-            [batch, channels_in, time].
-        frame_counts : torch.LongTensor, optional
-            Own frames of each utterance after this convolution [batch]; None when there is no padding.
-
-        Returns
-        -------
-        torch.Tensor
-            [batch, channels, frames].
-        """
-        hidden = self.conv(hidden)  # [batch, channels, frames]
-        if frame_counts is None:
-            return self.activation(self.layer_norm(hidden))
-        return self.activation(self._norm(hidden, frame_counts))
-
-    def _norm(self, hidden: torch.Tensor, frame_counts: torch.Tensor) -> torch.Tensor:
-        # written so that autograd keeps one tensor of this size (`centred`), as the unmasked kernel does
-        mask = frame_mask(frame_counts, hidden.shape[-1])[:, None, :]  # [batch, 1, frames]
-        size = frame_counts[:, None, None]
-        with torch.autocast(hidden.device.type, enabled=False):
-            own = hidden.float()
-            mean = (own * mask).sum(dim=-1, keepdim=True) / size  # [batch, channels, 1]
-            centred = own - mean
-            variance = (centred.square() * mask).sum(dim=-1, keepdim=True) / size
-            scale = torch.rsqrt(variance + self.layer_norm.eps) * self.layer_norm.weight.float()[:, None]
-            normed = torch.addcmul(self.layer_norm.bias.float()[:, None], centred, scale)
-        return normed.to(hidden.dtype)
 
 
 class MaskedPositionalConv(nn.Module):
