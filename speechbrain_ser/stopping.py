@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 
 INTERRUPTED = 130  # exit status after Ctrl-C
+BY_TORCHRUN = "TORCHELASTIC_RUN_ID"  # in the environment of what torchrun has started
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")  # some systems lack some
 
 
@@ -22,7 +23,8 @@ class StopWish:
     """Hears the signals that ask a program to end.
 
     The first one raises :class:`Stopped` where nothing can be lost, and is kept in mind while :meth:`deferred`; the
-    second one ends the process at once, which every file that we write survives.
+    second one ends the process at once, which every file that we write survives. Only torchrun passes on what its whole
+    group has had already, and kills what does not end in time: under it the second one is ignored.
 
     Example
     -------
@@ -87,9 +89,10 @@ class StopWish:
         if os.getpid() != self._process:  # a loading process, which ends with us
             return
         self.number = number
+        from_now_on = signal.SIG_IGN if BY_TORCHRUN in os.environ else signal.SIG_DFL
         for name in SIGNALS:
             if (each := getattr(signal, name, None)) and signal.getsignal(each) == self._hear:
-                signal.signal(each, signal.SIG_DFL)
+                signal.signal(each, from_now_on)
         if not self._is_deferred:
             self.heed()
 

@@ -22,6 +22,7 @@ from speechbrain_ser.brain import SERBrain
 from speechbrain_ser.calibration import FILES
 from speechbrain_ser.dataio import StepSampler
 from speechbrain_ser.experiment import main
+from speechbrain_ser.stopping import stop_wish
 
 from .conftest import NARROW, ROOT
 
@@ -315,6 +316,28 @@ def test_a_killed_run_ends_as_if_undisturbed(lines, tmp_path, monkeypatch):
     assert 0.8 < rows["train_loss"][1] / pd.read_csv(tmp_path / "whole" / "epochs.csv")["train_loss"][1] < 1.25
 
 
+def test_a_signal_to_one_process_ends_all_after_the_same_step(lines, tmp_path, monkeypatch):
+    """A scheduler may ask any of them; the checkpoint is all's, and the next start goes on from it."""
+    argv = lines(*DRAWN, "--n_epochs=2", "--batch_size=5", "--micro_batch_size=2")  # no checkpoint but that one
+    train(2, argv, tmp_path / "whole")
+    original = SERBrain.fit_batch
+
+    def fit_batch(brain, batch):
+        if brain.optimizer_step == 7 and distributed.rank() == 1 and not stop_wish.is_there:
+            os.kill(os.getpid(), signal.SIGUSR1)  # once: a second one would end it at once
+        return original(brain, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SERBrain, "fit_batch", fit_batch)
+        ended = train(2, argv, tmp_path / "parts", code=75)
+    assert "Traceback" not in ended.err and ended.err.count("SIGUSR1") == 1, ended.err
+    assert not (tmp_path / "parts" / "metrics.json").exists()
+    train(2, argv, tmp_path / "parts")
+    assert "resumed after epoch 1, within the next" in said(tmp_path / "parts")
+    for name in ("epochs.csv", "predictions.csv", "metrics.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
 # ------------------------------------------------------------------ errors
 
 
@@ -415,6 +438,27 @@ def test_torchrun_after_a_killed_process(lines, tmp_path):
     process = torchrun([*argv, f"--output_folder={tmp_path / 'run'}"])
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0 and "resumed after epoch" in out, err
+    for name in ("epochs.csv", "predictions.csv", "metrics.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_torchrun_and_ctrl_c(lines, tmp_path):
+    """The terminal tells all of the group, and torchrun tells its processes once more."""
+    argv = lines(*DRAWN, "--n_epochs=40", "--batch_size=5")
+    process = torchrun([*argv, f"--output_folder={tmp_path / 'run'}"], start_new_session=True)
+    deadline = time.monotonic() + PATIENCE
+    while not list((tmp_path / "run").glob("save/CKPT*/CKPT.yaml")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode and err.count("ended by SIGINT: the same command goes on") == 1, err
+    assert not (tmp_path / "run" / "metrics.json").exists() and not (tmp_path / "run.lock").exists()
+    process = torchrun([*argv, f"--output_folder={tmp_path / 'run'}"])
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0 and "resumed after epoch" in out, err
+    train(2, argv, tmp_path / "whole")
     for name in ("epochs.csv", "predictions.csv", "metrics.json"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 

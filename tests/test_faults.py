@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from speechbrain_ser.stopping import Stopped, StopWish
+
 from .conftest import ROOT
 from .faults import Fault, random_instants, server, train, with_signals
 from .test_train import TABLE_COLUMNS
@@ -145,6 +147,18 @@ def test_a_second_signal_ends_at_once(bench):
     ended = bench.run("twice", fault=with_signals(STEP, signal.SIGTERM, signal.SIGTERM))
     assert ended.code == -signal.SIGTERM
     assert bench.run("twice").code == 0 and bench.is_same(bench.root / "twice")
+
+
+def test_what_torchrun_passes_on_ends_nothing_at_once(monkeypatch):
+    """Its processes have had a terminal's Ctrl-C already."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
+    before, wish, steps = signal.getsignal(signal.SIGINT), StopWish(), []
+    with pytest.raises(Stopped) as stopped, wish.heard(), wish.deferred():
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(number)
+            steps.append(number)
+    assert len(steps) == 3 and stopped.value.number == signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 # ------------------------------------------------------------------ loading processes
