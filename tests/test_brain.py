@@ -192,7 +192,7 @@ def first_gradients(frame, folder, **options):
             return found
 
 
-@pytest.mark.parametrize("micro", [1, 2, 3])
+@pytest.mark.parametrize("micro", [1, 2, 3, 4])
 def test_the_micro_batch_does_not_change_the_gradient(frame, tmp_path, micro):
     whole = first_gradients(frame, tmp_path / "8", batch_size=8, micro=8)
     parts = first_gradients(frame, tmp_path / "m", batch_size=8, micro=micro)

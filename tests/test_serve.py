@@ -407,6 +407,7 @@ def test_what_the_page_says_of_a_package(tmp_path):
 
 
 def test_the_command_serves_until_ctrl_c(trained, tmp_path, small, capfd):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background begins with it ignored
     port, found = free_port(), []
     path = sorted((small.corpus("emodb") / "wav").iterdir())[0]
 
