@@ -46,8 +46,9 @@ def main() -> None:
             for file in files:
                 torch.load(file)
         size = sum(file.stat().st_size for file in files)
-    print(f"{machine()}: {size / 1e6:,.0f} MB")
-    print(", ".join(f"{label} {spent:.3f} s" for label, spent in seconds.items()))
+    print(f"{machine()}\n")
+    print(f"| {size / 1e6:,.0f} MB | {' | '.join(seconds)} |\n| --- |{' ---: |' * len(seconds)}")
+    print(f"| s | {' | '.join(f'{spent:.3f}' for spent in seconds.values())} |")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@
 All do the same work from the files on: decoding, wav2vec2-base, the mean over frames, a linear layer, softmax. They
 share one set of random weights, and the linear layer is scaled so that its logits tell the files apart, as those of
 a trained one do. Every row is a process of its own, with its own peak memory; in each round all rows take the same
-next part of the files, one row after the other, so that whatever else the machine does falls on all of them.
+next part of the files, one row after the other, so that whatever else the machine does falls on all of them. The share
+of the matrix rate: the encoder's floating-point operations without padding, over the seconds, over what a large matrix
+product reaches in the row's precision.
 """
 
 import argparse
@@ -25,8 +27,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from ideal import matrix_rates, operations, rates_in_words
 from machine import BASE, machine
 from tqdm import tqdm
+from utterances import lengths_like_iemocap
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # what is measured is the code beside this file
 
@@ -38,7 +42,7 @@ from speechbrain_ser.models.cai import CaiModel
 from speechbrain_ser.nnet.pooling import MaskedPooling
 
 CLASSES = ["angry", "happy", "neutral", "sad"]
-SHORTEST, MEAN, LONGEST = 0.9, 4.4, 12.0  # seconds; IEMOCAP's mean
+MEAN = 4.4  # seconds, of IEMOCAP's utterances
 OTHERS_BATCH = 8
 LONG_SECONDS = 100
 
@@ -46,12 +50,6 @@ Classify = Callable[[list[str]], Iterable[list[float]]]  # paths to posteriors, 
 
 
 # ------------------------------------------------------------------ files
-
-
-def durations(n: int, seed: int) -> np.ndarray:
-    """Seconds of n utterances, many short and few long."""
-    spread = np.random.default_rng(seed).gamma(1.6, 1.08 * (MEAN - SHORTEST) / 1.6, n)  # 8 %: what the longest lose
-    return np.minimum(SHORTEST + spread, LONGEST)
 
 
 def write_files(folder: Path, seconds: Iterable[float], data_folder: str | None, seed: int) -> list[str]:
@@ -255,6 +253,12 @@ def prepare(folder: Path, paths: list[str], threads: int) -> None:
     torch.save(head.state_dict(), folder / "head.pt")
 
 
+def needed(folder: Path, seconds: np.ndarray) -> float:
+    """Floating-point operations of the encoder; the count does not know every fused attention."""
+    encoder = Wav2Vec2(str(folder / "backbone"), attn_implementation="eager").eval()
+    return operations(torch.no_grad()(encoder), seconds)
+
+
 def two_seconds() -> np.ndarray:
     """Noise."""
     return 0.1 * np.random.default_rng(1).standard_normal(2 * SAMPLE_RATE).astype(np.float32)
@@ -315,12 +319,13 @@ def difference(rows: dict[str, Row], one: str, other: str | None) -> str:
     return f"{np.abs(np.array(rows[one].posteriors) - np.array(rows[other].posteriors)).max():.1e}"
 
 
-def line(rows: dict[str, Row], name: str, seconds: float) -> str:
+def line(rows: dict[str, Row], name: str, seconds: float, ideal: dict[str, float]) -> str:
     """A line of the table."""
     f, n = rows[name].figures, len(rows[name].posteriors)
+    share, padding = ideal[ROWS[name][1]] / f["s"], max(0.0, 1 - seconds / f["padded"])
     return (
         f"| {name} | {f['s']:.1f} | {f['s'] / seconds:.4f} | {f['cpu_s'] / seconds:.4f} | {n / f['s']:.2f} | "
-        f"{f['peak_gb']:.2f} | {100 * (1 - seconds / f['padded']):.1f} % | {difference(rows, name, REFERENCE)} | "
+        f"{share:.1%} | {f['peak_gb']:.2f} | {padding:.1%} | {difference(rows, name, REFERENCE)} | "
         f"{difference(rows, name, ALONE.get(name))} |"
     )
 
@@ -362,10 +367,13 @@ def main() -> None:
     names = [name for name in ROWS if not args.only or any(part in name for part in args.only)]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        lengths = durations(args.files, args.seed)
+        lengths = lengths_like_iemocap(args.files, args.seed)
         paths = write_files(_made(folder / "files"), lengths, args.data_folder, args.seed)
         prepare(folder, paths, args.threads)
         print(machine(threads=args.threads))
+        rates = matrix_rates()
+        print(rates_in_words(rates))
+        ideal = {precision: needed(folder, lengths) / rate for precision, rate in rates.items()}
         found = "speech" if args.data_folder else "noise"
         print(
             f"{len(paths)} files of {found}, {lengths.sum():.0f} s, {lengths.min():.1f} to {lengths.max():.1f}, mean "
@@ -373,10 +381,11 @@ def main() -> None:
             flush=True,
         )
         rows = run(names, folder, paths, min(args.rounds, len(paths)), args.threads)
-        print("| | s | real-time factor | cpu | utterances/s | peak GB | padding | from reference | from batch 1 |")
-        print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+        columns = "s | real-time factor | cpu | utterances/s | of the matrix rate | peak GB | padding".split(" | ")
+        columns += ["from reference", "from batch 1"]
+        print(f"| | {' | '.join(columns)} |\n| --- |{' ---: |' * len(columns)}")
         for name in rows:
-            print(line(rows, name, lengths.sum()))
+            print(line(rows, name, lengths.sum(), ideal))
         if not args.only or "memory" in args.only:
             print("\n| 16 files of 4.4 s and one longer | its s | peak GB |\n| --- | ---: | ---: |")
             print("\n".join(memory(folder, (12, 30, LONG_SECONDS), args)))

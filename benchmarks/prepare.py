@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
-from machine import machine
+from machine import machine, peak_gb
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the tests, which know what the release looks like
@@ -39,8 +39,10 @@ def main() -> None:
         path, again = timed(manifest.prepare, "iemocap", tree, Path(folder) / "manifests")
         assert path.read_bytes() == content
         n = len(pd.read_csv(path))
-    print(machine())
-    print(f"{n:,} turns: {first:.1f} s, {second:.1f} s when nothing changed; made anew, the same bytes: {again:.1f} s")
+    print(f"{machine()}\n")
+    print("| | s | s when nothing changed | s made anew, the same bytes | peak GB |")
+    print(f"| --- |{' ---: |' * 4}")
+    print(f"| {n:,} turns | {first:.1f} | {second:.1f} | {again:.1f} | {peak_gb():.2f} |")
 
 
 if __name__ == "__main__":

@@ -55,9 +55,11 @@ def main() -> None:
     found = json.loads(args.measured.read_text(encoding="utf-8"))
     runs = FOLDS * args.rows
     print(f"measured: {found['machine']}, {found['utterances']} utterances")
-    print(f"computed: IEMOCAP ({UTTERANCES} utterances), {FOLDS} folds x {args.rows} rows, {args.epochs} epochs, hours")
-    print(f"| | utterances/s (measured) | a run | {' | '.join(f'{n} devices' for n in DEVICES)} |")
-    print(f"|---|---:|---:|{'---:|' * len(DEVICES)}")
+    print(
+        f"computed: IEMOCAP ({UTTERANCES} utterances), {FOLDS} folds x {args.rows} rows, {args.epochs} epochs, hours\n"
+    )
+    print(f"| | utterances/s (measured) | a run | {' | '.join(f'devices: {n}' for n in DEVICES)} |")
+    print(f"| --- |{' ---: |' * (2 + len(DEVICES))}")
     for name, row in found["rows"].items():
         run = hours_of_a_run(row, args.epochs)
         hours = " | ".join(f"{hours_of_a_table(run, runs, n):.1f}" for n in DEVICES)

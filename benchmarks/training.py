@@ -1,31 +1,34 @@
 """Training as published, and ours: utterances a second, padding, peak memory, and the share of the machine's own rate.
 
     python benchmarks/training.py                               # 24 utterances, wav2vec2-base (random weights)
-    python benchmarks/training.py --device=cuda --utterances=512 --published=2
+    python benchmarks/training.py --device=cuda --utterances=512 --published=2 --side_by_side=4
     python benchmarks/training.py --backbone=tiny --utterances=96
 
 Utterances of noise have IEMOCAP's lengths (mean 4.4 s, 0.9 to 12 s). Every row is `train.py hparams/cai_mtl.yaml` with
 other lines, built and stepped as train.py does, in a process of its own; a first step of the optimiser warms it up, and
-all utterances are timed. The share of the machine's rate: the floating-point operations of the utterances alone (no
-padding, nothing computed twice), over the seconds, over what a large matrix product reaches in the row's precision.
+all utterances are timed. In the published style the encoder is transformers' own, called as the authors' recipes do; in
+the other rows it is our lobe. The share of the machine's rate: the floating-point operations of the utterances alone
+(no padding, nothing computed twice), over the seconds, over what a large matrix product reaches in the row's precision.
+`--side_by_side=N` adds a row of N folds that train at the same time on one device.
 """
 
 import argparse
-import csv
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import soundfile
 import torch
+from epoch import train_epoch
+from ideal import matrix_rates, operations, rates_in_words
 from machine import BASE, machine, peak_gb
-from speechbrain import Stage
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
+from transformers import AutoModel
+from utterances import lengths_like_iemocap, make_corpus
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the recipes
@@ -33,84 +36,75 @@ sys.path.insert(0, str(ROOT))  # the recipes
 from speechbrain_ser.building import build  # noqa: E402
 from speechbrain_ser.config import read_config  # noqa: E402
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2  # noqa: E402
+from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2  # noqa: E402
 from speechbrain_ser.preparation import prepare  # noqa: E402
 
 BACKBONES = {"base": BASE, "tiny": {}}
-STEP = 8  # utterances an optimiser step, in every row
-TEXT = "NOBODY KNOWS WHAT HAPPENED HERE BEFORE THE WINTER"  # 11 characters a second
+STEP = 8  # utterances an optimiser step, in every row but the one that says so
 
 
-def lengths_like_iemocap(n: int, seed: int = 0) -> np.ndarray:
-    """Seconds [n]: log-normal, cut to 0.9 to 12, brought to a mean of 4.4."""
-    seconds = np.exp(np.random.default_rng(seed).normal(1.3, 0.62, n)).clip(0.9, 12)
-    for _ in range(20):
-        seconds = (seconds * 4.4 / seconds.mean()).clip(0.9, 12)
-    return seconds
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: train.py's lines, how many such trainings run at the same time, and whose encoder."""
+
+    name: str
+    flags: tuple[str, ...] = ()
+    processes: int = 1
+    published: bool = False
+
+    @property
+    def precision(self) -> str:
+        """Whose matrix rate it is compared with."""
+        return "bf16" if "--precision=bf16" in self.flags else "fp32"
 
 
-def make_corpus(folder: Path, n: int) -> None:
-    """A table of utterances of noise that talk, four emotions and two speakers."""
-    folder.mkdir()
-    rng, rows = np.random.default_rng(1), []
-    for k, seconds in enumerate([*lengths_like_iemocap(n), 2.0, 2.0]):
-        soundfile.write(folder / f"{k}.wav", 0.1 * rng.standard_normal(int(16_000 * seconds)), 16_000)
-        row = {"wav": f"{k}.wav", "emotion": "angry happy neutral sad".split()[k % 4], "speaker": f"s{k % 2}"}
-        text = TEXT[: max(3, int(11 * seconds))]
-        rows.append({**row, "transcript": text, "split": "train" if k < n else ("valid", "test")[k - n]})
-    with (folder / "table.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def configurations(device: str, published: int) -> dict[str, list[str]]:
-    """The rows: their names and train.py's lines."""
-    as_published = [f"--micro_batch_size={published}"]
+def rows_of(device: str, published: int, side_by_side: int) -> list[Row]:
+    """The table's lines."""
+    style = f"published style: fp32, {published} x {STEP // published}"
+    as_published = (f"--micro_batch_size={published}",)
+    cached = ("--freeze_feature_extractor=True", "--cache_front_end=True")
     if device == "cpu":
-        return {
-            f"published style: fp32, {published} x {STEP // published}": as_published,
-            "ours, fp32": [],
-            "ours, bf16": ["--precision=bf16"],
-            "… frozen front end, cached": [
-                "--precision=bf16",
-                "--freeze_feature_extractor=True",
-                "--cache_front_end=True",
-            ],
-            f"a batch of {STEP} drawn at random, fp32": [f"--micro_batch_size={STEP}"],
-        }
-    fast = ["--precision=bf16", "--bucket_steps=64"]
-    return {
-        f"published style: fp32, {published} x {STEP // published}, checkpointing": [
-            *as_published,
-            "--gradient_checkpointing=True",
-        ],
-        "ours, fp32": ["--bucket_steps=64"],
-        "ours, bf16": fast,
-        "… compiled": [*fast, "--compile"],
-        "… frozen front end, cached": [*fast, "--freeze_feature_extractor=True", "--cache_front_end=True"],
-        "240 s a step, bf16": ["--precision=bf16", "--bucket_steps=16", "--batch_size=56"],
-    }
+        fast = ("--precision=bf16",)
+        rows = [
+            Row(style, as_published, published=True),
+            Row("ours, fp32"),
+            Row("ours, bf16", fast),
+            Row("… frozen front end, cached", (*fast, *cached)),
+            Row(f"a batch of {STEP} drawn at random, fp32", (f"--micro_batch_size={STEP}",)),
+        ]
+    else:
+        fast = ("--precision=bf16", "--bucket_steps=64")
+        rows = [
+            Row(f"{style}, checkpointing", (*as_published, "--gradient_checkpointing=True"), published=True),
+            Row("ours, fp32", ("--bucket_steps=64",)),
+            Row("ours, bf16", fast),
+            Row("… compiled", (*fast, "--compile")),
+            Row("… frozen front end, cached", (*fast, *cached)),
+            Row("240 s a step, bf16", ("--precision=bf16", "--bucket_steps=16", "--batch_size=56")),
+        ]
+    return rows + [Row(f"ours, bf16, {side_by_side} folds side by side", fast, side_by_side)] * (side_by_side > 1)
 
 
 # ------------------------------------------------------------------ one row
 
 
-def timed(brain, loader, epoch: int, at_most: int | None = None) -> tuple[float, int]:
-    """Seconds and utterances of an epoch, or of its first optimiser steps."""
-    brain.train_sampler.set_epoch(epoch)
-    brain.step, utterances, steps = 0, 0, 0
-    brain.on_stage_start(Stage.TRAIN, epoch)
-    brain.modules.train()
-    start = time.perf_counter()
-    for batch in loader:
-        brain.step += 1
-        brain.fit_batch(batch)
-        utterances, steps = utterances + len(batch.id), steps + brain.micro.ends_step
-        if steps == at_most:
-            break
-    if brain.device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, utterances
+class PublishedEncoder(nn.Module):
+    """transformers' model on normalised waveforms: no masks, none of our layers."""
+
+    def __init__(self, folder: str, checkpointing: bool):
+        super().__init__()
+        self.model = AutoModel.from_pretrained(folder)
+        if checkpointing:
+            self.model.gradient_checkpointing_enable()
+
+    def frame_counts(self, n_samples: torch.Tensor) -> torch.Tensor:
+        """Frames of so many samples."""
+        return self.model._get_feat_extract_output_lengths(n_samples)
+
+    def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None) -> torch.Tensor:
+        """[batch, time] -> [batch, frames, channels]; lengths are not looked at."""
+        wavs = (wavs - wavs.mean(1, keepdim=True)) / (wavs.var(1, correction=0, keepdim=True) + 1e-7).sqrt()
+        return self.model(wavs).last_hidden_state
 
 
 def evaluated(brain, loader) -> float:
@@ -119,110 +113,128 @@ def evaluated(brain, loader) -> float:
     start, utterances = time.perf_counter(), 0
     with torch.no_grad(), brain.evaluation_ctx:
         for batch in loader:
-            brain.compute_forward(batch, Stage.VALID)["emotion"].cpu()
-            utterances += len(batch.id)
+            utterances += len(brain.compute_forward(batch, None)["emotion"].cpu())
     return utterances / (time.perf_counter() - start)
 
 
 def measure(args, flags: list[str]) -> dict:
-    """One row, in this process."""
+    """A training's figures, in this process; the clock starts when standard input says so."""
     torch.set_num_threads(args.threads)
-    fixed = [f"--data_folder={args.folder}/corpus", f"--wav2vec2_hub={args.folder}/backbone", f"--device={args.device}"]
-    fixed += ["--corpus=table", "--protocol=given", "--noprogressbar", f"--results_folder={args.folder}/results"]
-    fixed += [f"--output_folder={args.folder}/run{os.getpid()}", f"--batch_size={STEP}"]
-    given = {flag.split("=")[0] for flag in flags}
-    argv = [*(f for f in fixed if f.split("=")[0] not in given), *flags]
+    hub, checkpointing = f"{args.folder}/backbone", "--gradient_checkpointing=True" in flags
+    lines = {"--data_folder": f"{args.folder}/corpus", "--wav2vec2_hub": hub, "--seen_fraction": 0}
+    lines |= {"--corpus": "table", "--protocol": "given", "--device": args.device, "--batch_size": STEP}
+    lines |= {"--results_folder": f"{args.folder}/results", "--output_folder": f"{args.folder}/run{os.getpid()}"}
+    argv = ["--noprogressbar", *(f"{name}={value}" for name, value in lines.items()), *flags]  # the last one counts
     setup = prepare(read_config([str(ROOT / "hparams" / "cai_mtl.yaml"), *argv], ROOT / "hparams"))
     _, brain, loaders = build(setup)
+    if args.published_encoder:
+        brain.model.encoder = PublishedEncoder(hub, checkpointing).to(brain.device)
     brain.on_fit_start()
-    timed(brain, loaders["train"], 1, at_most=args.warmup)
-    seconds, utterances = timed(brain, loaders["train"], 2)
-    found = {"utterances/s": utterances / seconds, "s": seconds, "padding": brain.train_sampler.padding_share()}
+    train_epoch(brain, loaders["train"], 1, at_most=args.warmup)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    took = train_epoch(brain, loaders["train"], 2)
+    found = {"utterances": took.utterances, "s": took.seconds, "padding": brain.train_sampler.padding_share()}
     found |= {"peak GB": peak_gb(args.device), "loss": brain.tally.means()["loss"]}
     return {**found, "evaluated/s": evaluated(brain, loaders["train"])}
 
 
-def operations(args) -> float:
-    """Floating-point operations of a training epoch without padding: counted at three lengths, quadratic between."""
-    from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
+class Process:
+    """A training of a row, so that its peak memory is its own."""
 
-    lobe = Wav2Vec2(f"{args.folder}/backbone", apply_spec_augment=False)
-    counted = []
-    for seconds in (1, 4, 12):
-        with FlopCounterMode(display=False) as counter:
-            lobe(torch.randn(1, 16_000 * seconds)).sum().backward()
-        counted.append(counter.get_total_flops())
-    return float(np.polyval(np.polyfit((1, 4, 12), counted, 2), lengths_like_iemocap(args.utterances)).sum())
+    def __init__(self, args, row: Row):
+        options = [f"--{k}={getattr(args, k)}" for k in ("device", "threads", "warmup", "folder")]
+        command = [sys.executable, __file__, *options, f"--measure={json.dumps(row.flags)}"]
+        command += ["--published_encoder"] * row.published
+        self.name, self.log = row.name, tempfile.TemporaryFile("w+")
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log}
+        self.process = subprocess.Popen(command, text=True, **pipes)
+
+    def wait_until_ready(self) -> None:
+        """Built and warmed up."""
+        if all(line.strip() != "ready" for line in self.process.stdout):
+            self._fail()
+
+    def start(self) -> None:
+        """Start its clock."""
+        print("go", file=self.process.stdin, flush=True)
+
+    def figures(self) -> dict:
+        """What it has measured."""
+        said = self.process.stdout.read().splitlines()
+        if self.process.wait():
+            self._fail()
+        return json.loads(said[-1])
+
+    def _fail(self) -> None:
+        status = self.process.wait()
+        self.log.seek(0)
+        sys.exit(f"{self.name}: ended with status {status}\n{self.log.read()}")
 
 
-def matrix_rate(device: str, dtype: torch.dtype, size: int) -> float:
-    """Floating-point operations a second of a large matrix product: the best of five."""
-    a, best = torch.randn(size, size, device=device, dtype=dtype), float("inf")
-    for _ in range(6):
-        start = time.perf_counter()
-        a @ a
-        if device != "cpu":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+def measured(args, row: Row) -> dict:
+    """A row's figures: those of all its trainings together."""
+    processes = [Process(args, row) for _ in range(row.processes)]
+    for process in processes:
+        process.wait_until_ready()
+    for process in processes:
+        process.start()
+    found = [process.figures() for process in processes]
+    total = {"s": max(f["s"] for f in found), "utterances": sum(f["utterances"] for f in found)}
+    total |= {name: sum(f[name] for f in found) for name in ("peak GB", "evaluated/s")}
+    return {**found[0], **total, "utterances/s": total["utterances"] / total["s"]}
 
 
 # ------------------------------------------------------------------ all rows
 
 
 def main() -> None:
-    """Measure each row in a process of its own and print the table."""
+    """Measure each row and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--utterances", type=int, default=24)
     parser.add_argument("--backbone", choices=BACKBONES, default="base")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--published", type=int, default=1, help="utterances a forward pass in the published style")
+    parser.add_argument("--side_by_side", type=int, default=1, help="folds that train at the same time, in a last row")
     parser.add_argument("--warmup", type=int, default=1, help="optimiser steps before the clock starts")
     parser.add_argument("--only", help="rows whose names hold this")
-    parser.add_argument("--json", help="also write the figures there")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)  # one row, in a process of its own
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # one training, in a process of its own
+    parser.add_argument("--published_encoder", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         print(json.dumps(measure(args, json.loads(args.measure))))
         return
     torch.set_num_threads(args.threads)
+    seconds = lengths_like_iemocap(args.utterances)
     print(machine(args.device, args.threads))
     with tempfile.TemporaryDirectory() as args.folder:
-        make_corpus(Path(args.folder) / "corpus", args.utterances)
+        parts = ["train"] * args.utterances + ["valid", "test"]
+        make_corpus(Path(args.folder) / "corpus", [*seconds, 2.0, 2.0], parts)
         build_tiny_wav2vec2(Path(args.folder) / "backbone", **BACKBONES[args.backbone])
-        work = operations(args)
-        size = 2048 if args.device == "cpu" else 8192
-        rates = {p: matrix_rate(args.device, t, size) for p, t in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
-        print(f"matrix product: {', '.join(f'{p} {r / 1e12:.2f} TFLOP/s' for p, r in rates.items())}")
-        print(f"{args.utterances} utterances of {lengths_like_iemocap(args.utterances).mean():.1f} s: ", end="")
-        print(f"{work / 1e12:.1f} TFLOP forward and backward; {STEP} utterances an optimiser step")
+        # the count does not know every fused attention
+        lobe = Wav2Vec2(f"{args.folder}/backbone", apply_spec_augment=False, attn_implementation="eager")
+        work = operations(lambda wav: lobe(wav).sum().backward(), seconds)
+        rates = matrix_rates(args.device)
+        print(rates_in_words(rates))
+        print(f"{args.utterances} utterances of noise, mean {seconds.mean():.1f} s, {seconds.min():.1f} to ", end="")
+        print(f"{seconds.max():.1f} s; {work / 1e12:.1f} TFLOP forward and backward; {STEP} an optimiser step\n")
         columns = ["utterances/s", "padding", "peak GB", "of the matrix rate", "mean loss", "evaluated/s"]
-        print(f"| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
-        rows = {}
-        for name, flags in configurations(args.device, args.published).items():
-            if args.only and args.only not in name:
+        print(f"| | {' | '.join(columns)} |\n| --- | {' | '.join(['---:'] * len(columns))} |", flush=True)
+        found = {}
+        for row in rows_of(args.device, args.published, args.side_by_side):
+            if args.only and args.only not in row.name:
                 continue
-            row = rows[name] = in_own_process(args, name, flags)
-            rate = rates["bf16" if "--precision=bf16" in flags else "fp32"]
-            row["of the matrix rate"] = work / row["s"] / rate
-            cells = f"{row['utterances/s']:.2f} | {row['padding']:.1%} | {row['peak GB']:.2f}"
-            cells += f" | {row['of the matrix rate']:.1%} | {row['loss']:.4f} | {row['evaluated/s']:.2f}"
-            print(f"| {name} | {cells} |", flush=True)
+            f = found[row.name] = measured(args, row)
+            f["of the matrix rate"] = row.processes * work / f["s"] / rates[row.precision]
+            cells = f"{f['utterances/s']:.2f} | {f['padding']:.1%} | {f['peak GB']:.2f}"
+            cells += f" | {f['of the matrix rate']:.1%} | {f['loss']:.4f} | {f['evaluated/s']:.2f}"
+            print(f"| {row.name} | {cells} |", flush=True)
     if args.json:
-        content = {"machine": machine(args.device, args.threads), "utterances": args.utterances, "rows": rows}
-        Path(args.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def in_own_process(args, name: str, flags: list[str]) -> dict:
-    """One row, so that its peak memory is its own."""
-    options = [f"--{k}={getattr(args, k)}" for k in ("utterances", "device", "threads", "warmup", "folder")]
-    command = [sys.executable, __file__, *options, f"--measure={json.dumps(flags)}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{name}:\n{done.stdout}\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+        content = {"machine": machine(args.device, args.threads), "utterances": args.utterances, "rows": found}
+        args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
