@@ -9,7 +9,8 @@ other lines, built and stepped as train.py does, in a process of its own; a firs
 all utterances are timed. In the published style the encoder is transformers' own, called as the authors' recipes do; in
 the other rows it is our lobe. The share of the machine's rate: the floating-point operations of the utterances alone
 (no padding, nothing computed twice), over the seconds, over what a large matrix product reaches in the row's precision.
-`--side_by_side=N` adds a row of N folds that train at the same time on one device.
+`--side_by_side=N` adds a row of N folds that train at the same time on one device; with `--still` nothing is drawn at
+random, so that the losses of the rows can be compared.
 """
 
 import argparse
@@ -36,10 +37,13 @@ sys.path.insert(0, str(ROOT))  # the recipes
 from speechbrain_ser.building import build  # noqa: E402
 from speechbrain_ser.config import read_config  # noqa: E402
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2  # noqa: E402
-from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2  # noqa: E402
+from speechbrain_ser.lobes.wav2vec2 import DROPOUTS, Wav2Vec2  # noqa: E402
 from speechbrain_ser.preparation import prepare  # noqa: E402
 
 BACKBONES = {"base": BASE, "tiny": {}}
+#: no dropout, layer drop or SpecAugment: as lines of ours, and as settings of transformers
+STILL = ("--dropout=0", "--layerdrop=0", "--spec_augment=False")
+STILL_SETTINGS = dict.fromkeys(("layerdrop", *DROPOUTS), 0.0) | {"apply_spec_augment": False}
 STEP = 8  # utterances an optimiser step, in every row but the one that says so
 
 
@@ -91,9 +95,9 @@ def rows_of(device: str, published: int, side_by_side: int) -> list[Row]:
 class PublishedEncoder(nn.Module):
     """transformers' model on normalised waveforms: no masks, none of our layers."""
 
-    def __init__(self, folder: str, checkpointing: bool):
+    def __init__(self, folder: str, checkpointing: bool, settings: dict):
         super().__init__()
-        self.model = AutoModel.from_pretrained(folder)
+        self.model = AutoModel.from_pretrained(folder, **settings)
         if checkpointing:
             self.model.gradient_checkpointing_enable()
 
@@ -125,10 +129,12 @@ def measure(args, flags: list[str]) -> dict:
     lines |= {"--corpus": "table", "--protocol": "given", "--device": args.device, "--batch_size": STEP}
     lines |= {"--results_folder": f"{args.folder}/results", "--output_folder": f"{args.folder}/run{os.getpid()}"}
     argv = ["--noprogressbar", *(f"{name}={value}" for name, value in lines.items()), *flags]  # the last one counts
+    argv += STILL if args.still else ()
     setup = prepare(read_config([str(ROOT / "hparams" / "cai_mtl.yaml"), *argv], ROOT / "hparams"))
     _, brain, loaders = build(setup)
     if args.published_encoder:
-        brain.model.encoder = PublishedEncoder(hub, checkpointing).to(brain.device)
+        settings = STILL_SETTINGS if args.still else {}
+        brain.model.encoder = PublishedEncoder(hub, checkpointing, settings).to(brain.device)
     brain.on_fit_start()
     train_epoch(brain, loaders["train"], 1, at_most=args.warmup)
     print("ready", flush=True)
@@ -145,7 +151,7 @@ class Process:
     def __init__(self, args, row: Row):
         options = [f"--{k}={getattr(args, k)}" for k in ("device", "threads", "warmup", "folder")]
         command = [sys.executable, __file__, *options, f"--measure={json.dumps(row.flags)}"]
-        command += ["--published_encoder"] * row.published
+        command += ["--published_encoder"] * row.published + ["--still"] * args.still
         self.name, self.log = row.name, tempfile.TemporaryFile("w+")
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log}
         self.process = subprocess.Popen(command, text=True, **pipes)
@@ -197,8 +203,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--published", type=int, default=1, help="utterances a forward pass in the published style")
     parser.add_argument("--side_by_side", type=int, default=1, help="folds that train at the same time, in a last row")
+    parser.add_argument("--still", action="store_true", help="no dropout, layer drop or SpecAugment")
     parser.add_argument("--warmup", type=int, default=1, help="optimiser steps before the clock starts")
-    parser.add_argument("--only", help="rows whose names hold this")
+    parser.add_argument("--only", nargs="+", help="rows whose names hold one of these")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # one training, in a process of its own
     parser.add_argument("--published_encoder", action="store_true", help=argparse.SUPPRESS)
@@ -225,12 +232,12 @@ def main() -> None:
         print(f"| | {' | '.join(columns)} |\n| --- | {' | '.join(['---:'] * len(columns))} |", flush=True)
         found = {}
         for row in rows_of(args.device, args.published, args.side_by_side):
-            if args.only and args.only not in row.name:
+            if args.only and not any(words in row.name for words in args.only):
                 continue
             f = found[row.name] = measured(args, row)
             f["of the matrix rate"] = row.processes * work / f["s"] / rates[row.precision]
             cells = f"{f['utterances/s']:.2f} | {f['padding']:.1%} | {f['peak GB']:.2f}"
-            cells += f" | {f['of the matrix rate']:.1%} | {f['loss']:.4f} | {f['evaluated/s']:.2f}"
+            cells += f" | {f['of the matrix rate']:.1%} | {f['loss']:.5f} | {f['evaluated/s']:.2f}"
             print(f"| {row.name} | {cells} |", flush=True)
     if args.json:
         content = {"machine": machine(args.device, args.threads), "utterances": args.utterances, "rows": found}
