@@ -419,6 +419,12 @@ def test_pictures_of_any_length_are_rows(seconds, phrases, rows):
     assert title.startswith("a.wav: ") and ("words are drawn up to" in title) == (seconds > 12_000)
 
 
+def test_dollars_are_no_formula(tmp_path):
+    found = made("x/a $\\frac$ b.wav")
+    found.phrases[0] = Phrase(0.5, 3.0, "$^$ $")
+    plot_timeline(found).savefig(tmp_path / "a.png")  # matplotlib parses formulas only now
+
+
 FORMS = {"csv": SegmentCsv, "json": TimelineLines}
 
 

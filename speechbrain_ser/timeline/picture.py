@@ -19,6 +19,7 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#C
 ABSTAINED = "#DDDDDD"
 WIDTH, MARGIN, TOP, GAP = 12.0, 0.25, 0.4, 0.42  # inches: picture, its sides, title and legend, between rows
 FONT, EM = 8.0, 0.68  # points; an average capital's width in them
+PLAIN = {"parse_math": False}  # a name or a word with two $ is no formula
 WORD_LINES = 4
 ROW_SECONDS = 60.0  # in which words are still legible
 ONE_ROW = 1.5 * ROW_SECONDS  # no second row for a scrap
@@ -124,7 +125,7 @@ def _draw_segments(axes: Axes, timeline: Timeline, colours: dict) -> None:
         if len(name) + 1 <= _characters(axes, end - start):
             ink = "white" if np.dot(to_rgb(colour), (0.3, 0.6, 0.1)) < 0.42 else "black"
             middle = ((start + end) / 2, bottom + height / 2.2)
-            axes.annotate(name, middle, ha="center", va="center", fontsize=FONT, color=ink)
+            axes.annotate(name, middle, ha="center", va="center", fontsize=FONT, color=ink, **PLAIN)
 
 
 def _draw_posteriors(axes: Axes, timeline: Timeline, colours: dict) -> None:
@@ -145,7 +146,7 @@ def _write_words(axes: Axes, phrases: Sequence[Phrase], unit: float) -> None:
         lines = wrap(phrase.text, max(width, 2))
         if len(lines) > WORD_LINES:
             lines = [*lines[: WORD_LINES - 1], lines[WORD_LINES - 1][:-1] + "…"]
-        axes.annotate("\n".join(lines), (start, -0.05 / unit), va="top", fontsize=FONT, linespacing=1.1)
+        axes.annotate("\n".join(lines), (start, -0.05 / unit), va="top", fontsize=FONT, linespacing=1.1, **PLAIN)
 
 
 def _characters(axes: Axes, seconds: float) -> float:
@@ -166,7 +167,7 @@ def _write_title(figure: Figure, timeline: Timeline, colours: dict) -> None:
     title = f"{name}: {_clock(timeline.duration)}, windows of {timeline.window:g} s every {timeline.step:g} s"
     if timeline.phrases and timeline.duration > MOST_WORDS:
         title += f"; words are drawn up to {_clock(MOST_WORDS)}"
-    figure.text(MARGIN / WIDTH, 1 - 0.12 / figure.get_figheight(), title, va="top", fontsize=11)
+    figure.text(MARGIN / WIDTH, 1 - 0.12 / figure.get_figheight(), title, va="top", fontsize=11, **PLAIN)
     abstained = any(segment.emotion is None for segment in timeline.segments)
     shown = [*timeline.classes, *([None] if abstained else [])]
     handles = [Patch(color=colours[name], label=name or "? (abstained)") for name in shown]
