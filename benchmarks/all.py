@@ -1,6 +1,6 @@
 """The benchmarks of training, inference, features, preparation and checkpoints, one after the other, in one file.
 
-    python benchmarks/all.py --data_folder=/corpora/EMO-DB/wav                # on 2 cores half an hour
+    python benchmarks/all.py --data_folder=/corpora/EMO-DB/wav                # on 2 cores 20 minutes
     python benchmarks/all.py --device=cuda --out=gpu.md
     python benchmarks/all.py --quick --out=quick.md                           # small: whether all of them run
 
