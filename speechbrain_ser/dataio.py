@@ -237,9 +237,9 @@ class StepSampler:
     (seed, epoch) alone: seeds do not overlap and a resumed epoch goes on where it was. SpeechBrain's
     DynamicBatchSampler can do neither this nor a fixed number of utterances a step.
 
-    On a device that wants many utterances at a time, steps drawn at random waste half of it on padding (53 % at 8
-    utterances of IEMOCAP's lengths). `bucket_steps` deals the utterances of so many steps to these by length, anew
-    every epoch. It changes who is in a step together, and so the results, unlike the micro-batch.
+    On a device that wants many utterances at a time, steps drawn at random waste half of it on padding (50 % at 8
+    utterances of IEMOCAP's lengths, benchmarks/padding.py). `bucket_steps` deals the utterances of so many steps to
+    these by length, anew every epoch. It changes who is in a step together, and so the results, unlike the micro-batch.
 
     Arguments
     ---------
