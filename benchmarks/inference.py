@@ -371,9 +371,9 @@ def main() -> None:
         paths = write_files(_made(folder / "files"), lengths, args.data_folder, args.seed)
         prepare(folder, paths, args.threads)
         print(machine(threads=args.threads))
-        rates = matrix_rates()
+        work_needed, rates = needed(folder, lengths), matrix_rates()
         print(rates_in_words(rates))
-        ideal = {precision: needed(folder, lengths) / rate for precision, rate in rates.items()}
+        ideal = {precision: work_needed / rate for precision, rate in rates.items()}
         found = "speech" if args.data_folder else "noise"
         print(
             f"{len(paths)} files of {found}, {lengths.sum():.0f} s, {lengths.min():.1f} to {lengths.max():.1f}, mean "

@@ -131,10 +131,11 @@ def measure(args, flags: list[str]) -> dict:
     argv = ["--noprogressbar", *(f"{name}={value}" for name, value in lines.items()), *flags]  # the last one counts
     argv += STILL if args.still else ()
     setup = prepare(read_config([str(ROOT / "hparams" / "cai_mtl.yaml"), *argv], ROOT / "hparams"))
-    _, brain, loaders = build(setup)
+    brain, loaders = build(setup)[1:]
     if args.published_encoder:
         settings = STILL_SETTINGS if args.still else {}
-        brain.model.encoder = PublishedEncoder(hub, checkpointing, settings).to(brain.device)
+        # in both places, or ours would still be in memory
+        brain.hparams.encoder = brain.model.encoder = PublishedEncoder(hub, checkpointing, settings).to(brain.device)
     brain.on_fit_start()
     train_epoch(brain, loaders["train"], 1, at_most=args.warmup)
     print("ready", flush=True)
