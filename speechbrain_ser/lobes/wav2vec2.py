@@ -7,7 +7,7 @@ transformers' names.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from functools import partial
 
@@ -32,6 +32,7 @@ from speechbrain_ser.lobes.quiet import quiet_transformers
 from speechbrain_ser.nnet.frame_conv import innermost
 from speechbrain_ser.nnet.front_end import GroupNormFrontEndLayer, convolve_in_pieces, front_end_layer
 from speechbrain_ser.nnet.lengths import absolute_lengths
+from speechbrain_ser.nnet.lora import add_lora, merge_lora
 from speechbrain_ser.nnet.masked import MaskedPositionalConv, normalize_own
 from speechbrain_ser.nnet.pooling import frame_mask
 from speechbrain_ser.nnet.span_mask import span_mask
@@ -99,6 +100,11 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         False: `source` is a folder of a config.json and a preprocessor_config.json alone, and the parameters are
         drawn, for who fills them from a checkpoint of a whole model. Of both files only plain settings of the four
         model types are taken (:data:`speechbrain_ser.lobes.backbone.SETTINGS`), none that names code.
+    lora : mapping, optional
+        ``rank``, ``alpha``, ``layers`` (:func:`speechbrain_ser.nnet.lora.add_lora`): train thin matrices beside these
+        layers' own; all other parameters of the encoder stay as they are, the front end's too.
+    seed : int
+        Of LoRA's initial weights.
 
     Attributes
     ----------
@@ -149,10 +155,15 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         output_norm: bool = False,
         cache_front_end: bool = False,
         load_weights: bool = True,
+        lora: Mapping | None = None,
+        seed: int = 0,
     ):
+        if freeze and lora is not None:
+            raise ValueError("freeze and lora: a frozen encoder learns nothing; expected freeze: False or lora: null")
+        freeze_feature_extractor = freeze_feature_extractor or lora is not None
         if cache_front_end and not (freeze or freeze_feature_extractor):
             raise ValueError(
-                "cache_front_end: expected a front end that is not trained (freeze_feature_extractor or freeze)"
+                "cache_front_end: expected a front end that is not trained (freeze_feature_extractor, freeze or lora)"
             )
         _check_shares(
             mask_time_prob=mask_time_prob,
@@ -184,6 +195,8 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         self.feature_spans = {"prob": mask_feature_prob, "length": mask_feature_length}
         self._set_up_spec_augment(apply_spec_augment)
         _swap_layers(self.model)
+        if lora is not None:
+            add_lora(self.model, self.model.encoder.layers, lora, seed)
         if gradient_checkpointing and not freeze:
             _enable_gradient_checkpointing(self.model)
         self.layer_weights = _layer_weights(self.model) if weighted_sum else None
@@ -238,14 +251,16 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
     def fix_weights(self, dtype: torch.dtype | None = None) -> None:
         """Work ahead what every forward pass would repeat, once nothing is learned any more.
 
-        Weight normalisation becomes a plain weight. Results stay as they are, bit for bit, under autocast to `dtype`;
-        parameters change their names and types, so that a checkpoint does not fit afterwards.
+        Weight normalisation and LoRA become plain weights. Results stay as they are, bit for bit but for LoRA's
+        rounding, under autocast to `dtype`; parameters change their names and types, so that a checkpoint does not fit
+        afterwards.
 
         Arguments
         ---------
         dtype : torch.dtype, optional
             Of the autocast that all later forward passes run under; None: none.
         """
+        merge_lora(self.model)
         for module in list(self.model.modules()):
             if parametrize.is_parametrized(module, "weight"):
                 parametrize.remove_parametrizations(module, "weight")

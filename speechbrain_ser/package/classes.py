@@ -62,7 +62,7 @@ CLASSES = MODELS | {
         "weighted_sum normalize_wav output_norm",
         "source save_path load_weights attn_implementation gradient_checkpointing freeze freeze_feature_extractor "
         "cache_front_end apply_spec_augment mask_time_prob mask_time_length mask_feature_prob mask_feature_length "
-        "layerdrop dropout",
+        "layerdrop dropout lora seed",
     ),
     "speechbrain_ser.lobes.cnn_blstm_attention.CNNBLSTMAttention": _kind(
         CNNBLSTMAttention,
