@@ -1,0 +1,92 @@
+"""Mean and deviation over time of everything that an encoder's layers give: an utterance in a few thousand numbers."""
+
+import hashlib
+from functools import cached_property
+
+import torch
+
+from speechbrain_ser.nnet.pooling import frame_mask
+
+VERSION = 1  # of the numbers that come out: raise it with every change of them, and caches start afresh
+
+
+def mean_and_deviation(x: torch.Tensor, frame_counts: torch.Tensor) -> torch.Tensor:
+    """The mean and the standard deviation over each utterance's own frames.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        Frames [batch, frames, channels]; what stands past an utterance's end is ignored, whatever it is.
+    frame_counts : torch.LongTensor
+        Own frames of each utterance [batch].
+
+    Returns
+    -------
+    torch.Tensor
+        [batch, 2 * channels] float32, the means first; of a single frame the deviation is 0.
+
+    Example
+    -------
+    >>> x = torch.tensor([[[1.0], [3.0], [99.0]]])  # one utterance of two frames, one frame of padding
+    >>> mean_and_deviation(x, torch.tensor([2]))
+    tensor([[2., 1.]])
+    """
+    counts = frame_counts.to(x.device)
+    padding = ~frame_mask(counts, x.shape[1])[:, :, None]  # [batch, frames, 1]
+    mean = x.float().masked_fill(padding, 0.0).sum(1, keepdim=True) / counts[:, None, None]  # [batch, 1, channels]
+    squares = (x - mean).masked_fill(padding, 0.0).square().sum(1)
+    return torch.cat([mean[:, 0], (squares / counts[:, None]).sqrt()], dim=1)
+
+
+class LayerStatistics:
+    """:func:`mean_and_deviation` of a frozen encoder's every state, for a feature cache.
+
+    Arguments
+    ---------
+    encoder : torch.nn.Module
+        Has ``states(wavs, wav_lens)``, ``min_samples`` and ``input_settings`` (such as
+        :class:`speechbrain_ser.lobes.wav2vec2.Wav2Vec2`); it is not trained.
+
+    Example
+    -------
+    >>> from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
+    >>> from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
+    >>> folder = build_tiny_wav2vec2(getfixture("tmp_path") / "tiny", hidden_size=16, num_layers=3, conv_dim=8)
+    >>> statistics = LayerStatistics(Wav2Vec2(str(folder), freeze=True).eval())
+    >>> statistics.extract(torch.randn(16000)).shape  # the transformer's input and three layers' outputs
+    torch.Size([4, 32])
+    """
+
+    def __init__(self, encoder):
+        self.encoder = encoder
+
+    @property
+    def min_samples(self) -> int:
+        """Samples of the shortest utterance that gives a frame."""
+        return self.encoder.min_samples
+
+    @cached_property
+    def weights(self) -> str:
+        """By which the encoder's parameters are known."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.encoder.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def settings(self) -> dict:
+        """Everything that identifies the output, for a cache's key."""
+        lobe = type(self.encoder).__name__
+        known = {"features": "layer_statistics", "version": VERSION, "lobe": lobe, "weights": self.weights}
+        return {**known, **self.encoder.input_settings}
+
+    def of_batch(self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None) -> torch.Tensor:
+        """Statistics [batch, states, 2 * channels] of waveforms [batch, time] and their relative lengths [batch]."""
+        with torch.no_grad():
+            states, counts = self.encoder.states(wavs, wav_lens)
+            return torch.stack([mean_and_deviation(state, counts) for state in states], dim=1)
+
+    def extract(self, wav: torch.Tensor) -> torch.Tensor:
+        """A waveform [time], 16 kHz, to statistics [states, 2 * channels], on the CPU."""
+        device = next(self.encoder.parameters()).device
+        return self.of_batch(wav[None].to(device))[0].cpu()
