@@ -48,7 +48,7 @@ STAGE_2 = {
 def build(stage: int, lines: list[str], backbone: str, folder: str) -> dict:
     """What the YAML declares, for 4 emotions, 32 tokens and 8 speakers."""
     yaml = ROOT / "hparams" / ("hsu_pretrain.yaml" if stage == 1 else "hsu_mtl.yaml")
-    more = [f"--wav2vec2_hub={backbone}", "--spec_augment=False"] if stage == 2 else []
+    more = [f"--encoder={backbone}", "--spec_augment=False"] if stage == 2 else []
     config = read_config([str(yaml), f"--data_folder={folder}", *more, *lines], ROOT / "hparams")
     sizes = {"n_emotions": 4, "n_tokens": 32, "n_speakers": 8}
     config.computed = {k: v for k, v in sizes.items() if k in config.tree}

@@ -79,7 +79,7 @@ def main() -> None:
     picture, forget = Path(given.pop("--picture", "memory.png")), given.pop("--forget", None) is not None
     with tempfile.TemporaryDirectory() as folder:
         corpus = make_demo_corpus(Path(folder) / "corpus", sentences=1)
-        lines = {"--data_folder": corpus, "--wav2vec2_hub": f"{folder}/backbone", "--build_backbone": SIZES}
+        lines = {"--data_folder": corpus, "--encoder": f"{folder}/backbone", "--build_backbone": SIZES}
         lines |= {"--output_folder": f"{folder}/run", "--manifest_folder": f"{folder}/manifests"}
         lines |= {"--cache_folder": f"{folder}/cache", "--n_epochs": 200, "--device": "cpu", **given}
         argv = [str(ROOT / "hparams" / "demo.yaml"), "--noprogressbar", *(f"{k}={v}" for k, v in lines.items())]

@@ -125,7 +125,7 @@ def measure(args, flags: list[str]) -> dict:
     """A training's figures, in this process; the clock starts when standard input says so."""
     torch.set_num_threads(args.threads)
     hub, checkpointing = f"{args.folder}/backbone", "--gradient_checkpointing=True" in flags
-    lines = {"--data_folder": f"{args.folder}/corpus", "--wav2vec2_hub": hub, "--seen_fraction": 0}
+    lines = {"--data_folder": f"{args.folder}/corpus", "--encoder": hub, "--seen_fraction": 0}
     lines |= {"--corpus": "table", "--protocol": "given", "--device": args.device, "--batch_size": STEP}
     lines |= {"--results_folder": f"{args.folder}/results", "--output_folder": f"{args.folder}/run{os.getpid()}"}
     argv = ["--noprogressbar", *(f"{name}={value}" for name, value in lines.items()), *flags]  # the last one counts

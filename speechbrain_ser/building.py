@@ -14,6 +14,7 @@ from speechbrain.utils.distributed import if_main_process, infer_device
 from speechbrain_ser.brain import RunData, check_optimizer
 from speechbrain_ser.checkpoints import WholeCheckpointer
 from speechbrain_ser.dataio import (
+    SAMPLE_RATE,
     AudioCache,
     StepSampler,
     balanced_weights,
@@ -99,6 +100,7 @@ def _parts(setup: Setup, tokens):
     weights = _class_weights(hparams["class_weights"], setup)
     data = RunData(frame, setup.fold, setup.classes, weights, tokens, setup.speakers)
     _refuse_too_short(data, hparams["model"])
+    _refuse_too_long(data, hparams["model"])
     _warn_ctc(data, hparams["model"])
     loaders, sampler = _loaders(hparams, data, torch.device(setup.config.run_opts.device or infer_device()).type)
     return hparams, data, loaders, sampler
@@ -240,6 +242,18 @@ def _refuse_too_short(data: RunData, model) -> None:
         raise UserError(
             f"{len(short)} utterances are shorter than the {model.min_samples / 16:.0f} ms the model needs for a "
             f"frame: {', '.join(short[:20])}{' …' if len(short) > 20 else ''}"
+        )
+
+
+def _refuse_too_long(data: RunData, model) -> None:
+    """What an encoder has no positions for would stop an epoch in its middle as well."""
+    if (most := getattr(getattr(model, "encoder", None), "max_samples", None)) is None:
+        return
+    durations = data.frame["duration"]
+    if long := [f"{k} ({n:.1f} s)" for k, n in durations.items() if n * SAMPLE_RATE > most]:
+        raise UserError(
+            f"{len(long)} utterances are longer than the {most / SAMPLE_RATE:g} s that Whisper encodes: "
+            f"{', '.join(long[:20])}{' …' if len(long) > 20 else ''} (--windows=True encodes them in pieces)"
         )
 
 

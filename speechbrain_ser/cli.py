@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser("speechbrain-ser", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_demo_corpus, _report, _compare, _decompose, _convert, _predict, _export, _serve):
+    for add in (_demo_corpus, _report, _compare, _decompose, _convert, _predict, _export, _serve, _import_whisper):
         add(commands)
     arguments = vars(parser.parse_args(argv))
     run = arguments.pop("run")
@@ -227,6 +227,17 @@ def _serve(commands):
         "--window", type=float, default=4.0, help="seconds that are heard at a time (default: %(default)g)"
     )
     parser.add_argument("--step", type=float, help="seconds from window to window (default: half a window)")
+
+
+def _import_whisper(commands):
+    def run(source, out):
+        from .lobes.import_whisper import import_whisper
+
+        print(import_whisper(source, out))
+
+    parser = _command(commands, "import-whisper", run, "make a CTranslate2 Whisper a folder that --encoder= takes")
+    parser.add_argument("source", metavar="SOURCE", help="a folder as faster-whisper keeps it, or: wheels")
+    parser.add_argument("out", metavar="OUT", help="the folder to make")
 
 
 def _incomplete(parser):

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import inspect
 import io
+import logging
 import math
 import pkgutil
 import pydoc
@@ -27,6 +28,8 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_ser.errors import UserError, nearest
+
+logger = logging.getLogger(__name__)
 
 # In the run folder's path by themselves
 PATH_KEYS = frozenset({"corpus", "protocol", "fold", "seed"})
@@ -51,6 +54,8 @@ REFUSED = {
     "n_tokens": "comes from the data",
     "n_speakers": "comes from the data",
 }
+#: keys that have another name now: they are understood, with a warning
+RENAMED = {"wav2vec2_hub": "encoder"}
 REFERENCE = re.compile(r"<([^>\[\]]+)")
 CALLS = ("!new:", "!name:", "!apply:")
 
@@ -155,7 +160,7 @@ def read_config(argv: list[str], hparams_folder: Path) -> Config:
     tree = _load(Path(argv[0]), hparams_folder)
     shipped = _shipped(tree, hparams_folder, argv[0])
     _check_against_shipped(tree, shipped, argv[0])
-    options, overrides, problems = _split(argv[1:], tree)
+    options, overrides, problems = _split([_by_new_name(word) for word in argv[1:]], tree)
     _update(tree, overrides)
     if problems := [*problems, *_wrong_values(tree, shipped), *_wrong_arguments(tree, "")]:
         raise UserError("\n  ".join([f"on the command line or in {argv[0]}:", *problems]))
@@ -186,6 +191,9 @@ def _load(path: Path, hparams_folder: Path, above: tuple[Path, ...] = ()) -> Com
     if not isinstance(tree, CommentedMap):
         raise UserError(f"{path}: expected lines of the form 'key: value'")
     _to_block_style(tree)
+    for old in [key for key in tree if key in RENAMED]:
+        _warn_renamed(f"{path}: {old}", RENAMED[old])
+        tree.insert(list(tree).index(old), RENAMED[old], tree.pop(old))
     if "base" not in tree:
         return tree
     name = str(tree.pop("base"))
@@ -199,6 +207,18 @@ def _load(path: Path, hparams_folder: Path, above: tuple[Path, ...] = ()) -> Com
     _refuse_unknown(tree, base, f"{path} (base {name})")
     _update(base, tree)
     return base
+
+
+def _by_new_name(word: str) -> str:
+    name, equals, value = word.partition("=")
+    if (key := name.removeprefix("--")) not in RENAMED or key == name:
+        return word
+    _warn_renamed(name, f"--{RENAMED[key]}")
+    return f"--{RENAMED[key]}{equals}{value}"
+
+
+def _warn_renamed(old: str, new: str) -> None:
+    logger.warning(f"{old} is named {new} now")
 
 
 def _shipped(tree: CommentedMap, hparams_folder: Path, name: str) -> CommentedMap:
@@ -474,7 +494,7 @@ def _bare(node):
 
 def _short(key: str, text: str) -> str:
     """A value fit for a folder name: a path by its last part, anything long by a hash."""
-    text = text.rstrip("/").rsplit("/", 1)[-1] if key == "wav2vec2_hub" else text
+    text = text.rstrip("/").rsplit("/", 1)[-1] if key == "encoder" else text
     if len(text) <= 40 and re.fullmatch(r"[\w.+-]+", text):
         return text
     return _hash(text)

@@ -131,6 +131,7 @@ class EmotionRecognizer:
         self.device, self.autocast, half = _run_options(run_opts or {})
         self.max_padding = CPU_PADDING if torch.device(self.device).type == "cpu" else float("inf")
         self.model = _moved(model.eval(), self.device)
+        self.longest = getattr(getattr(model, "encoder", None), "max_samples", None)  # a Whisper has no more positions
         for lobe in [module for module in model.modules() if hasattr(module, "fix_weights")]:
             lobe.fix_weights(half)
         if by_gender := getattr(model.inputs.get("f0"), "by_gender", None):
@@ -475,6 +476,11 @@ class EmotionRecognizer:
         if seconds > self.max_seconds:
             return (
                 f"too long: {seconds:.1f} s (expected at most max_seconds, {self.max_seconds:g} s; "
+                "--window takes recordings of any length, as does EmotionRecognizer.timeline)"
+            )
+        if self.longest and seconds * SAMPLE_RATE > self.longest:
+            return (
+                f"too long: {seconds:.1f} s (the model's Whisper encodes at most {self.longest / SAMPLE_RATE:g} s; "
                 "--window takes recordings of any length, as does EmotionRecognizer.timeline)"
             )
         return self._too_short(seconds)

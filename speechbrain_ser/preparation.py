@@ -110,7 +110,7 @@ class Preparation:
         "corpus data_folder manifest_folder table_file table_columns labels protocol seen_fraction split_seed "
         "second_corpus second_data_folder second_labels"
     ).split()
-    BACKBONE_KEYS = ("wav2vec2_hub", "build_backbone")
+    BACKBONE_KEYS = ("encoder", "build_backbone", "cache_folder")
 
     def data(self, plain: dict) -> Data:
         """The corpus that a configuration names."""
@@ -118,7 +118,7 @@ class Preparation:
 
     def backbone(self, plain: dict) -> dict:
         """The fingerprint of a configuration's backbone, which is made first where it asks for one."""
-        if "wav2vec2_hub" not in plain:
+        if "encoder" not in plain:
             return {}
         return {"backbone": self._once(_ready_backbone, plain, self.BACKBONE_KEYS)}
 
@@ -204,9 +204,10 @@ def _read_corpus(plain: dict, corpus: str, folder: str, labels) -> pd.DataFrame:
 
 def _ready_backbone(plain: dict) -> str:
     if plain["build_backbone"]:
-        _build_backbone(plain["wav2vec2_hub"], plain["build_backbone"])
-    check_backbone(plain["wav2vec2_hub"])
-    return fingerprint(plain["wav2vec2_hub"])
+        _build_backbone(plain["encoder"], plain["build_backbone"])
+    hub = Path(plain["cache_folder"]) / "hub"
+    check_backbone(plain["encoder"], hub)
+    return fingerprint(plain["encoder"], hub)
 
 
 def _train_on(whom: str, fold: Fold, data: Data) -> Fold:

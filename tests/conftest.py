@@ -19,7 +19,7 @@ EMODB = Path(os.environ.get("EMODB_FOLDER", "no/EMO-DB"))  # the real corpus is 
 
 # what makes a system's own layers narrow, and its epochs short
 NARROW = {
-    "fu_": {"--encoder": "{channels: [8, 8, 8], bottleneck: 8, lstm_size: 4, heads: 2}"},
+    "fu_": {"--lobe": "{channels: [8, 8, 8], bottleneck: 8, lstm_size: 4, heads: 2}"},
     "hsu_": {
         "--sizes": "{content: {channels: 8, groups: 2, units: 2}, rhythm: {channels: 8, groups: 2}, "
         "pitch: {channels: 8, groups: 2, units: 2}, timbre: {channels: 8, groups: 2, units: 2}, "
@@ -109,7 +109,7 @@ def train(small, tmp_path, capfd):
         defaults = {
             "--corpus": "emodb",
             "--data_folder": None,
-            "--wav2vec2_hub": None,
+            "--encoder": None,
             "--results_folder": tmp_path / "results",
             "--manifest_folder": small.folder / "manifests",
             "--n_epochs": 1,
@@ -121,8 +121,8 @@ def train(small, tmp_path, capfd):
         }
         if "--data_folder" not in given:
             defaults["--data_folder"] = small.corpus("emodb")
-        if "--wav2vec2_hub" not in given:
-            defaults["--wav2vec2_hub"] = small.backbone()
+        if "--encoder" not in given:
+            defaults["--encoder"] = small.backbone()
         path = yaml if yaml.endswith(".yaml") else str(ROOT / "hparams" / f"{yaml}.yaml")
         defaults |= next((lines for system, lines in NARROW.items() if yaml.startswith(system)), {})
         lines = _load(Path(path), ROOT / "hparams")
@@ -160,7 +160,7 @@ def trained_demo(tmp_path_factory) -> Path:
 
     root = tmp_path_factory.mktemp("demo")
     flags = [f"--data_folder={root / 'corpus'}", f"--results_folder={root / 'results'}"]
-    flags += [f"--wav2vec2_hub={root / 'backbone'}", "--device=cpu", "--noprogressbar"]
+    flags += [f"--encoder={root / 'backbone'}", "--device=cpu", "--noprogressbar"]
     assert main([str(ROOT / "hparams" / "demo.yaml"), *flags], ROOT / "hparams") == 0
     (metrics,) = (root / "results").glob("**/metrics.json")
     return metrics.parent

@@ -119,8 +119,8 @@ def test_both_ways_of_giving_a_value():
 
 @pytest.mark.parametrize("path", ["/a=b/c=d", "/a b/c", "/x: y", "results#1", "/ü", "2024"])
 def test_paths_survive(path):
-    config = read(f"--data_folder={path}", f"--output_folder={path}", f"--wav2vec2_hub={path}")
-    assert [config.plain[k] for k in ("data_folder", "output_folder", "wav2vec2_hub")] == [path] * 3
+    config = read(f"--data_folder={path}", f"--output_folder={path}", f"--encoder={path}")
+    assert [config.plain[k] for k in ("data_folder", "output_folder", "encoder")] == [path] * 3
     assert f"{path}/manifests" == read(f"--results_folder={path}").plain["manifest_folder"]
 
 
@@ -211,7 +211,7 @@ def test_run_options_that_change_the_science_are_part_of_the_variant():
     [
         ("--opt_class={lrr: 1}", "opt_class: torch.optim.AdamW has no argument 'lrr'", "'lr'"),
         ("--opt_class=!name:torch.optim.SGD {momentun: 0.9}", "opt_class: torch.optim.SGD", "'momentum'"),
-        ("--encoder={apply_spec_augmnt: True}", "encoder: ", "'apply_spec_augment'"),
+        ("--lobe={apply_spec_augmnt: True}", "lobe: ", "'apply_spec_augment'"),
         ("--model={heads: {emotion: {out_featurs: 3}}}", "model.heads.emotion: torch.nn.Linear", "'out_features'"),
         (
             "--augment=!new:speechbrain.augment.augmenter.Augmenter {augmentations: ["
@@ -232,8 +232,8 @@ def test_mistyped_objects(flag, where, hint):
 
 
 def test_all_mistyped_objects_are_listed():
-    said = refused("--opt_class={lrr: 1}", "--encoder={sauce: x}", "--n_epochs=3")
-    assert "opt_class" in said and "encoder" in said and "'source'" in said
+    said = refused("--opt_class={lrr: 1}", "--lobe={sauce: x}", "--n_epochs=3")
+    assert "opt_class" in said and "lobe" in said and "'source'" in said
 
 
 def test_mistyped_arguments_in_a_file(edit):
@@ -351,11 +351,19 @@ def test_what_does_not_change_the_science_is_left_out():
     assert read(*flags).variant() == "default"
 
 
+def test_the_old_name_of_a_key_is_understood(tmp_path, caplog):
+    assert read("--wav2vec2_hub=/models/a").plain["encoder"] == "/models/a"
+    (tmp_path / "old.yaml").write_text("base: cai_mtl.yaml\nwav2vec2_hub: /models/b\n")
+    assert read(yaml=tmp_path / "old.yaml").plain["encoder"] == "/models/b"
+    assert caplog.messages.count("--wav2vec2_hub is named --encoder now") == 1
+    assert any(message.endswith("old.yaml: wav2vec2_hub is named encoder now") for message in caplog.messages)
+
+
 def test_names_are_fit_for_folders():
-    config = read("--wav2vec2_hub=/models/wav2vec2-large/", "--labels={a: b/c, d: e}", "--class_weights=balanced")
+    config = read("--encoder=/models/wav2vec2-large/", "--labels={a: b/c, d: e}", "--class_weights=balanced")
     variant = config.variant()
-    assert re.fullmatch(r"class_weights=balanced,labels=[0-9a-f]{8},wav2vec2_hub=wav2vec2-large", variant)
-    other = read("--wav2vec2_hub=/models/wav2vec2-large/", "--labels={a: b/c, d: f}", "--class_weights=balanced")
+    assert re.fullmatch(r"class_weights=balanced,encoder=wav2vec2-large,labels=[0-9a-f]{8}", variant)
+    other = read("--encoder=/models/wav2vec2-large/", "--labels={a: b/c, d: f}", "--class_weights=balanced")
     assert other.variant() != variant
 
 

@@ -227,7 +227,7 @@ def crossval(small, tmp_path, monkeypatch, capfd):
     def run(*flags: str, yaml: str = "cai_mtl.yaml", code: int = 0, root: Path = ROOT):
         Pretender.started = []
         argv = [str(root / "hparams" / yaml), "--corpus=emodb", f"--data_folder={small.corpus('emodb')}"]
-        argv += [f"--wav2vec2_hub={small.backbone()}", f"--manifest_folder={small.folder / 'manifests'}"]
+        argv += [f"--encoder={small.backbone()}", f"--manifest_folder={small.folder / 'manifests'}"]
         argv += [f"--results_folder={tmp_path / 'results'}", "--tokens=characters", "--device=cpu", *flags]
         capfd.readouterr()
         assert program.main(argv, root) == code
@@ -358,7 +358,7 @@ def two_stages(tmp_path):
     (root / "hparams").mkdir(parents=True)
     text = (ROOT / "hparams" / "cai_mtl.yaml").read_text()
     (root / "hparams" / "pre.yaml").write_text(text.replace("system: cai_mtl", "system: pre", 1))
-    handed_on = "".join(f"      {key}: !ref <{key}>\n" for key in ("wav2vec2_hub", "tokens", "pooling"))
+    handed_on = "".join(f"      {key}: !ref <{key}>\n" for key in ("encoder", "tokens", "pooling"))
     more = f"pretrained: null\nneeds:\n  pretrained:\n    yaml: pre.yaml\n    lines:\n      n_epochs: 7\n{handed_on}"
     (root / "hparams" / "joint.yaml").write_text(text.replace("system: cai_mtl", "system: joint", 1) + more)
     return root
@@ -384,7 +384,7 @@ def test_a_needed_run_is_asked_for_by_train(small, two_stages, tmp_path, capfd):
     from speechbrain_ser.experiment import main
 
     argv = [str(two_stages / "hparams" / "joint.yaml"), "--corpus=emodb", f"--data_folder={small.corpus('emodb')}"]
-    argv += [f"--wav2vec2_hub={small.backbone()}", f"--manifest_folder={small.folder / 'manifests'}"]
+    argv += [f"--encoder={small.backbone()}", f"--manifest_folder={small.folder / 'manifests'}"]
     for flags, words in (([], "--pretrained="), ([f"--pretrained={tmp_path}"], "holds no finished run of pre.yaml")):
         assert main([*argv, *flags], two_stages / "hparams") == 2
         assert words in capfd.readouterr().err
@@ -416,7 +416,7 @@ def test_dropped_optimizer(train, crossval, small, tmp_path):
 @pytest.mark.slow
 def test_end_to_end(small, tmp_path):
     """2 jobs, 2 folds, 2 alphas; a training and crossval itself are killed; the report is that of a quiet run."""
-    flags = ["--corpus=demo", f"--data_folder={small.corpus('iemocap')}", f"--wav2vec2_hub={small.backbone()}"]
+    flags = ["--corpus=demo", f"--data_folder={small.corpus('iemocap')}", f"--encoder={small.backbone()}"]
     flags += ["--spec_augment=False", "--tokens=characters", "--lr=0.001", "--device=cpu"]
     flags += ["--folds=01F,02M", "--jobs=2", "--sweep=alpha=0,0.1", "--n_epochs=4", "--test_every_epoch=True"]
     command = [sys.executable, str(ROOT / "crossval.py"), str(ROOT / "hparams" / "cai_mtl.yaml"), *flags]

@@ -57,7 +57,7 @@ def lines(small, tmp_path):
         argv += [f"--manifest_folder={small.folder / 'manifests'}", "--device=cpu", "--noprogressbar", "--lr=0.001"]
         argv += [f"--labels={LABELS}", "--seen_fraction=0"]  # 24 utterances to train on
         if not yaml.startswith("fu_") and yaml != "hsu_pretrain":
-            argv += [f"--wav2vec2_hub={small.backbone(num_layers=2)}", "--tokens=characters"]
+            argv += [f"--encoder={small.backbone(num_layers=2)}", "--tokens=characters"]
         given = {flag.split("=")[0] for flag in flags}
         argv += [f"{k}={v}" for k, v in NARROW.get(yaml[:3] + "_", {}).items()]
         return [str(ROOT / "hparams" / f"{yaml}.yaml"), *(a for a in argv if a.split("=")[0] not in given), *flags]

@@ -37,7 +37,7 @@ class Bench:
         self.root, self.context = root, server()
         self.flags = [str(ROOT / "hparams" / "cai_mtl.yaml"), "--device=cpu", "--noprogressbar", "--corpus=table"]
         self.flags += [f"--data_folder={data}", TABLE_COLUMNS, "--protocol=given", "--selection=valid"]
-        self.flags += [f"--wav2vec2_hub={small.backbone()}", "--tokens=characters", "--lr=0.001", "--layerdrop=0.2"]
+        self.flags += [f"--encoder={small.backbone()}", "--tokens=characters", "--lr=0.001", "--layerdrop=0.2"]
         self.flags += ["--n_epochs=3", "--test_every_epoch=True", "--batch_size=4", "--micro_batch_size=2"]
         self.run("warm", fault=Fault("csv:DictWriter.writerows"))  # imports everything
         self.quiet = self.run("quiet", count=True)

@@ -372,7 +372,7 @@ def test_said_before_training(train, flags, said):
 
 
 def plan(table: str, small, tmp_path):
-    lines = [f"--data_folder={small.corpus('emodb')}", "--corpus=emodb", f"--wav2vec2_hub={small.backbone()}"]
+    lines = [f"--data_folder={small.corpus('emodb')}", "--corpus=emodb", f"--encoder={small.backbone()}"]
     lines += [f"--results_folder={tmp_path / 'results'}", "--folds=03,08"]
     return make_plan(read_arguments([str(ROOT / "hparams" / "tables" / table), *lines]), ROOT / "hparams").runs
 

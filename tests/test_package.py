@@ -226,7 +226,7 @@ def test_the_card_says_what_is_wrong(run_of, package_of, monkeypatch):
     metrics = json.loads((run / "metrics.json").read_text())
     oracle = {**metrics["selections"]["last"], "selected_by": "best on TEST (oracle)"}
     text = card_of(run, package, selection="test", selections={"test": oracle})
-    changed = {"wav2vec2_hub": "/home/me/backbone", "augment": {"noise": "/corpora/noise.csv"}, "lr": 0.01}
+    changed = {"encoder": "/home/me/backbone", "augment": {"noise": "/corpora/noise.csv"}, "lr": 0.01}
     secret = card_of(run, package, changed=changed)
     assert "`augment: {'noise': '…'}`, `lr: 0.01`" in secret and "/home" not in secret and "/corpora" not in secret
     assert text.count("est-selected (oracle)") >= 2 and "WA, best on TEST (oracle)" in text

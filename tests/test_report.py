@@ -365,7 +365,7 @@ def test_two_systems_in_one_report(tmp_path):
 
 
 def test_lines_that_all_variants_share_are_said_once(tmp_path):
-    hub = {"wav2vec2_hub": "/backbones/tiny"}
+    hub = {"encoder": "/backbones/tiny"}
     for changed in (hub, hub | {"alpha": "0"}):
         variant = ",".join(f"{k}={v.rsplit('/', 1)[-1]}" for k, v in sorted(changed.items()))
         for fold in FOLDS:
@@ -373,7 +373,7 @@ def test_lines_that_all_variants_share_are_said_once(tmp_path):
     found = build_report(tmp_path, paper=PAPER)
     text = found.tables["figures"].text.set_index("variant")
     assert text.loc["alpha=0", "paper WA %"] == "71.7" and text.loc["default", "paper WER %"] == "19.3"
-    assert "All variants: wav2vec2_hub=tiny" in found.console
+    assert "All variants: encoder=tiny" in found.console
 
 
 # ------------------------------------------------------------------ pre-training

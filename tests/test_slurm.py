@@ -109,7 +109,7 @@ def _free_port() -> int:
 
 def test_crossval_preempted_and_resumed(slurm, small, tmp_path):
     """One job is taken away, one is warned that it will be, crossval itself is killed: runs end as if undisturbed."""
-    flags = ["--corpus=emodb", f"--data_folder={small.corpus('emodb')}", f"--wav2vec2_hub={small.backbone()}"]
+    flags = ["--corpus=emodb", f"--data_folder={small.corpus('emodb')}", f"--encoder={small.backbone()}"]
     flags += [
         "--spec_augment=False",
         "--tokens=characters",
@@ -167,7 +167,7 @@ def test_crossval_preempted_and_resumed(slurm, small, tmp_path):
 @pytest.mark.parametrize("settings", ["nodes: 1, processes: 2", "nodes: 2, processes: 1"])
 def test_a_run_of_two_processes(slurm, small, tmp_path, settings):
     """On one node, and on two: the result is that of one process."""
-    flags = ["--corpus=emodb", f"--data_folder={small.corpus('emodb')}", f"--wav2vec2_hub={small.backbone()}"]
+    flags = ["--corpus=emodb", f"--data_folder={small.corpus('emodb')}", f"--encoder={small.backbone()}"]
     flags += ["--spec_augment=False", "--dropout=0", "--layerdrop=0", "--tokens=characters", "--lr=0.001"]
     flags += ["--device=cpu", "--folds=3", "--n_epochs=2", f"--manifest_folder={small.folder / 'manifests'}"]
     command = [sys.executable, str(ROOT / "crossval.py"), str(ROOT / "hparams" / "cai_mtl.yaml"), *flags]

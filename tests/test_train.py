@@ -68,7 +68,7 @@ def test_a_fold_that_yaml_reads_as_a_number(train):
     ids=str,
 )
 def test_backbone(train, small, settings):
-    train(f"--wav2vec2_hub={small.backbone(**settings)}")
+    train(f"--encoder={small.backbone(**settings)}")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def wrong(train, *flags, expect: str | tuple = "", **kwargs):
         ),
         ("--loss_weights={emotion: 0}", "emotion"),
         ("--split_seed=-1", "split_seed"),
-        ("--wav2vec2_hub=/nowhere/w2v", "/nowhere/w2v"),
+        ("--encoder=/nowhere/w2v", "/nowhere/w2v"),
         ("--data_folder=/nowhere/corpus", "/nowhere/corpus"),
         ("--attention=flesh", "eager"),
         ("--alhpa=1", "did you mean '--alpha'"),
@@ -209,7 +209,7 @@ def wrong(train, *flags, expect: str | tuple = "", **kwargs):
         ("--test", "--test is unknown"),
         ("--grad_accumulation_factor=2", "micro_batch_size"),
         ("--opt_class={lrr: 1}", "did you mean 'lr'"),
-        ("--encoder={sorce: x}", "did you mean 'source'"),
+        ("--lobe={sorce: x}", "did you mean 'source'"),
         ("--build_backbone={hiden_size: 8}", "did you mean 'hidden_size'"),
         ("--build_backbone={hidden_size: 7}", "num_heads"),
     ],
@@ -227,7 +227,7 @@ def test_backbone_without_weights(train, small, tmp_path):
     folder = tmp_path / "empty_backbone"
     folder.mkdir()
     (folder / "config.json").write_text((small.backbone() / "config.json").read_text())
-    wrong(train, f"--wav2vec2_hub={folder}", expect=("model.safetensors", str(folder)))
+    wrong(train, f"--encoder={folder}", expect=("model.safetensors", str(folder)))
 
 
 def test_folder_of_another_configuration(train, tmp_path):

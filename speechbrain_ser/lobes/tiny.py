@@ -25,6 +25,9 @@ from transformers import (
     Wav2Vec2Model,
     WavLMConfig,
     WavLMModel,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
 )
 
 from speechbrain_ser.lobes.backbone import BackboneError
@@ -35,6 +38,7 @@ MODELS = {
     "hubert": (HubertConfig, HubertModel),
     "wavlm": (WavLMConfig, WavLMModel),
     "data2vec-audio": (Data2VecAudioConfig, Data2VecAudioModel),
+    "whisper": (WhisperConfig, WhisperModel),
 }
 CONV_LAYERS = 7
 SETTINGS_FILE = "tiny.json"
@@ -68,7 +72,8 @@ def build_tiny_wav2vec2(
     seed : int
         Of the weights.
     model_type : str
-        `wav2vec2`, `hubert`, `wavlm` or `data2vec-audio`.
+        `wav2vec2`, `hubert`, `wavlm`, `data2vec-audio` or `whisper` (80 mel bands; what speaks of convolutions is not
+        read).
     hidden_size : int
         Channels of the transformer.
     num_layers : int
@@ -142,12 +147,11 @@ def _is_built(folder: Path, settings: dict) -> bool:
 
 def _build(settings: dict) -> torch.nn.Module:
     config_class, model_class = _classes(settings)
-    config = config_class(**_config(settings))
-    if config.hidden_size % config.num_attention_heads:
-        raise ValueError(f"hidden_size {config.hidden_size} is no multiple of num_heads {config.num_attention_heads}")
+    if settings["hidden_size"] % settings["num_heads"]:
+        raise ValueError(f"hidden_size {settings['hidden_size']} is no multiple of num_heads {settings['num_heads']}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings["seed"])  # torch.manual_seed would reach into CUDA's as well
-        return model_class(config)
+        return model_class(config_class(**(_whisper if config_class is WhisperConfig else _config)(settings)))
 
 
 def _classes(settings: dict) -> tuple[type, type]:
@@ -185,10 +189,29 @@ def _config(settings: dict) -> dict:
     }
 
 
+def _whisper(settings: dict) -> dict:
+    sizes = {"layers": "num_layers", "attention_heads": "num_heads", "ffn_dim": "intermediate_size"}
+    config = {f"encoder_{name}": settings[key] for name, key in sizes.items()}
+    config |= {f"decoder_{name}": size for name, size in zip(sizes, (1, 1, 8), strict=True)}
+    config |= dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), settings["dropout"])
+    tokens = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0)
+    return {
+        **config,
+        "d_model": settings["hidden_size"],
+        "encoder_layerdrop": settings["layerdrop"],
+        "vocab_size": 8,
+        "begin_suppress_tokens": None,
+        **tokens,
+    }
+
+
 def _write(folder: Path, model: torch.nn.Module, settings: dict) -> None:
     with quiet_transformers():
         model.save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(folder)
+    if settings["model_type"] == "whisper":
+        WhisperFeatureExtractor().save_pretrained(folder)
+    else:
+        Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(folder)
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     _share(folder)
 
@@ -220,7 +243,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line: every argument of :func:`build_tiny_wav2vec2` is an option."""
     parser = argparse.ArgumentParser(
         prog="python -m speechbrain_ser.lobes.tiny",
-        description="Write a randomly initialised wav2vec2, HuBERT, WavLM or data2vec backbone.",
+        description="Write a randomly initialised wav2vec2, HuBERT, WavLM, data2vec or Whisper backbone.",
         allow_abbrev=False,
     )
     parser.add_argument("folder", help="where to write")

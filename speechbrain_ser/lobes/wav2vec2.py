@@ -7,6 +7,7 @@ transformers' names.
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import partial
@@ -27,14 +28,25 @@ from speechbrain_ser.lobes.backbone import (
     check_settings,
     resolve_backbone,
 )
+from speechbrain_ser.lobes.embeddings import Embeddings, frames_of
 from speechbrain_ser.lobes.front_end import FrontEnd
+from speechbrain_ser.lobes.layers import (
+    check_shares,
+    check_spans,
+    combine,
+    drawn_spans,
+    enable_gradient_checkpointing,
+    finish,
+    freeze_lowest,
+    keep_lowest,
+)
+from speechbrain_ser.lobes.loading import check_loading, load_quietly
 from speechbrain_ser.lobes.quiet import quiet_transformers
 from speechbrain_ser.nnet.frame_conv import innermost
 from speechbrain_ser.nnet.front_end import GroupNormFrontEndLayer, convolve_in_pieces, front_end_layer
 from speechbrain_ser.nnet.lengths import absolute_lengths
 from speechbrain_ser.nnet.masked import MaskedPositionalConv, normalize_own
 from speechbrain_ser.nnet.pooling import frame_mask
-from speechbrain_ser.nnet.span_mask import span_mask
 
 __all__ = ["BackboneError", "Wav2Vec2", "absolute_lengths", "check_backbone"]
 
@@ -46,7 +58,6 @@ OPTIONAL_PARAMETERS = {"masked_spec_embed"}
 #: parts of the encoder; what a checkpoint holds beside them (quantizer, CTC head, …) is for other tasks
 ENCODER_PARTS = ("feature_extractor.", "feature_projection.", "encoder.")
 NORMALIZE_EPS = 1e-7  # of the published preprocessing
-OUTPUT_NORM_EPS = 1e-5  # of SpeechBrain's output_norm
 
 
 class Wav2Vec2(SpeechBrainWav2Vec2):
@@ -86,6 +97,10 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
     attn_implementation : str, optional
         `eager`, `sdpa` or `flash_attention_2`, where the model has it (WavLM: eager only); None takes the
         fastest that needs no further package.
+    n_layers : int, optional
+        Keep the first so many transformer layers; None: all.
+    freeze_layers : int
+        Keep the front end and the lowest so many transformer layers fixed, fine-tune the upper ones.
     weighted_sum : bool
         Output a learned, softmax-weighted sum of all layers, as SUPERB does, instead of the last layer. It
         starts uniform and is learned even when the encoder is frozen.
@@ -95,6 +110,8 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         Normalise the output over each utterance's frames and channels (no parameters).
     cache_front_end : bool
         Let whoever loads data read the frozen front end's output instead of waveforms (``features``).
+    cache_embeddings : bool
+        Let whoever loads data read the frozen encoder's output instead of waveforms (``features``).
     load_weights : bool
         False: `source` is a folder of a config.json and a preprocessor_config.json alone, and the parameters are
         drawn, for who fills them from a checkpoint of a whole model. Of both files only plain settings of the four
@@ -106,8 +123,8 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         Channels of the output.
     min_samples : int
         Samples of the shortest utterance that gives a frame (400 for wav2vec2-base).
-    features : FrontEnd, optional
-        The front end, where it is frozen and its output is to be cached.
+    features : FrontEnd or Embeddings, optional
+        What is frozen, where its output is to be cached.
 
     Raises
     ------
@@ -144,23 +161,28 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         dropout: float | None = None,
         gradient_checkpointing: bool = False,
         attn_implementation: str | None = None,
+        n_layers: int | None = None,
+        freeze_layers: int = 0,
         weighted_sum: bool = False,
         normalize_wav: bool | None = None,
         output_norm: bool = False,
         cache_front_end: bool = False,
+        cache_embeddings: bool = False,
         load_weights: bool = True,
     ):
         if cache_front_end and not (freeze or freeze_feature_extractor):
             raise ValueError(
                 "cache_front_end: expected a front end that is not trained (freeze_feature_extractor or freeze)"
             )
-        _check_shares(
+        if cache_embeddings and not freeze:
+            raise ValueError("cache_embeddings: expected an encoder that is not trained (freeze)")
+        check_shares(
             mask_time_prob=mask_time_prob,
             mask_feature_prob=mask_feature_prob,
             layerdrop=layerdrop,
             dropout=dropout,
         )
-        _check_spans(mask_time_length=mask_time_length, mask_feature_length=mask_feature_length)
+        check_spans(mask_time_length=mask_time_length, mask_feature_length=mask_feature_length)
         folder = resolve_backbone(source, save_path) if load_weights else check_settings(source)
         overrides = dict.fromkeys(DROPOUTS, dropout) | {"layerdrop": layerdrop}
         with quiet_transformers():
@@ -184,10 +206,23 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         self.feature_spans = {"prob": mask_feature_prob, "length": mask_feature_length}
         self._set_up_spec_augment(apply_spec_augment)
         _swap_layers(self.model)
+        encoder = self.model.encoder
+        encoder.layers = keep_lowest(encoder.layers, n_layers)
+        self.model.config.num_hidden_layers = len(encoder.layers)
+        self.freeze_layers = freeze_layers
+        below = [self.model.feature_extractor, self.model.feature_projection, encoder.pos_conv_embed]
+        below += [] if getattr(self.model.config, "do_stable_layer_norm", False) else [encoder.layer_norm]
+        if not freeze:
+            freeze_lowest(self.model, encoder.layers, below, freeze_layers)
         if gradient_checkpointing and not freeze:
-            _enable_gradient_checkpointing(self.model)
-        self.layer_weights = _layer_weights(self.model) if weighted_sum else None
+            enable_gradient_checkpointing(self.model)
+        self.layer_weights = nn.Parameter(torch.zeros(len(encoder.layers) + 1)) if weighted_sum else None
+        self._is_watched = False
+        if weighted_sum:
+            self._watch_layers()
         self.features = FrontEnd(self) if cache_front_end else None
+        if cache_embeddings:
+            self.features = Embeddings(self)
 
     # --- building ----------------------------------------------------------------------------------------
 
@@ -233,6 +268,11 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
             self.model.eval()
         elif self.freeze_feature_extractor:
             self.model.feature_extractor.eval()
+        if mode and self.freeze_layers and not self.freeze:
+            for part in (self.model.feature_extractor, self.model.feature_projection):
+                part.eval()
+            for layer in self.model.encoder.layers[: self.freeze_layers]:
+                layer.eval()
         return self
 
     def fix_weights(self, dtype: torch.dtype | None = None) -> None:
@@ -251,6 +291,13 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
                 parametrize.remove_parametrizations(module, "weight")
         if dtype is not None:
             _store_in(dtype, self.model)
+
+    @property
+    def input_settings(self) -> dict:
+        """What decides the frozen states beside the parameters, for a cache's key."""
+        config = self.model.config
+        shape = {k: list(getattr(config, k)) for k in ("conv_kernel", "conv_stride")}
+        return {"normalize_wav": bool(self.normalize_wav), "model_type": config.model_type, **shape}
 
     # --- lengths -----------------------------------------------------------------------------------------
 
@@ -278,8 +325,9 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         Arguments
         ---------
         wavs : torch.Tensor
-            Waveforms at 16 kHz, right-padded [batch, time]; or what :meth:`convolve` gives of them, right-padded
-            [batch, frames, conv channels].
+            Waveforms at 16 kHz, right-padded [batch, time]; or what `features` gives of them, right-padded [batch,
+            frames, channels] (of the convolutions; or the output, with a dimension of states before the channels where
+            these are summed by weights).
         wav_lens : torch.Tensor, optional
             Relative lengths [batch]; None when there is no padding.
 
@@ -297,14 +345,47 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
 
     def extract_features(self, wav: torch.Tensor, wav_lens: torch.Tensor | None = None) -> torch.Tensor:
         """As :meth:`forward`, under SpeechBrain's name."""
+        if wav.dim() > 2 and isinstance(self.features, Embeddings):
+            states, counts = self.features.unpack(wav), frames_of(wav, wav_lens)
+        else:
+            states, counts = self._states(wav, wav_lens, every=self.layer_weights is not None)
+        return finish(combine(states, self.layer_weights), counts, self.output_norm)
+
+    def states(
+        self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None
+    ) -> tuple[list[torch.Tensor], torch.LongTensor]:
+        """Encode a padded batch, and return what every layer gives.
+
+        Arguments
+        ---------
+        wavs, wav_lens
+            As in :meth:`forward`, waveforms alone.
+
+        Returns
+        -------
+        tuple
+            The transformer's input and the output of each layer, [batch, frames, channels] each, and each utterance's
+            frames [batch], on the CPU; past these, anything.
+        """
+        self._watch_layers()
+        return self._states(wavs, wav_lens, every=True)
+
+    def _states(self, wav: torch.Tensor, wav_lens: torch.Tensor | None, every: bool):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
             # what `convolve` gave, perhaps an epoch ago
             if wav.dim() == 3 and wav.shape[2] == self.model.config.conv_dim[-1]:
-                features, counts = wav, absolute_lengths(wav[:, :, 0], wav_lens).cpu()
+                features, counts = wav, frames_of(wav, wav_lens)
             else:
                 features, counts = self.convolve(wav, wav_lens)
-            states = self._transform(features, counts)
-        return self._finish(self._combine(states), counts)
+            return self._transform(features, counts, every), counts
+
+    def _watch_layers(self) -> None:
+        """Let :func:`_collect_layer_inputs` see them."""
+        with _WATCHING:  # a feature cache asks from several threads
+            if not self._is_watched:
+                for index, layer in enumerate(self.model.encoder.layers):
+                    layer.register_forward_pre_hook(partial(_store_layer_input, index))
+            self._is_watched = True
 
     def convolve(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None
@@ -368,7 +449,7 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
             row[: len(features)] = features
         return hidden
 
-    def _transform(self, features: torch.Tensor, counts: torch.LongTensor) -> list[torch.Tensor]:
+    def _transform(self, features: torch.Tensor, counts: torch.LongTensor, every: bool) -> list[torch.Tensor]:
         """Projection, SpecAugment and transformer: the last state, or all, each [batch, frames, channels]."""
         hidden = self.model.feature_projection(features)
         if isinstance(hidden, tuple):  # all but HuBERT give the features before the projection as well
@@ -380,31 +461,19 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
             mask = frame_mask(counts.to(hidden.device), hidden.shape[1])  # [batch, frames]
         with _collect_layer_inputs() as inputs:
             last = self.model.encoder(hidden, attention_mask=mask).last_hidden_state
-        return [last] if self.layer_weights is None else _all_states(inputs, last, len(self.layer_weights))
+        return _all_states(inputs, last, len(self.model.encoder.layers) + 1) if every else [last]
 
     def _spec_augment(self, hidden: torch.Tensor, counts: torch.LongTensor) -> torch.Tensor:
         """Mask spans of own frames by the learned vector, spans of channels by 0."""
         batch, frames, channels = hidden.shape
-        masked = _spans(counts.numpy(), frames, self.time_spans).to(hidden.device)
+        masked = drawn_spans(counts.numpy(), frames, self.time_spans).to(hidden.device)
         if self.time_spans["prob"] > 0:
             # even when nothing is masked, so that the vector always has a gradient (DistributedDataParallel)
             hidden = torch.where(masked[:, :, None], self.model.masked_spec_embed.to(hidden.dtype), hidden)
         if self.feature_spans["prob"] > 0:
-            masked = _spans(np.full(batch, channels), channels, self.feature_spans).to(hidden.device)
+            masked = drawn_spans(np.full(batch, channels), channels, self.feature_spans).to(hidden.device)
             hidden = hidden.masked_fill(masked[:, None, :], 0.0)
         return hidden
-
-    def _combine(self, states: list[torch.Tensor]) -> torch.Tensor:
-        if self.layer_weights is None:
-            return states[-1]
-        weights = self.layer_weights.softmax(dim=0)
-        return sum(weight * state for weight, state in zip(weights, states, strict=True))
-
-    def _finish(self, out: torch.Tensor, counts: torch.LongTensor) -> torch.Tensor:
-        own = frame_mask(counts.to(out.device), out.shape[1])  # [batch, frames]
-        if self.output_norm:
-            return normalize_own(out, own, OUTPUT_NORM_EPS)
-        return out.masked_fill(~own[:, :, None], 0.0)
 
 
 def _is_padded(counts: torch.LongTensor, longest: int) -> bool:
@@ -436,18 +505,6 @@ def _store_in(dtype: torch.dtype, model: nn.Module) -> None:
 # --- checks ----------------------------------------------------------------------------------------------
 
 
-def _check_shares(**shares: float | None) -> None:
-    for name, value in shares.items():
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value}, expected 0 to 1")
-
-
-def _check_spans(**lengths: int) -> None:
-    for name, value in lengths.items():
-        if value != int(value) or value < 1:
-            raise ValueError(f"{name} is {value}, expected a whole number above 0")
-
-
 def _check_attention(config, requested: str | None, source: str) -> None:
     model_class = MODEL_MAPPING[type(config)]
     supported = ["eager"]
@@ -473,21 +530,9 @@ def _min_samples(config) -> int:
 
 def _load(folder: str, config, attn_implementation: str | None) -> nn.Module:
     """Load weights strictly, in float32 whatever they were saved in, and leave the random state as it was."""
-    random_state = torch.get_rng_state()  # an absent masked_spec_embed is drawn
-    try:
-        model, report = AutoModel.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation=attn_implementation,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, all of them
-        )
-    except (OSError, RuntimeError, ValueError, ImportError) as error:
-        raise BackboneError(f"backbone {folder} cannot be loaded: {error}") from error
-    finally:
-        torch.set_rng_state(random_state)
-    _check_loading(report, folder)
+    model, report = load_quietly(AutoModel, folder, config, attn_implementation=attn_implementation)
+    missing = set(report["missing_keys"]) - OPTIONAL_PARAMETERS
+    check_loading({**report, "missing_keys": missing}, folder, _is_encoder_parameter)
     return model
 
 
@@ -498,17 +543,6 @@ def _draw(folder: str, config, attn_implementation: str | None) -> nn.Module:
             return AutoModel.from_config(config, dtype=torch.float32, attn_implementation=attn_implementation)
     except (OSError, RuntimeError, ValueError, ImportError, TypeError, KeyError) as error:
         raise BackboneError(f"backbone {folder} cannot be built: {error}") from error
-
-
-def _check_loading(report: dict, folder: str) -> None:
-    """transformers draws parameters that do not fit at random, and only prints so."""
-    missing = sorted(set(report["missing_keys"]) - OPTIONAL_PARAMETERS)
-    wrong = [f"{key} is {list(found)}, expected {list(size)}" for key, found, size in sorted(report["mismatched_keys"])]
-    extra = sorted(key for key in report["unexpected_keys"] if _is_encoder_parameter(key))
-    problems = (("missing", missing), ("of another size", wrong), ("not in the configuration", extra))
-    found = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems if names)
-    if found:
-        raise BackboneError(f"the weights in {folder} do not fit its config.json. Parameters {found}")
 
 
 def _is_encoder_parameter(key: str) -> bool:
@@ -525,24 +559,11 @@ def _swap_layers(model: nn.Module) -> None:
         model.encoder.pos_conv_embed = MaskedPositionalConv(model.encoder.pos_conv_embed)
 
 
-@torch.compiler.disable  # --compile would trace NumPy's draws, and cannot
-def _spans(counts: np.ndarray, size: int, settings: dict) -> torch.BoolTensor:
-    """Drawn spans [batch, size], on the CPU."""
-    return torch.from_numpy(span_mask(counts, size, **settings))
-
-
-def _enable_gradient_checkpointing(model: nn.Module) -> None:
-    """Switch it on after SpeechBrain, which switches it off when it has loaded a model."""
-    # the older name is deprecated, the newer absent from the first transformers 5 releases
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    # the non-reentrant kind works with a frozen front end and with DistributedDataParallel
-    enable({"use_reentrant": False})
-
-
 # --- all layers' states ----------------------------------------------------------------------------------
 
 #: inputs of the transformer layers by index, while a forward pass collects them (a context of its own per
 #: thread)
+_WATCHING = threading.Lock()
 _LAYER_INPUTS: ContextVar[dict[int, torch.Tensor] | None] = ContextVar("layer_inputs", default=None)
 
 
@@ -560,14 +581,6 @@ def _store_layer_input(index: int, layer: nn.Module, args: tuple) -> None:
     inputs = _LAYER_INPUTS.get()
     if inputs is not None:
         inputs[index] = args[0]
-
-
-def _layer_weights(model: nn.Module) -> nn.Parameter:
-    """Uniform logits, one a state (the transformer's input and each layer's output), drawing nothing."""
-    layers = model.encoder.layers
-    for index, layer in enumerate(layers):
-        layer.register_forward_pre_hook(partial(_store_layer_input, index))
-    return nn.Parameter(torch.zeros(len(layers) + 1))
 
 
 def _all_states(inputs: dict[int, torch.Tensor], last: torch.Tensor, count: int) -> list[torch.Tensor]:

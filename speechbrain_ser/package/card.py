@@ -134,7 +134,7 @@ def _trained_on(metrics: Mapping) -> str:
         f"- Parameters: of {SELECTED[metrics['selection']]} (epoch "
         f"{metrics['selections'][metrics['selection']]['epoch']} of {metrics['n_epochs']}); seed {metrics['seed']}",
     ]
-    if changed := {key: value for key, value in metrics["changed"].items() if key != "wav2vec2_hub"}:  # said above
+    if changed := {key: value for key, value in metrics["changed"].items() if key != "encoder"}:  # said above
         listed = ", ".join(f"`{key}: {PATH.sub('…', str(value))}`" for key, value in changed.items())
         lines.append(f"- Changed from the system's own settings: {listed}")
     return "## Training\n\n" + "\n".join(lines) + "\n"

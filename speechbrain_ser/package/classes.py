@@ -13,7 +13,9 @@ from torch import nn
 
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.lobes.cnn_blstm_attention import CNNBLSTMAttention
+from speechbrain_ser.lobes.encoder import Encoder
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
+from speechbrain_ser.lobes.whisper import Whisper
 from speechbrain_ser.models.cai import CaiModel
 from speechbrain_ser.models.fu import FuModel
 from speechbrain_ser.models.ha import HaModel
@@ -43,7 +45,21 @@ def _kind(make, arguments: str, left_out: str = "") -> Kind:
     return Kind(make, frozenset(arguments.split()), frozenset(left_out.split()))
 
 
-WAV2VEC2 = "speechbrain_ser.lobes.wav2vec2.Wav2Vec2"
+WITHOUT_WEIGHTS = "source save_path load_weights"
+IN_TRAINING = (
+    "attn_implementation gradient_checkpointing freeze freeze_feature_extractor freeze_layers cache_embeddings "
+    "apply_spec_augment mask_time_prob mask_time_length mask_feature_prob mask_feature_length layerdrop dropout"
+)
+LEFT_OUT = f"{WITHOUT_WEIGHTS} {IN_TRAINING} cache_front_end"
+OF_WAV2VEC2, OF_WHISPER = "n_layers weighted_sum output_norm normalize_wav", "pad_to_30s windows"
+#: lobes whose settings lie in the package's folder `backbone`
+ENCODERS = {
+    "speechbrain_ser.lobes.encoder.Encoder": _kind(Encoder, f"{OF_WAV2VEC2} {OF_WHISPER}", LEFT_OUT),
+    "speechbrain_ser.lobes.wav2vec2.Wav2Vec2": _kind(Wav2Vec2, OF_WAV2VEC2, LEFT_OUT),
+    "speechbrain_ser.lobes.whisper.Whisper": _kind(
+        Whisper, f"n_layers weighted_sum output_norm {OF_WHISPER}", f"{WITHOUT_WEIGHTS} {IN_TRAINING}"
+    ),
+}
 LOG_MEL = "speechbrain_ser.processing.log_mel.LogMel"
 MODELS = {
     "speechbrain_ser.models.cai.CaiModel": _kind(CaiModel, "encoder pooling heads loss_weights", "seed"),
@@ -58,28 +74,25 @@ MODELS = {
     ),
     "speechbrain_ser.models.probe.ProbeModel": _kind(ProbeModel, "encoder heads loss_weights", "seed"),
 }
-CLASSES = MODELS | {
-    WAV2VEC2: _kind(
-        Wav2Vec2,
-        "weighted_sum normalize_wav output_norm",
-        "source save_path load_weights attn_implementation gradient_checkpointing freeze freeze_feature_extractor "
-        "cache_front_end apply_spec_augment mask_time_prob mask_time_length mask_feature_prob mask_feature_length "
-        "layerdrop dropout",
-    ),
-    "speechbrain_ser.lobes.cnn_blstm_attention.CNNBLSTMAttention": _kind(
-        CNNBLSTMAttention,
-        "input_size channels kernels bottleneck lstm_size lstm_layers heads head_size dropout initialization",
-    ),
-    "speechbrain_ser.nnet.pooling.MaskedPooling": _kind(MaskedPooling, "mode"),
-    LOG_MEL: _kind(
-        LogMel,
-        "sample_rate n_fft hop_length win_length n_mels f_min f_max mel_scale mel_norm power pad_mode scale top_db "
-        "floor",
-    ),
-    "speechbrain_ser.processing.split_mel.SplitMel": _kind(SplitMel, "dither"),
-    "speechbrain_ser.processing.pitch_track.PitchTrack": _kind(PitchTrack, "method f_range"),
-    "torch.nn.Linear": _kind(nn.Linear, "out_features bias"),
-}
+CLASSES = (
+    MODELS
+    | ENCODERS
+    | {
+        "speechbrain_ser.lobes.cnn_blstm_attention.CNNBLSTMAttention": _kind(
+            CNNBLSTMAttention,
+            "input_size channels kernels bottleneck lstm_size lstm_layers heads head_size dropout initialization",
+        ),
+        "speechbrain_ser.nnet.pooling.MaskedPooling": _kind(MaskedPooling, "mode"),
+        LOG_MEL: _kind(
+            LogMel,
+            "sample_rate n_fft hop_length win_length n_mels f_min f_max mel_scale mel_norm power pad_mode scale top_db "
+            "floor",
+        ),
+        "speechbrain_ser.processing.split_mel.SplitMel": _kind(SplitMel, "dither"),
+        "speechbrain_ser.processing.pitch_track.PitchTrack": _kind(PitchTrack, "method f_range"),
+        "torch.nn.Linear": _kind(nn.Linear, "out_features bias"),
+    }
+)
 
 
 def find_kind(name: str, where: str, table: Mapping[str, Kind] = CLASSES) -> Kind:
@@ -129,7 +142,8 @@ def build_model(description: dict, where: str, backbone: str | None = None) -> n
     UserError
         For a class or argument that is not in the table, a value that is not plain, and whatever the constructors say.
     """
-    make = {WAV2VEC2: partial(Wav2Vec2, source=backbone, load_weights=False), LOG_MEL: _log_mel}
+    make = {name: partial(kind.make, source=backbone, load_weights=False) for name, kind in ENCODERS.items()}
+    make[LOG_MEL] = _log_mel
     find_kind(description.get("class") if isinstance(description, dict) else description, where, MODELS)
     try:
         return _build(description, where, make).eval()

@@ -8,7 +8,7 @@ import ruamel.yaml
 from ruamel.yaml.comments import TaggedScalar
 
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.package.classes import MODELS, WAV2VEC2, find_kind
+from speechbrain_ser.package.classes import ENCODERS, MODELS, find_kind
 
 #: tasks of a model that is used: other heads, and what only they read, are for training
 TASKS = ("emotion", "asr")
@@ -65,10 +65,10 @@ def describe(tree: Mapping, where: str) -> dict:
 
 
 def has_backbone(description: dict) -> bool:
-    """Whether a model reads waveforms by a wav2vec2, whose settings then go with it."""
+    """Whether a model reads waveforms by a pretrained encoder, whose settings then go with it."""
     arguments = description.get("arguments")
     encoder = arguments.get("encoder") if isinstance(arguments, dict) else None
-    return isinstance(encoder, dict) and encoder.get("class") == WAV2VEC2
+    return isinstance(encoder, dict) and encoder.get("class") in ENCODERS
 
 
 def _plain(node, where: str):

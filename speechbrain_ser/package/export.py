@@ -14,7 +14,7 @@ from speechbrain_ser.calibration import read_calibration, temperature_of
 from speechbrain_ser.dataio import SAMPLE_RATE
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.files import sha256, write_json, write_text
-from speechbrain_ser.lobes.backbone import PREPROCESSOR, backbone_settings
+from speechbrain_ser.lobes.backbone import backbone_settings, preprocessor_settings
 from speechbrain_ser.models.inputs import model_inputs
 from speechbrain_ser.package import onnx, speechbrain_layout
 from speechbrain_ser.package.card import model_card
@@ -149,7 +149,7 @@ def _write_backbone(folder: Path, model: nn.Module) -> None:
     (folder / BACKBONE).mkdir()
     config, preprocessor = (folder / name for name in BACKBONE_FILES)
     write_json(backbone_settings(model.encoder.model.config.to_dict()), config)
-    write_json({**PREPROCESSOR, "do_normalize": bool(model.encoder.normalize_wav)}, preprocessor)
+    write_json(preprocessor_settings(model.encoder), preprocessor)
 
 
 def _write_parameters(path: Path, model: nn.Module, trained: nn.Module) -> None:
@@ -173,7 +173,7 @@ def _card(run: Path, trained: TrainedModel, config: dict) -> str:
 
 def _start(lines: dict) -> str | None:
     """What the backbone's parameters were before the training: a hub name, and never a path of this machine."""
-    if not (name := lines.get("wav2vec2_hub")):
+    if not (name := lines.get("encoder") or lines.get("wav2vec2_hub")):  # of older runs
         return None
     if "build_backbone" not in lines:  # a mapping: it was drawn in these sizes
         return "random parameters"

@@ -72,6 +72,8 @@ def write_onnx(model: nn.Module, path: Path) -> None:
     UserError
         When the model cannot be exported, or onnxruntime computes something else than PyTorch.
     """
+    if getattr(model.encoder, "normalize_wav", None) is None:
+        raise UserError("--onnx: Whisper's features are computed outside a graph: wav2vec2-like encoders alone")
     graph, dynamic = Graph(model).eval(), torch.export.Dim.DYNAMIC
     wavs, lengths = _batch([max(n, model.min_samples) for n in EXAMPLE])
     shapes = {"wavs": {0: dynamic, 1: dynamic}, "lengths": {0: dynamic}}
