@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.metrics import emotion_metrics
@@ -85,6 +86,7 @@ class LayerChoice:
                 rows.append({"layer": layer, "C": c, "WA": found["WA"], "UA": found["UA"]})
         return pd.DataFrame(rows)
 
+    @threadpool_limits.wrap(limits=1)  # so small are the products: threads wait for each other longer than they work
     def _left_out(self, x, emotion, folds, weight) -> np.ndarray:
         """What is said of each utterance by a model that has not seen it [C, utterances]."""
         said = np.empty((len(self.strengths), len(emotion)), emotion.dtype)

@@ -135,7 +135,7 @@ def run(train, small):
 
     def of_encoder(*flags: str, encoder=None, code: int = 0) -> str:
         encoder = encoder or small.backbone(num_layers=2)
-        return train(f"--wav2vec2_hub={encoder}", *flags, yaml="probe", code=code)
+        return train(f"--encoder={encoder}", *flags, yaml="probe", code=code)
 
     return of_encoder
 
