@@ -14,9 +14,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from speechbrain_ser.errors import UserError
+from speechbrain_ser.inference import EmotionRecognizer
+from speechbrain_ser.lobes.encoder import Encoder
 from speechbrain_ser.lobes.statistics import LayerStatistics, mean_and_deviation
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.probe import ProbeModel
+from speechbrain_ser.package.export import export_run
 from speechbrain_ser.probing import LayerChoice, best, fit_regression, inner_folds, parameters_of
 from speechbrain_ser.trained import load_model
 
@@ -28,6 +31,11 @@ GIVEN = ["--corpus=table", TABLE_COLUMNS, "--protocol=given"]
 @pytest.fixture
 def encoder(small):
     return Wav2Vec2(str(small.backbone(num_layers=2)), freeze=True).eval()
+
+
+@pytest.fixture(params=[{}, {"model_type": "wavlm", "do_stable_layer_norm": True}, {"model_type": "whisper"}], ids=str)
+def any_encoder(small, request):
+    return Encoder(str(small.backbone(num_layers=2, **request.param)), freeze=True).eval()
 
 
 def data(each=30, values=40):
@@ -43,10 +51,10 @@ def data(each=30, values=40):
 # ------------------------------------------------------------------ statistics
 
 
-def test_statistics_are_those_of_own_frames_in_any_batch(encoder):
+def test_statistics_are_those_of_own_frames_in_any_batch(any_encoder):
     wavs = torch.randn(2, 9000, generator=torch.Generator().manual_seed(0))
     lens = torch.tensor([1.0, 0.4])
-    statistics = LayerStatistics(encoder)
+    encoder, statistics = any_encoder, LayerStatistics(any_encoder)
     found = statistics.of_batch(wavs, lens)
     for k, n in enumerate((9000, 3600)):
         states, counts = encoder.states(wavs[k : k + 1, :n], None)
@@ -56,6 +64,17 @@ def test_statistics_are_those_of_own_frames_in_any_batch(encoder):
         for state, row in zip(states, alone.numpy(), strict=True):
             frames = state[0].detach().double().numpy()
             np.testing.assert_allclose(row, [*frames.mean(0), *frames.std(0)], atol=1e-5)
+
+
+@pytest.mark.parametrize("state", [0, 1, 2])
+def test_a_model_in_use_stops_after_its_layer(any_encoder, state):
+    wavs, lens = torch.randn(2, 9000, generator=torch.Generator().manual_seed(0)), torch.tensor([1.0, 0.4])
+    model = ProbeModel(any_encoder, {"emotion": partial(torch.nn.Linear, out_features=4)}, {"emotion": 1.0})
+    model.set(layer=state)
+    expected = model((wavs, lens))["emotion"]
+    model.keep_tasks({"emotion"})
+    assert len(any_encoder.states(wavs, lens)[0]) == min(state + 1, 2) + 1 and model.inputs == {"sig": None}
+    torch.testing.assert_close(model((wavs, lens))["emotion"], expected)
 
 
 def test_padding_says_nothing_even_where_it_is_not_finite():
@@ -183,6 +202,14 @@ def test_nothing_of_the_test_part_is_looked_at(run, table, tmp_path):
         json.loads((folder / "metrics.json").read_text())["selections"]["last"]["all"] for folder in (first, second)
     ]
     assert figures[0]["WA"] == pytest.approx(1 - figures[1]["WA"])
+
+
+def test_a_package_on_whisper_says_what_the_run_said(run, small, tmp_path):
+    folder = folder_of(run(encoder=small.backbone(num_layers=2, model_type="whisper")))
+    row = pd.read_csv(folder / "predictions.csv", dtype={"ID": str}).iloc[0]
+    recognizer = EmotionRecognizer.from_package(export_run(folder, tmp_path / "package"), calibrated=False)
+    found = recognizer.classify_file(small.corpus("emodb") / "wav" / f"{row['ID']}.wav")
+    assert found.posteriors == pytest.approx({c: row[f"posterior_{c}"] for c in found.posteriors}, abs=1e-4)
 
 
 def test_an_encoder_of_other_weights_is_refused(run, small, tmp_path):

@@ -80,6 +80,11 @@ class LayerStatistics:
         known = {"features": "layer_statistics", "version": VERSION, "lobe": lobe, "weights": self.weights}
         return {**known, **self.encoder.input_settings}
 
+    def stop_after(self, state: int) -> None:
+        """Take away for good the layers above a state, but the one that reads it (the last output may be normalised)."""
+        transformer = getattr(self.encoder.model, "encoder", self.encoder.model)  # Whisper's is the model itself
+        transformer.layers = transformer.layers[: state + 1]
+
     def of_batch(self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None) -> torch.Tensor:
         """Statistics [batch, states, 2 * channels] of waveforms [batch, time] and their relative lengths [batch]."""
         with torch.no_grad():

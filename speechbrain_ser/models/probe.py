@@ -63,8 +63,9 @@ class ProbeModel(nn.Module):
         return self.encoder.frame_counts(n_samples)
 
     def keep_tasks(self, tasks: Collection[str]) -> None:
-        """For a model that is used and not trained any more: waveforms are read in batches, not one by one."""
+        """For a model that is used and not trained any more: it reads waveforms, in batches, up to the chosen layer."""
         keep_heads(self.heads, tasks)
+        self.statistics.stop_after(int(self.layer))
         self.inputs = {"sig": None}
 
     @torch.no_grad()
