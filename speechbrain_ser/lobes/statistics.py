@@ -81,7 +81,7 @@ class LayerStatistics:
         return {**known, **self.encoder.input_settings}
 
     def stop_after(self, state: int) -> None:
-        """Take away for good the layers above a state, but the one that reads it (the last output may be normalised)."""
+        """Take away for good the layers above a state, but the one that reads it (a last output may be normalised)."""
         transformer = getattr(self.encoder.model, "encoder", self.encoder.model)  # Whisper's is the model itself
         transformer.layers = transformer.layers[: state + 1]
 
