@@ -29,7 +29,7 @@ from speechbrain_ser.files import write_json, write_text
 from speechbrain_ser.nnet.losses import frames_needed
 from speechbrain_ser.preparation import Setup
 from speechbrain_ser.processing.sources import feature_source
-from speechbrain_ser.protocols import PARTS, text_heard
+from speechbrain_ser.protocols import PARTS, text_heard, who_validates
 from speechbrain_ser.tokens import build_tokens, save_tokens
 
 logger = logging.getLogger(__name__)
@@ -229,6 +229,7 @@ def _log_split(setup: Setup) -> None:
     fold, plain = setup.fold, setup.config.plain
     sizes = ", ".join(f"{p} {len(getattr(fold, p))}" for p in PARTS if getattr(fold, p))
     logger.info(f"{plain['corpus']}, protocol {plain['protocol']}, fold {fold.name}: {sizes}")
+    logger.info(f"validation: {who_validates(setup.frame, fold, plain['protocol'])}")
     if leak := setup.leak:
         logger.warning(f"LEAKY PROTOCOL: {leak}")
     heard = text_heard(setup.frame, fold)

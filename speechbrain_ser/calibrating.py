@@ -11,6 +11,7 @@ from speechbrain_ser.evaluation.figures import save_figure
 from speechbrain_ser.evaluation.reliability import reliability_bins, utterance_scores, with_temperature
 from speechbrain_ser.evaluation.reliability_figures import plot_reliability
 from speechbrain_ser.files import write_csv, write_json
+from speechbrain_ser.protocols import why_none_validates
 
 if TYPE_CHECKING:
     from speechbrain_ser.preparation import Setup
@@ -32,7 +33,7 @@ def calibrate_run(setup: Setup, valid: pd.DataFrame, test: pd.DataFrame, tested:
     found = {"temperature": None, "epoch": tested["epoch"], "selection": setup.config.plain["selection"]}
     found |= calibrate(valid, test, setup.classes)
     if not setup.fold.valid:
-        found["reason"] = f"protocol {setup.config.plain['protocol']} has no validation part"
+        found["reason"] = why_none_validates(setup.config.plain["protocol"])
     found["note"] = "; ".join(filter(None, [found["note"], *_what_to_know(setup)]))
     tables = [table.assign(part=part) for part, table in {"valid": valid, "test": test}.items() if len(table)]
     write_csv(pd.concat(tables, ignore_index=True)[["part", *test.columns]], setup.folder / LOGITS)

@@ -16,7 +16,7 @@ from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.lobes.backbone import check_backbone, fingerprint
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
 from speechbrain_ser.optimizer_state import has_optimizer
-from speechbrain_ser.protocols import Fold, choose_fold, leakage, make_folds, train_on_all
+from speechbrain_ser.protocols import Fold, choose_fold, leakage, make_folds, train_on_all, why_none_validates
 from speechbrain_ser.results import SELECTIONS, selections_of
 from speechbrain_ser.trackers import check_tracker
 
@@ -175,14 +175,14 @@ def _check_lines(plain: dict) -> None:
 
 def _check_fold(plain: dict, fold: Fold, data: Data) -> None:
     if plain["selection"] == "valid" and not fold.valid:
-        raise UserError(f"selection: valid needs a validation part; protocol '{plain['protocol']}' has none")
+        raise UserError(f"selection: valid needs a validation part: {why_none_validates(plain['protocol'])}")
     if plain["loss_weights"].get("speaker") and (data.frame["speaker"] == "").any():
         raise UserError("the speaker task needs a speaker for every utterance: some have none")
     patience = plain.get("early_stopping", plain["n_epochs"])
     if not isinstance(patience, int) or patience < 1:
         raise UserError(f"early_stopping must be a whole number >= 1 (n_epochs: off), found {patience!r}")
     if patience < plain["n_epochs"] and not fold.valid:
-        raise UserError(f"early_stopping needs a validation part; protocol '{plain['protocol']}' has none")
+        raise UserError(f"early_stopping needs a validation part: {why_none_validates(plain['protocol'])}")
 
 
 def _read_data(plain: dict) -> Data:

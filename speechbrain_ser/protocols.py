@@ -6,8 +6,13 @@ numbers appear; ``given`` is the user's own split and is judged by its content.
 
 A second corpus may be trained on as well. The folds are the first's, test part included, so that figures with and
 without it are of the same utterances; what is held out of the second is a part of its own.
+
+Where epochs are chosen and temperatures fitted, strangers speak: nobody who is trained on validates under ``speaker``
+and ``session``, nor under ``given`` unless the user's split says so. Where nobody can be spared, nobody validates.
 """
 
+import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -21,6 +26,7 @@ from speechbrain_ser.text import heard_texts
 SPEAKER_DISJOINT = ("speaker", "session")
 N_RANDOM_FOLDS = 5
 PARTS = ("train", "valid", "seen", "test", "second")
+MANY = 12  # training speakers, from which on a tenth of them validates, not one
 SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "dev": "valid", "test": "test"}
 
 
@@ -28,9 +34,9 @@ SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "dev": "valid
 class Fold:
     """The utterance IDs of one fold, each part sorted.
 
-    ``seen`` holds held-out utterances of the training speakers; it may be the same set as ``valid`` (no validation
-    speaker) or as ``test`` (protocols whose test speakers are known), and is never trained on. ``second`` holds the
-    test utterances of the second corpus; ``test`` has none of them.
+    ``valid`` may be empty. ``seen`` holds held-out utterances of the training speakers; it may be the same set as
+    ``test`` (protocols whose test speakers are known), and is never trained on. ``second`` holds the test utterances
+    of the second corpus; ``test`` has none of them.
     """
 
     name: str
@@ -43,11 +49,11 @@ class Fold:
 
 @dataclass(frozen=True)
 class _Split:
-    """What a protocol decides: the test IDs, and the validation IDs (None: a share of the training part)."""
+    """What a protocol decides: the test IDs, and the validation IDs, if any."""
 
     name: str
     test: frozenset
-    valid: frozenset | None
+    valid: frozenset
     seen_is_test: bool = False
 
 
@@ -73,8 +79,7 @@ def make_folds(
     second : str, optional
         The name of the corpus in `frame` that is only joined to the other one (see `corpora.joined`). Its own folds
         are dealt to the first's: of n, fold k holds out its folds k, k + n, k + 2n, … as ``second``, and nothing
-        where it has too few. All else of it is trained on, but for its share of ``seen`` (and of ``valid``, where
-        the first's is ``seen``); it has no validation speakers.
+        where it has too few. All else of it is trained on, but for its share of ``seen``; none of it validates.
 
     Returns
     -------
@@ -198,6 +203,51 @@ def train_on_all(fold: Fold, utterances: Iterable[str]) -> Fold:
     return replace(fold, train=tuple(sorted(set(utterances) - set(kept))))
 
 
+def who_validates(frame: pd.DataFrame, fold: Fold, protocol: str) -> str:
+    """Whose utterances choose the epoch and the temperature, in words; or why nobody's do.
+
+    Arguments
+    ---------
+    frame : pandas.DataFrame
+        The manifest: ID, speaker.
+    fold : Fold
+        Of that manifest.
+    protocol : str
+        The fold's.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> frame = pd.DataFrame({"ID": list("abcd"), "speaker": ["DC", "JE", "JE", "KL"]})
+    >>> who_validates(frame, Fold("DC", ("d",), ("b", "c"), (), ("a",)), "speaker")
+    '2 utterances of JE; trained on of these: nobody'
+    >>> who_validates(frame, Fold("DC", ("d",), (), (), ("a",)), "half_session")
+    'none (protocol half_session has no validation part)'
+    """
+    if not fold.valid:
+        return f"none ({why_none_validates(protocol)})"
+    speaker = frame.set_index("ID")["speaker"]
+    speakers = sorted(set(speaker[list(fold.valid)]) - {""})
+    if not speakers:
+        return f"{len(fold.valid)} utterances of unknown speakers"
+    n_known = len({*speakers} & {*speaker[list(fold.train)]})
+    listed = ", ".join(speakers[:12]) + (" …" if len(speakers) > 12 else "")
+    return f"{len(fold.valid)} utterances of {listed}; trained on of these: {n_known or 'nobody'}"
+
+
+def why_none_validates(protocol: str) -> str:
+    """The reason for an empty validation part, in words."""
+    if protocol not in ("speaker", "given"):
+        return f"protocol {protocol} has no validation part"
+    return (
+        f"protocol {protocol} finds no training speaker to leave out for it: too few of them are known and not "
+        "tested, or an emotion would be lost to training"
+    )
+
+
 def text_heard(frame: pd.DataFrame, fold: Fold, part: str = "test") -> pd.Series:
     """For each ID of a fold's test part, or of another, whether its text occurs in the training part (bool by ID)."""
     text = frame.set_index("ID")["transcript"]
@@ -246,36 +296,57 @@ def _with_second(
     if not train:
         raise UserError(f"fold '{fold.name}': nothing of the second corpus is left to train on")
     seen = held_out if seen_is_test else share
-    # equal only where `seen` validates, or where nothing was drawn for it
-    valid = share if fold.valid == fold.seen else ()
     return replace(
         fold,
         train=tuple(sorted([*fold.train, *train])),
-        valid=tuple(sorted([*fold.valid, *valid])),
         seen=tuple(sorted([*fold.seen, *seen])),
         second=tuple(sorted(held_out)),
     )
 
 
 def _complete(split: _Split, frame: pd.DataFrame, seen_fraction: float, seed: int) -> Fold:
-    reserved = split.test | (split.valid or frozenset())
-    rest = frame[~frame["ID"].isin(reserved)]
-    share = frozenset()
-    if split.valid is None or not split.seen_is_test:
-        share = _stratified_share(rest, seen_fraction, seed)
+    rest = frame[~frame["ID"].isin(split.test | split.valid)]
+    share = frozenset() if split.seen_is_test else _stratified_share(rest, seen_fraction, seed)
     seen = split.test if split.seen_is_test else share
-    valid = share if split.valid is None else split.valid  # never the test part
     train = set(rest["ID"]) - share
-    return Fold(split.name, *(tuple(sorted(part)) for part in (train, valid, seen, split.test)))
+    return Fold(split.name, *(tuple(sorted(part)) for part in (train, split.valid, seen, split.test)))
 
 
 def _stratified_share(frame: pd.DataFrame, share: float, seed: int) -> frozenset:
-    """Systematic sampling over a shuffled speaker-emotion order: proportional without failing on rare pairs."""
+    """A share of the utterances at random, but of every emotion its share, and of every speaker as nearly as that goes.
+
+    Each speaker's utterances of an emotion give the whole part of their share. What an emotion still owes, it takes
+    from the speakers who were passed over most so far, one utterance each.
+    """
     rng = np.random.default_rng(seed)
     frame = frame.sort_values("ID")
-    frame = frame.iloc[rng.permutation(len(frame))].sort_values(["speaker", "emotion"], kind="stable")
-    steps = np.floor(np.arange(len(frame) + 1) * share + rng.random())
-    return frozenset(frame["ID"][np.diff(steps) > 0])
+    frame = frame.iloc[rng.permutation(len(frame))].reset_index(drop=True)
+    speaker, emotion = (pd.factorize(frame[name], sort=True)[0] for name in ("speaker", "emotion"))
+    counts = np.zeros((speaker.max(initial=-1) + 1, emotion.max(initial=-1) + 1))
+    np.add.at(counts, (speaker, emotion), 1)
+    expected = share * counts
+    of_emotion = _rounded(expected.sum(0), rng)
+    taken = np.floor(expected + 1e-9).astype(int)
+    owed = np.zeros(len(expected))  # of each speaker, over the emotions so far
+    for k in rng.permutation(expected.shape[1]):
+        rest = expected[:, k] - taken[:, k]
+        owed += rest
+        can_give = np.flatnonzero(rest > 1e-9)
+        by_debt = can_give[np.lexsort((rng.random(len(can_give)), -owed[can_give].round(9)))]
+        chosen = by_debt[: of_emotion[k] - taken[:, k].sum()]
+        taken[chosen, k] += 1
+        owed[chosen] -= 1
+    place = frame.groupby([speaker, emotion]).cumcount()
+    return frozenset(frame["ID"][place < taken[speaker, emotion]])
+
+
+def _rounded(expected: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Whole numbers that add up to the sum's nearest one, by the largest remainder; ties are drawn."""
+    whole = np.floor(expected + 1e-9).astype(int)
+    missing = int(np.floor(expected.sum() + 0.5 + 1e-9)) - whole.sum()
+    order = np.lexsort((rng.random(len(expected)), -(expected - whole).round(9)))
+    whole[order[:missing]] += 1
+    return whole
 
 
 def _check(fold: Fold, frame: pd.DataFrame, protocol: str) -> None:
@@ -302,25 +373,55 @@ def _need(frame: pd.DataFrame, column: str, protocol: str) -> None:
 
 
 def _by_speaker(frame: pd.DataFrame, seed: int) -> list[_Split]:
-    """Leave one speaker out. Validation: the session's other speakers; EMO-DB's next speaker; else ``seen``."""
-    del seed
+    """Leave one speaker out. Validation: the session's other speakers, else training speakers who follow."""
     _need(frame, "speaker", "speaker")
-    speakers = sorted(set(frame["speaker"]))
+    speakers = _in_turn(frame["speaker"], seed)
     has_sessions = (frame["session"] != "").all()
-    is_emodb = set(frame["corpus"]) == {"emodb"}
     splits = []
-    for k, speaker in enumerate(speakers):
+    for speaker in sorted(speakers):
         of_test = frame["speaker"] == speaker
-        if has_sessions:
-            valid = frame["session"].isin(frame["session"][of_test]) & ~of_test
-        elif is_emodb:
-            valid = frame["speaker"] == speakers[(k + 1) % len(speakers)]
-        else:
-            valid = None
-        # a session with one speaker has nobody left to validate on
-        valid = _ids(frame, valid) if valid is not None and valid.any() else None
-        splits.append(_Split(speaker, _ids(frame, of_test), valid))
+        valid = frame["session"].isin(frame["session"][of_test]) & ~of_test
+        if not has_sessions or not valid.any():  # a session may have one speaker only
+            k = speakers.index(speaker)
+            valid = frame["speaker"].isin(_left_out(frame[~of_test], speakers[k + 1 :] + speakers[:k]))
+        splits.append(_Split(speaker, _ids(frame, of_test), _ids(frame, valid)))
     return splits
+
+
+def _in_turn(speakers: Iterable[str], seed: int) -> list[str]:
+    """Distinct speakers in the order in which they validate: by name, many of them shuffled."""
+    speakers = sorted(set(speakers))
+    if len(speakers) > MANY:
+        speakers = [speakers[k] for k in np.random.default_rng(seed).permutation(len(speakers))]
+    return speakers
+
+
+def _left_out(training: pd.DataFrame, in_turn: Iterable[str]) -> list[str]:
+    """The training speakers who validate; nobody, where that would leave training without one of its emotions.
+
+    One of a few speakers, the first in turn. Of many a tenth: those who add most to the emotions that validate, and
+    more of them, a third at most, until all emotions do.
+    """
+    emotions = {speaker: set() for speaker in training["speaker"]}
+    for speaker, emotion in zip(training["speaker"], training["emotion"], strict=True):
+        emotions[speaker].add(emotion)
+    n_speakers = Counter(itertools.chain(*emotions.values()))  # of each emotion
+    are_many = len(emotions) >= MANY
+    wanted, most = (round(len(emotions) / 10), len(emotions) // 3) if are_many else (1, 1)
+    missing, candidates, chosen = set(n_speakers), list(in_turn), []
+    while len(chosen) < wanted or (missing and len(chosen) < most):
+        spared = (s for s in candidates if all(n_speakers[e] > 1 for e in emotions[s]))
+        if are_many and missing:
+            best = max(spared, key=lambda s: len(emotions[s] & missing), default=None)
+        else:
+            best = next(spared, None)
+        if best is None or (len(chosen) >= wanted and not emotions[best] & missing):
+            break
+        candidates.remove(best)
+        chosen.append(best)
+        missing -= emotions[best]
+        n_speakers.subtract(emotions[best])
+    return chosen
 
 
 def _by_session(frame: pd.DataFrame, seed: int) -> list[_Split]:
@@ -382,18 +483,23 @@ def _rotated(parts: list[frozenset]) -> list[_Split]:
 
 
 def _given(frame: pd.DataFrame, seed: int) -> list[_Split]:
-    """The split column of the user's table: train, valid (or val, dev; optional) and test."""
-    del seed
+    """The split column of the user's table: train, valid (or val, dev) and test.
+
+    Without valid, of three or more training speakers those validate who are not tested either.
+    """
     _need(frame, "split", "given")
     split = frame["split"].str.strip().str.lower()
     if unknown := sorted(set(frame["split"][~split.isin(SPLIT_NAMES)])):
         raise UserError(f"protocol 'given': split must be train, valid or test, found {unknown}")
     part = split.map(SPLIT_NAMES)
-    test, valid = _ids(frame, part == "test"), _ids(frame, part == "valid")
+    test, valid, training = _ids(frame, part == "test"), _ids(frame, part == "valid"), frame[part == "train"]
     if not test:
         raise UserError("protocol 'given': no utterance has split 'test'")
-    known = set(frame["speaker"][part == "train"])
-    return [_Split("given", test, valid or None, set(frame["speaker"][part == "test"]) <= known)]
+    tested, known = set(frame["speaker"][part == "test"]), set(training["speaker"])
+    if not valid and "" not in known and len(known) >= 3:
+        left_out = _left_out(training, [s for s in _in_turn(known, seed) if s not in tested])
+        valid = _ids(training, training["speaker"].isin(left_out))
+    return [_Split("given", test, valid, tested <= known)]
 
 
 def _ids(frame: pd.DataFrame, rows: pd.Series) -> frozenset:

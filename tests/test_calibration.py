@@ -234,8 +234,11 @@ def test_the_selected_epoch_is_the_calibrated_one(train, tmp_path):
 
 
 def test_speakers_that_are_trained_on_are_named(trained, small):
+    known = read_calibration(trained("--protocol=random", "--alpha=0", yaml="cai_mtl"))
+    assert "its speakers are trained on" in known["note"]
     folder = trained("--corpus=savee", f"--data_folder={small.corpus('savee')}", "--alpha=0", yaml="cai_mtl")
-    assert "its speakers are trained on" in read_calibration(folder)["note"]
+    strangers = read_calibration(folder)
+    assert strangers["n"] == 7 and "trained on" not in strangers["note"]  # all that the next speaker says
 
 
 # ------------------------------------------------------------------ in use

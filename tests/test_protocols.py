@@ -1,13 +1,25 @@
 """Who is in train, valid, seen and test: every protocol on small hand-made manifests."""
 
 import itertools
+import random
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from speechbrain_ser import protocols
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.protocols import PARTS, Fold, choose_fold, leakage, make_folds, speaker_overlap, text_heard
+from speechbrain_ser.protocols import (
+    PARTS,
+    Fold,
+    choose_fold,
+    leakage,
+    make_folds,
+    speaker_overlap,
+    text_heard,
+    who_validates,
+    why_none_validates,
+)
 
 EMOTIONS = ("angry", "happy", "neutral", "sad")
 LEAVE_OUT = ("speaker", "session")
@@ -79,17 +91,86 @@ def test_speaker_emodb_validates_on_the_next_number_cyclically(emodb):
 
 
 @pytest.mark.parametrize("corpus", ["savee", "table"])
-def test_speaker_without_sessions_validates_on_seen(emodb, corpus):
-    fold = make_folds(emodb.assign(corpus=corpus), "speaker")["03"]
-    assert fold.valid == fold.seen and len(fold.seen) == 6  # a tenth of 3 x 20
-    assert speakers(emodb, fold.train) == {"08", "09", "16"}
+def test_speaker_without_sessions_validates_on_the_next_speaker(emodb, corpus):
+    frame = emodb.assign(corpus=corpus)
+    folds = make_folds(frame, "speaker")
+    assert {n: speakers(frame, f.valid) for n, f in folds.items()} == {
+        **{"03": {"08"}, "08": {"09"}, "09": {"16"}, "16": {"03"}}
+    }
+    for name, fold in folds.items():
+        assert (
+            speakers(frame, fold.train)
+            == speakers(frame, fold.seen)
+            == {*"03 08 09 16".split()}
+            - {
+                *speakers(frame, fold.valid),
+                name,
+            }
+        )
+        assert len(fold.seen) == 4 and not set(fold.seen) & set(fold.valid)  # a tenth of 2 x 20
+        assert who_validates(frame, fold, "speaker").endswith("; trained on of these: nobody")
 
 
-def test_speaker_alone_in_its_session_validates_on_seen(iemocap):
+def test_speaker_alone_in_its_session_validates_on_the_next_speaker(iemocap):
     frame = iemocap[iemocap["speaker"] != "02F"]
     fold = make_folds(frame, "speaker")["02M"]
-    assert fold.valid == fold.seen != ()
-    assert set(fold.train) | set(fold.seen) | set(fold.test) == set(frame["ID"])
+    assert speakers(frame, fold.valid) == {"03F"} and speakers(frame, fold.train) == {"01F", "01M", "03M"}
+    assert make_folds(frame, "speaker")["01M"].valid == make_folds(iemocap, "speaker")["01M"].valid
+
+
+def test_of_two_speakers_nobody_validates(emodb):
+    frame = emodb[emodb["speaker"].isin(["03", "08"])]
+    for fold in make_folds(frame, "speaker").values():
+        assert fold.valid == () and len(fold.train) == 18 and len(fold.seen) == 2
+        assert who_validates(frame, fold, "speaker") == f"none ({why_none_validates('speaker')})"
+
+
+def test_the_next_speaker_who_says_an_emotion_alone_is_passed_over(emodb):
+    rare = emodb[emodb["speaker"] == "08"].head(3)
+    frame = pd.concat([emodb, rare.assign(ID=rare["ID"] + "x", emotion="disgust")])
+    folds = make_folds(frame, "speaker")
+    assert speakers(frame, folds["03"].valid) == {"09"}  # without 08 nobody would train disgust
+    assert speakers(frame, folds["08"].valid) == {"09"} and speakers(frame, folds["16"].valid) == {"03"}
+    alone = emodb[emodb["emotion"] == emodb["speaker"].map(dict(zip(("03", "08", "09", "16"), EMOTIONS, strict=True)))]
+    assert all(fold.valid == () for fold in make_folds(alone, "speaker").values())  # one emotion a speaker
+
+
+def many_speakers(rng, n):
+    """Speakers of whom each says some of six emotions; 'rare' is said by two of them."""
+    rows = []
+    for speaker in range(n):
+        said = rng.sample(EMOTIONS, rng.randint(1, 4)) + ["rare"] * (speaker in (1, n // 2))
+        rows += [
+            (f"{speaker:03}{e}{k}", f"{speaker:03}", e, "", "", "") for e in said for k in range(rng.randint(1, 4))
+        ]
+    return manifest(rows, "table")
+
+
+def test_of_many_speakers_a_tenth_validates_in_every_emotion():
+    for seed in range(8):
+        rng = random.Random(seed)
+        n = rng.choice((13, 14, 24, 40))
+        frame = many_speakers(rng, n)
+        folds = make_folds(frame, "speaker", 0.1, seed)
+        assert folds == make_folds(frame.sample(frac=1, random_state=1), "speaker", 0.1, seed)
+        emotion = frame.set_index("ID")["emotion"]
+        for name, fold in folds.items():
+            training = frame[frame["speaker"] != name]
+            who, said = speakers(frame, fold.valid), set(emotion[list(fold.valid)])
+            assert who and name not in who and not who & speakers(frame, fold.train)
+            assert max(1, (n - 1) // 10) <= len(who) <= (n - 1) // 3
+            trained = emotion[[*fold.train, *fold.seen]]
+            assert set(trained) == set(training["emotion"])  # training loses none
+            can = training.groupby("emotion")["speaker"].nunique() > 1
+            assert said == set(can.index[can])  # and all that it can spare validate
+
+
+def test_of_many_speakers_all_validate_alike_often():
+    rows = [(f"{s:02}{e}", f"{s:02}", e, "", "", "") for s in range(24) for e in EMOTIONS]
+    folds = make_folds(manifest(rows, "table"), "speaker")
+    times = pd.Series([who for fold in folds.values() for who in {i[:2] for i in fold.valid}]).value_counts()
+    assert len(times) == 24 and set(times) == {2}
+    assert make_folds(manifest(rows, "table"), "speaker", split_seed=1)["00"].valid != folds["00"].valid
 
 
 def test_session_validates_on_the_next_session(iemocap):
@@ -177,16 +258,57 @@ def test_seen_is_a_tenth_stratified_by_speaker_and_emotion(iemocap):
     assert len(cells) == 4 * 4 and set(cells) == {4}
 
 
-def test_seen_is_proportional_where_pairs_are_rare(emodb):
-    fold = make_folds(emodb, "speaker", seen_fraction=0.1)["03"]
-    cells = emodb[emodb["ID"].isin(fold.seen)].groupby(["speaker", "emotion"]).size()
-    assert len(fold.seen) == 4 and cells.max() == 1  # a tenth of 2 x 20, half an utterance a pair
+def regular(n_speakers, n_emotions, n_takes, neutral=None):
+    """Every speaker says every emotion alike often; `neutral`, the first, less often."""
+    takes = {e: neutral if e == 0 and neutral else n_takes for e in range(n_emotions)}
+    rows = [
+        (f"{s:02}-{e}-{k:02}", f"{s:02}", str(e), "", "", "")
+        for s in range(n_speakers)
+        for e in takes
+        for k in range(takes[e])
+    ]
+    return manifest(rows, "table")
+
+
+@pytest.mark.parametrize("design", [(23, 8, 8, 4), (24, 8, 8), (10, 7, 10), (3, 7, 15, 30), (20, 6, 20), (5, 5, 3)])
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.125, 0.2])
+def test_seen_has_its_share_of_every_emotion_and_speaker(design, share):
+    """Also where the design's period meets that of the share (24 actors, 8 emotions, 8 takes each)."""
+    frame = regular(*design)
+    for seed in range(10):
+        chosen = frame["ID"].isin(protocols._stratified_share(frame, share, seed))
+        assert abs(chosen.sum() - share * len(frame)) <= 0.5 + 1e-9
+        for by in ("emotion", "speaker", ["speaker", "emotion"]):
+            found, expected = (
+                each.groupby([frame[c] for c in np.atleast_1d(by)]).sum() for each in (chosen, chosen * 0 + share)
+            )
+            assert (abs(found - expected) < 1 - 1e-9).all(), (by, seed)
+
+
+def test_seen_has_its_share_in_irregular_designs():
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        size = rng.poisson(rng.choice([0.5, 2, 10]), (rng.integers(1, 30), rng.integers(1, 9)))
+        size = size * (rng.random(size.shape) < rng.choice([0.3, 1]))
+        rows = [(f"{s}-{e}-{k}", str(s), str(e), "", "", "") for (s, e), n in np.ndenumerate(size) for k in range(n)]
+        frame, share = manifest(rows, "table"), rng.choice([0.05, 0.1, 0.3, 0.5])
+        chosen = frame["ID"].isin(protocols._stratified_share(frame, share, seed))
+        for by, most in ((["emotion"], 1), (["speaker", "emotion"], 1), (["speaker"], 2)):
+            found, expected = (each.groupby([frame[c] for c in by]).sum() for each in (chosen, chosen * 0 + share))
+            assert (abs(found - expected) < most).all(), (by, seed)
+
+
+def test_seen_is_drawn_at_random():
+    """Whoever is drawn, each utterance is as likely as any other."""
+    frame = regular(6, 4, 5)
+    times = sum(frame["ID"].isin(protocols._stratified_share(frame, 0.1, seed)).astype(int) for seed in range(600))
+    assert times.sum() == 600 * 12 and times.between(30, 95).all()  # 60 expected, deviation 7.3
 
 
 def test_seen_fraction_0_trains_on_everything(emodb):
     fold = make_folds(emodb.assign(corpus="savee"), "speaker", seen_fraction=0)["03"]
-    assert fold.seen == fold.valid == ()
-    assert len(fold.train) == 60
+    assert fold.seen == () and len(fold.valid) == 20
+    assert len(fold.train) == 40
 
 
 @pytest.mark.parametrize("share", [-0.1, 1, 1.5])
@@ -233,15 +355,26 @@ def test_given_needs_a_test_part_a_training_part_and_the_column(emodb):
         make_folds(frame, "given")
 
 
-def test_given_never_validates_on_the_test_part(emodb):
-    """With known test speakers the test part is `seen`, but what chooses the epoch is held out of training."""
+def test_given_without_a_validation_part_leaves_a_training_speaker_out(emodb):
+    frame = given(emodb, **{**SPLIT, "09": "train"})
+    fold = make_folds(frame, "given")["given"]
+    assert speakers(emodb, fold.valid) == {"03"} and speakers(emodb, fold.train) == {"08", "09"}
+    assert len(fold.valid) == 20 and len(fold.train) == 36 and len(fold.seen) == 4
+    two = make_folds(frame[frame["speaker"] != "09"], "given")["given"]
+    assert two.valid == () and speakers(emodb, two.train) == {"03", "08"}
+    unknown = make_folds(frame.assign(speaker=frame["speaker"].replace("09", "")), "given")["given"]
+    assert unknown.valid == () and len(unknown.train) == 54
+
+
+def test_given_leaves_out_nobody_who_is_tested(emodb):
+    """With known test speakers the test part is `seen`, and nobody is a stranger to validate on."""
     frame = emodb.assign(split=["test" if k % 5 == 0 else "train" for k in range(80)], corpus="table")
     fold = make_folds(frame, "given")["given"]
     assert fold.seen == fold.test and len(fold.test) == 16
-    assert not set(fold.valid) & set(fold.test)
-    assert len(fold.valid) == pytest.approx(6.4, abs=1)
-    assert len(fold.train) + len(fold.valid) == 64
-    assert make_folds(frame, "given", seen_fraction=0)["given"].valid == ()
+    assert fold.valid == () and len(fold.train) == 64
+    frame.loc[frame["speaker"] == "16", "split"] = "train"
+    fold = make_folds(frame, "given")["given"]
+    assert speakers(frame, fold.valid) == {"16"} and not speakers(frame, fold.test) & {"16"}
 
 
 def test_given_with_known_speakers_and_a_validation_part_holds_nothing_out(emodb):
@@ -326,7 +459,14 @@ def test_speaker_overlap_tells_corpora_apart():
 
 def test_unknown_speakers_may_leak(emodb):
     frame = emodb.assign(speaker="")
-    assert "not known" in leakage(frame, make_folds(frame, "random")["r0"])
+    fold = make_folds(frame, "random")["r0"]
+    assert "not known" in leakage(frame, fold)
+    assert who_validates(frame, fold, "random") == "16 utterances of unknown speakers"
+
+
+def test_known_speakers_who_validate_are_said_to_be(emodb):
+    fold = make_folds(emodb, "random")["r0"]
+    assert who_validates(emodb, fold, "random") == "16 utterances of 03, 08, 09, 16; trained on of these: 4"
 
 
 def test_text_heard():

@@ -75,6 +75,9 @@ def test_backbone(train, small, settings):
     "line",
     [
         "pooling=sum",
+        "pooling=mean_std",
+        "pooling=attentive",
+        "lora={rank: 2}",
         "tokens=letters",
         "tokens=sentencepiece",
         "decoding=beam",
@@ -280,6 +283,24 @@ def test_recordings_too_short_for_a_frame(train, table, tmp_path):
         soundfile.write(tmp_path / "short" / f"{name}.flac", np.zeros(300), 16000)
     flags = ("--corpus=table", f"--data_folder={tmp_path / 'short'}", TABLE_COLUMNS, "--protocol=given")
     wrong(train, *flags, expect=("2 utterances", "2 (19 ms)", "7 (19 ms)", "25 ms"))
+
+
+def test_a_run_says_who_validates(train, small):
+    for flag, who in (("--fold=16", "7 utterances of 03"), ("--protocol=half_session", "none (protocol half_session")):
+        corpus = ["--corpus=demo", f"--data_folder={small.corpus('iemocap')}"] if "half" in flag else []
+        log = (folder_of(train(flag, *corpus)) / "log.txt").read_text(encoding="utf-8")
+        assert f"validation: {who}" in log
+
+
+def test_nobody_validates_among_two_speakers(train, table, tmp_path):
+    rows = pd.read_csv(table / "mine.tsv", sep="\t", dtype=str)
+    rows["who"] = [str(k % 2) for k in range(len(rows))]
+    rows.to_csv(table / "two.tsv", sep="\t", index=False)
+    flags = ["--corpus=table", f"--data_folder={table}", TABLE_COLUMNS, f"--table_file={table / 'two.tsv'}"]
+    for line in ("selection=valid", "early_stopping=1"):
+        said = train(*flags, "--n_epochs=2", f"--{line}", code=2)
+        assert "needs a validation part: protocol speaker finds no training speaker to leave out for it" in said
+    assert "posteriors: not calibrated (protocol speaker finds no training speaker" in train(*flags)
 
 
 def test_several_processes_that_are_no_group_are_refused(train, monkeypatch):

@@ -454,3 +454,19 @@ def test_a_frozen_whisper_trains_heads_from_its_cache(train, tmp_path, tiny):
     cached = train(f"--encoder={tiny}", "--freeze=True", "--cache_embeddings=True", "--n_epochs=2", "--test_only")
     assert "WA" in cached and (folder / "predictions.csv").is_file()
     assert list((tmp_path / "results" / "cache" / "features").glob("*/settings.json"))
+
+
+def test_lora_above_cached_layers(tiny, speech):
+    lobe = Whisper(tiny, freeze_layers=2, cache_embeddings=True, lora={"rank": 2}, apply_spec_augment=False)
+    trained = {name for name, p in lobe.named_parameters() if p.requires_grad}
+    assert trained and all(name.startswith("model.layers.2.self_attn.") and "lora" in name.lower() for name in trained)
+    plain = Whisper(tiny, freeze_layers=2).eval()
+    torch.testing.assert_close(lobe.eval()(speech[1][None]), plain(speech[1][None]))
+    optimizer = torch.optim.SGD([p for p in lobe.parameters() if p.requires_grad], 0.1)
+    for _ in range(2):
+        lobe(lobe.features.extract(speech[1])[None]).square().mean().backward()
+        optimizer.step()
+    before = lobe(speech[1][None])
+    assert not torch.allclose(before, plain(speech[1][None]), atol=1e-4)
+    lobe.fix_weights()
+    torch.testing.assert_close(lobe(speech[1][None]), before, atol=1e-5, rtol=0)

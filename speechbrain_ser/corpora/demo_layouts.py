@@ -6,24 +6,7 @@ from pathlib import Path
 
 from . import emodb, iemocap, savee
 from .acting import FEMALE, MALE, Voice
-
-SENTENCES = (
-    "The boat left before sunrise.",
-    "Bring me a glass of water.",
-    "She will call you tomorrow.",
-    "We walked home in the rain.",
-    "The window is open again.",
-    "They moved to a new house.",
-    "My brother found the keys.",
-    "I put the letter on the table.",
-    "Nobody knows what happened.",
-    "Dinner is almost ready.",
-    "He never asked for the money.",
-    "You should have told me.",
-)
-# known words in new orders, said by held-out speakers only: what a model spells, not what it knows by heart
-HELD_OUT = ("You left the keys in the boat.", "My brother should call again tomorrow.")
-
+from .demo_sentences import HELD_OUT, SENTENCES
 
 @dataclass(frozen=True)
 class Turn:
@@ -53,7 +36,8 @@ IEMOCAP_VOICES = {
     for session, pair in enumerate(zip(FEMALE, MALE, strict=True), 1)
     for gender, voice in zip("FM", pair, strict=True)
 }
-HELD_OUT_SESSION = "05"
+HELD_OUT_SESSION = 5
+BLOCKS = (1, 2, 3, 4, 6)  # of sentences, which a session's woman and man take in turn: ten different halves
 IEMOCAP_CODES = {emotion: code for code, emotion in iemocap.EMOTIONS.items()}
 # valence, activation, dominance as raters would give them
 DIMENSIONS = {
@@ -70,10 +54,13 @@ DIMENSIONS = {
 def iemocap_layout(sentences: int | None = None) -> Plan:
     """IEMOCAP's four classes (happy: every other one excited), label files, transcriptions and its traps.
 
+    A session says every sentence once, half of them by each speaker, each in one emotion, another one in most sessions.
+    Session 5 also says those that are held out: both speakers, each in two of the emotions.
+
     Arguments
     ---------
     sentences : int, optional
-        How many sentences everybody says; all by default.
+        A small corpus: so many sentences that everybody says, and two that are held out, each in all four emotions.
 
     Returns
     -------
@@ -84,31 +71,48 @@ def iemocap_layout(sentences: int | None = None) -> Plan:
     -------
     >>> plan = iemocap_layout()
     >>> len(plan.turns), plan.turns[1].wav
-    (516, 'Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_M000.wav')
+    (804, 'Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_M000.wav')
     """
-    turns = [turn for session in range(1, 6) for turn in _session_turns(session, SENTENCES[:sentences])]
+    turns = [turn for session in range(1, 6) for turn in _session_turns(session, sentences)]
     return Plan(turns, IEMOCAP_VOICES, "en-us", 16000, lambda root, seconds: _write_dialogs(root, turns, seconds))
 
 
-def _session_turns(session, common):
-    name = f"Ses{session:02}"
-    held_out = HELD_OUT if name.endswith(HELD_OUT_SESSION) else ()
+def _session_turns(session, sentences):
+    said = _halves(session) if sentences is None else _in_all_emotions(session, sentences)
     counts = {}
-    for number, text in enumerate([*common, *held_out]):
-        happy = "happy" if number % 2 else "excited"
-        for shift, emotion in enumerate(("neutral", happy, "angry", "sad", *_other(number))):
-            # every dialog holds every sentence in one emotion, so each half of a session has all of both
-            dialog = IEMOCAP_DIALOGS[(number + shift) % 4].format(name)
-            for letter in "FM":
-                place = counts.setdefault((dialog, letter), 0)
-                counts[dialog, letter] += 1
-                wav = f"Session{session}/sentences/wav/{dialog}/{dialog}_{letter}{place:03}.wav"
-                yield Turn(wav, name[3:] + letter, emotion, text)
+    for number, texts in enumerate(zip(*said, strict=True)):
+        happy = "happy" if number // 4 % 2 else "excited"
+        emotion = ("neutral", happy, "angry", "sad")[number % 4]
+        # of four turns in a row each is in another dialog, so that every dialog has all emotions of both speakers
+        dialog = IEMOCAP_DIALOGS[(number // 4 + number) % 4]
+        for letter, text in zip("FM", texts, strict=True):
+            yield _turn(session, dialog, letter, emotion, text, counts)
+    for letter, texts in zip("FM", said, strict=True):
+        others = zip(("frustrated", "undecided"), dict.fromkeys(texts), IEMOCAP_DIALOGS, strict=False)
+        for emotion, text, dialog in others:  # labels that the four classes leave out
+            yield _turn(session, dialog, letter, emotion, text, counts)
 
 
-def _other(number):
-    """Two sentences come once more with labels that the four classes leave out."""
-    return {0: ("frustrated",), 1: ("undecided",)}.get(number, ())
+def _turn(session, dialog, letter, emotion, text, counts):
+    dialog = dialog.format(f"Ses{session:02}")
+    place = counts[dialog, letter] = counts.get((dialog, letter), -1) + 1
+    wav = f"Session{session}/sentences/wav/{dialog}/{dialog}_{letter}{place:03}.wav"
+    return Turn(wav, f"{session:02}{letter}", emotion, text)
+
+
+def _halves(session):
+    """What a session's woman says, turn by turn, and its man."""
+    block = BLOCKS[session - 1]
+    said = [[text for k, text in enumerate(SENTENCES) if k // block % 2 == half] for half in (0, 1)]
+    if session == HELD_OUT_SESSION:  # the man begins with the second: he says each in the other two emotions
+        for texts, held_out in zip(said, (HELD_OUT, (*HELD_OUT[1:], HELD_OUT[0])), strict=True):
+            texts += [text for text in held_out for _ in range(2)]
+    return said
+
+
+def _in_all_emotions(session, sentences):
+    texts = [*SENTENCES[:sentences], *(HELD_OUT[:2] if session == HELD_OUT_SESSION else ())]
+    return [[text for text in texts for _ in range(4)]] * 2
 
 
 def _write_dialogs(root, turns, durations):
@@ -170,10 +174,12 @@ SAVEE_VOICES = dict(zip(savee.SPEAKERS, MALE, strict=False))
 def savee_layout(sentences: int | None = None) -> Plan:
     """`AudioData/DC/a01.wav`: speaker, emotion, number of the sentence; seven emotions.
 
+    What is said is no part of this layout, so all say the same: twelve sentences, KL two more.
+
     Arguments
     ---------
     sentences : int, optional
-        How many sentences everybody says; all by default.
+        How many sentences everybody says; 12 by default.
 
     Returns
     -------
@@ -187,9 +193,9 @@ def savee_layout(sentences: int | None = None) -> Plan:
     """
     turns = []
     for speaker in SAVEE_VOICES:
-        numbered = list(enumerate(SENTENCES, 1))[:sentences]
+        numbered = list(enumerate(SENTENCES[:12], 1))[:sentences]
         if speaker == "KL":
-            numbered += list(enumerate(HELD_OUT, len(SENTENCES) + 1))
+            numbered += list(enumerate(HELD_OUT[:2], 13))
         for code, emotion in savee.EMOTIONS.items():
             for number, text in numbered:
                 turns.append(Turn(f"AudioData/{speaker}/{code}{number:02}.wav", speaker, emotion, text))
