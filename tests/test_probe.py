@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.inference import EmotionRecognizer
 from speechbrain_ser.lobes.encoder import Encoder
-from speechbrain_ser.lobes.statistics import LayerStatistics, mean_and_deviation
+from speechbrain_ser.lobes.statistics import LayerStatistics
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.probe import ProbeModel
 from speechbrain_ser.package.export import export_run
@@ -75,13 +75,6 @@ def test_a_model_in_use_stops_after_its_layer(any_encoder, state):
     model.keep_tasks({"emotion"})
     assert len(any_encoder.states(wavs, lens)[0]) == min(state + 1, 2) + 1 and model.inputs == {"sig": None}
     torch.testing.assert_close(model((wavs, lens))["emotion"], expected)
-
-
-def test_padding_says_nothing_even_where_it_is_not_finite():
-    x = torch.randn(2, 5, 3)
-    x[1, 2:] = torch.nan
-    found = mean_and_deviation(x, torch.tensor([5, 2]))
-    assert found.isfinite().all() and torch.equal(found[1], mean_and_deviation(x[1:, :2], torch.tensor([2]))[0])
 
 
 def test_other_weights_are_another_cache(small):

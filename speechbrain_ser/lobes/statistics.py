@@ -5,41 +5,13 @@ from functools import cached_property
 
 import torch
 
-from speechbrain_ser.nnet.pooling import frame_mask
+from speechbrain_ser.nnet.pooling import MaskedPooling
 
 VERSION = 1  # of the numbers that come out: raise it with every change of them, and caches start afresh
 
 
-def mean_and_deviation(x: torch.Tensor, frame_counts: torch.Tensor) -> torch.Tensor:
-    """The mean and the standard deviation over each utterance's own frames.
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        Frames [batch, frames, channels]; what stands past an utterance's end is ignored, whatever it is.
-    frame_counts : torch.LongTensor
-        Own frames of each utterance [batch].
-
-    Returns
-    -------
-    torch.Tensor
-        [batch, 2 * channels] float32, the means first; of a single frame the deviation is 0.
-
-    Example
-    -------
-    >>> x = torch.tensor([[[1.0], [3.0], [99.0]]])  # one utterance of two frames, one frame of padding
-    >>> mean_and_deviation(x, torch.tensor([2]))
-    tensor([[2., 1.]])
-    """
-    counts = frame_counts.to(x.device)
-    padding = ~frame_mask(counts, x.shape[1])[:, :, None]  # [batch, frames, 1]
-    mean = x.float().masked_fill(padding, 0.0).sum(1, keepdim=True) / counts[:, None, None]  # [batch, 1, channels]
-    squares = (x - mean).masked_fill(padding, 0.0).square().sum(1)
-    return torch.cat([mean[:, 0], (squares / counts[:, None]).sqrt()], dim=1)
-
-
 class LayerStatistics:
-    """:func:`mean_and_deviation` of a frozen encoder's every state, for a feature cache.
+    """Mean and deviation over an utterance's own frames of every state of a frozen encoder, for a feature cache.
 
     Arguments
     ---------
@@ -58,7 +30,7 @@ class LayerStatistics:
     """
 
     def __init__(self, encoder):
-        self.encoder = encoder
+        self.encoder, self.pooling = encoder, MaskedPooling("mean_std")
 
     @property
     def min_samples(self) -> int:
@@ -89,7 +61,7 @@ class LayerStatistics:
         """Statistics [batch, states, 2 * channels] of waveforms [batch, time] and their relative lengths [batch]."""
         with torch.no_grad():
             states, counts = self.encoder.states(wavs, wav_lens)
-            return torch.stack([mean_and_deviation(state, counts) for state in states], dim=1)
+            return torch.stack([self.pooling(state, counts) for state in states], dim=1)
 
     def extract(self, wav: torch.Tensor) -> torch.Tensor:
         """A waveform [time], 16 kHz, to statistics [states, 2 * channels], on the CPU."""
