@@ -55,6 +55,7 @@ setup(
         "safetensors",
         "numpy",
         "scikit-learn>=1.4",
+        "threadpoolctl>=3",  # comes with scikit-learn
         "scipy>=1.11",
         "statsmodels>=0.14",
         "jiwer>=4",

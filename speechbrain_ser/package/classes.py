@@ -20,6 +20,7 @@ from speechbrain_ser.models.cai import CaiModel
 from speechbrain_ser.models.fu import FuModel
 from speechbrain_ser.models.ha import HaModel
 from speechbrain_ser.models.hsu import HsuModel
+from speechbrain_ser.models.probe import ProbeModel
 from speechbrain_ser.nnet.pooling import MaskedPooling
 from speechbrain_ser.processing.log_mel import LogMel
 from speechbrain_ser.processing.pitch_track import PitchTrack
@@ -72,6 +73,7 @@ MODELS = {
         "encoder pooling mel pitch parts emotion_reads sizes resample resampling heads loss_weights",
         "seed",
     ),
+    "speechbrain_ser.models.probe.ProbeModel": _kind(ProbeModel, "encoder heads loss_weights", "seed"),
 }
 CLASSES = (
     MODELS
