@@ -15,7 +15,6 @@ SERVE = ["gradio>=6.31,<7"]
 EXTRAS = {
     "demo": DEMO,
     "whisper": WHISPER,
-    "lora": ["peft>=0.18"],
     # the published F0 tracker, to compare ours with; it is built from source
     "rapt": ["pysptk>=1.0", "setuptools<82"],
     "onnx": ONNX,
