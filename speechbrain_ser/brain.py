@@ -13,12 +13,11 @@ from pathlib import Path
 import pandas as pd
 import speechbrain as sb
 import torch
-from speechbrain.utils.checkpoints import torch_recovery
 from speechbrain.utils.distributed import if_main_process, main_process_only
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from speechbrain_ser import distributed
-from speechbrain_ser.checkpoints import BEST, History, RandomState, Tally, find_epoch
+from speechbrain_ser.checkpoints import BEST, History, RandomState, Tally, find_epoch, load_parameters
 from speechbrain_ser.dataio import StepSampler
 from speechbrain_ser.decoding import Decoder
 from speechbrain_ser.errors import UserError
@@ -63,7 +62,12 @@ class RunData:
 
 
 def check_optimizer(hparams: dict, opt_class) -> None:
-    """What is wrong with the optimiser is said now; SpeechBrain makes it only when training starts."""
+    """What is wrong with the optimiser is said now; SpeechBrain makes it only when training starts.
+
+    A system that takes no gradient steps has none.
+    """
+    if opt_class is None:
+        return
     for key in ("lr", "backbone_lr"):
         rate = hparams.get(key)
         if rate is not None and not (isinstance(rate, (int, float)) and 0 <= rate < float("inf")):
@@ -360,12 +364,20 @@ class SERBrain(sb.Brain):
         """Collect the stage's figures; the last stage of an epoch closes it."""
         self._join()
         if stage == sb.Stage.TRAIN:
-            # the first group's rate: the backbone's own, where it has one, stands last
-            self.row = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"], **self._figures("train")}
+            self.row = {"epoch": epoch, **self.settings(), **self._figures("train")}
         if stage == sb.Stage.VALID:
             self.row |= self._figures("valid")
         if stage == sb.Stage.VALID or (stage == sb.Stage.TRAIN and not self.data.fold.valid):
             self._close_epoch(epoch)
+
+    def settings(self) -> dict:
+        """What epochs.csv says of how an epoch was trained."""
+        # the first group's rate: the backbone's own, where it has one, stands last
+        return {"lr": self.optimizer.param_groups[0]["lr"]}
+
+    def facts(self) -> dict:
+        """What metrics.json says of the trained model beside its figures."""
+        return {}
 
     def _join(self) -> None:
         """Sums and rows of all processes, in each of them: all find the same figures, and the same best epoch."""
@@ -448,7 +460,7 @@ class SERBrain(sb.Brain):
     @main_process_only
     def _log_epoch(self) -> None:
         write_csv(pd.DataFrame(self.history.rows), Path(self.hparams.output_folder) / "epochs.csv")
-        meta = {k: self.row[k] for k in ("epoch", "lr")}
+        meta = {k: self.row[k] for k in ("epoch", *self.settings())}
         parts = {p: self._numbers(p) for p in ("train", "valid", "test")}
         meta |= {k: v for k, v in self.row.items() if k.startswith("seen_")}
         for log in self.log_to:
@@ -492,5 +504,5 @@ class SERBrain(sb.Brain):
                 f"{self.checkpointer.checkpoints_dir} holds no checkpoint{f' with {max_key}' if max_key else ''}: "
                 "refusing to test untrained weights"
             )
-        torch_recovery(self.model, checkpoint.paramfiles["model"], end_of_epoch=True)
+        load_parameters(self.model, checkpoint)
         self.tested_epoch = checkpoint.meta["epoch"]

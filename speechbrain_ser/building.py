@@ -72,7 +72,7 @@ def _build(setup: Setup):
         sampler=sampler,
         loaders=loaders,
         modules=hparams["modules"],
-        opt_class=hparams["opt_class"],
+        opt_class=hparams.get("opt_class"),
         hparams=hparams,
         run_opts=config.run_opts,
         checkpointer=checkpointer,
@@ -125,7 +125,7 @@ def rehearse(setup: Setup) -> None:
         tokens = _tokens(config.plain, setup.frame.set_index("ID").loc[list(setup.fold.train), "transcript"])
         config.computed = _computed(setup, tokens)
         hparams, *_ = _parts(setup, tokens)
-        check_optimizer(hparams, hparams["opt_class"])
+        check_optimizer(hparams, hparams.get("opt_class"))
 
 
 def _computed(setup: Setup, tokens) -> dict:
@@ -184,17 +184,18 @@ def _loaders(hparams: dict, data: RunData, device: str):
         hparams["batch_size"],
         _micro_batch_size(hparams, device),
         hparams["seed"],
-        balanced_weights(train, hparams["balance"], hparams["second_corpus"], hparams["second_share"]),
+        balanced_weights(train, hparams.get("balance"), hparams["second_corpus"], hparams.get("second_share")),
         hparams.get("epoch_steps", 0),
         hparams.get("bucket_steps", 1),
         rank(),
         world_size(),
     )
-    logger.info(
-        f"{sampler.steps_per_epoch} steps of {hparams['batch_size']} utterances an epoch, "
-        f"micro-batches of {sampler.micro_batch_size}, padding {sampler.padding_share():.0%}"
-        + (f", shared by {world_size()} processes" if world_size() > 1 else "")
-    )
+    if hparams.get("opt_class"):
+        logger.info(
+            f"{sampler.steps_per_epoch} steps of {hparams['batch_size']} utterances an epoch, "
+            f"micro-batches of {sampler.micro_batch_size}, padding {sampler.padding_share():.0%}"
+            + (f", shared by {world_size()} processes" if world_size() > 1 else "")
+        )
     inputs = _inputs(hparams, data.frame)
     encode = data.tokens.encode if data.tokens else None
     loaders = {"valid": None}
@@ -214,7 +215,7 @@ def _inputs(hparams: dict, frame: pd.DataFrame) -> dict:
     for name, features in hparams["model"].inputs.items():
         if features is None:
             inputs[name] = AudioCache(folder / "audio")
-        elif hparams["augment"] is not None:
+        elif hparams.get("augment") is not None:
             lines = [f"--{line}=False" for line in ("cache_features", "cache_front_end") if hparams.get(line)]
             way_out = f"give {lines[0]}" if lines else "leave augment: null"
             raise UserError(f"augment changes waveforms, but {name} are computed once: {way_out}")

@@ -137,7 +137,8 @@ def logit_table(frame: pd.DataFrame, logits: dict[str, Sequence[float]], classes
 
 def logits_of(table: pd.DataFrame, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Logits [utterances, classes] and indices of the true classes [utterances] of a table like ``logits.csv``."""
-    logits = table[[f"logit_{c}" for c in classes]].to_numpy(float)
+    # a CSV's digits tell a float32 from its neighbours, and read as float64 are not yet its value
+    logits = table[[f"logit_{c}" for c in classes]].to_numpy(np.float32).astype(float)
     return logits, pd.Index(classes).get_indexer(table["emotion"])
 
 

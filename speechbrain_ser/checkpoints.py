@@ -13,14 +13,17 @@ import torch
 import yaml
 from speechbrain.utils.checkpoints import (
     CKPT_PREFIX,
+    DEFAULT_LOAD_HOOKS,
     METAFNAME,
     Checkpoint,
     Checkpointer,
+    get_default_hook,
     mark_as_loader,
     mark_as_saver,
     register_checkpoint_hooks,
 )
 from speechbrain.utils.distributed import ddp_barrier, if_main_process, main_process_only, run_on_main
+from torch import nn
 
 from speechbrain_ser import checksums
 from speechbrain_ser.distributed import gathered, rank, world_size
@@ -272,6 +275,11 @@ def find_epoch(checkpointer: WholeCheckpointer, **keys: str | None) -> Checkpoin
             f"checkpoint, or {folder.parent} to train from the start"
         )
     return found
+
+
+def load_parameters(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """A checkpoint's parameters, and nothing else of it, into a model, by the model's own hook where it has one."""
+    get_default_hook(model, DEFAULT_LOAD_HOOKS)(model, checkpoint.paramfiles["model"], end_of_epoch=True)
 
 
 @of_every_process

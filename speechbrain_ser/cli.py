@@ -38,9 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     speechbrain.setLevel(logging.WARNING)  # it tells at length how it was imported
     from .corpora.errors import CorpusError
     from .errors import UserError
+    from .libraries import libraries_that_load
 
     try:
-        return run(**arguments) or 0
+        with libraries_that_load():
+            return run(**arguments) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, CorpusError) else 2

@@ -14,8 +14,8 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 import soundfile
+import soxr
 import torch
-import torchaudio
 from speechbrain.dataio import audio_io
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataloader import SaveableDataLoader
@@ -31,6 +31,8 @@ from speechbrain_ser.stopping import leave_signals_to_parent
 logger = logging.getLogger(__name__)
 
 SAMPLE_RATE = 16_000
+QUALITY = "HQ"  # of soxr: 20 bits, linear phase
+RESAMPLER = f"soxr {QUALITY}"  # by which waveforms at other rates are made: part of what keys their copies and features
 MEMORY = 1 << 30  # bytes of waveforms that a process keeps: four and a half hours
 LABELS = ("emotion_index", "speaker_index", "token_list")  # items that are no inputs
 
@@ -53,7 +55,9 @@ def load_audio(path: str | os.PathLike) -> torch.Tensor:
     """
     wav, rate = audio_io.load(sound_name(path))  # (channels, time)
     wav = wav.float().mean(0)
-    return wav if rate == SAMPLE_RATE else torchaudio.functional.resample(wav, rate, SAMPLE_RATE)
+    if rate == SAMPLE_RATE:
+        return wav
+    return torch.from_numpy(soxr.resample(wav.numpy(), rate, SAMPLE_RATE, QUALITY))
 
 
 def samples_of(durations: pd.Series) -> torch.LongTensor:
@@ -71,8 +75,8 @@ class AudioCache:
     """16 kHz mono copies of recordings that are not: resampled once, then read.
 
     A recording that is 16 kHz mono already is read where it lies. Copies are named by the recording's path, size and
-    time of change, and appear in one step, so that a killed process leaves none half-written. Waveforms are decoded
-    once, as long as there is room for them in memory.
+    time of change and by what resampled them, and appear in one step, so that a killed process leaves none
+    half-written. Waveforms are decoded once, as long as there is room for them in memory.
 
     Arguments
     ---------
@@ -118,7 +122,8 @@ class AudioCache:
 
     def _copy(self, path: str) -> str:
         stat = os.stat(path)
-        key = hashlib.sha256(f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
+        identity = f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns} {RESAMPLER}"
+        key = hashlib.sha256(identity.encode()).hexdigest()
         copy = self.folder / f"{key[:24]}.wav"
         if not copy.exists():
             wav = io.BytesIO()  # libsndfile tells no full disk

@@ -178,7 +178,7 @@ def _check_fold(plain: dict, fold: Fold, data: Data) -> None:
         raise UserError(f"selection: valid needs a validation part: {why_none_validates(plain['protocol'])}")
     if plain["loss_weights"].get("speaker") and (data.frame["speaker"] == "").any():
         raise UserError("the speaker task needs a speaker for every utterance: some have none")
-    patience = plain["early_stopping"]
+    patience = plain.get("early_stopping", plain["n_epochs"])
     if not isinstance(patience, int) or patience < 1:
         raise UserError(f"early_stopping must be a whole number >= 1 (n_epochs: off), found {patience!r}")
     if patience < plain["n_epochs"] and not fold.valid:

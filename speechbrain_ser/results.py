@@ -61,7 +61,7 @@ def evaluate_and_write(setup: Setup, brain, loaders: dict) -> None:
             selections[selection]["second"] = _test_second(setup, brain, loaders, selection, suffix, heard["second"])
         if brain.has_speaker_task:
             selections[selection]["seen_speaker_accuracy"] = _test_speakers(setup, brain, loaders, selection, suffix)
-    results = {**run_facts(setup), "selections": selections}
+    results = {**run_facts(setup), **brain.facts(), "selections": selections}
     run_on_main(_finish, [setup, results, _valid_logits(setup, brain, loaders), test])
 
 

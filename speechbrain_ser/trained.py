@@ -9,10 +9,9 @@ from pathlib import Path
 
 import ruamel.yaml
 from hyperpyyaml import load_hyperpyyaml
-from speechbrain.utils.checkpoints import torch_recovery
 from torch import nn
 
-from speechbrain_ser.checkpoints import WholeCheckpointer, find_epoch
+from speechbrain_ser.checkpoints import WholeCheckpointer, find_epoch, load_parameters
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.files import sha256
 from speechbrain_ser.results import SELECTIONS
@@ -94,7 +93,7 @@ def load_model(run_folder: str | os.PathLike) -> TrainedModel:
     tree = read_yaml(folder / "hyperparams.yaml")
     model = _build(tree, folder / "hyperparams.yaml")
     try:
-        torch_recovery(model, checkpoint.paramfiles["model"], end_of_epoch=True)
+        load_parameters(model, checkpoint)
     except (RuntimeError, KeyError) as error:
         raise UserError(f"{checkpoint.path}: its parameters do not fit the run's own model: {error}") from error
     lines = {name: value for name, value in tree.items() if value is None or isinstance(value, str | int | float)}

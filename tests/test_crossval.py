@@ -172,6 +172,9 @@ class PretendedBrain:
     tested_epoch = 1
     has_speaker_task = False
 
+    def facts(self):
+        return {}
+
     def __init__(self, setup):
         self.setup = setup
 
@@ -304,6 +307,23 @@ def test_table_and_the_papers_numbers(crossval):
     assert [r.name for r in runs] == ["alpha = 0", "alpha = 0.001", "alpha = 0.01", "alpha = 0.1"]
     assert not runs[0].setup.config.plain["test_every_epoch"]  # the user's word, not the table's
     assert "Table 4" in out and "paper" in out and re.search(r"78\.[12]", out) and re.search(r"19\.[23]", out)
+
+
+def test_rows_of_several_systems_stand_in_one_table(crossval, tmp_path):
+    path = tmp_path / "systems.yaml"
+    path.write_text(
+        "table: Two systems\nhparams: cai_mtl.yaml\nrows:\n- {name: Cai, lines: {alpha: 0}}\n"
+        "- {name: Ha, hparams: ha_speaker_norm.yaml, lines: {alpha: 0}}\n- {name: Cai and ASR}\n"
+    )
+    runs, out = crossval("--folds=03", yaml=path)
+    assert [(run.name, run.setup.config.system) for run in runs] == [
+        *(("Cai", "cai_mtl"), ("Ha", "ha_speaker_norm"), ("Cai and ASR", "cai_mtl"))
+    ]
+    shown = [re.match(r"(Cai and ASR|Cai|Ha) ", line) for line in out.splitlines()]
+    assert [match[1] for match in shown if match][:3] == ["Cai", "Ha", "Cai and ASR"]
+    path.write_text("table: T\nhparams: cai_mtl.yaml\nrows:\n- {hparams: ha_speaker.yaml}\n")
+    with pytest.raises(UserError, match="no ha_speaker.yaml among .*did you mean 'ha_speaker_norm.yaml'"):
+        read_table(path, ROOT / "hparams")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "hparams" / "tables").glob("*.yaml")), ids=lambda p: p.stem)

@@ -33,7 +33,14 @@ def sine(rate: int, seconds: float = 0.5, hertz: float = 440.0) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("name", "rate", "subtype"),
-    [("a.wav", 44_100, "PCM_16"), ("a.flac", 44_100, "PCM_16"), ("a.wav", 8_000, "FLOAT"), ("a.ogg", 48_000, None)],
+    [
+        ("a.wav", 44_100, "PCM_16"),
+        ("a.flac", 44_100, "PCM_16"),
+        ("a.wav", 8_000, "FLOAT"),
+        ("a.ogg", 48_000, None),
+        ("a.wav", 44_101, "FLOAT"),  # no common divisor with 16 kHz
+        ("a.wav", 12_002, "FLOAT"),
+    ],
 )
 def test_stereo_of_any_rate_becomes_16_khz_mono(tmp_path, name, rate, subtype):
     """Left is 1.5 x the sine, right 0.5 x: the mean of the channels is the sine itself, at 16 kHz."""
@@ -45,6 +52,12 @@ def test_stereo_of_any_rate_becomes_16_khz_mono(tmp_path, name, rate, subtype):
     middle = slice(800, -800)  # a filter's edges
     tolerance = 0.03 if name.endswith("ogg") else 2e-3
     assert (found[middle] - expected[middle]).abs().max() < tolerance
+
+
+def test_what_16_khz_cannot_hold_is_gone(tmp_path):
+    """A tone above 8 kHz must not come back, mirrored, as one below it."""
+    soundfile.write(tmp_path / "a.wav", sine(44_100, hertz=9_000), 44_100, "FLOAT")
+    assert load_audio(tmp_path / "a.wav")[800:-800].abs().max() < 0.5 * 10 ** (-100 / 20)
 
 
 def test_16_khz_mono_is_read_where_it_lies(tmp_path):
@@ -95,6 +108,15 @@ def test_a_changed_recording_gets_a_new_copy(tmp_path, stereo):
     assert len(list(folder.iterdir())) == 2
     spectrum = cache[str(stereo)].numpy()
     assert abs(np.argmax(np.abs(np.fft.rfft(spectrum))) * 16_000 / len(spectrum) - 880) < 4
+
+
+def test_a_copy_of_another_resampler_is_not_read(tmp_path, stereo, monkeypatch):
+    import speechbrain_ser.dataio as dataio
+
+    for copies, resampler in enumerate(("another", dataio.RESAMPLER), 1):
+        monkeypatch.setattr(dataio, "RESAMPLER", resampler)
+        AudioCache(tmp_path / "cache").fill([str(stereo)], progress=False)
+        assert len(list((tmp_path / "cache").iterdir())) == copies
 
 
 def test_a_failed_copy_leaves_nothing_half_written(tmp_path, stereo, monkeypatch):

@@ -464,6 +464,7 @@ def test_torchrun_and_ctrl_c(lines, tmp_path):
 
 
 SYSTEMS = {
+    "cai_mtl": (*STILL, "--lora={rank: 2}", "--backbone_lr=0.01", "--pooling=attentive"),
     "ha_speaker_norm": STILL,
     "fu_cross_lingual": ("--dropout=0",),
     "hsu_pretrain": ("--crop=null", "--resample=False"),

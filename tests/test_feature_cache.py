@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
 
 from speechbrain_ser.dataio import load_audio
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.processing import feature_cache
+from speechbrain_ser.processing import feature_cache, sources
 from speechbrain_ser.processing.digests import ContentDigests
 from speechbrain_ser.processing.entries import DamagedEntry, pack, unpack
 from speechbrain_ser.processing.feature_cache import FeatureCache
@@ -110,6 +111,13 @@ def test_log_mel_of_other_rates_and_channels(make, tmp_path):
     expected = log_mel(load_audio(tmp_path / "stereo.wav")[None])[0]
     assert torch.equal(cache[tmp_path / "stereo.wav"], expected)
     assert torch.equal(make(None, log_mel.settings)[tmp_path / "stereo.wav"], expected)
+
+
+def test_features_of_another_resampler_are_not_read(paths, tmp_path, monkeypatch):
+    for resampler in ("another", sources.RESAMPLER):
+        monkeypatch.setattr(sources, "RESAMPLER", resampler)
+        source = sources.feature_source(LogMel(), tmp_path / "cache", pd.DataFrame({"wav": paths}))
+        assert [source.fill(paths, progress=False) for _ in range(2)] == [len(paths), 0]
 
 
 def test_settings_are_kept_apart_and_noted(make, paths, tmp_path):

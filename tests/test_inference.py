@@ -26,6 +26,7 @@ RUNS = {
     "fu, waveforms": ("fu_cross_lingual", ["--fold=03", "--fixed_length=0", "--cache_features=False", "--lr=0.01"]),
     "hsu": ("hsu_mtl", [*STAGE_2, "--emotion_reads=[pitch, timbre]"]),
     "hsu by gender": ("hsu_mtl", [*STAGE_2, "--f0_range={M: [50, 250], F: [100, 600]}", "--a_CTC=0"]),
+    "probe": ("probe", []),
     "stage 1": ("hsu_pretrain", []),
 }
 
@@ -62,7 +63,7 @@ def assert_equal(found, row):
 # ------------------------------------------------------------------ as training's own test
 
 
-@pytest.mark.parametrize("name", ["cai", "ha", "fu", "fu, waveforms", "hsu"])
+@pytest.mark.parametrize("name", ["cai", "ha", "fu", "fu, waveforms", "hsu", "probe"])
 def test_equals_the_runs_own_predictions_in_any_batch_and_order(run_of, wavs, name):
     folder = run_of(name)
     rows = predictions_of(folder, wavs).to_dict("records")

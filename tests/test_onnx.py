@@ -25,10 +25,10 @@ from speechbrain_ser.package.onnx import Graph, check_onnx, write_onnx
 from .test_inference import CPU, RUNS
 
 
-def model_of(backbone: Path) -> CaiModel:
+def model_of(backbone: Path, pooling: str = "mean") -> CaiModel:
     """Without an ASR head."""
     heads = {"emotion": partial(nn.Linear, out_features=3)}
-    return CaiModel(Wav2Vec2(str(backbone)), MaskedPooling(), heads, {"emotion": 1.0}).eval()
+    return CaiModel(Wav2Vec2(str(backbone)), MaskedPooling(pooling), heads, {"emotion": 1.0}).eval()
 
 
 @pytest.fixture
@@ -75,6 +75,16 @@ def test_a_wrong_graph_is_not_kept(small, tmp_path):
     with pytest.raises(UserError, match=r"the graph's emotion logits are off by 1.0e-03"):
         check_onnx(graph, tmp_path / "model.onnx")
     (tmp_path / "model.onnx").unlink()
+
+
+@pytest.mark.parametrize("pooling", ["mean_std", "attentive"])
+def test_pooling_of_mean_and_deviation(small, tmp_path, pooling):
+    model = model_of(small.backbone(), pooling)
+    with torch.no_grad():
+        model.heads["emotion"].weight.mul_(30)  # lest its bias hide what was pooled
+        for parameter in model.pooling.parameters():
+            parameter.mul_(3)
+    write_onnx(model, tmp_path / "model.onnx")  # and compares
 
 
 def test_a_graph_that_torch_cannot_export(small, tmp_path, monkeypatch):

@@ -99,7 +99,7 @@ def away(*folders: Path):
 # ------------------------------------------------------------------ what the run said
 
 
-@pytest.mark.parametrize("name", ["cai", "ha", "fu", "fu, waveforms", "hsu"])
+@pytest.mark.parametrize("name", ["cai", "ha", "fu", "fu, waveforms", "hsu", "probe"])
 def test_equals_the_runs_predictions_without_run_and_backbone(
     run_of, package_of, small, wavs, name, tmp_path, monkeypatch
 ):

@@ -1,9 +1,20 @@
 """Pooling sees an utterance's own frames only."""
 
+from functools import partial
+
 import pytest
 import torch
+from safetensors.torch import load_file
+from speechbrain.lobes.models.ECAPA_TDNN import AttentiveStatisticsPooling
 
-from speechbrain_ser.nnet.pooling import MaskedPooling, frame_mask
+from speechbrain_ser.inference import EmotionRecognizer
+from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
+from speechbrain_ser.models.cai import CaiModel
+from speechbrain_ser.nnet.pooling import MODES, MaskedPooling, frame_mask
+from speechbrain_ser.package.export import export_run
+from speechbrain_ser.trained import load_model
+
+from .test_inference import CPU
 
 COUNTS = torch.tensor([7, 3, 1])
 
@@ -13,18 +24,74 @@ def frames() -> torch.Tensor:
     return torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(0))  # [batch, frames, channels]
 
 
+def pooling_of(mode: str, channels: int = 5) -> MaskedPooling:
+    """Ready for these frames, whose own the attention tells apart."""
+    pooling = MaskedPooling(mode)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        assert pooling.set_up(channels) == channels * (2 if mode in ("mean_std", "attentive") else 1)
+    with torch.no_grad():
+        for parameter in pooling.parameters():
+            parameter.mul_(3)
+    return pooling.train()
+
+
 @pytest.mark.parametrize("mode", ["mean", "sum"])
-def test_padded_batch_gives_the_singles(frames, mode):
+def test_mean_and_sum(frames, mode):
     pooled = MaskedPooling(mode)(frames, COUNTS)
     singles = [getattr(frames[i, :count], mode)(dim=0) for i, count in enumerate(COUNTS)]
     torch.testing.assert_close(pooled, torch.stack(singles))
 
 
-@pytest.mark.parametrize("mode", ["mean", "sum"])
+def test_mean_and_deviation(frames):
+    pooled = pooling_of("mean_std")(frames, COUNTS)
+    for row, own in zip(pooled, (frames[i, :count] for i, count in enumerate(COUNTS)), strict=True):
+        expected = torch.cat([own.mean(dim=0), own.std(dim=0, correction=0)])
+        torch.testing.assert_close(row, expected, rtol=1e-5, atol=2e-6)  # one frame: sqrt(1e-12)
+
+
+def test_attentive_is_speechbrains_without_its_batch_norm(frames):
+    pooling, theirs = pooling_of("attentive"), AttentiveStatisticsPooling(5).eval()
+    theirs.load_state_dict(pooling.attention.state_dict(), strict=False)
+    theirs.tdnn.norm = torch.nn.Identity()
+    for row, own in zip(pooling(frames, COUNTS), (frames[i, :count] for i, count in enumerate(COUNTS)), strict=True):
+        torch.testing.assert_close(row, theirs(own.T[None])[0, :, 0])
+    mean_std = pooling_of("mean_std")(frames, COUNTS)
+    assert (pooling(frames, COUNTS) - mean_std)[:2].abs().max() > 0.1  # it does weigh the frames
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_padded_batch_gives_the_singles_and_their_gradients(mode):
+    """In training, for lengths up to 20 s; one frame, and frames that are all the same, give no NaN."""
+    counts = torch.tensor([999, 1, 998, 149, 2, 37])
+    x = torch.randn(len(counts), 999, 16, generator=torch.Generator().manual_seed(0))
+    x[4] = x[4, :1]
+    pooling = pooling_of(mode, 16)
+
+    def run(x, counts):
+        x = x.clone().requires_grad_()
+        pooling.zero_grad()
+        pooled = pooling(x, counts)
+        pooled.square().sum().backward()
+        return pooled.detach(), x.grad, [p.grad.clone() for p in pooling.parameters()]
+
+    pooled, gradient, learned = run(x, counts)
+    singles = [run(x[i : i + 1, :count], counts[i : i + 1]) for i, count in enumerate(counts.tolist())]
+    scale = pooled.abs().max()
+    for i, (alone, own, _) in enumerate(singles):
+        torch.testing.assert_close(pooled[i] / scale, alone[0] / scale, rtol=0, atol=1e-4)
+        torch.testing.assert_close(gradient[i, : own.shape[1]], own[0], rtol=1e-4, atol=1e-4)
+        assert not gradient[i, own.shape[1] :].any() and own.isfinite().all()
+    for k, parameter in enumerate(learned):
+        torch.testing.assert_close(parameter, sum(each[2][k] for each in singles), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_padding_is_ignored_whatever_it_holds(frames, mode):
     filled = frames.masked_fill(~frame_mask(COUNTS, 7)[:, :, None], float("nan")).requires_grad_()
-    pooled = MaskedPooling(mode)(filled, COUNTS)
-    assert torch.equal(pooled, MaskedPooling(mode)(frames, COUNTS))
+    pooling = pooling_of(mode)
+    pooled = pooling(filled, COUNTS)
+    assert torch.equal(pooled, pooling(frames, COUNTS))
     pooled.sum().backward()
     assert filled.grad.isfinite().all()
     assert (filled.grad[1, 3:] == 0).all()
@@ -37,11 +104,14 @@ def test_half_precision_is_summed_in_float32():
     assert pooled.tolist() == [[2999.0, 2999.0]]
 
 
-def test_autocast_keeps_float32(frames):
+@pytest.mark.parametrize("mode", MODES)
+def test_autocast_keeps_float32(frames, mode):
+    pooling = pooling_of(mode)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        pooled = MaskedPooling()(frames, COUNTS)
+        pooled = pooling(frames, COUNTS)
     assert pooled.dtype == torch.float32
-    torch.testing.assert_close(pooled, MaskedPooling()(frames, COUNTS))
+    rough = 0.05 if mode == "attentive" else 1e-6  # its layers alone compute in half precision
+    torch.testing.assert_close(pooled, pooling(frames, COUNTS), rtol=0, atol=rough)
 
 
 def test_frame_mask():
@@ -49,8 +119,52 @@ def test_frame_mask():
 
 
 def test_unknown_mode():
-    with pytest.raises(ValueError, match=r"'max', expected one of mean, sum"):
+    with pytest.raises(ValueError, match=r"'max', expected one of mean, sum, mean_std, attentive"):
         MaskedPooling("max")
+
+
+def test_attention_without_parameters(frames):
+    with pytest.raises(ValueError, match="call set_up"):
+        MaskedPooling("attentive")(frames, COUNTS)
+
+
+@pytest.mark.parametrize(("system", "mode"), [("ha_speaker_norm", "attentive"), ("hsu_mtl", "mean_std")])
+def test_heads_and_packages_follow(trained, small, tmp_path, system, mode):
+    """Of frames [batch, frames, 16] and, in Hsu's, four codes of 4 and 2 channels; the ASR head reads the frames."""
+    flags = ["--pretrain=False", "--fold=03"] if system == "hsu_mtl" else []
+    run = trained(*flags, f"--pooling={mode}", yaml=system)
+    model = load_model(run).model
+    sizes = {task: head.in_features for task, head in model.heads.items()}
+    assert sizes["asr"] == 16
+    assert sizes["emotion"] == (32 if system != "hsu_mtl" else 32 + sum(model.decomposition.output_sizes.values()))
+    assert sizes["speaker"] == (32 if system != "hsu_mtl" else model.decomposition.output_sizes["timbre"])
+    package = export_run(run, tmp_path / "package")
+    names = load_file(package / "model.safetensors").keys()
+    assert any(name.startswith("pooling.attention.") for name in names) is (mode == "attentive")
+    paths = sorted((small.corpus("emodb") / "wav").iterdir())[:4]
+    ours, theirs = (
+        torch.stack([r.embedding for r in recognizer.classify_files(paths, batch_size, embedding=True)])
+        for recognizer, batch_size in (
+            (EmotionRecognizer.from_run(run, CPU), 1),
+            (EmotionRecognizer.from_package(package, CPU), 3),
+        )
+    )
+    assert ours.shape == (4, sizes["emotion"])
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4)
+
+
+def test_attention_changes_no_other_draw(small):
+    """A head that reads frames is drawn as beside the mean; the program's random state is left alone."""
+    models = []
+    for mode in ("mean", "attentive"):
+        heads = {task: partial(torch.nn.Linear, out_features=3) for task in ("emotion", "asr")}
+        torch.manual_seed(3)
+        encoder = Wav2Vec2(str(small.backbone()))
+        models.append(CaiModel(encoder, MaskedPooling(mode), heads, {"emotion": 1, "asr": 1}, seed=2))
+        models[-1].after = torch.rand(3)
+    mean, attentive = models
+    assert torch.equal(mean.heads["asr"].weight, attentive.heads["asr"].weight)
+    assert torch.equal(mean.after, attentive.after)
 
 
 @pytest.mark.parametrize(

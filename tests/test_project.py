@@ -1,11 +1,19 @@
 """The project's own promises: README and CI say the same, every shipped file is where it should be."""
 
+import contextlib
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, metadata, requires
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import speechbrain_ser
+from speechbrain_ser.libraries import PAIR
 
 from .conftest import ROOT
 
@@ -14,7 +22,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_ci_runs_the_test_command_of_the_readme():
     (command,) = re.findall(r"^pip install .*pytest$", README, re.MULTILINE)
-    assert command == 'pip install -e ".[test]" && pytest'
+    assert command == 'pip install -c constraints.txt -e ".[test]" && pytest'
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert any(line.replace("pip install -q", "pip install") == command for line in script)
 
@@ -25,6 +33,44 @@ def test_readme_names_files_that_exist():
     for page in (ROOT / "recipes").glob("*/README.md"):
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page}: {link}"
+
+
+LOCK = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line[0] != "#"]
+
+
+def locked(python: str) -> dict[str, str]:
+    """Name -> version under a Python on this platform."""
+    environment = {"python_version": python, "python_full_version": f"{python}.0"}
+    pins = [Requirement(line) for line in LOCK]
+    pins = [pin for pin in pins if not pin.marker or pin.marker.evaluate(environment)]
+    assert len({pin.name for pin in pins}) == len(pins)
+    return {pin.name: str(pin.specifier).removeprefix("==") for pin in pins}
+
+
+def test_the_lock_holds_exact_releases_and_nothing_else():
+    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*( ; [^/@]+)?", line) for line in LOCK)
+    assert all(name_and_version in LOCK for name_and_version in PAIR.split())
+    (build,) = re.findall(r"^requires = (.*)$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert json.loads(build) == [line for line in LOCK if line.startswith("setuptools==")]
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_the_lock_has_every_dependency_in_a_version_that_setup_allows(python):
+    """Those of setup.py, of all extras; and theirs, as far as they are installed."""
+    pins, asked = locked(python), set()
+    todo = [("speechbrain-ser", extra) for extra in ("", *metadata("speechbrain-ser").get_all("Provides-Extra"))]
+    while todo:
+        name, extra = todo.pop()
+        asked.add((name, extra))
+        with contextlib.suppress(PackageNotFoundError):
+            for needed in map(Requirement, requires(name) or []):
+                environment = {"python_version": python, "python_full_version": f"{python}.0", "extra": extra}
+                if needed.marker and not needed.marker.evaluate(environment):
+                    continue
+                needed_name = canonicalize_name(needed.name)
+                assert needed_name in pins, f"{name} needs {needed}"
+                assert name != "speechbrain-ser" or needed.specifier.contains(pins[needed_name]), needed
+                todo += [(needed_name, e) for e in ("", *needed.extras) if (needed_name, e) not in asked]
 
 
 def test_version_is_the_installed_one():

@@ -75,6 +75,9 @@ def test_backbone(train, small, settings):
     "line",
     [
         "pooling=sum",
+        "pooling=mean_std",
+        "pooling=attentive",
+        "lora={rank: 2}",
         "tokens=letters",
         "tokens=sentencepiece",
         "decoding=beam",

@@ -80,7 +80,7 @@ def test_padded_to_30_s_every_layer_is_transformers(size, request, speech):
         torch.testing.assert_close(mine, theirs[:, :94], atol=bound, rtol=0)
     full = torch.nn.functional.pad(wav, (0, 480_000 - len(wav)))  # all 1500 frames of them
     (last,) = Whisper(folder).eval().states(full[None])[0][-1:]
-    torch.testing.assert_close(last, expected[-1], atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(last, expected[-1], atol=TOLERANCE * max(1.0, float(last.max()) / 10), rtol=0)
 
 
 @pytest.mark.parametrize("settings", [{}, {"pad_to_30s": True}, {"weighted_sum": True}, {"n_layers": 2}])
@@ -405,9 +405,9 @@ def no_hub(monkeypatch, tmp_path):
 @with_wheels
 def test_the_wheels_serve_where_the_hub_does_not(no_hub, tmp_path, caplog, speech):
     assert fingerprint("openai/whisper-base", tmp_path) == "openai/whisper-base"
-    assert check_backbone("openai/whisper-base", tmp_path) == {}
     with caplog.at_level("INFO"):
-        lobe = Encoder("openai/whisper-base", str(tmp_path), n_layers=1)
+        assert check_backbone("openai/whisper-base", tmp_path)["d_model"] == 512
+    lobe = Encoder("openai/whisper-base", str(tmp_path), n_layers=1)
     assert "taken from the installed wheels" in caplog.text and lobe.output_size == 512
     assert sum(p.numel() for p in Whisper(str(resolve_backbone("openai/whisper-base", tmp_path))).parameters()) > 19e6
     assert len(fingerprint("openai/whisper-base", tmp_path)) == 16
@@ -430,7 +430,9 @@ def test_a_damaged_half_is_named(no_hub, tmp_path, monkeypatch, damage):
     whole = import_whisper.importlib.resources.files(package) / "data" / name
     (place / name).write_bytes(damage(whole.read_bytes()))
     monkeypatch.setattr(import_whisper.importlib.resources, "files", lambda module: tmp_path / module)
-    with pytest.raises(ImportFailed, match=rf"{name}: expected the SHA-256 221b8a89.*, found .* bytes\)"):
+    with pytest.raises(
+        BackboneError, match=rf"and from the wheels: .*{name}: expected the SHA-256 221b8a89.*, found .* bytes\)"
+    ):
         check_backbone("openai/whisper-base", tmp_path / "save")
 
 
@@ -454,3 +456,19 @@ def test_a_frozen_whisper_trains_heads_from_its_cache(train, tmp_path, tiny):
     cached = train(f"--encoder={tiny}", "--freeze=True", "--cache_embeddings=True", "--n_epochs=2", "--test_only")
     assert "WA" in cached and (folder / "predictions.csv").is_file()
     assert list((tmp_path / "results" / "cache" / "features").glob("*/settings.json"))
+
+
+def test_lora_above_cached_layers(tiny, speech):
+    lobe = Whisper(tiny, freeze_layers=2, cache_embeddings=True, lora={"rank": 2}, apply_spec_augment=False)
+    trained = {name for name, p in lobe.named_parameters() if p.requires_grad}
+    assert trained and all(name.startswith("model.layers.2.self_attn.") and "adapter" in name for name in trained)
+    plain = Whisper(tiny, freeze_layers=2).eval()
+    torch.testing.assert_close(lobe.eval()(speech[1][None]), plain(speech[1][None]))
+    optimizer = torch.optim.SGD([p for p in lobe.parameters() if p.requires_grad], 0.1)
+    for _ in range(2):
+        (lobe(lobe.features.extract(speech[1])[None]) @ torch.arange(32.0)).mean().backward()
+        optimizer.step()
+    before = lobe(speech[1][None])
+    assert not torch.allclose(before, plain(speech[1][None]), atol=1e-4)
+    lobe.fix_weights()
+    torch.testing.assert_close(lobe(speech[1][None]), before, atol=1e-5, rtol=0)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import soxr
 from tqdm import tqdm
 
 from . import demo_layouts, iemocap
@@ -198,8 +199,5 @@ def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     >>> resample(np.zeros(22050, np.int16), 22050, 16000).shape
     (16000,)
     """
-    from scipy.signal import resample_poly
-
-    divisor = np.gcd(rate, new_rate)
-    new = resample_poly(samples.astype(np.float64), new_rate // divisor, rate // divisor)
+    new = soxr.resample(samples.astype(np.float64), rate, new_rate)  # as int16 soxr would dither, at random
     return np.clip(np.rint(new), -32768, 32767).astype(np.int16)

@@ -8,6 +8,7 @@ from . import emodb, iemocap, savee
 from .acting import FEMALE, MALE, Voice
 from .demo_sentences import HELD_OUT, SENTENCES
 
+
 @dataclass(frozen=True)
 class Turn:
     """One utterance: its file (from the corpus's root), who says it, how, and what."""

@@ -124,8 +124,9 @@ def make_plan(request: Request, hparams_folder: Path) -> Plan:
     """
     table = read_table(request.yaml, hparams_folder)
     rows = _rows(request, table)
-    base = [str(table.hparams if table else request.yaml), *_options(request, table)]
-    return Plan(list(_Planner(base, request, hparams_folder).runs(rows).values()), rows, table)
+    yaml = table.hparams if table else request.yaml
+    planner = _Planner(yaml, _options(request, table), request, hparams_folder)
+    return Plan(list(planner.runs(rows).values()), rows, table)
 
 
 def check_builds(runs: list[Run]) -> None:
@@ -155,7 +156,8 @@ def _rows(request: Request, table: Table | None) -> list[Row]:
         name = ", ".join([*([row.name] if row.name else []), *(f"{k}={v}" for k, v in swept)])
         lines = {**row.lines, **dict(swept)}
         paper = {} if swept else row.paper  # the paper has no such row
-        rows.append(Row(name or ",".join(f"{k}={v}" for k, v in lines.items()) or "default", lines, paper))
+        name = name or ",".join(f"{k}={v}" for k, v in lines.items()) or "default"
+        rows.append(Row(name, lines, paper, row.hparams))
     return rows
 
 
@@ -170,8 +172,8 @@ def _raise(problems: dict[str, list[str]]) -> None:
 class _Planner:
     """Makes runs; a folder has one run, however many others need it."""
 
-    def __init__(self, base: list[str], request: Request, hparams_folder: Path):
-        self.base, self.request, self.hparams_folder = base, request, hparams_folder
+    def __init__(self, yaml: Path, options: list[str], request: Request, hparams_folder: Path):
+        self.yaml, self.options, self.request, self.hparams_folder = yaml, options, request, hparams_folder
         self.shared = Preparation()
         self.by_folder: dict[Path, Run] = {}
 
@@ -209,7 +211,7 @@ class _Planner:
         return list(itertools.product(self.request.seeds or [str(config.plain["seed"])], dict.fromkeys(names)))
 
     def _argv(self, row: Row) -> list[str]:
-        return [*self.base, *(f"--{k}={v}" for k, v in row.lines.items())]
+        return [str(row.hparams or self.yaml), *self.options, *(f"--{k}={v}" for k, v in row.lines.items())]
 
     def _add(self, row: Row, seed: str, fold: str) -> None:
         seeds = [f"--seed={seed}"] if self.request.seeds else []  # else it is in the options, or the YAML's own

@@ -57,7 +57,7 @@ def _paper(plan: Plan) -> dict | None:
     """The paper's table in the report's words: its numbers by the variant of our run."""
     if plan.table is None:
         return None
-    variants = {run.name: run.setup.config.variant() for run in plan.reported}
+    variants = {run.name: f"{run.setup.config.system}/{run.setup.config.variant()}" for run in plan.reported}
     names = {variants[row.name]: row.name for row in plan.rows}
     return {"title": _title(plan), "rows": {variants[row.name]: row.paper for row in plan.rows}, "names": names}
 

@@ -6,6 +6,8 @@ published: half_session, 10 folds        # how the paper's own numbers came abou
 lines: {test_every_epoch: True}         # for every row
 rows:
   - {name: alpha = 0, lines: {alpha: 0}, paper: {WA: 0.7166, WER: 0.9981}}
+
+A row may have a system of its own (``hparams: probe.yaml``).
 """
 
 import json
@@ -19,7 +21,7 @@ import ruamel.yaml
 from speechbrain_ser.errors import UserError, nearest
 
 KEYS = ("table", "hparams", "published", "lines", "rows")
-ROW_KEYS = ("name", "lines", "paper")
+ROW_KEYS = ("name", "hparams", "lines", "paper")
 FIGURES = ("WA", "UA", "F1", "WER", "MSE", "speaker")
 
 
@@ -35,11 +37,14 @@ class Row:
         Lines of the YAML and their values as text.
     paper : dict of str to float
         The paper's own figures, as shares; MSE as it is (5.3e-4). What a paper calls ASR accuracy is 1 - WER.
+    hparams : pathlib.Path, optional
+        The system's YAML, where it is not the table's.
     """
 
     name: str = ""
     lines: dict[str, str] = field(default_factory=dict)
     paper: dict[str, float] = field(default_factory=dict)
+    hparams: Path | None = None
 
 
 @dataclass
@@ -95,7 +100,13 @@ def read_table(path: Path, hparams_folder: Path) -> Table | None:
     if problems := list(_problems(found, hparams_folder)):
         raise UserError("\n  ".join([f"{path}:", *problems]))
     rows = [
-        Row(str(r.get("name", "")), as_texts(r.get("lines") or {}), dict(r.get("paper") or {})) for r in found["rows"]
+        Row(
+            str(r.get("name", "")),
+            as_texts(r.get("lines") or {}),
+            dict(r.get("paper") or {}),
+            hparams_folder / r["hparams"] if r.get("hparams") else None,
+        )
+        for r in found["rows"]
     ]
     lines = as_texts(found.get("lines") or {})
     return Table(found["table"], hparams_folder / found["hparams"], str(found.get("published", "")), lines, rows)
@@ -119,8 +130,9 @@ def _problems(found: Mapping, hparams_folder: Path):
     yield from (f"unknown line {k}{nearest(k, KEYS)}" for k in found if k not in KEYS)
     yield from (f"no line '{k}:'" for k in ("hparams", "rows") if not found.get(k))
     systems = sorted(p.name for p in hparams_folder.glob("*.yaml"))
-    if (name := str(found.get("hparams", ""))) and name not in systems:
-        yield f"hparams: no {name} among {', '.join(systems)}{nearest(name, systems)}"
+    for each in [found, *(row for row in found.get("rows") or [] if isinstance(row, Mapping))]:
+        if (name := str(each.get("hparams", ""))) and name not in systems:
+            yield f"hparams: no {name} among {', '.join(systems)}{nearest(name, systems)}"
     for number, row in enumerate(found.get("rows") or [], 1):
         if not isinstance(row, Mapping):
             yield f"row {number}: expected name, lines, paper, found {row!r}"

@@ -131,7 +131,7 @@ class Runs:
         """The same runs, variants in the order of `keys`; `key_of` maps a variant and its short name to a key."""
         place = {}
         for name, of_variant in self.variants.items():
-            key = key_of(of_variant[0].metrics["variant"], name)
+            key = key_of("/".join(of_variant[0].variant), name)
             place |= dict.fromkeys(of_variant, keys.index(key) if key in keys else len(keys))
         return replace(self, runs=tuple(sorted(self.runs, key=place.__getitem__)))
 
@@ -142,7 +142,10 @@ class Runs:
         for run in self.runs:
             by_variant.setdefault(run.variant, []).append(run)
         names = short_names(list(by_variant), [runs[0].metrics["changed"] for runs in by_variant.values()])
-        names = [self.names.get(variant, name) for (_, variant), name in zip(by_variant, names, strict=True)]
+        names = [
+            self.names.get("/".join(key), self.names.get(key[1], name))
+            for key, name in zip(by_variant, names, strict=True)
+        ]
         return dict(zip(names, by_variant.values(), strict=True))
 
     @property

@@ -133,7 +133,7 @@ def main_table(runs: Runs, selection: str, paper: Mapping | None = None) -> Tabl
         row["texts heard %"] = PERCENT.text(found["share_text_heard"])
         row["speaker acc. on seen %"] = _cell(found, "speaker")
         row["predictions"] = str(found["n"])
-        key = paper_key(of_variant[0].metrics["variant"], name, papers)
+        key = paper_key("/".join(of_variant[0].variant), name, papers)
         theirs = papers.get(key, {})
         not_run.pop(key, None)
         text.append(row | _paper_text(theirs))
@@ -193,16 +193,19 @@ def paper_rows(paper: Mapping | None) -> dict[str, dict[str, float]]:
 
 
 def paper_key(variant: str, name: str, rows: Mapping[str, Mapping]) -> str:
-    """The paper's row of a variant: its own name, or its lines of the keys that the paper's table sweeps.
+    """The paper's row of a variant: its system and name, its name, or its lines of the keys that the table sweeps.
 
     Example
     -------
+    >>> paper_key("cai/alpha=0", "", {"cai/alpha=0": {}, "ha/alpha=0": {}})
+    'cai/alpha=0'
     >>> rows = {"alpha=0": {}, "default": {}}
     >>> paper_key("alpha=0,encoder=tiny", "", rows), paper_key("encoder=tiny", "", rows)
     ('alpha=0', 'default')
     """
-    swept = {item.split("=")[0] for key in rows for item in key.split(",") if "=" in item}
-    candidates = (variant, name, items_of(variant, only=swept) or "default")
+    swept = {item.split("=")[0] for key in rows for item in key.rpartition("/")[2].split(",") if "=" in item}
+    of_system = variant.partition("/")[2] or variant
+    candidates = (variant, of_system, name, items_of(of_system, only=swept) or "default")
     return next((c for c in candidates if c in rows), "")
 
 

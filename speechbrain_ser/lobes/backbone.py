@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.lobes.import_whisper import HUB_NAME as WHEELS_NAME
-from speechbrain_ser.lobes.import_whisper import ImportFailed, check_wheels, import_whisper, wheels_installed
+from speechbrain_ser.lobes.import_whisper import import_whisper, wheels_installed
 
 logger = logging.getLogger(__name__)
 
@@ -92,11 +92,9 @@ def check_backbone(source: str | os.PathLike, save_path: str | os.PathLike = "pr
     if folder is None:
         try:
             _hub_files(str(source))
-        except BackboneError:
-            if not _is_in_wheels(source):
-                raise
-            check_wheels()
-        return {}
+            return {}
+        except BackboneError as error:
+            folder = _from_wheels(str(source), save_path, error)
     return _check_folder(folder)
 
 
@@ -393,24 +391,25 @@ def _imported(name: str, save_path: str | os.PathLike) -> Path:
     return Path(save_path) / f"imported--{name.replace('/', '--')}"
 
 
-def _is_in_wheels(source: str | os.PathLike) -> bool:
-    return os.fspath(source) == WHEELS_NAME and wheels_installed()
-
-
 def _fetch(name: str, save_path: str | os.PathLike) -> Path:
     """From the hub; where that cannot be reached, from the wheels."""
     try:
         return _download(name, save_path)
     except BackboneError as error:
-        if not _is_in_wheels(name):
-            raise
-        logger.info("%s: the hub cannot be reached; taken from the installed wheels of the extra `whisper`", name)
-        try:
-            return import_whisper("wheels", _imported(name, save_path))
-        except ImportFailed as failed:
-            if _imported(name, save_path).is_dir():  # another process was quicker
-                return _imported(name, save_path)
-            raise BackboneError(f"{error}\n  and from the wheels: {failed}") from failed
+        return _from_wheels(name, save_path, error)
+
+
+def _from_wheels(name: str, save_path: str | os.PathLike, error: BackboneError) -> Path:
+    """Whisper base in the hub's place; whatever else is asked for, the hub's own error."""
+    if name != WHEELS_NAME or not wheels_installed():
+        raise error
+    logger.info("%s: the hub cannot be reached; taken from the installed wheels of the extra `whisper`", name)
+    try:
+        return import_whisper("wheels", _imported(name, save_path))
+    except UserError as failed:
+        if _imported(name, save_path).is_dir():  # another process was quicker
+            return _imported(name, save_path)
+        raise BackboneError(f"{error}\n  and from the wheels: {failed}") from failed
 
 
 def _hub_files(name: str) -> list[str]:

@@ -1,6 +1,7 @@
 """One name for every pretrained speech encoder: which lobe it is, its own configuration tells."""
 
 import inspect
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -76,6 +77,8 @@ class Encoder:
         pad_to_30s: bool = False,
         windows: bool = False,
         load_weights: bool = True,
+        lora: Mapping | None = None,
+        seed: int = 0,
     ) -> nn.Module:
         given = {name: value for name, value in locals().items() if name not in ("cls", "source", "save_path")}
         folder = resolve_backbone(source, save_path) if load_weights else check_settings(source)

@@ -227,7 +227,7 @@ def _write(out: Path, variables: dict[str, np.ndarray], tokenizer: Path | None, 
             file.chmod(0o644)
         if out.is_dir():
             out.rmdir()
-        temporary.rename(out)
+        os.rename(temporary, out)  # fails where another process was quicker
     except OSError as error:
         raise cannot_be_written(out, error) from error
     finally:

@@ -8,7 +8,7 @@ transformers' names.
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from functools import partial
 
@@ -45,6 +45,7 @@ from speechbrain_ser.lobes.quiet import quiet_transformers
 from speechbrain_ser.nnet.frame_conv import innermost
 from speechbrain_ser.nnet.front_end import GroupNormFrontEndLayer, convolve_in_pieces, front_end_layer
 from speechbrain_ser.nnet.lengths import absolute_lengths
+from speechbrain_ser.nnet.lora import add_lora, merge_lora
 from speechbrain_ser.nnet.masked import MaskedPositionalConv, normalize_own
 from speechbrain_ser.nnet.pooling import frame_mask
 
@@ -116,6 +117,11 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         False: `source` is a folder of a config.json and a preprocessor_config.json alone, and the parameters are
         drawn, for who fills them from a checkpoint of a whole model. Of both files only plain settings of the four
         model types are taken (:data:`speechbrain_ser.lobes.backbone.SETTINGS`), none that names code.
+    lora : mapping, optional
+        ``rank``, ``alpha``, ``layers`` (:func:`speechbrain_ser.nnet.lora.add_lora`): train thin matrices beside these
+        layers' own; all other parameters of the encoder stay as they are, the front end's too.
+    seed : int
+        Of LoRA's initial weights.
 
     Attributes
     ----------
@@ -169,10 +175,15 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         cache_front_end: bool = False,
         cache_embeddings: bool = False,
         load_weights: bool = True,
+        lora: Mapping | None = None,
+        seed: int = 0,
     ):
+        if freeze and lora is not None:
+            raise ValueError("freeze and lora: a frozen encoder learns nothing; expected freeze: False or lora: null")
+        freeze_feature_extractor = freeze_feature_extractor or lora is not None
         if cache_front_end and not (freeze or freeze_feature_extractor):
             raise ValueError(
-                "cache_front_end: expected a front end that is not trained (freeze_feature_extractor or freeze)"
+                "cache_front_end: expected a front end that is not trained (freeze_feature_extractor, freeze or lora)"
             )
         if cache_embeddings and not freeze:
             raise ValueError("cache_embeddings: expected an encoder that is not trained (freeze)")
@@ -214,6 +225,8 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
         below += [] if getattr(self.model.config, "do_stable_layer_norm", False) else [encoder.layer_norm]
         if not freeze:
             freeze_lowest(self.model, encoder.layers, below, freeze_layers)
+        if lora is not None:
+            add_lora(self.model, encoder.layers[freeze_layers:], lora, seed)
         if gradient_checkpointing and not freeze:
             enable_gradient_checkpointing(self.model)
         self.layer_weights = nn.Parameter(torch.zeros(len(encoder.layers) + 1)) if weighted_sum else None
@@ -278,14 +291,16 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
     def fix_weights(self, dtype: torch.dtype | None = None) -> None:
         """Work ahead what every forward pass would repeat, once nothing is learned any more.
 
-        Weight normalisation becomes a plain weight. Results stay as they are, bit for bit, under autocast to `dtype`;
-        parameters change their names and types, so that a checkpoint does not fit afterwards.
+        Weight normalisation and LoRA become plain weights. Results stay as they are, bit for bit but for LoRA's
+        rounding, under autocast to `dtype`; parameters change their names and types, so that a checkpoint does not fit
+        afterwards.
 
         Arguments
         ---------
         dtype : torch.dtype, optional
             Of the autocast that all later forward passes run under; None: none.
         """
+        merge_lora(self.model)
         for module in list(self.model.modules()):
             if parametrize.is_parametrized(module, "weight"):
                 parametrize.remove_parametrizations(module, "weight")

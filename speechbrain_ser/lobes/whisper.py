@@ -5,6 +5,8 @@ as fifteen, and every mean over frames is mostly of silence. Here features, conv
 utterance's own frames. Parameters keep transformers' names.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import nn
@@ -25,6 +27,7 @@ from speechbrain_ser.lobes.layers import (
 )
 from speechbrain_ser.lobes.loading import check_loading, load_quietly
 from speechbrain_ser.nnet.lengths import absolute_lengths
+from speechbrain_ser.nnet.lora import add_lora, merge_lora
 from speechbrain_ser.nnet.pooling import frame_mask
 from speechbrain_ser.processing.log_mel import LogMel
 
@@ -53,7 +56,8 @@ class Whisper(nn.Module):
     freeze_layers : int
         Keep the convolutions and the lowest so many transformer layers fixed, fine-tune the upper ones.
     n_layers : int, optional
-        Keep the first so many transformer layers; None: all. Only the whole encoder ends with its layer norm.
+        Keep the first so many transformer layers; None: all. The encoder's own layer norm stands after the last one
+        kept: what layers add to grows to hundreds in a few channels, and no head learns from that.
     apply_spec_augment : bool
         Mask spans of frames (and channels) by 0 in training, where training begins: after the convolutions, or in the
         input of the first layer that is trained.
@@ -79,6 +83,11 @@ class Whisper(nn.Module):
     cache_embeddings : bool
         Let whoever loads data read the output of what is frozen (`freeze`, or `freeze_layers`) instead of waveforms
         (``features``).
+    lora : mapping, optional
+        Train thin matrices beside some layers' own, and nothing else, in the layers from `freeze_layers` on
+        (:func:`speechbrain_ser.nnet.lora.add_lora`).
+    seed : int
+        Of their initial weights.
     load_weights : bool
         False: `source` is a folder of a config.json and a preprocessor_config.json alone, and the parameters are drawn,
         for who fills them from a checkpoint of a whole model.
@@ -136,8 +145,12 @@ class Whisper(nn.Module):
         windows: bool = False,
         cache_embeddings: bool = False,
         load_weights: bool = True,
+        lora: Mapping | None = None,
+        seed: int = 0,
     ):
         super().__init__()
+        if freeze and lora is not None:
+            raise ValueError("freeze and lora: a frozen encoder learns nothing; expected freeze: False or lora: null")
         if cache_embeddings and not (freeze or freeze_layers):
             raise ValueError("cache_embeddings: expected an encoder that is not trained, or not all (freeze_layers)")
         if pad_to_30s and cache_embeddings and not freeze:
@@ -150,7 +163,6 @@ class Whisper(nn.Module):
         folder = resolve_backbone(source, save_path) if load_weights else check_settings(source)
         config = _config(folder, layerdrop, dropout, attn_implementation)
         self.model: WhisperEncoder = _load(folder, config) if load_weights else _draw(config)
-        self.is_whole = n_layers in (None, len(self.model.layers))
         self.model.layers = keep_lowest(self.model.layers, n_layers)
         config.encoder_layers = len(self.model.layers)
         with torch.device("cpu"):  # its filters are computed, even where parameters have a size and no memory
@@ -161,12 +173,14 @@ class Whisper(nn.Module):
         self.longest = config.max_source_positions * STRIDE * HOP  # samples
         self.max_samples = None if windows else self.longest
         self.freeze, self.freeze_layers = freeze, len(self.model.layers) if freeze else freeze_layers
-        self.freeze_feature_extractor = freeze_feature_extractor or bool(self.freeze_layers)
+        self.freeze_feature_extractor = freeze_feature_extractor or bool(self.freeze_layers) or lora is not None
         self.apply_spec_augment = apply_spec_augment
         self.time_spans = {"prob": mask_time_prob, "length": mask_time_length, "min_spans": 2}
         self.feature_spans = {"prob": mask_feature_prob, "length": mask_feature_length, "min_spans": 0}
         self.output_norm, self.pad_to_30s, self.windows = output_norm, pad_to_30s, windows
         self._freeze()
+        if lora is not None:
+            add_lora(self.model, self.model.layers[self.freeze_layers :], lora, seed)
         if gradient_checkpointing and not freeze:
             enable_gradient_checkpointing(self.model)
         self.layer_weights = nn.Parameter(torch.zeros(len(self.model.layers) + 1)) if weighted_sum else None
@@ -182,8 +196,10 @@ class Whisper(nn.Module):
         if self.freeze_feature_extractor:
             model.conv1.requires_grad_(False)
             model.conv2.requires_grad_(False)
-        if not self.is_whole:  # never used: nothing waits for its gradient
-            model.layer_norm.requires_grad_(False)
+
+    def fix_weights(self, dtype: torch.dtype | None = None) -> None:
+        """Merge LoRA's matrices into the plain weights, once nothing is learned any more."""
+        merge_lora(self.model)
 
     def train(self, mode: bool = True):
         """Set the training mode; what is frozen stays in evaluation mode."""
@@ -319,7 +335,7 @@ class Whisper(nn.Module):
             if not self._is_dropped(k):
                 hidden = layer(hidden, attention_mask=mask)
             found.append(hidden)
-        if self.is_whole and found and end == len(self.model.layers):
+        if found and end == len(self.model.layers):
             found[-1] = self.model.layer_norm(hidden)
         return found
 

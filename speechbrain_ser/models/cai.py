@@ -8,6 +8,8 @@ from torch import nn
 
 from speechbrain_ser.models.heads import active_tasks, build_heads, keep_heads
 from speechbrain_ser.nnet.lengths import own_frames
+from speechbrain_ser.nnet.pooling import MaskedPooling
+from speechbrain_ser.nnet.seeded import build_seeded
 
 
 class CaiModel(nn.Module):
@@ -18,14 +20,14 @@ class CaiModel(nn.Module):
     encoder : torch.nn.Module
         f: waveforms to frames; has ``output_size`` and ``frame_counts`` (see
         :class:`speechbrain_ser.lobes.wav2vec2.Wav2Vec2`).
-    pooling : torch.nn.Module
-        Over an utterance's own frames (:class:`speechbrain_ser.nnet.pooling.MaskedPooling`).
+    pooling : MaskedPooling
+        Over an utterance's own frames; the heads but ``asr`` read its vector.
     heads : mapping of str to callable
         ``emotion`` (h) and ``asr`` (g), constructors that still lack ``in_features``.
     loss_weights : mapping of str to float
         A weight a task; a head of weight 0 is not built (the emotion head always is, and needs a weight).
     seed : int
-        Seed of the heads' initial weights.
+        Seed of the initial weights of heads and pooling.
     """
 
     tasks = ("emotion", "asr")
@@ -33,7 +35,7 @@ class CaiModel(nn.Module):
     def __init__(
         self,
         encoder: nn.Module,
-        pooling: nn.Module,
+        pooling: MaskedPooling,
         heads: Mapping[str, Callable[..., nn.Module]],
         loss_weights: Mapping[str, float],
         seed: int = 0,
@@ -42,7 +44,9 @@ class CaiModel(nn.Module):
         self.encoder = encoder
         self.inputs = {"sig": getattr(encoder, "features", None)}  # what `forward` reads of a batch: waveforms
         self.pooling = pooling
-        self.heads = build_heads(heads, encoder.output_size, active_tasks(loss_weights, self.tasks), seed)
+        width = build_seeded(pooling.set_up, "pooling", seed, channels=encoder.output_size)
+        sizes = {"asr": encoder.output_size}
+        self.heads = build_heads(heads, width, active_tasks(loss_weights, self.tasks), seed, sizes)
 
     @property
     def min_samples(self) -> int:

@@ -12,8 +12,8 @@ from speechbrain_ser.lobes.speech_decomposition import (
     SpeechDecomposition,
     TimbreEncoder,
 )
-from speechbrain_ser.models.heads import build_seeded
 from speechbrain_ser.nnet.random_resampling import RandomResampling
+from speechbrain_ser.nnet.seeded import build_seeded
 
 # `single` is the one encoder of a plain autoencoder: rhythm's kind, which reads the spectrogram as it is
 ENCODERS = {

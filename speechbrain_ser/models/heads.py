@@ -1,12 +1,11 @@
 """The heads of a model: which tasks have one, and initial weights that depend on nothing else."""
 
-import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-import torch
 from torch import nn
 
 from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.nnet.seeded import build_seeded
 
 
 def active_tasks(loss_weights: Mapping[str, float], known: tuple[str, ...]) -> list[str]:
@@ -33,7 +32,11 @@ def active_tasks(loss_weights: Mapping[str, float], known: tuple[str, ...]) -> l
 
 
 def build_heads(
-    makers: Mapping[str, Callable[..., nn.Module]], in_features: int, tasks: Sequence[str], seed: int
+    makers: Mapping[str, Callable[..., nn.Module]],
+    in_features: int,
+    tasks: Sequence[str],
+    seed: int,
+    sizes: Mapping[str, int] | None = None,
 ) -> nn.ModuleDict:
     """A head for each task (:func:`build_seeded`).
 
@@ -47,6 +50,8 @@ def build_heads(
         Those that get a head; the emotion is one of them.
     seed : int
         The run's seed.
+    sizes : mapping of str to int, optional
+        By task, channels of those that read something else.
 
     Returns
     -------
@@ -59,7 +64,8 @@ def build_heads(
     """
     if "emotion" not in tasks:
         raise UserError("loss_weights: without the emotion task (weight 0) there is nothing to recognise")
-    return nn.ModuleDict({task: build_seeded(makers[task], task, seed, in_features=in_features) for task in tasks})
+    sizes = dict.fromkeys(tasks, in_features) | {t: n for t, n in (sizes or {}).items() if t in tasks}
+    return nn.ModuleDict({t: build_seeded(makers[t], t, seed, in_features=sizes[t]) for t in tasks})
 
 
 def keep_heads(heads: nn.ModuleDict, tasks: Collection[str]) -> None:
@@ -81,37 +87,3 @@ def keep_heads(heads: nn.ModuleDict, tasks: Collection[str]) -> None:
     """
     for task in set(heads) - {"emotion", *tasks}:
         del heads[task]
-
-
-def build_seeded(make: Callable[..., nn.Module], name: str, seed: int, **arguments) -> nn.Module:
-    """A part of a model whose initial weights depend on nothing but the seed and its own name.
-
-    Leaving a part out then changes no other random draw: with ``alpha: 0`` the emotion head, the shuffling and every
-    dropout mask are what they are with the ASR head beside them.
-
-    Arguments
-    ---------
-    make : callable
-        A constructor, perhaps with some of its arguments, as ``!name:torch.nn.Linear`` gives it.
-    name : str
-        The part's name: for a head, its task's.
-    seed : int
-        The run's seed.
-    **arguments
-        What the constructor still lacks.
-
-    Returns
-    -------
-    torch.nn.Module
-
-    Example
-    -------
-    >>> from functools import partial
-    >>> make = partial(nn.Linear, out_features=4)
-    >>> a, b = (build_seeded(make, "emotion", seed=1, in_features=8) for _ in range(2))
-    >>> torch.equal(a.weight, b.weight)
-    True
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(zlib.crc32(f"{name}:{seed}".encode()))
-        return make(**arguments)

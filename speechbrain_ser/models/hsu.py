@@ -8,10 +8,11 @@ from torch import nn
 
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.models.decomposition import ENCODERS, build_decomposition, check_names
-from speechbrain_ser.models.heads import active_tasks, build_heads, build_seeded, keep_heads
+from speechbrain_ser.models.heads import active_tasks, build_heads, keep_heads
 from speechbrain_ser.nnet.lengths import absolute_lengths, own_frames
 from speechbrain_ser.nnet.pooling import frame_mask
 from speechbrain_ser.nnet.random_crop import random_crop
+from speechbrain_ser.nnet.seeded import build_seeded
 from speechbrain_ser.processing.pitch_track import PitchTrack
 from speechbrain_ser.processing.split_mel import SplitMel
 
@@ -167,7 +168,7 @@ class HsuModel(_Decomposed):
     ---------
     encoder : torch.nn.Module
         wav2vec2: waveforms to frames z.
-    pooling : torch.nn.Module
+    pooling : MaskedPooling
         Over an utterance's own frames of z.
     mel, pitch, parts, sizes, resample, resampling
         As in :class:`HsuPretrainModel`; no parts: wav2vec2 alone (M1, M2 in the paper's table 3).
@@ -215,7 +216,8 @@ class HsuModel(_Decomposed):
         self.encoder, self.pooling = encoder, pooling
         self.emotion_reads = tuple(emotion_reads)
         codes = {} if self.decomposition is None else self.decomposition.output_sizes
-        width = encoder.output_size + sum(codes[name] for name in emotion_reads)
+        pooled = build_seeded(pooling.set_up, "pooling", seed, channels=encoder.output_size)
+        width = pooled + sum(codes[name] for name in emotion_reads)
         self.heads = build_heads(heads, width, [t for t in tasks if t == "emotion"], seed)
         for task, size in (("asr", encoder.output_size), ("speaker", codes.get("timbre"))):
             if task in tasks:

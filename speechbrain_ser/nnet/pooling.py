@@ -1,9 +1,11 @@
 """Pooling over time that sees an utterance's own frames only, never the padding of its batch."""
 
 import torch
+from speechbrain.lobes.models.ECAPA_TDNN import AttentiveStatisticsPooling
 from torch import nn
 
-MODES = ("mean", "sum")
+MODES = ("mean", "sum", "mean_std", "attentive")
+LEAST_VARIANCE = 1e-12  # the square root has no gradient at 0
 
 
 def frame_mask(frame_counts: torch.Tensor, max_frames: int) -> torch.Tensor:
@@ -63,12 +65,14 @@ def check_frame_counts(frame_counts: torch.Tensor, max_frames: int) -> int:
 
 
 class MaskedPooling(nn.Module):
-    """Mean or sum over the frames of each utterance.
+    """Each utterance's frames as one vector.
 
     Arguments
     ---------
     mode : str
-        `mean` (what Cai et al.'s program does, there with the padding) or `sum` (what their paper writes).
+        `mean` (what Cai et al.'s program does, there with the padding), `sum` (what their paper writes), `mean_std`
+        (mean and standard deviation, side by side) or `attentive` (both of them with learned weights for each frame
+        and channel: Okabe et al. 2018, with ECAPA-TDNN's global context; needs :meth:`set_up`).
 
     Example
     -------
@@ -77,6 +81,8 @@ class MaskedPooling(nn.Module):
     tensor([[2.]])
     >>> MaskedPooling("sum")(x, torch.tensor([2]))
     tensor([[4.]])
+    >>> MaskedPooling("mean_std")(x, torch.tensor([2]))
+    tensor([[2., 1.]])
     """
 
     def __init__(self, mode: str = "mean"):
@@ -84,6 +90,32 @@ class MaskedPooling(nn.Module):
         if mode not in MODES:
             raise ValueError(f"pooling mode is {mode!r}, expected one of {', '.join(MODES)}")
         self.mode = mode
+        self.attention = None
+
+    def set_up(self, channels: int) -> int:
+        """Draw what attentive pooling learns.
+
+        Arguments
+        ---------
+        channels : int
+            Of the frames.
+
+        Returns
+        -------
+        int
+            Channels of the vector that these frames become.
+
+        Example
+        -------
+        >>> MaskedPooling("sum").set_up(768), MaskedPooling("mean_std").set_up(768)
+        (768, 1536)
+        """
+        if self.mode == "attentive":
+            self.attention = AttentiveStatisticsPooling(channels)
+            # batch norm would mix utterances, and padding, of a micro-batch; of the rest only the layers are used: its
+            # own forward rounds relative lengths, and fixes the batch's size in a graph that is exported
+            self.attention.tdnn.norm = nn.Identity()
+        return channels * (2 if self.mode in ("mean_std", "attentive") else 1)
 
     def extra_repr(self) -> str:
         return repr(self.mode)
@@ -101,7 +133,8 @@ class MaskedPooling(nn.Module):
         Returns
         -------
         torch.Tensor
-            [batch, channels] in float32 at least: a sum over hundreds of frames outgrows half precision.
+            [batch, channels], or [batch, 2 * channels] of mean and deviation; in float32 at least: a sum over hundreds
+            of frames outgrows half precision.
 
         Raises
         ------
@@ -110,11 +143,29 @@ class MaskedPooling(nn.Module):
         """
         _check(x, frame_counts)
         frame_counts = frame_counts.to(x.device)
-        padding = ~frame_mask(frame_counts, x.shape[1])  # [batch, frames]
-        total = x.masked_fill(padding[:, :, None], 0.0).sum(dim=1, dtype=_at_least_float32(x.dtype))
-        if self.mode == "sum":
-            return total  # [batch, channels]
-        return total / frame_counts[:, None]
+        own = frame_mask(frame_counts, x.shape[1])[:, :, None]  # [batch, frames, 1]
+        x = x.masked_fill(~own, 0.0).to(_at_least_float32(x.dtype))
+        if self.mode in ("mean", "sum"):
+            total = x.sum(dim=1)  # [batch, channels]
+            return total if self.mode == "sum" else total / frame_counts[:, None]
+        weights = own / frame_counts[:, None, None]
+        return _mean_std(x, weights if self.mode == "mean_std" else self._attend(x, own, weights))
+
+    def _attend(self, x: torch.Tensor, own: torch.Tensor, equal: torch.Tensor) -> torch.Tensor:
+        """Weights of frames, by channel [batch, frames, channels], from x and its mean and deviation."""
+        if self.attention is None:
+            raise ValueError("attentive pooling has no parameters yet: call set_up(channels) first")
+        context = _mean_std(x, equal)[:, None].expand(-1, x.shape[1], -1)
+        context = torch.cat([x, context], dim=2).transpose(1, 2)  # [batch, 3 * channels, frames]
+        scores = self.attention.conv(self.attention.tanh(self.attention.tdnn(context))).transpose(1, 2)
+        return scores.to(x.dtype).masked_fill(~own, -torch.inf).softmax(dim=1)
+
+
+def _mean_std(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """[batch, 2 * channels], of weights that are 0 on padding and sum to 1; one frame's deviation is 0, and not NaN."""
+    mean = (weights * x).sum(dim=1)  # [batch, channels]
+    variance = (weights * (x - mean[:, None]).square()).sum(dim=1)
+    return torch.cat([mean, variance.clamp(min=LEAST_VARIANCE).sqrt()], dim=1)
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

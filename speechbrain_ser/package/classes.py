@@ -20,6 +20,7 @@ from speechbrain_ser.models.cai import CaiModel
 from speechbrain_ser.models.fu import FuModel
 from speechbrain_ser.models.ha import HaModel
 from speechbrain_ser.models.hsu import HsuModel
+from speechbrain_ser.models.probe import ProbeModel
 from speechbrain_ser.nnet.pooling import MaskedPooling
 from speechbrain_ser.processing.log_mel import LogMel
 from speechbrain_ser.processing.pitch_track import PitchTrack
@@ -47,7 +48,8 @@ def _kind(make, arguments: str, left_out: str = "") -> Kind:
 WITHOUT_WEIGHTS = "source save_path load_weights"
 IN_TRAINING = (
     "attn_implementation gradient_checkpointing freeze freeze_feature_extractor freeze_layers cache_embeddings "
-    "apply_spec_augment mask_time_prob mask_time_length mask_feature_prob mask_feature_length layerdrop dropout"
+    "apply_spec_augment mask_time_prob mask_time_length mask_feature_prob mask_feature_length layerdrop "
+    "dropout lora seed"
 )
 LEFT_OUT = f"{WITHOUT_WEIGHTS} {IN_TRAINING} cache_front_end"
 OF_WAV2VEC2, OF_WHISPER = "n_layers weighted_sum output_norm normalize_wav", "pad_to_30s windows"
@@ -71,6 +73,7 @@ MODELS = {
         "encoder pooling mel pitch parts emotion_reads sizes resample resampling heads loss_weights",
         "seed",
     ),
+    "speechbrain_ser.models.probe.ProbeModel": _kind(ProbeModel, "encoder heads loss_weights", "seed"),
 }
 CLASSES = (
     MODELS

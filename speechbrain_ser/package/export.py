@@ -16,6 +16,7 @@ from speechbrain_ser.errors import UserError
 from speechbrain_ser.files import sha256, write_json, write_text
 from speechbrain_ser.lobes.backbone import backbone_settings, preprocessor_settings
 from speechbrain_ser.models.inputs import model_inputs
+from speechbrain_ser.nnet.lora import merged_state
 from speechbrain_ser.package import onnx, speechbrain_layout
 from speechbrain_ser.package.card import model_card
 from speechbrain_ser.package.classes import build_model
@@ -154,7 +155,7 @@ def _write_backbone(folder: Path, model: nn.Module) -> None:
 
 def _write_parameters(path: Path, model: nn.Module, trained: nn.Module) -> None:
     """Of the run's parameters those that the package's model has; the model gets them as well."""
-    state = trained.state_dict()
+    state = merged_state(trained)  # a package's layers are plain ones
     if lacking := [name for name in model.state_dict() if name not in state]:
         raise UserError(f"the run's model lacks {', '.join(lacking[:5])}, which its description has")
     state = {name: state[name].detach().cpu().clone().contiguous() for name in model.state_dict()}

@@ -17,6 +17,7 @@ SYSTEMS = ("speechbrain_ser.models.cai.CaiModel", "speechbrain_ser.models.ha.HaM
 REASONS = {
     "speechbrain_ser.models.fu.FuModel": "Fu's system reads spectrograms, which are computed outside its graph",
     "speechbrain_ser.models.hsu.HsuModel": "Hsu's system reads spectrograms and F0, whose tracker is no graph",
+    "speechbrain_ser.models.probe.ProbeModel": "the probe reads inner layers, which no graph of its encoder gives",
 }
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4

@@ -2,11 +2,11 @@
 
 import numpy as np
 import torch
-import torchaudio
 
-from speechbrain_ser.processing.split_mel import BANDS, HOP, LEVEL, N_FFT, RANGE_DB, REFERENCE_DB, mel_filters
+from speechbrain_ser.processing.split_mel import HOP, LEVEL, N_FFT, N_MELS, RANGE_DB, REFERENCE_DB, mel_filters
 
 ITERATIONS = 60  # 200 bring speech 0.05 dB nearer
+MOMENTUM = 0.99 / 1.99  # of the fast variant (Perraudin, Balazs and Sondergaard 2013), as librosa has it
 MIN_FRAMES = 4  # the Fourier transform reflects half a window at either end
 
 
@@ -47,26 +47,28 @@ def invert_mel(mel: torch.Tensor | np.ndarray, iterations: int = ITERATIONS) -> 
     (torch.Size([16000]), True)
     """
     mel = np.asarray(mel, dtype=np.float64)
-    if mel.ndim != 2 or not len(mel) or mel.shape[1] != BANDS["n_mels"]:
-        raise ValueError(f"expected a spectrogram [frames, {BANDS['n_mels']}], found {list(mel.shape)}")
+    if mel.ndim != 2 or not len(mel) or mel.shape[1] != N_MELS:
+        raise ValueError(f"expected a spectrogram [frames, {N_MELS}], found {list(mel.shape)}")
     if not np.isfinite(mel).all():
         raise ValueError("expected a spectrogram of finite values, found nan or inf")
     magnitudes = np.maximum(_expand(mel) @ np.linalg.pinv(mel_filters()), 0.0) / LEVEL  # [frames, bins]
     padding = max(0, MIN_FRAMES - len(mel))
     magnitudes = np.pad(magnitudes, [(0, padding), (0, 0)])
-    wav = torchaudio.functional.griffinlim(
-        torch.from_numpy(np.ascontiguousarray(magnitudes.T)),
-        window=torch.hann_window(N_FFT, dtype=torch.float64),
-        n_fft=N_FFT,
-        hop_length=HOP,
-        win_length=N_FFT,
-        power=1.0,
-        n_iter=iterations,
-        momentum=0.99,
-        length=_samples(len(magnitudes)),
-        rand_init=False,
-    )
+    wav = _griffin_lim(torch.from_numpy(np.ascontiguousarray(magnitudes.T)), iterations)
     return wav[: _samples(len(mel))].float()
+
+
+def _griffin_lim(magnitudes: torch.Tensor, iterations: int) -> torch.Tensor:
+    """The waveform of magnitudes [bins, frames] and of the phases that waveforms near it have."""
+    window = torch.hann_window(N_FFT, dtype=magnitudes.dtype)
+    length = _samples(magnitudes.shape[1])
+    phases, previous = torch.ones_like(magnitudes, dtype=torch.complex128), 0.0
+    for _ in range(iterations):
+        wav = torch.istft(magnitudes * phases, N_FFT, HOP, window=window, length=length)
+        rebuilt = torch.stft(wav, N_FFT, HOP, window=window, return_complex=True)
+        phases = rebuilt - MOMENTUM * previous
+        phases, previous = phases / (phases.abs() + 1e-16), rebuilt
+    return torch.istft(magnitudes * phases, N_FFT, HOP, window=window, length=length)
 
 
 def _samples(frames: int) -> int:

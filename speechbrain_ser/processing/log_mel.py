@@ -3,8 +3,8 @@
 import math
 
 import torch
-import torchaudio
 from torch import nn
+from transformers.audio_utils import mel_filter_bank
 
 from speechbrain_ser.nnet.lengths import absolute_lengths
 from speechbrain_ser.nnet.pooling import frame_mask
@@ -12,7 +12,7 @@ from speechbrain_ser.nnet.pooling import frame_mask
 SCALES = ("peak_db", "db", "log")
 PAD_MODES = ("reflect", "constant")
 MEL_SCALES = ("slaney", "htk")
-VERSION = 1  # of the numbers that come out: raise it with every change of them, and caches start afresh
+VERSION = 2  # of the numbers that come out: raise it with every change of them, and caches start afresh
 
 
 class LogMel(nn.Module):
@@ -150,12 +150,10 @@ class LogMel(nn.Module):
             "db": 20 / self.power * math.log10(floor),
             "log": math.log(floor),
         }[scale]
-        filters = torchaudio.functional.melscale_fbanks(
-            n_fft // 2 + 1, f_min, f_max, n_mels, sample_rate, norm=mel_norm, mel_scale=mel_scale
-        )
+        filters = mel_filter_bank(n_fft // 2 + 1, n_mels, f_min, f_max, sample_rate, norm=mel_norm, mel_scale=mel_scale)
         # neither is learned: checkpoints do without them
         self.register_buffer("window", torch.hann_window(win_length), persistent=False)
-        self.register_buffer("filters", filters, persistent=False)  # [bins, bands]
+        self.register_buffer("filters", torch.from_numpy(filters), persistent=False)  # float64 [bins, bands]
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
@@ -228,17 +226,10 @@ class LogMel(nn.Module):
 
     def _bands(self, wavs: torch.Tensor) -> torch.Tensor:
         """Mel bands [batch, frames, bands] of waveforms that reach beyond the first and the last frame."""
-        spectrum = torchaudio.functional.spectrogram(
-            wavs,
-            pad=0,
-            window=self.window,
-            n_fft=self.n_fft,
-            hop_length=self.hop_length,
-            win_length=self.win_length,
-            power=self.power,
-            normalized=False,
-            center=False,
-        ).transpose(1, 2)  # [batch, frames, bins]
+        spectrum = torch.stft(
+            wavs, self.n_fft, self.hop_length, self.win_length, self.window, center=False, return_complex=True
+        )  # [batch, bins, frames]
+        spectrum = spectrum.abs().pow(self.power).transpose(1, 2)  # [batch, frames, bins]
         # sums in float64: they depend neither on the batch's shape nor on the matrix unit (TF32)
         return (spectrum.double() @ self.filters.double()).float()
 

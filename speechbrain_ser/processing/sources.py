@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from speechbrain_ser.dataio import load_audio
+from speechbrain_ser.dataio import RESAMPLER, load_audio
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.processing.feature_cache import FeatureCache
 
@@ -36,7 +36,8 @@ def feature_source(features, folder: str | os.PathLike, frame: pd.DataFrame):
     """
     by_gender = getattr(features, "by_gender", None)
     if not by_gender:
-        return FeatureCache(folder, features.settings, features.extract, load_audio)
+        settings = {**features.settings, "resampler": RESAMPLER}
+        return FeatureCache(folder, settings, features.extract, load_audio)
     unknown = frame.loc[~frame["gender"].isin(by_gender), "speaker"]
     if len(unknown):
         raise UserError(

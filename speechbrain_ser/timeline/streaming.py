@@ -1,15 +1,15 @@
 """A recording of any length as 16 kHz mono blocks; end to end they are what ``load_audio`` gives of the whole."""
 
-import math
 import os
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import soundfile
+import soxr
 import torch
-from torchaudio.transforms import Resample
 
 from speechbrain_ser.corpora.audio import UNREADABLE, BadAudioError, sound_name
-from speechbrain_ser.dataio import SAMPLE_RATE
+from speechbrain_ser.dataio import QUALITY, SAMPLE_RATE
 
 BLOCK_SECONDS = 10.0
 
@@ -52,11 +52,7 @@ def stream_audio(path: str | os.PathLike, block_seconds: float = BLOCK_SECONDS) 
 
 
 def resampled(blocks: Iterable[torch.Tensor], rate: int) -> Iterator[torch.Tensor]:
-    """Blocks of a waveform at 16 kHz, as if they had been resampled in one piece.
-
-    The filter is the same for every `rate / gcd(rate, 16000)` samples. So that a block's first sample meets the same
-    filter as in the whole, blocks begin at multiples of that; so that its ends hear the same samples, they are
-    resampled with a margin of what comes before and after them.
+    """Blocks of a waveform at 16 kHz, the same samples as if they had been resampled in one piece.
 
     Arguments
     ---------
@@ -68,20 +64,9 @@ def resampled(blocks: Iterable[torch.Tensor], rate: int) -> Iterator[torch.Tenso
     Returns
     -------
     iterator of torch.Tensor
-        [time] float32.
+        [time] float32; the filter holds some back, so that the last one may be as long as the filter alone.
     """
-    common = math.gcd(rate, SAMPLE_RATE)
-    old, new = rate // common, SAMPLE_RATE // common
-    resample = Resample(rate, SAMPLE_RATE, dtype=torch.float32)  # the filter in load_audio's own precision
-    margin = -(-(resample.width + old) // old) * old
-    held = torch.zeros(margin)  # the margin before what is to come; silence stands before the beginning
+    stream = soxr.ResampleStream(rate, SAMPLE_RATE, num_channels=1, dtype="float32", quality=QUALITY)
     for block in blocks:
-        held = torch.cat([held, block])
-        ready = max(0, len(held) - 2 * margin) // old * old
-        if ready:
-            piece = resample(held[: margin + ready + margin])
-            yield piece[margin // old * new :][: ready // old * new]
-            held = held[ready:].clone()
-    rest = len(held) - margin
-    piece = resample(torch.cat([held, torch.zeros(margin)]))
-    yield piece[margin // old * new :][: -(-rest * new // old)]
+        yield torch.from_numpy(stream.resample_chunk(block.numpy()))
+    yield torch.from_numpy(stream.resample_chunk(np.zeros(0, np.float32), last=True))

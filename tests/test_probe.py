@@ -1,0 +1,227 @@
+"""The linear probe: scikit-learn's own numbers, and a choice that no test utterance can change."""
+
+import json
+import shutil
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from speechbrain_ser.errors import UserError
+from speechbrain_ser.inference import EmotionRecognizer
+from speechbrain_ser.lobes.encoder import Encoder
+from speechbrain_ser.lobes.statistics import LayerStatistics
+from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
+from speechbrain_ser.models.probe import ProbeModel
+from speechbrain_ser.package.export import export_run
+from speechbrain_ser.probing import LayerChoice, best, fit_regression, inner_folds, parameters_of
+from speechbrain_ser.trained import load_model
+
+from .test_train import TABLE_COLUMNS, folder_of, metrics_of
+
+GIVEN = ["--corpus=table", TABLE_COLUMNS, "--protocol=given"]
+
+
+@pytest.fixture
+def encoder(small):
+    return Wav2Vec2(str(small.backbone(num_layers=2)), freeze=True).eval()
+
+
+@pytest.fixture(params=[{}, {"model_type": "wavlm", "do_stable_layer_norm": True}, {"model_type": "whisper"}], ids=str)
+def any_encoder(small, request):
+    return Encoder(str(small.backbone(num_layers=2, **request.param)), freeze=True).eval()
+
+
+def data(each=30, values=40):
+    """Statistics of which the middle state tells the class best."""
+    rng = np.random.default_rng(0)
+    emotion, speaker = rng.integers(0, 3, 4 * each), np.repeat(["s0", "s1", "s2", "s3"], each)
+    centres = rng.normal(size=(3, values))
+    x = 4 * rng.normal(size=(len(emotion), 3, values))
+    x[:, 1] += 2.5 * centres[emotion]
+    return (x * 7 + 100).astype(np.float32), emotion, speaker
+
+
+# ------------------------------------------------------------------ statistics
+
+
+def test_statistics_are_those_of_own_frames_in_any_batch(any_encoder):
+    wavs = torch.randn(2, 9000, generator=torch.Generator().manual_seed(0))
+    lens = torch.tensor([1.0, 0.4])
+    encoder, statistics = any_encoder, LayerStatistics(any_encoder)
+    found = statistics.of_batch(wavs, lens)
+    for k, n in enumerate((9000, 3600)):
+        states, counts = encoder.states(wavs[k : k + 1, :n], None)
+        alone = statistics.extract(wavs[k, :n])
+        assert alone.shape == (3, 32) and int(counts) == encoder.frame_counts(n)
+        torch.testing.assert_close(found[k], alone, atol=1e-4, rtol=0)
+        for state, row in zip(states, alone.numpy(), strict=True):
+            frames = state[0].detach().double().numpy()
+            np.testing.assert_allclose(row, [*frames.mean(0), *frames.std(0)], atol=1e-5)
+
+
+@pytest.mark.parametrize("state", [0, 1, 2])
+def test_a_model_in_use_stops_after_its_layer(any_encoder, state):
+    wavs, lens = torch.randn(2, 9000, generator=torch.Generator().manual_seed(0)), torch.tensor([1.0, 0.4])
+    model = ProbeModel(any_encoder, {"emotion": partial(torch.nn.Linear, out_features=4)}, {"emotion": 1.0})
+    model.set(layer=state)
+    expected = model((wavs, lens))["emotion"]
+    model.keep_tasks({"emotion"})
+    assert len(any_encoder.states(wavs, lens)[0]) == min(state + 1, 2) + 1 and model.inputs == {"sig": None}
+    torch.testing.assert_close(model((wavs, lens))["emotion"], expected)
+
+
+def test_other_weights_are_another_cache(small):
+    a, b = (Wav2Vec2(str(small.backbone(seed=seed)), freeze=True) for seed in (0, 1))
+    assert LayerStatistics(a).settings != LayerStatistics(b).settings
+    assert LayerStatistics(a).settings == LayerStatistics(a).settings
+
+
+# ------------------------------------------------------------------ choice and fit
+
+
+def test_scores_are_scikit_learns(encoder):
+    x, emotion, speaker = data()
+    scores = LayerChoice(encoder, [0, 1], [0.1, 0.001]).scores(x, emotion, speaker)
+    assert scores[["layer", "C"]].values.tolist() == [[0, 0.001], [0, 0.1], [1, 0.001], [1, 0.1]]
+    for row in scores.itertuples():
+        pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=row.C, max_iter=1000))
+        said = cross_val_predict(pipeline, x[:, row.layer], emotion, groups=speaker, cv=LeaveOneGroupOut())
+        assert row.WA == pytest.approx((said == emotion).mean(), abs=0.02)
+        assert row.UA == pytest.approx(np.mean([(said == k)[emotion == k].mean() for k in range(3)]), abs=0.02)
+    assert best(scores)[0] == 1 and scores["WA"].max() > 0.6
+
+
+def test_who_is_left_out_is_not_trained_on():
+    _, emotion, speaker = data()
+    folds, _ = inner_folds(emotion, speaker)
+    assert all(not set(speaker[train]) & set(speaker[left_out]) for train, left_out in folds)
+    assert sorted(k for _, left_out in folds for k in left_out) == list(range(len(emotion)))
+
+
+@pytest.mark.parametrize(
+    "speakers, words", [(["a", "b"], "only 2 speakers"), (["a", "b", "c", ""], "not all speakers")]
+)
+def test_without_enough_speakers_the_log_says_so(encoder, caplog, speakers, words):
+    x, emotion, _ = data()
+    speaker = np.resize(np.array(speakers), len(x))
+    with caplog.at_level("INFO"):
+        scores = LayerChoice(encoder, 1, 0.1).scores(x, emotion, speaker)
+    assert "5 stratified folds whose speakers are NOT left out" in caplog.text and words in caplog.text
+    assert len(scores) == 1
+
+
+@pytest.mark.parametrize("present", [[0, 1, 2], [0, 2], [1, 2, 3]])
+def test_the_model_says_what_scikit_learns_pipeline_says(encoder, present):
+    x, emotion, _ = data(values=32)
+    emotion = np.array(present)[emotion % len(present)]
+    weight = np.random.default_rng(1).uniform(0.5, 1.5, len(x))
+    pipeline = fit_regression(x[:, 1], emotion, 0.1, weight)
+    model = ProbeModel(encoder, {"emotion": partial(torch.nn.Linear, out_features=4)}, {"emotion": 1.0})
+    model.set(layer=1, C=0.1, **parameters_of(pipeline, 4))
+    found = model((torch.from_numpy(x), None))["emotion"].softmax(-1).detach().numpy()
+    expected = np.zeros((len(x), 4))
+    expected[:, pipeline.classes_] = pipeline.predict_proba(x[:, 1].astype(float))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_left_out_speaker_may_be_the_only_one_with_a_class(encoder):
+    x, emotion, speaker = data(each=4)
+    emotion = (speaker == "s0").astype(int)
+    scores = LayerChoice(encoder, [1], [0.1]).scores(x, emotion, speaker)
+    assert scores["UA"].item() < 1  # s0's class is not known where s0 is left out
+
+
+# ------------------------------------------------------------------ runs
+
+
+@pytest.fixture
+def run(train, small):
+    """Train a probe of the small encoder, or of another one."""
+
+    def of_encoder(*flags: str, encoder=None, code: int = 0) -> str:
+        encoder = encoder or small.backbone(num_layers=2)
+        return train(f"--encoder={encoder}", *flags, yaml="probe", code=code)
+
+    return of_encoder
+
+
+def test_run(run):
+    """What is chosen is in the run's files, and the checkpoint holds all but the encoder."""
+    out = run("--C=[0.01, 1]", "--test_every_epoch=True", "--class_weights=balanced")
+    folder, metrics = folder_of(out), metrics_of(out)
+    scores = pd.read_csv(folder / "inner_scores.csv")
+    assert len(scores) == 3 * 2 and (metrics["layer"], metrics["C"]) == best(scores)
+    epochs = pd.read_csv(folder / "epochs.csv")
+    assert epochs[["layer", "C"]].values.tolist() == [[metrics["layer"], metrics["C"]]] and "lr" not in epochs
+    assert set(metrics["selections"]) == {"last", "valid", "test"} and epochs["train_WA"].item() > 0.3
+    (checkpoint,) = (folder / "save").glob("*/model.ckpt")
+    saved = torch.load(checkpoint, weights_only=True)["model"]
+    assert set(saved) == {"layer", "C", "mean", "deviation", "heads.emotion.weight", "heads.emotion.bias"}
+    assert saved["layer"] == metrics["layer"] and saved["mean"].shape == (32,)
+
+
+def test_started_again_it_is_finished_and_tested_again_it_says_the_same(run):
+    folder = folder_of(run())
+    before = {name: (folder / name).read_bytes() for name in ("metrics.json", "predictions.csv", "epochs.csv")}
+    run()
+    (folder / "metrics.json").unlink()  # killed before it was written
+    run()
+    run("--test_only")
+    assert before == {name: (folder / name).read_bytes() for name in before}
+
+
+def test_nothing_of_the_test_part_is_looked_at(run, table, tmp_path):
+    """Test labels in another order: the same scores, choice and logits."""
+    out = run(*GIVEN, f"--data_folder={table}", f"--results_folder={tmp_path / 'a'}", f"--manifest_folder={tmp_path}")
+    first = folder_of(out)
+    other = shutil.copytree(table, tmp_path / "other")
+    frame = pd.read_csv(other / "mine.tsv", sep="\t", dtype=str)
+    is_test = frame["part"] == "test"
+    frame.loc[is_test, "label"] = frame.loc[is_test, "label"].map({"angry": "sad", "sad": "angry"})
+    frame.to_csv(other / "mine.tsv", sep="\t", index=False)
+    out = run(*GIVEN, f"--data_folder={other}", f"--results_folder={tmp_path / 'b'}", f"--manifest_folder={tmp_path}")
+    second = folder_of(out)
+    assert (first / "inner_scores.csv").read_bytes() == (second / "inner_scores.csv").read_bytes()
+    logits = [pd.read_csv(folder / "logits.csv") for folder in (first, second)]
+    pd.testing.assert_frame_equal(*(part.filter(regex="ID|logit_") for part in logits))
+    figures = [
+        json.loads((folder / "metrics.json").read_text())["selections"]["last"]["all"] for folder in (first, second)
+    ]
+    assert figures[0]["WA"] == pytest.approx(1 - figures[1]["WA"])
+
+
+def test_a_package_on_whisper_says_what_the_run_said(run, small, tmp_path):
+    folder = folder_of(run(encoder=small.backbone(num_layers=2, model_type="whisper")))
+    row = pd.read_csv(folder / "predictions.csv", dtype={"ID": str}).iloc[0]
+    recognizer = EmotionRecognizer.from_package(export_run(folder, tmp_path / "package"), calibrated=False)
+    found = recognizer.classify_file(small.corpus("emodb") / "wav" / f"{row['ID']}.wav")
+    assert found.posteriors == pytest.approx({c: row[f"posterior_{c}"] for c in found.posteriors}, abs=1e-4)
+
+
+def test_an_encoder_of_other_weights_is_refused(run, small, tmp_path):
+    backbone = shutil.copytree(small.backbone(num_layers=2), tmp_path / "backbone")
+    folder = folder_of(run(encoder=backbone))
+    assert int(load_model(folder).model.layer) == json.loads((folder / "metrics.json").read_text())["layer"]
+    shutil.copy(small.backbone(num_layers=2, seed=1) / "model.safetensors", backbone)
+    with pytest.raises(UserError, match="fitted to the states of another encoder"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("--layers=[1, 3]", "layers: expected whole numbers from 0 to 2, found 3"),
+        ("--C=[0.1, 0]", "C: expected numbers > 0, found 0"),
+        ("--C=[]", "C: expected a list of different values"),
+        ("--n_epochs=2", "expected 1, found 2"),
+    ],
+)
+def test_a_grid_that_cannot_be(run, line, words):
+    assert words in run(line, code=2)
