@@ -9,7 +9,7 @@ import soundfile
 from speechbrain_ser.cli import main
 from speechbrain_ser.corpora import espeak, savee
 from speechbrain_ser.corpora.demo import make_demo_corpus
-from speechbrain_ser.corpora.demo_layouts import HELD_OUT, SENTENCES
+from speechbrain_ser.corpora.demo_sentences import HELD_OUT, SENTENCES
 from speechbrain_ser.corpora.espeak import Speech, speak
 from speechbrain_ser.corpora.manifest import CorpusError, apply_labels, prepare, read_manifest
 
@@ -29,15 +29,15 @@ def contents(folder):
 
 def test_counts(demo):
     _, frame = demo
-    assert len(frame) == 516 and set(frame["corpus"]) == {"demo"}
+    assert len(frame) == 804 and set(frame["corpus"]) == {"demo"}
     four = apply_labels(frame)
-    assert four["emotion"].value_counts().to_dict() == dict.fromkeys(("neutral", "happy", "angry", "sad"), 124)
+    assert four["emotion"].value_counts().to_dict() == dict.fromkeys(("neutral", "happy", "angry", "sad"), 196)
     assert frame["emotion"].value_counts()[["happy", "excited", "frustrated", "undecided"]].tolist() == [
-        *(62, 62, 10, 10)
+        *(98, 98, 10, 10)
     ]
-    per_speaker = {f"{n:02}{letter}": 56 if n == 5 else 48 for n in range(1, 6) for letter in "FM"}
+    per_speaker = {f"{n:02}{letter}": 104 if n == 5 else 72 for n in range(1, 6) for letter in "FM"}
     assert four["speaker"].value_counts().to_dict() == per_speaker
-    assert four["duration"].between(0.7, 3.2).all()
+    assert four["duration"].between(0.6, 4).all()
 
 
 def test_rows_are_exact(demo):
@@ -46,7 +46,7 @@ def test_rows_are_exact(demo):
     by_id = frame.set_index("ID")
     row = by_id.loc["Ses05M_script02_1b_F000"]
     assert row[["speaker", "gender", "session", "dialog", "emotion", "transcript"]].tolist() == [
-        *("05F", "F", "Ses05", "Ses05M_script02_1b", "sad", SENTENCES[0])
+        *("05F", "F", "Ses05", "Ses05M_script02_1b", "sad", SENTENCES[3])
     ]
     for name, row in by_id.iterrows():
         assert row["speaker"] == name[3:5] + name[-4] and row["dialog"] == name[:-5]
@@ -69,10 +69,16 @@ def test_some_sentences_belong_to_held_out_speakers(demo):
     _, frame = demo
     sessions = frame.groupby("transcript")["session"].agg(set)
     assert {text for text, where in sessions.items() if where == {"Ses05"}} == set(HELD_OUT)
-    assert all(len(sessions[text]) == 5 for text in SENTENCES)
+    assert len(HELD_OUT) >= len(sessions) / 10 and all(len(sessions[text]) == 5 for text in SENTENCES)
+    common = frame[frame["transcript"].isin(SENTENCES) & ~frame["emotion"].isin(["frustrated", "undecided"])]
+    assert not common.duplicated(["session", "transcript"]).any()  # by one speaker of a session
+    said = common.groupby("speaker")["transcript"].agg(frozenset)
+    assert said.nunique() == 10 and set(said.map(len)) == {72}
+    held_out = frame[frame["transcript"].isin(HELD_OUT) & ~frame["emotion"].isin(["frustrated", "undecided"])]
+    assert set(held_out.replace("excited", "happy").groupby("transcript")["emotion"].nunique()) == {4}
     # known words, so that a model may spell them
-    known = set(" ".join(SENTENCES).lower().replace(".", "").split())
-    assert set(" ".join(HELD_OUT).lower().replace(".", "").split()) <= known
+    known = set(" ".join(SENTENCES).lower().replace(".", "").replace("?", "").split())
+    assert set(" ".join(HELD_OUT).lower().replace(".", "").replace("?", "").split()) <= known
 
 
 def test_emotions_differ_in_tempo_for_every_speaker(demo):

@@ -37,6 +37,9 @@ def test_row(row, request):
 
 def _small_run(row, request) -> Path:
     small, train = request.getfixturevalue("small"), request.getfixturevalue("train")
-    flags = [f"--data_folder={small.corpus(row['Corpus'])}", *row["test_debug_flags"].split()]
+    flags = [
+        f"--data_folder={small.corpus(row['Corpus'])}",
+        *row["test_debug_flags"].replace("FOLDER", str(small.folder)).split(),
+    ]
     out = train(*flags, yaml=row["System"])
     return Path(re.search(r"^results: (.*)$", out, re.MULTILINE).group(1))

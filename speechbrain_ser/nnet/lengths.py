@@ -49,7 +49,7 @@ def own_frames(
     Arguments
     ---------
     x : torch.Tensor
-        Padded waveforms [batch, time] or features [batch, frames, channels].
+        Padded waveforms [batch, time] or features [batch, frames, …].
     lens : torch.Tensor, optional
         Relative lengths [batch]; None when there is no padding.
     frame_counts : callable
@@ -69,4 +69,4 @@ def own_frames(
     """
     if x.dim() == 2:
         return frame_counts(absolute_lengths(x, lens))
-    return absolute_lengths(x[:, :, 0], lens)
+    return absolute_lengths(x.flatten(2)[:, :, 0], lens)

@@ -21,6 +21,7 @@ from speechbrain_ser.models.fu import FuModel
 from speechbrain_ser.models.ha import HaModel
 from speechbrain_ser.models.hsu import HsuModel
 from speechbrain_ser.models.probe import ProbeModel
+from speechbrain_ser.nnet.conv_head import ConvHead
 from speechbrain_ser.nnet.pooling import MaskedPooling
 from speechbrain_ser.processing.log_mel import LogMel
 from speechbrain_ser.processing.pitch_track import PitchTrack
@@ -91,6 +92,7 @@ CLASSES = (
         ),
         "speechbrain_ser.processing.split_mel.SplitMel": _kind(SplitMel, "dither"),
         "speechbrain_ser.processing.pitch_track.PitchTrack": _kind(PitchTrack, "method f_range"),
+        "speechbrain_ser.nnet.conv_head.ConvHead": _kind(ConvHead, "out_features hidden kernel", "dropout"),
         "torch.nn.Linear": _kind(nn.Linear, "out_features bias"),
     }
 )
