@@ -151,7 +151,8 @@ def prepare(config: Config, shared: Preparation | None = None) -> Setup:
     if plain.get("train_on", "fold") != "fold":
         fold = _train_on(plain["train_on"], fold, data)
     _check_fold(plain, fold, data)
-    science = {**config.science(), "fold": fold.name, **backbone, "utterances": data.digest}
+    parts = hashlib.sha256(repr(fold).encode()).hexdigest()[:16]  # of a run that goes on, they must be the same
+    science = {**config.science(), "fold": fold.name, "parts_digest": parts, **backbone, "utterances": data.digest}
     science = {k: str(v) for k, v in science.items()}
     for key, need in config.needs().items():
         theirs = _needed_science(key, plain[key], need["yaml"], shared)

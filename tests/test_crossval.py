@@ -322,7 +322,7 @@ def test_rows_of_several_systems_stand_in_one_table(crossval, tmp_path):
     shown = [re.match(r"(Cai and ASR|Cai|Ha) ", line) for line in out.splitlines()]
     assert [match[1] for match in shown if match][:3] == ["Cai", "Ha", "Cai and ASR"]
     path.write_text("table: T\nhparams: cai_mtl.yaml\nrows:\n- {hparams: ha_speaker.yaml}\n")
-    with pytest.raises(UserError, match="no ha_speaker.yaml among .*did you mean 'ha_speaker_norm.yaml'"):
+    with pytest.raises(UserError, match=r"no ha_speaker.yaml among .*did you mean 'ha_speaker_norm.yaml'"):
         read_table(path, ROOT / "hparams")
 
 

@@ -48,19 +48,18 @@ def _kind(make, arguments: str, left_out: str = "") -> Kind:
 
 WITHOUT_WEIGHTS = "source save_path load_weights"
 IN_TRAINING = (
-    "attn_implementation gradient_checkpointing freeze freeze_feature_extractor freeze_layers cache_embeddings "
-    "apply_spec_augment mask_time_prob mask_time_length mask_feature_prob mask_feature_length layerdrop "
-    "dropout lora seed"
+    "attn_implementation gradient_checkpointing freeze_feature_extractor apply_spec_augment mask_time_prob "
+    "mask_time_length mask_feature_prob mask_feature_length layerdrop dropout lora seed"
 )
 LEFT_OUT = f"{WITHOUT_WEIGHTS} {IN_TRAINING} cache_front_end"
-OF_WAV2VEC2, OF_WHISPER = "n_layers weighted_sum output_norm normalize_wav", "pad_to_30s windows"
+# states that were cached in float16 are read so by who uses the model, too
+OF_BOTH = "n_layers weighted_sum output_norm freeze freeze_layers cache_embeddings"
+OF_WAV2VEC2, OF_WHISPER = f"{OF_BOTH} normalize_wav", f"{OF_BOTH} pad_to_30s windows"
 #: lobes whose settings lie in the package's folder `backbone`
 ENCODERS = {
     "speechbrain_ser.lobes.encoder.Encoder": _kind(Encoder, f"{OF_WAV2VEC2} {OF_WHISPER}", LEFT_OUT),
     "speechbrain_ser.lobes.wav2vec2.Wav2Vec2": _kind(Wav2Vec2, OF_WAV2VEC2, LEFT_OUT),
-    "speechbrain_ser.lobes.whisper.Whisper": _kind(
-        Whisper, f"n_layers weighted_sum output_norm {OF_WHISPER}", f"{WITHOUT_WEIGHTS} {IN_TRAINING}"
-    ),
+    "speechbrain_ser.lobes.whisper.Whisper": _kind(Whisper, OF_WHISPER, f"{WITHOUT_WEIGHTS} {IN_TRAINING}"),
 }
 LOG_MEL = "speechbrain_ser.processing.log_mel.LogMel"
 MODELS = {
