@@ -69,6 +69,7 @@ def sections(args, measured: str) -> list[Section]:
         Section("Inference", "inference.py", inference),
         Section("The convolutional front end", "conv_front_end.py", ["--repeats=1"] if args.quick else []),
         Section("Features", "features.py", speech),
+        Section("Frozen Whisper", "whisper.py", [*speech, *(["--files=4"] if args.quick else [])]),
         Section("Preparation", "prepare.py"),
         Section("A checkpoint", "checkpoint.py"),
     ]
