@@ -216,7 +216,8 @@ def _inputs(hparams: dict, frame: pd.DataFrame) -> dict:
         if features is None:
             inputs[name] = AudioCache(folder / "audio")
         elif hparams.get("augment") is not None:
-            lines = [f"--{line}=False" for line in ("cache_features", "cache_front_end") if hparams.get(line)]
+            switches = ("cache_features", "cache_front_end", "cache_embeddings")
+            lines = [f"--{line}=False" for line in switches if hparams.get(line)]
             way_out = f"give {lines[0]}" if lines else "leave augment: null"
             raise UserError(f"augment changes waveforms, but {name} are computed once: {way_out}")
         else:

@@ -1043,3 +1043,42 @@ def test_tiny_command_line(tmp_path, capsys):
     for bad in (["--hidden=3"], ["--num_heads=5"]):
         with pytest.raises(SystemExit):
             main([str(tmp_path / "bad"), *bad])
+
+
+# --- layers that are left out, frozen, cached ----------------------------------------------------------------
+
+
+@every_kind
+def test_states_and_lowest_layers(folder, batch, kind):
+    whole, first = Wav2Vec2(folder(kind)).eval(), Wav2Vec2(folder(kind), n_layers=1).eval()
+    with torch.no_grad():
+        states, counts = whole.states(batch.wavs, batch.lens)
+        own = frame_mask(counts, states[0].shape[1])[:, :, None]
+        torch.testing.assert_close((states[-1] * own), whole(batch.wavs, batch.lens))
+        lowest, _ = first.states(batch.wavs, batch.lens)
+    assert len(states) == 3 and len(lowest) == 2
+    torch.testing.assert_close(lowest[0] * own, states[0] * own)
+    if not kind[2]:  # where layers are normalised before, a norm stands after the last one
+        torch.testing.assert_close(lowest[1] * own, states[1] * own)
+
+
+@every_kind
+def test_lowest_layers_stay_fixed_in_training(folder, batch, kind):
+    lobe = Wav2Vec2(folder(kind), freeze_layers=1, layerdrop=0.0, dropout=0.3).train()
+    trained = {name for name, p in lobe.model.named_parameters() if p.requires_grad}
+    assert trained and all(name.startswith(("encoder.layers.1.", "encoder.layer_norm.")) for name in trained)
+    lobe(batch.wavs, batch.lens).square().sum().backward()
+    assert all((p.grad is not None) is (name in trained) for name, p in lobe.model.named_parameters())
+    with pytest.raises(ValueError, match="freeze_layers is 2, expected 0 to 1"):
+        Wav2Vec2(folder(kind), freeze_layers=2)
+
+
+@pytest.mark.parametrize("weighted_sum", [False, True])
+def test_a_frozen_encoders_output_can_be_read_from_a_cache(folder, batch, weighted_sum):
+    lobe = Wav2Vec2(folder(GROUP), freeze=True, cache_embeddings=True, weighted_sum=weighted_sum).train()
+    features = [lobe.features.extract(wav[0]) for wav in batch.singles]
+    padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
+    lens = torch.tensor([len(f) / padded.shape[1] for f in features])
+    torch.testing.assert_close(lobe(padded, lens), lobe(batch.wavs, batch.lens), atol=5e-3, rtol=0)
+    with pytest.raises(ValueError, match="cache_embeddings: expected an encoder that is not trained"):
+        Wav2Vec2(folder(GROUP), cache_embeddings=True)

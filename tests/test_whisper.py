@@ -472,3 +472,24 @@ def test_lora_above_cached_layers(tiny, speech):
     assert not torch.allclose(before, plain(speech[1][None]), atol=1e-4)
     lobe.fix_weights()
     torch.testing.assert_close(lobe(speech[1][None]), before, atol=1e-5, rtol=0)
+
+
+def test_what_no_whisper_encodes_is_named_before_training(train, tiny, tmp_path):
+    import soundfile
+
+    rows = ["wav,emotion,speaker"]
+    for k in range(12):
+        seconds = 31 if k == 7 else 1
+        soundfile.write(tmp_path / f"{k}.wav", np.random.default_rng(k).standard_normal(seconds * 16000) * 0.1, 16000)
+        rows.append(f"{k}.wav,{'angry' if k % 2 else 'sad'},s{k // 4}")
+    (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
+    flags = ("--corpus=table", f"--data_folder={tmp_path}", f"--encoder={tiny}", "--alpha=0")
+    assert "1 utterances are longer than the 30 s that Whisper encodes: 7 (31.0 s) (--windows" in train(*flags, code=2)
+    assert "WA" in train(*flags, "--windows=True", "--freeze=True", "--cache_embeddings=True")
+
+
+def test_cached_states_are_not_augmented(train, tiny):
+    speed = "[!new:speechbrain.augment.time_domain.SpeedPerturb {orig_freq: 16000}]"
+    augment = f"--augment=!new:speechbrain.augment.augmenter.Augmenter {{augmentations: {speed}}}"
+    said = train(f"--encoder={tiny}", "--freeze=True", "--cache_embeddings=True", augment, code=2)
+    assert "augment changes waveforms, but sig are computed once: give --cache_embeddings=False" in said
