@@ -108,6 +108,15 @@ def drawn_spans(counts: np.ndarray, size: int, settings: dict) -> torch.BoolTens
     return torch.from_numpy(span_mask(counts, size, **settings))
 
 
+def mask_channels(hidden: torch.Tensor, settings: dict) -> torch.Tensor:
+    """Set SpecAugment's spans of channels of [batch, frames, channels] to 0."""
+    if settings["prob"] == 0:
+        return hidden
+    batch, _, channels = hidden.shape
+    masked = drawn_spans(np.full(batch, channels), channels, settings).to(hidden.device)
+    return hidden.masked_fill(masked[:, None, :], 0.0)
+
+
 def enable_gradient_checkpointing(model: nn.Module) -> None:
     """Switch it on after SpeechBrain, which switches it off when it has loaded a model."""
     # the older name is deprecated, the newer absent from the first transformers 5 releases

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from functools import partial
 
-import numpy as np
 import torch
 from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2 as SpeechBrainWav2Vec2
 from speechbrain.utils.logger import get_logger
@@ -39,6 +38,7 @@ from speechbrain_ser.lobes.layers import (
     finish,
     freeze_lowest,
     keep_lowest,
+    mask_channels,
 )
 from speechbrain_ser.lobes.loading import check_loading, load_quietly
 from speechbrain_ser.lobes.quiet import quiet_transformers
@@ -480,15 +480,11 @@ class Wav2Vec2(SpeechBrainWav2Vec2):
 
     def _spec_augment(self, hidden: torch.Tensor, counts: torch.LongTensor) -> torch.Tensor:
         """Mask spans of own frames by the learned vector, spans of channels by 0."""
-        batch, frames, channels = hidden.shape
-        masked = drawn_spans(counts.numpy(), frames, self.time_spans).to(hidden.device)
+        masked = drawn_spans(counts.numpy(), hidden.shape[1], self.time_spans).to(hidden.device)
         if self.time_spans["prob"] > 0:
             # even when nothing is masked, so that the vector always has a gradient (DistributedDataParallel)
             hidden = torch.where(masked[:, :, None], self.model.masked_spec_embed.to(hidden.dtype), hidden)
-        if self.feature_spans["prob"] > 0:
-            masked = drawn_spans(np.full(batch, channels), channels, self.feature_spans).to(hidden.device)
-            hidden = hidden.masked_fill(masked[:, None, :], 0.0)
-        return hidden
+        return mask_channels(hidden, self.feature_spans)
 
 
 def _is_padded(counts: torch.LongTensor, longest: int) -> bool:

@@ -7,7 +7,6 @@ utterance's own frames. Parameters keep transformers' names.
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import WhisperConfig
@@ -24,6 +23,7 @@ from speechbrain_ser.lobes.layers import (
     finish,
     freeze_lowest,
     keep_lowest,
+    mask_channels,
 )
 from speechbrain_ser.lobes.loading import check_loading, load_quietly
 from speechbrain_ser.nnet.lengths import absolute_lengths
@@ -347,13 +347,9 @@ class Whisper(nn.Module):
         """Mask spans of own frames, and of channels, by 0."""
         if not (self.apply_spec_augment and self.training):
             return hidden
-        batch, frames, channels = hidden.shape
-        masked = drawn_spans(counts.numpy(), frames, self.time_spans).to(hidden.device)
+        masked = drawn_spans(counts.numpy(), hidden.shape[1], self.time_spans).to(hidden.device)
         hidden = hidden.masked_fill(masked[:, :, None], 0.0)
-        if self.feature_spans["prob"] > 0:
-            masked = drawn_spans(np.full(batch, channels), channels, self.feature_spans).to(hidden.device)
-            hidden = hidden.masked_fill(masked[:, None, :], 0.0)
-        return hidden
+        return mask_channels(hidden, self.feature_spans)
 
 
 def _own(x: torch.Tensor, counts: torch.LongTensor) -> torch.Tensor:
