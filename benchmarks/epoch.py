@@ -22,9 +22,11 @@ from utterances import lengths_like_savee, make_corpus
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the recipes
 
-from speechbrain_ser.building import build  # noqa: E402
-from speechbrain_ser.config import read_config  # noqa: E402
-from speechbrain_ser.preparation import prepare  # noqa: E402
+from speechbrain_ser.training.config import read_config  # noqa: E402
+from speechbrain_ser.training.run import (  # noqa: E402
+    build,
+    prepare,
+)
 
 EMOTIONS = ("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
 

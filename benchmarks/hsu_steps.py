@@ -22,9 +22,14 @@ from speechbrain.dataio.batch import PaddedData
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the recipes
 
-from speechbrain_ser.config import read_config  # noqa: E402
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2  # noqa: E402
-from speechbrain_ser.nnet.losses import ctc_loss, emotion_loss, reconstruction_loss, speaker_loss  # noqa: E402
+from speechbrain_ser.nnet.losses import (  # noqa: E402
+    ctc_loss,
+    emotion_loss,
+    reconstruction_loss,
+    speaker_loss,
+)
+from speechbrain_ser.training.config import read_config  # noqa: E402
 
 STAGE_1 = {
     "stage 1 (16 pieces of 64-128 in 192 frames)": [],

@@ -17,7 +17,7 @@ from machine import machine, peak_gb
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the tests, which know what the release looks like
 
-from speechbrain_ser.corpora import manifest  # noqa: E402
+from speechbrain_ser.data import manifest  # noqa: E402
 from tests.corpus_trees import full_iemocap_tree  # noqa: E402
 
 

@@ -34,11 +34,13 @@ from utterances import lengths_like_iemocap, make_corpus
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the recipes
 
-from speechbrain_ser.building import build  # noqa: E402
-from speechbrain_ser.config import read_config  # noqa: E402
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2  # noqa: E402
 from speechbrain_ser.lobes.wav2vec2 import DROPOUTS, Wav2Vec2  # noqa: E402
-from speechbrain_ser.preparation import prepare  # noqa: E402
+from speechbrain_ser.training.config import read_config  # noqa: E402
+from speechbrain_ser.training.run import (  # noqa: E402
+    build,
+    prepare,
+)
 
 BACKBONES = {"base": BASE, "tiny": {}}
 #: no dropout, layer drop or SpecAugment: as lines of ours, and as settings of transformers

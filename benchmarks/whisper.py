@@ -20,11 +20,11 @@ from machine import machine, peak_gb
 from transformers import WhisperFeatureExtractor, WhisperModel
 from utterances import lengths_like_iemocap, make_corpus
 
-from speechbrain_ser.dataio import load_audio
+from speechbrain_ser.data.batches import load_audio
 from speechbrain_ser.lobes.backbone import resolve_backbone
-from speechbrain_ser.lobes.statistics import LayerStatistics
+from speechbrain_ser.lobes.layers import LayerStatistics
 from speechbrain_ser.lobes.whisper import Whisper
-from speechbrain_ser.processing.feature_cache import FeatureCache
+from speechbrain_ser.processing.cache import FeatureCache
 
 
 def fill(features, paths: list[str], folder: Path, workers: int) -> tuple[float, float]:

@@ -36,9 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     speechbrain = logging.getLogger("speechbrain")
     level = speechbrain.level
     speechbrain.setLevel(logging.WARNING)  # it tells at length how it was imported
-    from .corpora.errors import CorpusError
-    from .errors import UserError
-    from .libraries import libraries_that_load
+    from speechbrain_ser.errors import CorpusError, UserError, libraries_that_load
 
     try:
         with libraries_that_load():
@@ -62,7 +60,7 @@ def _command(commands, name, run: Callable, help):
 
 def _demo_corpus(commands):
     def run(out, layout, seed):
-        from .corpora.demo import make_demo_corpus
+        from speechbrain_ser.data.corpora.demo import make_demo_corpus
 
         print(make_demo_corpus(out, layout, seed))
 
@@ -75,7 +73,7 @@ def _demo_corpus(commands):
 
 def _report(commands):
     def run(results_folder, out, allow_incomplete, selection, reference):
-        from .evaluation.report import build_report
+        from speechbrain_ser.evaluation.report import build_report
 
         report = build_report(
             results_folder, out, allow_incomplete=allow_incomplete, selection=selection, reference=reference
@@ -94,7 +92,7 @@ def _report(commands):
 
 def _compare(commands):
     def run(first, second, out, allow_incomplete):
-        from .evaluation.versus import compare_folders
+        from speechbrain_ser.evaluation.report import compare_folders
 
         _show(compare_folders(first, second, out, allow_incomplete=allow_incomplete))
 
@@ -107,7 +105,7 @@ def _compare(commands):
 
 def _decompose(commands):
     def run(folder, recordings, out):
-        from .analysis.commands import decompose
+        from speechbrain_ser.inference.decompose import decompose
 
         decompose(folder, recordings, out)
 
@@ -119,7 +117,7 @@ def _decompose(commands):
 
 def _convert(commands):
     def run(folder, source, target, swap, out, audio):
-        from .analysis.commands import convert_recording
+        from speechbrain_ser.inference.decompose import convert_recording
 
         convert_recording(folder, source, target, swap, out, audio)
 
@@ -136,7 +134,7 @@ def _convert(commands):
 
 def _predict(commands):
     def run(**arguments):
-        from .predict.command import predict
+        from speechbrain_ser.inference.predict import predict
 
         return predict(**arguments)
 
@@ -186,7 +184,7 @@ def _predict(commands):
 
 def _export(commands):
     def run(run_folder, out, with_onnx, with_speechbrain):
-        from .package.export import export_run
+        from speechbrain_ser.inference.export import export_run
 
         folder = export_run(run_folder, out, with_onnx, with_speechbrain)
         print(f"written, and compared with the run: {out}")
@@ -212,7 +210,7 @@ def _export(commands):
 
 def _serve(commands):
     def run(**arguments):
-        from .serve.command import serve
+        from speechbrain_ser.inference.page import serve
 
         serve(**arguments)
 
@@ -233,7 +231,7 @@ def _serve(commands):
 
 def _import_whisper(commands):
     def run(source, out):
-        from .lobes.import_whisper import import_whisper
+        from speechbrain_ser.lobes.import_whisper import import_whisper
 
         print(import_whisper(source, out))
 

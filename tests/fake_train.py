@@ -4,7 +4,7 @@ import sys
 import time
 from pathlib import Path
 
-from speechbrain_ser.locks import end_with_parent, locked
+from speechbrain_ser.files import end_with_parent, locked
 
 HANGS_AFTER = 2  # epochs: a run that `hangs once` is still there when it is killed, however busy the machine
 

@@ -20,22 +20,25 @@ ROOT = Path(__file__).parents[1]
 PATIENCE = 600  # seconds until a training that hangs is ended, on a machine that does other things as well
 PLACES = {
     "manifest: rows are written, the file has no name": ("csv:DictWriter.writerows", "after"),
-    "manifest: between the two files": ("speechbrain_ser.corpora.manifest:write_text", "before"),
+    "manifest: between the two files": ("speechbrain_ser.data.manifest:write_text", "before"),
     "preparation: in a resampled recording": ("pathlib:Path.write_bytes", "half"),
     "preparation: in a file of the run's folder": ("pathlib:Path.write_text", "half"),
-    "step: after a forward pass": ("speechbrain_ser.brain:SERBrain.combine", "after"),
+    "step: after a forward pass": ("speechbrain_ser.training.brain:SERBrain.combine", "after"),
     "step: after a backward pass": ("torch:Tensor.backward", "after"),
     "step: before the optimiser's": ("torch.optim:AdamW.step", "before"),
     "step: after the optimiser's": ("torch.optim:AdamW.step", "after"),
     "checkpoint: in a file": ("torch:save", "half"),
     "checkpoint: between two files": ("torch:save", "after"),
-    "checkpoint: all written, not yet named": ("speechbrain_ser.checksums:write_checksums", "after"),
+    "checkpoint: all written, not yet named": ("speechbrain_ser.training.checkpoints:write_checksums", "after"),
     "checkpoint: while an older one is deleted": ("shutil:rmtree", "before"),
-    "epoch: validation or test of it": ("speechbrain_ser.brain:SERBrain.prediction_rows", "before"),
-    "epoch: its row is written, its checkpoint not": ("speechbrain_ser.brain:write_csv", "after"),
-    "results: a checkpoint is loaded for a test": ("speechbrain_ser.brain:SERBrain.on_evaluate_start", "after"),
-    "results: predictions are written": ("speechbrain_ser.results:write_csv", "after"),
-    "results: before metrics.json": ("speechbrain_ser.results:write_json", "before"),
+    "epoch: validation or test of it": ("speechbrain_ser.training.brain:SERBrain.prediction_rows", "before"),
+    "epoch: its row is written, its checkpoint not": ("speechbrain_ser.training.brain:write_csv", "after"),
+    "results: a checkpoint is loaded for a test": (
+        "speechbrain_ser.training.brain:SERBrain.on_evaluate_start",
+        "after",
+    ),
+    "results: predictions are written": ("speechbrain_ser.training.results:write_csv", "after"),
+    "results: before metrics.json": ("speechbrain_ser.training.results:write_json", "before"),
 }
 
 
@@ -164,7 +167,7 @@ def _main(argv, pipe, fault, note, counts):
     import torch
     from speechbrain.utils import logger
 
-    from speechbrain_ser.experiment import main
+    from speechbrain_ser.training.run import main
 
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # for loading processes, as in a program of its own

@@ -11,12 +11,18 @@ import soundfile
 import torch
 from matplotlib.colors import to_hex
 
-from speechbrain_ser.analysis.codes import analyse
-from speechbrain_ser.analysis.conversion import convert
-from speechbrain_ser.analysis.parts import parts_of, read_parts
 from speechbrain_ser.cli import main
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.evaluation.decomposition_figure import F0_COLOUR, plot_analysis, plot_conversion
+from speechbrain_ser.inference.decompose import (
+    F0_COLOUR,
+    analyse,
+    convert,
+    invert_mel,
+    parts_of,
+    plot_analysis,
+    plot_conversion,
+    read_parts,
+)
 from speechbrain_ser.lobes.speech_decomposition import (
     ContentEncoder,
     Decoder,
@@ -25,9 +31,7 @@ from speechbrain_ser.lobes.speech_decomposition import (
     SpeechDecomposition,
     TimbreEncoder,
 )
-from speechbrain_ser.processing.f0 import extract_f0, normalize
-from speechbrain_ser.processing.invert_mel import invert_mel
-from speechbrain_ser.processing.pitch_track import PitchTrack
+from speechbrain_ser.processing.pitch import PitchTrack, extract_f0, normalize
 from speechbrain_ser.processing.split_mel import SplitMel, prepare
 
 MEL = SplitMel()
@@ -141,7 +145,7 @@ def test_settings_of_f0_count():
 
 
 def test_f0_is_tracked_only_where_it_is_read(monkeypatch):
-    monkeypatch.setattr("speechbrain_ser.processing.pitch_track.extract_f0", lambda *a: pytest.fail("F0 tracked"))
+    monkeypatch.setattr("speechbrain_ser.processing.pitch.extract_f0", lambda *a: pytest.fail("F0 tracked"))
     parts = parts_of(voice(), "a01", MEL)
     assert parts.f0 is None and parts.f0_hz is None
     assert list(analyse(decomposition(("content", "rhythm")), parts).codes) == ["content", "rhythm"]
@@ -380,7 +384,7 @@ def loader(monkeypatch):
 
     def put(model):
         trained = SimpleNamespace(model=SimpleNamespace(decomposition=model), inputs={"mel": MEL, "f0": F0})
-        monkeypatch.setattr("speechbrain_ser.trained.load_model", {"run": trained}.__getitem__)
+        monkeypatch.setattr("speechbrain_ser.inference.trained.load_model", {"run": trained}.__getitem__)
 
     return put
 

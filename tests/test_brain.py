@@ -19,16 +19,27 @@ from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
 from recipes.cai_mtl.brain import CaiBrain
-from speechbrain_ser.brain import RunData
-from speechbrain_ser.checkpoints import History, RandomState, Tally, WholeCheckpointer
-from speechbrain_ser.dataio import AudioCache, StepSampler, length_sorted_batches, make_dataset, make_loader
+from speechbrain_ser.data.batches import (
+    AudioCache,
+    StepSampler,
+    length_sorted_batches,
+    make_dataset,
+    make_loader,
+)
+from speechbrain_ser.data.protocols import Fold
+from speechbrain_ser.data.text import CharacterTokens
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.cai import CaiModel
 from speechbrain_ser.nnet.pooling import MaskedPooling, frame_mask
-from speechbrain_ser.protocols import Fold
-from speechbrain_ser.tokens import CharacterTokens
+from speechbrain_ser.training.brain import RunData
+from speechbrain_ser.training.checkpoints import (
+    History,
+    RandomState,
+    Tally,
+    WholeCheckpointer,
+)
 
 CLASSES = ["calm", "loud"]
 TOKENS = CharacterTokens(["<blank>", "|", "A", "B"])
@@ -346,7 +357,7 @@ def test_batch_statistics_are_refused_with_several_processes(frame, tmp_path, mo
     run = make_brain(frame, tmp_path)
     run.brain.model.encoder.norm = nn.BatchNorm1d(6)
     run.brain._refuse_batch_statistics()
-    monkeypatch.setattr("speechbrain_ser.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("speechbrain_ser.training.distributed.world_size", lambda: 2)
     with pytest.raises(UserError, match=r"model\.encoder\.norm normalise over a batch"):
         run.brain._refuse_batch_statistics()
 

@@ -10,33 +10,31 @@ import pandas as pd
 import pytest
 import torch
 
-from speechbrain_ser.calibrating import in_words
-from speechbrain_ser.calibration import (
+from speechbrain_ser.cli import main as cli
+from speechbrain_ser.errors import UserError
+from speechbrain_ser.evaluation.calibration import (
     BOUNDS,
     CALIBRATION,
     LOGITS,
     RELIABILITY,
+    abstention,
     calibrate,
+    calibration_figures,
+    chance_error,
+    coverage_curve,
     fit_temperature,
     logit_table,
     logits_of,
     read_calibration,
-)
-from speechbrain_ser.cli import main as cli
-from speechbrain_ser.errors import UserError
-from speechbrain_ser.evaluation.reliability import (
-    abstention,
-    calibration_figures,
-    chance_error,
-    coverage_curve,
     reliability_bins,
     utterance_scores,
     with_temperature,
 )
 from speechbrain_ser.evaluation.report import build_report
 from speechbrain_ser.files import write_csv, write_json
-from speechbrain_ser.inference import EmotionRecognizer, Recognition
-from speechbrain_ser.predict.formats import Csv, JsonLines, Table
+from speechbrain_ser.inference.formats import Csv, JsonLines, Table
+from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition
+from speechbrain_ser.training.results import in_words
 
 from .run_folders import CLASSES, FOLDS, predictions, write_run
 
@@ -294,7 +292,7 @@ def test_below_the_threshold_it_keeps_silent(run_of, small):
 def test_a_run_without_a_temperature_says_so_once(copied, spoil, said, monkeypatch):
     spoil(copied / CALIBRATION)
     logged = []
-    monkeypatch.setattr("speechbrain_ser.inference.logger.warning", logged.append)
+    monkeypatch.setattr("speechbrain_ser.inference.recognizer.logger.warning", logged.append)
     recognizer = EmotionRecognizer.from_run(copied, CPU)
     assert recognizer.temperature == 1 and logged == [said]
     plain = EmotionRecognizer.from_run(copied, CPU, calibrated=False)

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from speechbrain_ser.checkpoints import DAMAGED, DamagedCheckpoint
-from speechbrain_ser.checksums import damage, write_checksums
+from speechbrain_ser.training.checkpoints import DAMAGED, DamagedCheckpoint, damage, write_checksums
 
 from .test_brain import Killed, fake_scores, fit, frame, make_brain, same, stop_after, weights  # noqa: F401
 
@@ -85,7 +84,7 @@ def test_training_goes_on_from_the_one_before(frame, whole, tmp_path, caplog, fi
     damaged = newest(run)
     content = sorted(p.name for p in damaged.iterdir())
     harm(damaged / file)
-    with caplog.at_level(logging.WARNING, "speechbrain_ser.checkpoints"):
+    with caplog.at_level(logging.WARNING, "speechbrain_ser.training.checkpoints"):
         fit(run)
     (said,) = [r.getMessage() for r in caplog.records if "DAMAGED CHECKPOINT" in r.getMessage()]
     assert damaged.name in said and file in said and expect in said and "(epoch 1)" in said
@@ -178,7 +177,7 @@ def test_a_kill_while_one_is_deleted_leaves_no_half(frame, tmp_path, monkeypatch
 
     run = make_brain(frame, tmp_path, n_epochs=3, valid=False)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("speechbrain_ser.checkpoints.shutil.rmtree", killed)
+        patch.setattr("speechbrain_ser.training.checkpoints.shutil.rmtree", killed)
         fit(run)
     assert list((tmp_path / "save").glob(".deleted-*")) and len(run.brain.checkpointer.list_checkpoints()) == 2
     fit(make_brain(frame, tmp_path, n_epochs=3, valid=False))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
-from speechbrain_ser.config import read_config
 from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.training.config import read_config
 
 ROOT = Path(__file__).parents[1]
 HPARAMS = ROOT / "hparams"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from speechbrain_ser.nnet.conv_head import ConvHead
+from speechbrain_ser.nnet.convolution import ConvHead
 
 
 def test_padding_changes_nothing():

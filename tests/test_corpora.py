@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import soundfile
 
-from speechbrain_ser.corpora import manifest as manifest_module
-from speechbrain_ser.corpora.audio import check_audio
-from speechbrain_ser.corpora.manifest import (
+from speechbrain_ser.data import manifest as manifest_module
+from speechbrain_ser.data.audio import check_audio
+from speechbrain_ser.data.manifest import (
     COLUMNS,
     CorpusError,
     apply_labels,

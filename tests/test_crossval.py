@@ -15,11 +15,18 @@ import pytest
 from scipy.special import softmax
 
 from speechbrain_ser.crossval import program
-from speechbrain_ser.crossval.tables import read_table
+from speechbrain_ser.crossval.plan import read_table
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.files import write_csv, write_json
-from speechbrain_ser.locks import FolderInUse, Owner, holder, lock_path, locked
-from speechbrain_ser.results import evaluate_and_write
+from speechbrain_ser.files import (
+    FolderInUse,
+    Owner,
+    holder,
+    lock_path,
+    locked,
+    write_csv,
+    write_json,
+)
+from speechbrain_ser.training.results import evaluate_and_write
 
 from .conftest import ROOT
 from .fake_crossval import FakeRun, fake_runs, work
@@ -401,7 +408,7 @@ def test_needed_runs_are_shared_between_variants(crossval, two_stages):
 
 
 def test_a_needed_run_is_asked_for_by_train(small, two_stages, tmp_path, capfd):
-    from speechbrain_ser.experiment import main
+    from speechbrain_ser.training.run import main
 
     argv = [str(two_stages / "hparams" / "joint.yaml"), "--corpus=emodb", f"--data_folder={small.corpus('emodb')}"]
     argv += [f"--encoder={small.backbone()}", f"--manifest_folder={small.folder / 'manifests'}"]

@@ -11,7 +11,7 @@ import soundfile
 import torch
 from speechbrain.utils.checkpoints import Checkpointer
 
-from speechbrain_ser.dataio import (
+from speechbrain_ser.data.batches import (
     UNKNOWN_SPEAKER,
     AudioCache,
     Batch,
@@ -85,7 +85,7 @@ def test_a_copy_is_made_once_and_then_read(tmp_path, stereo, monkeypatch):
     assert torch.equal(first[str(stereo)], load_audio(stereo))
     written = copy.stat().st_mtime_ns
 
-    import speechbrain_ser.dataio as dataio
+    import speechbrain_ser.data.batches as dataio
 
     def never(path):
         raise AssertionError("resampled again")
@@ -111,7 +111,7 @@ def test_a_changed_recording_gets_a_new_copy(tmp_path, stereo):
 
 
 def test_a_copy_of_another_resampler_is_not_read(tmp_path, stereo, monkeypatch):
-    import speechbrain_ser.dataio as dataio
+    import speechbrain_ser.data.batches as dataio
 
     for copies, resampler in enumerate(("another", dataio.RESAMPLER), 1):
         monkeypatch.setattr(dataio, "RESAMPLER", resampler)
@@ -120,7 +120,7 @@ def test_a_copy_of_another_resampler_is_not_read(tmp_path, stereo, monkeypatch):
 
 
 def test_a_failed_copy_leaves_nothing_half_written(tmp_path, stereo, monkeypatch):
-    import speechbrain_ser.dataio as dataio
+    import speechbrain_ser.data.batches as dataio
 
     def killed(*args):
         raise KeyboardInterrupt
@@ -153,7 +153,7 @@ def test_a_recording_listed_twice_is_copied_once(tmp_path, stereo, monkeypatch):
 def test_a_recording_is_decoded_once_while_there_is_room(tmp_path, monkeypatch):
     wavs = {name: torch.randn(100) for name in "abc"}
     read = []
-    monkeypatch.setattr("speechbrain_ser.dataio.load_audio", lambda path: read.append(path) or wavs[path].clone())
+    monkeypatch.setattr("speechbrain_ser.data.batches.load_audio", lambda path: read.append(path) or wavs[path].clone())
     cache = AudioCache(tmp_path, memory=2 * 400)
     for _ in range(2):
         for name in "abc":

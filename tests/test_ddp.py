@@ -17,12 +17,12 @@ import pandas as pd
 import pytest
 import torch
 
-from speechbrain_ser import distributed
-from speechbrain_ser.brain import SERBrain
-from speechbrain_ser.calibration import FILES
-from speechbrain_ser.dataio import StepSampler
-from speechbrain_ser.experiment import main
-from speechbrain_ser.stopping import stop_wish
+from speechbrain_ser.data.batches import StepSampler
+from speechbrain_ser.evaluation.calibration import FILES
+from speechbrain_ser.training import distributed
+from speechbrain_ser.training.brain import SERBrain
+from speechbrain_ser.training.run import main
+from speechbrain_ser.training.signals import stop_wish
 
 from .conftest import NARROW, ROOT
 
@@ -375,7 +375,7 @@ def test_one_process_alone_fails_and_tells(lines, tmp_path, monkeypatch):
 
 
 def test_a_folder_in_use(lines, tmp_path):
-    from speechbrain_ser.locks import locked
+    from speechbrain_ser.files import locked
 
     with locked(tmp_path / "run"):
         ended = train(2, lines(), tmp_path / "run", code=75)

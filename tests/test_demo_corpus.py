@@ -7,11 +7,16 @@ import pytest
 import soundfile
 
 from speechbrain_ser.cli import main
-from speechbrain_ser.corpora import espeak, savee
-from speechbrain_ser.corpora.demo import make_demo_corpus
-from speechbrain_ser.corpora.demo_sentences import HELD_OUT, SENTENCES
-from speechbrain_ser.corpora.espeak import Speech, speak
-from speechbrain_ser.corpora.manifest import CorpusError, apply_labels, prepare, read_manifest
+from speechbrain_ser.data.corpora import espeak, savee
+from speechbrain_ser.data.corpora.demo import make_demo_corpus
+from speechbrain_ser.data.corpora.demo_sentences import HELD_OUT, SENTENCES
+from speechbrain_ser.data.corpora.espeak import Speech, speak
+from speechbrain_ser.data.manifest import (
+    CorpusError,
+    apply_labels,
+    prepare,
+    read_manifest,
+)
 
 pytest.importorskip("espeakng_loader", reason='eSpeak NG is missing: pip install "speechbrain-ser[demo]"')
 
@@ -101,7 +106,7 @@ def test_seed_gives_the_bytes(tmp_path):
 
 def test_complete_corpus_is_left_as_it_is(tmp_path, monkeypatch):
     out = make_demo_corpus(tmp_path / "demo", sentences=1)
-    monkeypatch.setattr("speechbrain_ser.corpora.demo.speak", None)
+    monkeypatch.setattr("speechbrain_ser.data.corpora.demo.speak", None)
     assert make_demo_corpus(out, sentences=1) == out
     with pytest.raises(CorpusError, match=r"another demo corpus \(seed 0 instead of 1\)"):
         make_demo_corpus(out, sentences=1, seed=1)
@@ -127,7 +132,7 @@ def test_failure_leaves_nothing(tmp_path, monkeypatch):
     def fail(requests):
         raise CorpusError("no voice")
 
-    monkeypatch.setattr("speechbrain_ser.corpora.demo.speak", fail)
+    monkeypatch.setattr("speechbrain_ser.data.corpora.demo.speak", fail)
     with pytest.raises(CorpusError, match="no voice"):
         make_demo_corpus(tmp_path / "demo")
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,15 @@ import soundfile
 import torch
 
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.processing.f0 import CLASSES, UNVOICED, extract_f0, log_f0, normalize, one_hot, quantize
+from speechbrain_ser.processing.pitch import (
+    CLASSES,
+    UNVOICED,
+    extract_f0,
+    log_f0,
+    normalize,
+    one_hot,
+    quantize,
+)
 from speechbrain_ser.processing.rapt import frame_count
 
 DATA = Path(__file__).parent / "data" / "speechsplit_f0.npz"  # the program's numbers for three recordings of EMO-DB

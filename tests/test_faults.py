@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from speechbrain_ser.stopping import Stopped, StopWish
+from speechbrain_ser.training.signals import Stopped, StopWish
 
 from .conftest import ROOT
 from .faults import Fault, random_instants, server, train, with_signals
@@ -133,7 +133,10 @@ def test_a_signal_in_training_ends_it_after_the_step_with_a_checkpoint(bench, nu
 
 @pytest.mark.parametrize(
     ("place", "resumed"),
-    [("csv:DictWriter.writerows", "from the start"), ("speechbrain_ser.results:write_csv", "resumed after epoch 3")],
+    [
+        ("csv:DictWriter.writerows", "from the start"),
+        ("speechbrain_ser.training.results:write_csv", "resumed after epoch 3"),
+    ],
 )
 def test_a_signal_outside_training_ends_at_once(bench, place, resumed):
     name = f"signal in {place}"
@@ -166,7 +169,7 @@ def test_what_torchrun_passes_on_ends_nothing_at_once(monkeypatch):
 
 def test_a_dead_loading_process_is_named(bench):
     cache = bench.root / "quiet" / "cache"  # training itself loads nothing, and each of them two utterances a batch
-    fault = Fault("speechbrain_ser.dataio:load_audio", call=4)
+    fault = Fault("speechbrain_ser.data.batches:load_audio", call=4)
     ended = bench.run("loader", "--num_workers=2", cache=cache, fault=fault)
     assert ended.code == 2 and "Traceback" not in ended.said, ended.said
     assert re.search(r"error: a loading process died: DataLoader worker \(pid\S* [\d, ]+\) .*num_workers", ended.said)
@@ -200,7 +203,7 @@ def assert_whole(folder: Path) -> None:
     """No half file: CSVs end with a line's end, what is JSON is read, checkpoints agree with their checksums."""
     import json
 
-    from speechbrain_ser.checksums import damage
+    from speechbrain_ser.training.checkpoints import damage
 
     for path in visible(folder):
         if path.suffix == ".csv":

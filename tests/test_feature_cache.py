@@ -15,12 +15,11 @@ import pytest
 import soundfile
 import torch
 
-from speechbrain_ser.dataio import load_audio
+from speechbrain_ser.data.batches import load_audio
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.processing import feature_cache, sources
-from speechbrain_ser.processing.digests import ContentDigests
-from speechbrain_ser.processing.entries import DamagedEntry, pack, unpack
-from speechbrain_ser.processing.feature_cache import FeatureCache
+from speechbrain_ser.processing import cache as feature_cache
+from speechbrain_ser.processing import cache as sources
+from speechbrain_ser.processing.cache import ContentDigests, DamagedEntry, FeatureCache, pack, unpack
 from speechbrain_ser.processing.log_mel import LogMel
 
 SETTINGS = {"features": "two", "factor": 2}

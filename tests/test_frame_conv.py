@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from speechbrain_ser.nnet import frame_conv as module
-from speechbrain_ser.nnet.frame_conv import frame_conv, innermost
+from speechbrain_ser.nnet import convolution as module
+from speechbrain_ser.nnet.convolution import frame_conv, innermost
 
 SIZES = [  # channels in and out, kernel, stride, time
     (3, 5, 3, 2, 17),

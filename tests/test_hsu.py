@@ -14,15 +14,14 @@ from speechbrain.dataio.batch import PaddedData
 from torch import nn
 
 from speechbrain_ser.cli import main as cli
-from speechbrain_ser.crossval.arguments import read_arguments
-from speechbrain_ser.crossval.plan import make_plan
+from speechbrain_ser.crossval.plan import make_plan, read_arguments
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.hsu import HsuModel, HsuPretrainModel
+from speechbrain_ser.nnet.augment import random_crop
 from speechbrain_ser.nnet.pooling import MaskedPooling
-from speechbrain_ser.nnet.random_crop import random_crop
-from speechbrain_ser.processing.pitch_track import PitchTrack
-from speechbrain_ser.processing.sources import feature_source
+from speechbrain_ser.processing.cache import feature_source
+from speechbrain_ser.processing.pitch import PitchTrack
 from speechbrain_ser.processing.split_mel import SplitMel
 
 from .conftest import ROOT

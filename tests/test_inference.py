@@ -11,10 +11,10 @@ import pytest
 import soundfile
 import torch
 
-from speechbrain_ser.dataio import load_audio
+from speechbrain_ser.data.batches import load_audio
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.inference import LOOK_AHEAD, EmotionRecognizer
-from speechbrain_ser.trained import load_model
+from speechbrain_ser.inference.recognizer import LOOK_AHEAD, EmotionRecognizer
+from speechbrain_ser.inference.trained import load_model
 
 CPU = {"device": "cpu"}
 STAGE_2 = ["--pretrain=False", "--fold=03", "--pooling=sum"]
@@ -126,7 +126,7 @@ def test_embeddings_on_request(run_of, wavs):
 def test_nobodys_gender_is_known(run_of, wavs, monkeypatch):
     """F0 is looked for in the whole range, which is said once."""
     said = []
-    monkeypatch.setattr("speechbrain_ser.inference.logger.warning", said.append)
+    monkeypatch.setattr("speechbrain_ser.inference.recognizer.logger.warning", said.append)
     recognizer = EmotionRecognizer.from_run(run_of("hsu by gender"), CPU)
     results = list(recognizer.classify_files(sorted(wavs.iterdir())[:3], batch_size=1))
     assert [r.error for r in results] == [None] * 3 and recognizer.model.inputs["f0"].f_range == (50, 600)

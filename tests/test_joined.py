@@ -7,12 +7,17 @@ import random
 import pandas as pd
 import pytest
 
-from speechbrain_ser import protocols
-from speechbrain_ser.corpora.errors import CorpusError
-from speechbrain_ser.corpora.joined import join
-from speechbrain_ser.corpora.labels import apply_labels
-from speechbrain_ser.errors import UserError
-from speechbrain_ser.protocols import PARTS, Fold, leakage, make_folds, speaker_overlap, text_heard
+from speechbrain_ser.data import protocols
+from speechbrain_ser.data.labels import apply_labels, join
+from speechbrain_ser.data.protocols import (
+    PARTS,
+    Fold,
+    leakage,
+    make_folds,
+    speaker_overlap,
+    text_heard,
+)
+from speechbrain_ser.errors import CorpusError, UserError
 
 SHARED = ("angry", "disgust", "fear", "happy", "neutral", "sad")
 SAVEE = ("DC", "JE", "JK", "KL")

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import pytest
 
-from speechbrain_ser.libraries import PAIR, libraries_that_load
+from speechbrain_ser.errors import PAIR, libraries_that_load
 
 from .conftest import ROOT
 

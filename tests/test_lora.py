@@ -9,15 +9,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from speechbrain_ser.dataio import load_audio
+from speechbrain_ser.data.batches import load_audio
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.inference import EmotionRecognizer
+from speechbrain_ser.inference.export import export_run
+from speechbrain_ser.inference.recognizer import EmotionRecognizer
+from speechbrain_ser.inference.trained import load_model
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.cai import CaiModel
-from speechbrain_ser.nnet.lora import LoRALinear, add_lora, merge_lora, merged_state
+from speechbrain_ser.nnet.lora import (
+    LoRALinear,
+    add_lora,
+    merge_lora,
+    merged_state,
+)
 from speechbrain_ser.nnet.pooling import MaskedPooling
-from speechbrain_ser.package.export import export_run
-from speechbrain_ser.trained import load_model
 
 from .test_inference import CPU, assert_equal, predictions_of
 from .test_train import folder_of, wrong
@@ -194,7 +199,7 @@ def test_a_run_and_its_package_say_the_same(trained, small, tmp_path):
 
 
 def test_a_run_goes_on_where_it_stopped(train, tmp_path):
-    flags = ("--lora={rank: 2}", "--lr_schedule=!name:speechbrain_ser.nnet.schedules.constant_with_warmup {}")
+    flags = ("--lora={rank: 2}", "--lr_schedule=!name:speechbrain_ser.nnet.gradient_reversal.constant_with_warmup {}")
     flags = (*flags, "--warmup=0", "--backbone_lr=0.01")
     whole = folder_of(train(*flags, "--n_epochs=2", f"--results_folder={tmp_path / 'whole'}"))
     folder = folder_of(train(*flags, "--n_epochs=1"))

@@ -9,7 +9,12 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from speechbrain_ser.evaluation.metrics import emotion_metrics, metrics, metrics_by_text, word_error_rate
+from speechbrain_ser.evaluation.metrics import (
+    emotion_metrics,
+    metrics,
+    metrics_by_text,
+    word_error_rate,
+)
 
 CLASSES = ["angry", "happy", "neutral", "sad"]
 

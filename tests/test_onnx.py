@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from speechbrain_ser.dataio import load_audio
+from speechbrain_ser.data.batches import load_audio
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.inference import EmotionRecognizer
+from speechbrain_ser.inference import export
+from speechbrain_ser.inference.export import export_run
+from speechbrain_ser.inference.onnx import Graph, check_onnx, write_onnx
+from speechbrain_ser.inference.package import sha256
+from speechbrain_ser.inference.recognizer import EmotionRecognizer
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.cai import CaiModel
 from speechbrain_ser.nnet.pooling import MaskedPooling
-from speechbrain_ser.package import export
-from speechbrain_ser.package.export import export_run
-from speechbrain_ser.package.layout import sha256
-from speechbrain_ser.package.onnx import Graph, check_onnx, write_onnx
 
 from .test_inference import CPU, RUNS
 

@@ -17,15 +17,13 @@ from safetensors.torch import load_file, save_file
 from speechbrain.inference.classifiers import EncoderClassifier
 
 from speechbrain_ser.cli import main as cli
-from speechbrain_ser.dataio import load_audio
+from speechbrain_ser.data.batches import load_audio
+from speechbrain_ser.data.text import build_tokens
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.inference import EmotionRecognizer
-from speechbrain_ser.package import export
-from speechbrain_ser.package.card import model_card
-from speechbrain_ser.package.export import export_run
-from speechbrain_ser.package.layout import sha256
-from speechbrain_ser.package.opening import open_recognizer
-from speechbrain_ser.tokens import build_tokens
+from speechbrain_ser.inference import export
+from speechbrain_ser.inference.export import export_run, model_card
+from speechbrain_ser.inference.package import sha256
+from speechbrain_ser.inference.recognizer import EmotionRecognizer, open_recognizer
 
 from .conftest import ROOT
 from .test_inference import CPU, RUNS, assert_equal, predictions_of
@@ -275,7 +273,7 @@ def test_stage_1_recognises_no_emotion(tmp_path):
         (
             "torch.nn.Linear",
             "my_heads.Deep",
-            "heads: emotion: .*table in speechbrain_ser/package/classes.py.*my_heads.Deep",
+            "heads: emotion: .*table in speechbrain_ser/inference/package.py.*my_heads.Deep",
         ),
         ("models.cai.CaiModel", "models.cai.CalModel", "found speechbrain_ser.models.cai.CalModel.*did you mean"),
         ("mode: sum", "mode: !apply:os.getcwd []", "pooling: mode: .*found !apply:os.getcwd"),
@@ -420,8 +418,8 @@ EVAL = {"class": "builtins.eval", "arguments": {"source": "__import__('os').syst
         (("heads", "emotion"), {"partial": "os.system", "arguments": {"command": "touch {canary}"}}),
         (("pooling", "arguments", "mode"), CLASS),
         (("pooling",), {"class": "torch.load", "arguments": {"f": "model.safetensors", "weights_only": False}}),
-        (("pooling",), {"class": "speechbrain_ser.trained.load_model", "arguments": {"run_folder": "."}}),
-        (("pooling",), {"class": "speechbrain_ser.package.classes.os.system", "arguments": {"command": "x"}}),
+        (("pooling",), {"class": "speechbrain_ser.inference.trained.load_model", "arguments": {"run_folder": "."}}),
+        (("pooling",), {"class": "speechbrain_ser.inference.package.os.system", "arguments": {"command": "x"}}),
         (("pooling",), {"class": ["torch.nn.Linear"], "arguments": {}}),
     ],
 )
@@ -438,7 +436,7 @@ def test_classes_that_are_not_in_the_table(package, canary, place, content):
             config["model"] = content
 
     change(package, put)
-    refused(package, r"config.json: model.*expected a (model|class) of the table in speechbrain_ser/package/classes.py")
+    refused(package, r"config.json: model.*expected a (model|class) of the table in speechbrain_ser/inference/package.py")
 
 
 BACKBONE = {
@@ -537,8 +535,8 @@ def test_wrong_hashes(package, name):
 
 
 def test_hashes_are_checked_before_anything_is_used(package, monkeypatch):
-    monkeypatch.setattr("speechbrain_ser.package.load.build_model", lambda *args: pytest.fail("built"))
-    monkeypatch.setattr("speechbrain_ser.package.load.load_tokens", lambda *args: pytest.fail("read"))
+    monkeypatch.setattr("speechbrain_ser.inference.package.build_model", lambda *args: pytest.fail("built"))
+    monkeypatch.setattr("speechbrain_ser.inference.package.load_tokens", lambda *args: pytest.fail("read"))
     (package / "backbone" / "preprocessor_config.json").write_text("{}")
     refused(package, "preprocessor_config.json: expected the SHA-256")
 

@@ -18,11 +18,10 @@ import soundfile
 
 from speechbrain_ser.cli import main as cli
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.inference import EmotionRecognizer, Recognition
-from speechbrain_ser.locks import lock_path, locked
-from speechbrain_ser.predict.formats import Csv, JsonLines
-from speechbrain_ser.predict.recordings import find_recordings
-from speechbrain_ser.predict.results_file import ResultsFile
+from speechbrain_ser.files import lock_path, locked
+from speechbrain_ser.inference.formats import Csv, JsonLines, ResultsFile
+from speechbrain_ser.inference.predict import find_recordings
+from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition
 
 from .conftest import ROOT
 

@@ -14,14 +14,20 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.inference import EmotionRecognizer
+from speechbrain_ser.inference.export import export_run
+from speechbrain_ser.inference.recognizer import EmotionRecognizer
+from speechbrain_ser.inference.trained import load_model
 from speechbrain_ser.lobes.encoder import Encoder
-from speechbrain_ser.lobes.statistics import LayerStatistics
+from speechbrain_ser.lobes.layers import LayerStatistics
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.probe import ProbeModel
-from speechbrain_ser.package.export import export_run
-from speechbrain_ser.probing import LayerChoice, best, fit_regression, inner_folds, parameters_of
-from speechbrain_ser.trained import load_model
+from speechbrain_ser.training.probing import (
+    LayerChoice,
+    best,
+    fit_regression,
+    inner_folds,
+    parameters_of,
+)
 
 from .test_train import TABLE_COLUMNS, folder_of, metrics_of
 

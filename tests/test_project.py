@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import speechbrain_ser
-from speechbrain_ser.libraries import PAIR
+from speechbrain_ser.errors import PAIR
 
 from .conftest import ROOT
 

@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from speechbrain_ser import protocols
-from speechbrain_ser.errors import UserError
-from speechbrain_ser.protocols import (
+from speechbrain_ser.data import protocols
+from speechbrain_ser.data.protocols import (
     PARTS,
     Fold,
     choose_fold,
@@ -20,6 +19,7 @@ from speechbrain_ser.protocols import (
     who_validates,
     why_none_validates,
 )
+from speechbrain_ser.errors import UserError
 
 EMOTIONS = ("angry", "happy", "neutral", "sad")
 LEAVE_OUT = ("speaker", "session")

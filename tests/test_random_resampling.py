@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from speechbrain_ser.nnet.random_resampling import Draws, RandomResampling, resample
+from speechbrain_ser.nnet.augment import Draws, RandomResampling, resample
 
 REFERENCE = Path(__file__).parent / "data" / "speechsplit" / "interplnr.safetensors"
 

@@ -9,7 +9,15 @@ from scipy import linalg, signal
 
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.processing import rapt as module
-from speechbrain_ser.processing.rapt import Candidates, Changes, frame_count, itakura, linear_predictor, nccf, rapt
+from speechbrain_ser.processing.rapt import (
+    Candidates,
+    Changes,
+    frame_count,
+    itakura,
+    linear_predictor,
+    nccf,
+    rapt,
+)
 
 RATE, HOP = 16_000, 256
 FORMANTS = ((500, 80), (1500, 120), (2500, 160))  # Hz: centre and width

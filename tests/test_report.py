@@ -11,16 +11,15 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from speechbrain_ser.brain import SERBrain
 from speechbrain_ser.cli import main
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.figures import plot_learning_curves
-from speechbrain_ser.evaluation.report import build_report, mean_curves
+from speechbrain_ser.evaluation.report import build_report, compare_folders, mean_curves
 from speechbrain_ser.evaluation.runs import load_runs, stacked
-from speechbrain_ser.evaluation.table import Table
-from speechbrain_ser.evaluation.versus import compare_folders
+from speechbrain_ser.evaluation.tables import Table
 from speechbrain_ser.files import write_csv, write_json
-from speechbrain_ser.results import print_results
+from speechbrain_ser.training.brain import SERBrain
+from speechbrain_ser.training.results import print_results
 
 from .run_folders import CLASSES, FOLDS, SENTENCES, epochs, predictions, write_pretraining, write_results, write_run
 

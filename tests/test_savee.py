@@ -6,9 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from speechbrain_ser.corpora import savee
-from speechbrain_ser.corpora.demo import make_demo_corpus
-from speechbrain_ser.corpora.manifest import COLUMNS, CorpusError, apply_labels, prepare, read_manifest
+from speechbrain_ser.data.corpora import savee
+from speechbrain_ser.data.corpora.demo import make_demo_corpus
+from speechbrain_ser.data.manifest import (
+    COLUMNS,
+    CorpusError,
+    apply_labels,
+    prepare,
+    read_manifest,
+)
 
 from .corpus_trees import write_wav
 

@@ -23,17 +23,22 @@ from torch import nn
 
 from speechbrain_ser.cli import main as cli
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.inference import EmotionRecognizer
+from speechbrain_ser.inference.page import (
+    BODY,
+    QUEUE,
+    Answer,
+    Uploads,
+    about,
+    about_model,
+    recognise,
+    render,
+    running,
+    serve,
+)
+from speechbrain_ser.inference.recognizer import EmotionRecognizer
 from speechbrain_ser.lobes.cnn_blstm_attention import CNNBLSTMAttention
 from speechbrain_ser.models.fu import FuModel
 from speechbrain_ser.processing.log_mel import LogMel
-from speechbrain_ser.serve.about import about, about_model
-from speechbrain_ser.serve.command import running, serve
-from speechbrain_ser.serve.guard import BODY
-from speechbrain_ser.serve.html import render
-from speechbrain_ser.serve.page import QUEUE
-from speechbrain_ser.serve.recognition import Answer, recognise
-from speechbrain_ser.serve.uploads import Uploads
 
 RATE = 16_000
 MAX_BYTES = 1_000_000
@@ -474,7 +479,7 @@ def test_other_machines_are_warned_of(trained, monkeypatch, caplog):
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr("speechbrain_ser.serve.command.running", ended)
+    monkeypatch.setattr("speechbrain_ser.inference.page.running", ended)
     folder = str(trained("--pooling=sum", yaml="cai_mtl"))
     for host, warned in (("127.0.0.1", False), ("0.0.0.0", True)):
         caplog.clear()

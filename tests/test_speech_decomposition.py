@@ -22,10 +22,10 @@ from speechbrain_ser.lobes.speech_decomposition import (
     downsample,
     from_speechsplit,
 )
-from speechbrain_ser.nnet.group_norm import MaskedGroupNorm
-from speechbrain_ser.nnet.masked_mse import masked_mse
-from speechbrain_ser.nnet.random_resampling import RandomResampling, resample
-from speechbrain_ser.processing.f0 import quantize
+from speechbrain_ser.nnet.augment import RandomResampling, resample
+from speechbrain_ser.nnet.losses import masked_mse
+from speechbrain_ser.nnet.masked import MaskedGroupNorm
+from speechbrain_ser.processing.pitch import quantize
 
 REFERENCE = Path(__file__).parent / "data" / "speechsplit"
 CODES = {"content": "Z_C", "rhythm": "Z_R", "pitch": "Z_F"}  # in the order of SpeechSplit's decoder
@@ -338,7 +338,7 @@ decomposition: !new:speechbrain_ser.lobes.speech_decomposition.SpeechDecompositi
         pitch: !new:speechbrain_ser.lobes.speech_decomposition.PitchEncoder
             channels: 16
             groups: 4
-            resampling: !name:speechbrain_ser.nnet.random_resampling.RandomResampling
+            resampling: !name:speechbrain_ser.nnet.augment.RandomResampling
                 max_stretch: 1.2
     decoder: !name:speechbrain_ser.lobes.speech_decomposition.Decoder
         units: 8

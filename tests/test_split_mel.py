@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from speechbrain_ser.processing.split_mel import SplitMel, mel_filters, prepare, whole_hops
+from speechbrain_ser.processing.split_mel import (
+    SplitMel,
+    mel_filters,
+    prepare,
+    whole_hops,
+)
 
 REFERENCE = Path(__file__).parent / "data" / "speechsplit"
 
@@ -21,7 +26,7 @@ def sweep() -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["03a01Fa", "08a01Na", "14a05Wa"])
 def test_published_program(emodb_folder, name):
-    from speechbrain_ser.dataio import load_audio
+    from speechbrain_ser.data.batches import load_audio
 
     wav = torch.as_tensor(load_audio(emodb_folder / "wav" / f"{name}.wav"))
     noise = (np.random.RandomState(int(name[:2])).rand(len(wav)) - 0.5) * 1e-6

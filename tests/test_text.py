@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from speechbrain_ser.text import heard_texts, normalise_transcript
+from speechbrain_ser.data.text import heard_texts, normalise_transcript
 
 
 @pytest.mark.parametrize(

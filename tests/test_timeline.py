@@ -21,23 +21,26 @@ from praatio.textgrid import openTextgrid
 from torch import nn
 
 from speechbrain_ser.cli import main as cli
-from speechbrain_ser.dataio import QUALITY, SAMPLE_RATE, load_audio
-from speechbrain_ser.decoding import Decoder
+from speechbrain_ser.data.batches import QUALITY, SAMPLE_RATE, load_audio
+from speechbrain_ser.data.text import CharacterTokens
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.inference import EmotionRecognizer
-from speechbrain_ser.predict.results_file import ResultsFile
-from speechbrain_ser.predict.timeline_formats import SegmentCsv, TimelineLines
-from speechbrain_ser.timeline import Phrase, Segment, Timeline
-from speechbrain_ser.timeline.envelope import Envelope
-from speechbrain_ser.timeline.joining import LogitJoiner
-from speechbrain_ser.timeline.phrases import PhraseCutter
-from speechbrain_ser.timeline.picture import plot_timeline
-from speechbrain_ser.timeline.recognition import plan_windows
-from speechbrain_ser.timeline.steps import StepPosteriors
-from speechbrain_ser.timeline.streaming import resampled, stream_audio
-from speechbrain_ser.timeline.textgrid import write_textgrid
-from speechbrain_ser.timeline.windows import WindowPlan
-from speechbrain_ser.tokens import CharacterTokens
+from speechbrain_ser.inference.formats import ResultsFile, SegmentCsv, TimelineLines, write_textgrid
+from speechbrain_ser.inference.recognizer import EmotionRecognizer
+from speechbrain_ser.inference.timeline import (
+    Envelope,
+    LogitJoiner,
+    Phrase,
+    PhraseCutter,
+    Segment,
+    StepPosteriors,
+    Timeline,
+    WindowPlan,
+    plan_windows,
+    resampled,
+    stream_audio,
+)
+from speechbrain_ser.inference.timeline_figure import plot_timeline
+from speechbrain_ser.models.decoding import Decoder
 
 from .conftest import ROOT
 from .test_inference import RUNS, odd  # noqa: F401 (a fixture)
@@ -297,7 +300,7 @@ def test_odd_recordings_say_what_they_say_whole(recognizer_of, odd):  # noqa: F8
 
 
 def test_a_recording_that_breaks_while_it_is_read(recognizer_of, long_recording, monkeypatch):
-    monkeypatch.setattr("speechbrain_ser.inference.duration_of", lambda path: 25.0)
+    monkeypatch.setattr("speechbrain_ser.inference.recognizer.duration_of", lambda path: 25.0)
     path = long_recording.with_name("broken.flac")
     path.write_bytes(long_recording.read_bytes()[:-100_000])
     (found,) = recognizer_of("fu").timelines([path])
@@ -335,8 +338,8 @@ def test_little_is_held_at_a_time(recognizer_of, monkeypatch):
         assert all(wav.untyped_storage().nbytes() <= 4 * 4 * SAMPLE_RATE for wav in wavs[:-1])  # no views of more
         return outputs(wavs)
 
-    monkeypatch.setattr("speechbrain_ser.timeline.recognition.stream_audio", blocks)
-    monkeypatch.setattr("speechbrain_ser.inference.duration_of", lambda path: 600.0)
+    monkeypatch.setattr("speechbrain_ser.inference.timeline.stream_audio", blocks)
+    monkeypatch.setattr("speechbrain_ser.inference.recognizer.duration_of", lambda path: 600.0)
     monkeypatch.setattr(recognizer, "window_outputs", counted)
     (found,) = recognizer.timelines(["noise.wav"], batch_size=3)
     assert found.error is None and found.duration == 600.0 and len(found.posteriors) == 300

@@ -7,10 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from speechbrain_ser.decoding import Decoder
+from speechbrain_ser.data.text import (
+    LETTERS,
+    CharacterTokens,
+    build_tokens,
+    load_tokens,
+    save_tokens,
+)
 from speechbrain_ser.errors import UserError
+from speechbrain_ser.models.decoding import Decoder
 from speechbrain_ser.nnet.losses import ctc_loss, frames_needed
-from speechbrain_ser.tokens import LETTERS, CharacterTokens, build_tokens, load_tokens, save_tokens
 
 PUBLISHED = Path(__file__).parent / "data" / "cai_tiny" / "vocab.json"
 # EMO-DB's ten sentences

@@ -325,7 +325,7 @@ def test_too_little_memory_says_what_to_change(train, monkeypatch):
     def fill(self, batch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr("speechbrain_ser.brain.SERBrain.fit_batch", fill)
+    monkeypatch.setattr("speechbrain_ser.training.brain.SERBrain.fit_batch", fill)
     error = train(code=2)
     assert "Tried to allocate 2.00 GiB" in error and "--micro_batch_size" in error
 

@@ -18,13 +18,18 @@ from transformers import AutoModel, HubertConfig, HubertModel
 from speechbrain_ser.lobes import backbone
 from speechbrain_ser.lobes import wav2vec2 as module
 from speechbrain_ser.lobes.tiny import _build, build_tiny_wav2vec2, main
-from speechbrain_ser.lobes.wav2vec2 import BackboneError, Wav2Vec2, absolute_lengths, check_backbone
-from speechbrain_ser.nnet import frame_conv
+from speechbrain_ser.lobes.wav2vec2 import (
+    BackboneError,
+    Wav2Vec2,
+    absolute_lengths,
+    check_backbone,
+)
+from speechbrain_ser.nnet import convolution as frame_conv
 from speechbrain_ser.nnet import front_end as layers
+from speechbrain_ser.nnet.augment import span_mask
 from speechbrain_ser.nnet.front_end import GroupNormFrontEndLayer, convolve_in_pieces
 from speechbrain_ser.nnet.masked import MaskedPositionalConv
 from speechbrain_ser.nnet.pooling import MaskedPooling, frame_mask
-from speechbrain_ser.nnet.span_mask import span_mask
 
 DATA = Path(__file__).parent / "data" / "cai_tiny"
 TOLERANCE = 1e-4
@@ -45,7 +50,7 @@ KINDS = [
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind)))
 both_front_ends = pytest.mark.parametrize("kind", [GROUP, LAYER], ids=["group", "layer"])
 
-# pytest replaces the filter that speechbrain_ser.lobes.quiet sets
+# pytest replaces the filter that speechbrain_ser.lobes.import_whisper sets
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
 
 

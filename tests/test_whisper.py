@@ -14,12 +14,17 @@ from safetensors.torch import load_file, save_file
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperModel
 
 from speechbrain_ser.lobes import backbone, import_whisper
-from speechbrain_ser.lobes.backbone import BackboneError, check_backbone, fingerprint, resolve_backbone
+from speechbrain_ser.lobes.backbone import (
+    BackboneError,
+    check_backbone,
+    fingerprint,
+    resolve_backbone,
+)
 from speechbrain_ser.lobes.encoder import Encoder
 from speechbrain_ser.lobes.import_whisper import ImportFailed
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
 from speechbrain_ser.lobes.whisper import Whisper
-from speechbrain_ser.processing.feature_cache import FeatureCache
+from speechbrain_ser.processing.cache import FeatureCache
 
 TOLERANCE = 1e-4
 LENGTHS = (160, 30001, 479, 16000)  # the shortest gives one frame

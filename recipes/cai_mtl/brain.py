@@ -1,7 +1,7 @@
 """Cai et al. 2021, "Speech Emotion Recognition with Multi-task Learning": L = L_CE + alpha * L_CTC (eq. 3)."""
 
-from speechbrain_ser.brain import SERBrain
 from speechbrain_ser.nnet.losses import ctc_loss, emotion_loss
+from speechbrain_ser.training.brain import SERBrain
 
 
 class CaiBrain(SERBrain):

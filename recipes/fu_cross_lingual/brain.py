@@ -2,9 +2,9 @@
 
 import logging
 
-from speechbrain_ser.brain import SERBrain
-from speechbrain_ser.dataio import samples_of
+from speechbrain_ser.data.batches import samples_of
 from speechbrain_ser.nnet.losses import emotion_loss, speaker_loss
+from speechbrain_ser.training.brain import SERBrain
 
 logger = logging.getLogger(__name__)
 

@@ -6,14 +6,12 @@ import pandas as pd
 from speechbrain.utils.distributed import run_on_main
 
 from recipes.cai_mtl.brain import CaiBrain
-from speechbrain_ser.brain import SERBrain
-from speechbrain_ser.distributed import gathered
-from speechbrain_ser.evaluation.figures import save_figure
+from speechbrain_ser.evaluation.figures import plot_reconstructions, save_figure
 from speechbrain_ser.evaluation.metrics import speaker_accuracy
-from speechbrain_ser.evaluation.pretraining_figures import plot_reconstructions
-from speechbrain_ser.nnet.losses import reconstruction_loss, speaker_loss
-from speechbrain_ser.nnet.masked_mse import mean_spectrum_mse
-from speechbrain_ser.pretrained import load_stage_1
+from speechbrain_ser.nnet.losses import mean_spectrum_mse, reconstruction_loss, speaker_loss
+from speechbrain_ser.training.brain import SERBrain
+from speechbrain_ser.training.checkpoints import load_stage_1
+from speechbrain_ser.training.distributed import gathered
 
 N_DRAWN = 3  # utterances in a picture
 

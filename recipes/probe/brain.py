@@ -8,11 +8,11 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import run_on_main
 
-from speechbrain_ser.brain import SERBrain
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.files import write_csv
 from speechbrain_ser.nnet.losses import emotion_loss
-from speechbrain_ser.probing import best, fit_regression, parameters_of
+from speechbrain_ser.training.brain import SERBrain
+from speechbrain_ser.training.probing import best, fit_regression, parameters_of
 
 logger = logging.getLogger(__name__)
 

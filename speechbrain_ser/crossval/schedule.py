@@ -1,24 +1,157 @@
-"""In what order runs go: what is ready is started, what fails is tried once more, the rest goes on."""
+"""Runs as processes of this machine: what is ready is started, what fails is tried once more, the rest goes on."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from tqdm import tqdm
 
-from speechbrain_ser.locks import holder
-from speechbrain_ser.optimizer_state import drop_optimizer
+from speechbrain_ser.files import PARENT, holder
+from speechbrain_ser.training.checkpoints import drop_optimizer
 
 if TYPE_CHECKING:
     from speechbrain_ser.crossval.plan import Run
 
+
+class Interrupted(BaseException):
+    """Someone wants the program to end; what it has begun is to be left resumable."""
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise :class:`Interrupted`, once: further ones must not disturb the tidying up."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if before[signal.SIGHUP] is signal.SIG_IGN:  # nohup
+        del before[signal.SIGHUP]
+
+    def interrupt(number, frame):
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted
+
+    for number in before:  # SIGINT also where a shell's & had it ignored
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+GRACE = 30.0  # seconds between asking a process to end and ending it: a step, and its checkpoint
+
+
+@dataclass(eq=False)
+class _Slot:
+    """One of the places for a run: its process, and the GPU it gets where there are several."""
+
+    gpu: str | None = None
+    run: Run | None = None
+    process: subprocess.Popen | None = None
+
+
+class LocalProcesses:
+    """At most so many processes at a time.
+
+    Arguments
+    ---------
+    jobs : int
+        How many.
+    command : list of str
+        What a run's arguments are appended to.
+    """
+
+    def __init__(self, jobs: int, command: Sequence[str]):
+        self.command = list(command)
+        gpus = visible_gpus() if jobs > 1 else []
+        self.slots = [_Slot(gpus[k % len(gpus)] if gpus else None) for k in range(jobs)]
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self.threads = max(1, cores // jobs) if jobs > 1 else None
+
+    def room(self, run: Run) -> bool:
+        """Whether a place is free and nothing that the run needs is missing."""
+        return any(slot.process is None for slot in self.slots) and all(need.finished() for need in run.needs)
+
+    def has(self, run: Run) -> bool:
+        """Never: our processes end when we do."""
+        return False
+
+    def start(self, run: Run) -> None:
+        """Start a process; what it says goes to the run's log."""
+        slot = next(slot for slot in self.slots if slot.process is None)
+        run.log.parent.mkdir(parents=True, exist_ok=True)
+        with run.log.open("ab") as log:
+            slot.run = run
+            slot.process = subprocess.Popen(
+                [*self.command, *run.argv],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(slot),
+                start_new_session=True,  # Ctrl-C reaches us alone, and we tell the children
+            )
+
+    def ended(self) -> list[Run]:
+        """Runs whose process is over."""
+        over = [slot for slot in self.slots if slot.process is not None and slot.process.poll() is not None]
+        runs = [slot.run for slot in over]
+        for slot in over:
+            slot.run = slot.process = None
+        return runs
+
+    def stop(self) -> None:
+        """Ask all processes to end; after a while, end them."""
+        processes = [slot.process for slot in self.slots if slot.process is not None]
+        for process in processes:
+            _signal(process, signal.SIGTERM)
+        deadline = time.monotonic() + GRACE
+        for process in processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _signal(process, signal.SIGKILL)
+                process.wait()
+
+    def _environment(self, slot: _Slot) -> dict[str, str]:
+        environment = {**os.environ, PARENT: str(os.getpid())}
+        if self.threads:
+            environment.setdefault("OMP_NUM_THREADS", str(self.threads))
+        if slot.gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
+        return environment
+
+
+def visible_gpus() -> list[str]:
+    """GPUs to share out, as CUDA_VISIBLE_DEVICES names them."""
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [gpu for gpu in chosen.split(",") if gpu]
+    import torch
+
+    return [str(k) for k in range(torch.cuda.device_count())]
+
+
+def _signal(process: subprocess.Popen, number: int) -> None:
+    """To the process and its own children (loader workers)."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
 ATTEMPTS = 2
+
+
 TAIL = 15  # lines of a failed run's log
+
+
 SHOW = (1.0, 60.0)  # seconds between two pictures of the bar: on a terminal, in a file
 
 

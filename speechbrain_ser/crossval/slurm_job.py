@@ -6,7 +6,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 
-from speechbrain_ser.locks import PARENT, TRY_LATER
+from speechbrain_ser.files import PARENT, TRY_LATER
 
 WARNED = 120.0  # seconds until Slurm takes a job away that it has warned and submitit has queued again
 

@@ -20,7 +20,14 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from speechbrain_ser.evaluation.intervals import LEVEL, Sums, estimate, jackknife_error, leave_one_out, speaker_sums
+from speechbrain_ser.evaluation.intervals import (
+    LEVEL,
+    Sums,
+    estimate,
+    jackknife_error,
+    leave_one_out,
+    speaker_sums,
+)
 
 FEW_DISCORDANT = 25  # below, the chi-square distribution of McNemar's statistic is a poor approximation
 WEBB = np.sqrt([0.5, 1.0, 1.5])

@@ -1,27 +1,140 @@
 """A report of many runs, made from their files alone: it can be made again without training."""
 
+import base64
+import html
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from string import Template
 from textwrap import fill
 
 import pandas as pd
 
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.evaluation import tables as make
-from speechbrain_ser.evaluation.calibration_tables import abstention_table, calibration_table, scores_of
-from speechbrain_ser.evaluation.figures import CURVES, plot_confusion, plot_variant_curves, save_figure
+from speechbrain_ser.evaluation.calibration import coverage_curve, reliability_bins
+from speechbrain_ser.evaluation.figures import (
+    CURVES,
+    plot_confusion,
+    plot_coverage,
+    plot_reliability,
+    plot_variant_curves,
+    save_figure,
+)
 from speechbrain_ser.evaluation.metrics import metrics
-from speechbrain_ser.evaluation.page import Picture, render_page
-from speechbrain_ser.evaluation.reliability import coverage_curve, reliability_bins
-from speechbrain_ser.evaluation.reliability_figures import plot_coverage, plot_reliability
-from speechbrain_ser.evaluation.runs import Run, Runs, items_of, load_runs, stacked
-from speechbrain_ser.evaluation.table import Table
+from speechbrain_ser.evaluation.runs import (
+    Problems,
+    Run,
+    Runs,
+    check_same_tests,
+    items_of,
+    load_runs,
+    stacked,
+)
+from speechbrain_ser.evaluation.tables import Table, abstention_table, calibration_table, comparison_table, scores_of
 from speechbrain_ser.files import write_csv, write_text
 
+
+@dataclass(frozen=True)
+class Picture:
+    """A saved SVG and what it shows."""
+
+    path: Path
+    caption: str
+
+    def html(self) -> str:
+        """The figure, inlined: as an image, so that two SVGs cannot share IDs."""
+        content = base64.b64encode(self.path.read_bytes()).decode()
+        caption = html.escape(self.caption)
+        return (
+            f'<figure><img src="data:image/svg+xml;base64,{content}" alt="{caption}">'
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
+
+
+PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+:root { color-scheme: light; }
+body { margin: 0 auto; max-width: 72rem; padding: 1rem 1.25rem 4rem; background: #fff; color: #1c1c1c;
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 1rem 0 .5rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; overflow-wrap: anywhere; }
+p { max-width: 46rem; margin: .4rem 0; overflow-wrap: anywhere; }
+section p { color: #4a4a4a; font-size: .9rem; }
+.warning { border-left: 4px solid #b3261e; background: #fdf3f2; padding: .5rem .75rem; color: #7a1710; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem;
+  border-top: 2px solid #1c1c1c; border-bottom: 2px solid #1c1c1c; }
+thead th { border-bottom: 1px solid #1c1c1c; vertical-align: bottom; max-width: 9rem; font-weight: 600; }
+td, th { padding: .3rem .7rem; text-align: right; white-space: nowrap; }
+thead th { white-space: normal; }
+th:first-child { text-align: left; position: sticky; left: 0; background: #fff; padding-left: 0; }
+tbody th { font-weight: 400; white-space: normal; }
+tbody th div { width: max-content; max-width: 18rem; overflow-wrap: break-word; }
+tbody tr:nth-child(even) :is(td, th) { background: #f6f7f9; }
+.figures { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); }
+figure { margin: 1rem 0; }
+figure img { max-width: 100%; height: auto; }
+figcaption { color: #4a4a4a; font-size: .9rem; overflow-wrap: anywhere; }
+@media (max-width: 40rem) {
+  body { padding: .5rem .9rem 3rem; }
+  h1 { font-size: 1.25rem; }
+  tbody th div { max-width: 8.5rem; }
+  td, th { padding: .3rem .5rem; }
+}
+</style>
+</head>
+<body>
+<h1>$title</h1>
+$lead
+$body
+</body>
+</html>
+""")
+
+
+def render_page(
+    title: str, lead: Sequence[str], warnings: Sequence[str], tables: Sequence[Table], pictures: Sequence[Picture]
+) -> str:
+    """The whole page.
+
+    Arguments
+    ---------
+    title : str
+        Its first line.
+    lead : sequence of str
+        Paragraphs below it.
+    warnings : sequence of str
+        What leaks, what is missing: before everything else.
+    tables : sequence of Table
+        In their order.
+    pictures : sequence of Picture
+        Shown after the first table.
+
+    Returns
+    -------
+    str
+        HTML without any reference to another file.
+    """
+    opening = [f'<p class="warning">{html.escape(w)}</p>' for w in warnings] + [
+        f"<p>{html.escape(p)}</p>" for p in lead
+    ]
+    figures = '<h2>Figures</h2>\n<div class="figures">\n' + "\n".join(p.html() for p in pictures) + "\n</div>"
+    sections = [t.html() for t in tables]
+    body = "\n".join([*sections[:2], figures if pictures else "", *sections[2:]])
+    return PAGE.substitute(title=html.escape(title), lead="\n".join(opening), body=body)
+
+
 MEASURED = [metric for metric in CURVES if metric != "loss"]
+
+
 LATEX_HEAD = "% needs \\usepackage{booktabs}; figures/*.pdf are the figures\n"
 
 
@@ -114,9 +227,6 @@ def _known_selection(runs: Runs, selection: str | None) -> str:
     return selection
 
 
-# ------------------------------------------------------------------ words
-
-
 def _title(runs: Runs, paper: Mapping | None) -> str:
     """What, on what, and first of all what is wrong with it."""
     systems = ", ".join(dict.fromkeys(r.metrics["system"] for r in runs.runs))
@@ -160,9 +270,6 @@ def _warnings(runs: Runs) -> list[str]:
     if runs.leak:
         warnings.append(f"LEAKY PROTOCOL: {runs.leak}. These figures say little about new speakers.")
     return warnings
-
-
-# ------------------------------------------------------------------ tables and pictures
 
 
 def _tables(runs: Runs, selection: str, paper: Mapping | None, reference: str | None) -> list[Table]:
@@ -257,9 +364,6 @@ def _mean_curve(of_variant: Sequence[Run], part: str) -> pd.DataFrame:
     return pd.DataFrame(curves)
 
 
-# ------------------------------------------------------------------ files
-
-
 def _write(title: str, runs: Runs, tables: list[Table], pictures: list[Picture], folder: Path) -> list[Path]:
     lead, warnings = _lead(runs), _warnings(runs)
     images = [f"![{p.caption}](figures/{p.path.name})" for p in pictures]
@@ -284,3 +388,67 @@ def _sweep(folder: Path, tables: Sequence[Table], pictures: Sequence[Picture]) -
     for path in [*folder.glob("*.csv"), *folder.glob("figures/*")]:
         if ours.fullmatch(path.name) and path.name not in kept:
             path.unlink()
+
+
+def compare_folders(
+    first: str | os.PathLike,
+    second: str | os.PathLike,
+    out_folder: str | os.PathLike = "comparison",
+    *,
+    allow_incomplete: bool = False,
+) -> Report:
+    """Compare the variant in one folder with the variant in another.
+
+    Arguments
+    ---------
+    first, second : str or path
+        Result folders, each with the runs of one variant; both of the same corpus, protocol and classes.
+    out_folder : str or path
+        Where ``comparison.md``, ``comparison.tex`` and ``comparisons.csv`` go.
+    allow_incomplete : bool
+        Compare the folds and seeds that both have finished.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    UserError
+        If a folder has several variants, or the two were not tested on the same utterances.
+    """
+    both = [load_runs(f, allow_incomplete) for f in (first, second)]
+    for folder, runs in zip((first, second), both, strict=True):
+        if len(runs.variants) > 1:
+            raise UserError(
+                f"{folder} has {len(runs.variants)} variants, name the folder of one: {', '.join(runs.variants)}"
+            )
+    problems = Problems(f"{first} and {second}")
+    check_same_tests(*both, problems, allow_incomplete)
+    problems.raise_any()
+    selection = both[0].selection
+    names = _names(*both, first, second)
+    predictions = {n: stacked(r.runs, selection) for n, r in zip(names, both, strict=True)}
+    table = comparison_table(predictions, both[0].classes, selection)
+    title = f"{names[1]} against {names[0]}: {both[0].corpus}, protocol {both[0].protocol}"
+    if leak := both[0].leak or both[1].leak:
+        title += f". LEAKY PROTOCOL: {leak}"
+    if missing := [*both[0].missing, *both[1].missing]:
+        title += f". INCOMPLETE, missing: {'; '.join(missing)}"
+    return _write_versus(title, table, Path(out_folder))
+
+
+def _names(a: Runs, b: Runs, first, second) -> tuple[str, str]:
+    """The variants' names where they tell the two apart, else the folders'."""
+    names = tuple("/".join(r.runs[0].variant) for r in (a, b))
+    return names if names[0] != names[1] else (f"A ({first})", f"B ({second})")
+
+
+def _write_versus(title: str, table: Table, folder: Path) -> Report:
+    folder.mkdir(parents=True, exist_ok=True)
+    files = (
+        write_text(f"# {title}\n\n{table.markdown()}\n", folder / "comparison.md"),
+        write_text(f"% {title}\n{table.latex()}\n", folder / "comparison.tex"),
+        write_csv(table.values, folder / "comparisons.csv"),
+    )
+    return Report(title, {table.name: table}, f"{title}\n\n{table.console()}", folder, files)

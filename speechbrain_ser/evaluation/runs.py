@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from speechbrain_ser.calibration import LOGITS, read_calibration, temperature_of
 from speechbrain_ser.errors import UserError
+from speechbrain_ser.evaluation.calibration import LOGITS, read_calibration, temperature_of
 from speechbrain_ser.evaluation.metrics import word_errors
 
 SHOWN = 20  # offenders of one kind that a message prints

@@ -1,25 +1,24 @@
-"""Where a pretrained encoder comes from: a local folder or a hub name, checked before anything slow starts.
-
-Nothing here builds a model. :func:`check_backbone` is what a program calls first; :func:`resolve_backbone`
-gives the folder to load, downloading it if need be.
-"""
+"""Where a pretrained encoder comes from, checked before anything slow starts, and its weights, loaded strictly."""
 
 import hashlib
 import json
 import logging
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import huggingface_hub
+import torch
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.lobes.import_whisper import HUB_NAME as WHEELS_NAME
-from speechbrain_ser.lobes.import_whisper import import_whisper, wheels_installed
+from speechbrain_ser.lobes.import_whisper import import_whisper, quiet_transformers, wheels_installed
 
 logger = logging.getLogger(__name__)
+
 
 #: `model_type` of config.json -> what people call it
 MODEL_TYPES = {
@@ -29,6 +28,8 @@ MODEL_TYPES = {
     "data2vec-audio": "data2vec",
     "whisper": "Whisper",
 }
+
+
 #: in the order transformers prefers them
 WEIGHTS = (
     "model.safetensors",
@@ -36,9 +37,17 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+
+
 EXPECTED = "config.json and model.safetensors or pytorch_model.bin"
+
+
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
 GIT_LFS_POINTER = b"version https://git-lfs"
+
+
 #: all that config.json may say of a backbone that is built without weights: sizes, and names of plain functions
 SETTINGS = frozenset(
     "model_type hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act layer_norm_eps "
@@ -48,10 +57,18 @@ SETTINGS = frozenset(
     "d_model encoder_layers encoder_attention_heads encoder_ffn_dim num_mel_bins max_source_positions "
     "activation_function".split()
 )
+
+
 PREPROCESSOR = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": 16000}
+
+
 #: of a Whisper; `feature_size`, its mel bands, beside it
 WHISPER_PREPROCESSOR = {"feature_extractor_type": "WhisperFeatureExtractor", "sampling_rate": 16000}
+
+
 MOST_LAYERS = 200  # more than any published encoder has
+
+
 LARGEST = 1_000_000
 
 
@@ -160,9 +177,6 @@ def fingerprint(source: str | os.PathLike, save_path: str | os.PathLike = "pretr
     return digest.hexdigest()[:16]
 
 
-# --- settings without weights ----------------------------------------------------------------------------
-
-
 def check_settings(folder: str | os.PathLike) -> Path:
     """Refuse a backbone's settings, from whoever they are, unless they are plain sizes.
 
@@ -258,9 +272,6 @@ def backbone_settings(config: dict) -> dict:
     # what transformers' WhisperConfig says twice, under the names of other encoders
     twice = ("hidden_size", "num_hidden_layers", "num_attention_heads") if config["model_type"] == "whisper" else ()
     return {key: value for key, value in found.items() if key not in twice}
-
-
-# --- local folders ---------------------------------------------------------------------------------------
 
 
 def _local_folder(source: str | os.PathLike) -> Path | None:
@@ -369,9 +380,6 @@ def _check_weights(file: Path) -> None:
             raise BackboneError(f"{file} is damaged or half-copied ({error}): copy it again") from error
 
 
-# --- hub names -------------------------------------------------------------------------------------------
-
-
 def _cached_snapshot(name: str, save_path: str | os.PathLike) -> Path | None:
     """The folder of an already downloaded hub model, in `save_path` or else in the user's own hub cache."""
     for cache in (save_path, None):
@@ -448,3 +456,71 @@ def _unreachable(name: str, error: Exception) -> BackboneError:
             else "."
         )
     )
+
+
+def load_quietly(model_class, folder: str | os.PathLike, config, **settings) -> tuple[torch.nn.Module, dict]:
+    """Load a model of transformers in float32, whatever it was saved in, and leave the random state as it was.
+
+    Arguments
+    ---------
+    model_class : type
+        Has ``from_pretrained``.
+    folder : str or os.PathLike
+        Of the weights.
+    config : transformers.PretrainedConfig
+        The model's.
+    **settings
+        Others of ``from_pretrained``.
+
+    Returns
+    -------
+    tuple
+        The model, and transformers' report, for :func:`check_loading`.
+
+    Raises
+    ------
+    BackboneError
+        When transformers cannot load it.
+    """
+    random_state = torch.get_rng_state()  # what is absent is drawn
+    try:
+        with quiet_transformers():
+            return model_class.from_pretrained(
+                str(folder),
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **settings,
+                ignore_mismatched_sizes=True,  # reported, all of them
+            )
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
+        raise BackboneError(f"backbone {folder} cannot be loaded: {error}") from error
+    finally:
+        torch.set_rng_state(random_state)
+
+
+def check_loading(report: Mapping, folder: str | os.PathLike, is_ours: Callable[[str], bool]) -> None:
+    """Refuse weights that do not fit.
+
+    Arguments
+    ---------
+    report : mapping
+        Of :func:`load_quietly`.
+    folder : str or os.PathLike
+        Of the weights, for messages.
+    is_ours : callable
+        Whether a parameter that the model does not have belongs to the encoder: what a checkpoint holds for other tasks
+        is passed over.
+
+    Raises
+    ------
+    BackboneError
+        Naming every parameter that is missing, of another size or not in the configuration.
+    """
+    wrong = [f"{key} is {list(found)}, expected {list(size)}" for key, found, size in sorted(report["mismatched_keys"])]
+    extra = sorted(key for key in report["unexpected_keys"] if is_ours(key))
+    missing = sorted(report["missing_keys"])
+    problems = (("missing", missing), ("of another size", wrong), ("not in the configuration", extra))
+    found = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems if names)
+    if found:
+        raise BackboneError(f"the weights in {folder} do not fit its config.json. Parameters {found}")

@@ -13,12 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from speechbrain_ser.errors import UserError, nearest
-from speechbrain_ser.nnet.blstm import BLSTM
-from speechbrain_ser.nnet.constant_tail import constant_tail_start
-from speechbrain_ser.nnet.keras_init import keras_init_
-from speechbrain_ser.nnet.local_attention import LocalAttentionPooling
+from speechbrain_ser.nnet.attention import LocalAttentionPooling, SelfAttention
+from speechbrain_ser.nnet.masked import constant_tail_start
 from speechbrain_ser.nnet.pooling import frame_mask
-from speechbrain_ser.nnet.self_attention import SelfAttention
+from speechbrain_ser.nnet.recurrent import BLSTM, keras_init_
 
 INITIALIZATIONS = ("keras", "pytorch")
 
@@ -40,7 +38,7 @@ class AttentionWeights(NamedTuple):
 
     def utterance(self, index: int, frames: int | None = None) -> "AttentionWeights":
         """One utterance's weights as NumPy arrays, to draw them
-        (:func:`speechbrain_ser.evaluation.attention_figure.plot_attention`).
+        (:func:`speechbrain_ser.evaluation.figures.plot_attention`).
 
         Arguments
         ---------
@@ -91,7 +89,7 @@ class CNNBLSTMAttention(nn.Module):
     dropout : float
         Probability, 0 to 1 (excluded).
     initialization : str
-        ``keras``: of the paper's framework (:func:`speechbrain_ser.nnet.keras_init.keras_init_`); ``pytorch``:
+        ``keras``: of the paper's framework (:func:`speechbrain_ser.nnet.recurrent.keras_init_`); ``pytorch``:
         PyTorch's defaults.
 
     Attributes

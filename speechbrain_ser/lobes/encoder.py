@@ -5,7 +5,13 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from speechbrain_ser.lobes.backbone import MODEL_TYPES, BackboneError, check_settings, read_config, resolve_backbone
+from speechbrain_ser.lobes.backbone import (
+    MODEL_TYPES,
+    BackboneError,
+    check_settings,
+    read_config,
+    resolve_backbone,
+)
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.lobes.whisper import Whisper
 

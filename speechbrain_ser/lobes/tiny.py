@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from speechbrain_ser.lobes.backbone import BackboneError
-from speechbrain_ser.lobes.quiet import quiet_transformers
+from speechbrain_ser.lobes.import_whisper import quiet_transformers
 
 MODELS = {
     "wav2vec2": (Wav2Vec2Config, Wav2Vec2Model),

@@ -1,12 +1,8 @@
-"""wav2vec2, HuBERT, WavLM and data2vec as one SpeechBrain lobe whose output does not depend on padding.
-
-SpeechBrain's lobe passes a padding mask, and yet a padded batch does not give what its utterances give alone:
-the waveform is normalised over the padding, group-norm front ends take their statistics over it, and
-data2vec's positional convolutions let it leak in. This lobe closes each of these gaps; parameters keep
-transformers' names.
-"""
+"""wav2vec2, HuBERT, WavLM and data2vec as one SpeechBrain lobe whose output does not depend on padding."""
 
 import contextlib
+import hashlib
+import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -14,7 +10,6 @@ from functools import partial
 
 import torch
 from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2 as SpeechBrainWav2Vec2
-from speechbrain.utils.logger import get_logger
 from torch import nn
 from torch.nn.utils import parametrize
 from transformers import AutoFeatureExtractor, AutoModel, Wav2Vec2FeatureExtractor
@@ -22,42 +17,98 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from speechbrain_ser.lobes.backbone import (
     BackboneError,
-    check_backbone,
+    check_loading,
     check_preprocessor,
     check_settings,
+    load_quietly,
     resolve_backbone,
 )
-from speechbrain_ser.lobes.embeddings import Embeddings, frames_of
-from speechbrain_ser.lobes.front_end import FrontEnd
+from speechbrain_ser.lobes.import_whisper import quiet_transformers
 from speechbrain_ser.lobes.layers import (
+    Embeddings,
     check_shares,
     check_spans,
     combine,
     drawn_spans,
     enable_gradient_checkpointing,
     finish,
+    frames_of,
     freeze_lowest,
     keep_lowest,
     mask_channels,
 )
-from speechbrain_ser.lobes.loading import check_loading, load_quietly
-from speechbrain_ser.lobes.quiet import quiet_transformers
-from speechbrain_ser.nnet.frame_conv import innermost
+from speechbrain_ser.nnet.convolution import innermost
 from speechbrain_ser.nnet.front_end import GroupNormFrontEndLayer, convolve_in_pieces, front_end_layer
-from speechbrain_ser.nnet.lengths import absolute_lengths
 from speechbrain_ser.nnet.lora import add_lora, merge_lora
 from speechbrain_ser.nnet.masked import MaskedPositionalConv, normalize_own
 from speechbrain_ser.nnet.pooling import frame_mask
+from speechbrain_ser.processing.lengths import absolute_lengths
 
-__all__ = ["BackboneError", "Wav2Vec2", "absolute_lengths", "check_backbone"]
+logger = logging.getLogger(__name__)
 
-logger = get_logger(__name__)
+
+class FrontEnd:
+    """What the convolutions of :class:`speechbrain_ser.lobes.wav2vec2.Wav2Vec2` give, for a feature cache.
+
+    About a third of a forward pass through wav2vec2-base is spent in convolutions that a frozen front end repeats
+    every epoch with the same result.
+
+    Arguments
+    ---------
+    encoder : Wav2Vec2
+        Whose convolutions these are; they are not trained.
+
+    Example
+    -------
+    >>> from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
+    >>> from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
+    >>> folder = build_tiny_wav2vec2(getfixture("tmp_path") / "tiny", hidden_size=16, num_layers=1, conv_dim=8)
+    >>> lobe = Wav2Vec2(str(folder), freeze_feature_extractor=True, cache_front_end=True).eval()
+    >>> wav = torch.randn(16000)
+    >>> features = lobe.features.extract(wav)
+    >>> features.shape, torch.allclose(lobe(features[None]), lobe(wav[None]))
+    (torch.Size([49, 8]), True)
+    """
+
+    def __init__(self, encoder):
+        self.encoder = encoder
+
+    @property
+    def min_samples(self) -> int:
+        """Samples of the shortest utterance that gives a frame."""
+        return self.encoder.min_samples
+
+    @property
+    def settings(self) -> dict:
+        """Everything that identifies the output, for a cache's key."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.encoder.model.feature_extractor.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
+        config = self.encoder.model.config
+        shape = {k: getattr(config, k) for k in ("conv_kernel", "conv_stride", "feat_extract_norm", "conv_bias")}
+        shape = {k: list(v) if isinstance(v, tuple) else v for k, v in shape.items()}
+        normalized = bool(self.encoder.normalize_wav)
+        return {"features": "front_end", "weights": digest.hexdigest(), "normalize_wav": normalized, **shape}
+
+    def extract(self, wav: torch.Tensor) -> torch.Tensor:
+        """A waveform [time], 16 kHz, to features [frames, conv channels], on the CPU."""
+        device = next(self.encoder.parameters()).device
+        with torch.no_grad():
+            features, _ = self.encoder.convolve(wav[None].to(device))
+        return features[0].cpu()
+
 
 DROPOUTS = ("hidden_dropout", "attention_dropout", "feat_proj_dropout", "activation_dropout")
+
+
 #: parameters that the lobe can do without
 OPTIONAL_PARAMETERS = {"masked_spec_embed"}
+
+
 #: parts of the encoder; what a checkpoint holds beside them (quantizer, CTC head, …) is for other tasks
 ENCODER_PARTS = ("feature_extractor.", "feature_projection.", "encoder.")
+
+
 NORMALIZE_EPS = 1e-7  # of the published preprocessing
 
 
@@ -492,9 +543,6 @@ def _is_padded(counts: torch.LongTensor, longest: int) -> bool:
     return torch.compiler.is_exporting() or int(counts.min()) < longest
 
 
-# --- inference -------------------------------------------------------------------------------------------
-
-
 def _one_by_one(wavs: torch.Tensor) -> bool:
     """Whether utterances go through the front end one by one: on a CPU a batch gains nothing there, and its padding
     is computed and masked. A graph that is being captured, or gradients, want the batch."""
@@ -511,9 +559,6 @@ def _store_in(dtype: torch.dtype, model: nn.Module) -> None:
     for layer in model.feature_extractor.conv_layers:
         if layer.conv.weight.device.type == "cpu" and layer.conv not in folded:
             layer.conv.weight.data = innermost(layer.conv.weight.data)
-
-
-# --- checks ----------------------------------------------------------------------------------------------
 
 
 def _check_attention(config, requested: str | None, source: str) -> None:
@@ -534,9 +579,6 @@ def _min_samples(config) -> int:
     for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
         samples = (samples - 1) * stride + kernel
     return samples
-
-
-# --- working around transformers -------------------------------------------------------------------------
 
 
 def _load(folder: str, config, attn_implementation: str | None) -> nn.Module:
@@ -570,11 +612,11 @@ def _swap_layers(model: nn.Module) -> None:
         model.encoder.pos_conv_embed = MaskedPositionalConv(model.encoder.pos_conv_embed)
 
 
-# --- all layers' states ----------------------------------------------------------------------------------
-
 #: inputs of the transformer layers by index, while a forward pass collects them (a context of its own per
 #: thread)
 _WATCHING = threading.Lock()
+
+
 _LAYER_INPUTS: ContextVar[dict[int, torch.Tensor] | None] = ContextVar("layer_inputs", default=None)
 
 

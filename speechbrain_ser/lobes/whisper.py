@@ -12,23 +12,30 @@ from torch import nn
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from speechbrain_ser.lobes.backbone import BackboneError, check_settings, read_config, resolve_backbone
-from speechbrain_ser.lobes.embeddings import Embeddings, frames_of
+from speechbrain_ser.lobes.backbone import (
+    BackboneError,
+    check_loading,
+    check_settings,
+    load_quietly,
+    read_config,
+    resolve_backbone,
+)
 from speechbrain_ser.lobes.layers import (
+    Embeddings,
     check_shares,
     check_spans,
     combine,
     drawn_spans,
     enable_gradient_checkpointing,
     finish,
+    frames_of,
     freeze_lowest,
     keep_lowest,
     mask_channels,
 )
-from speechbrain_ser.lobes.loading import check_loading, load_quietly
-from speechbrain_ser.nnet.lengths import absolute_lengths
 from speechbrain_ser.nnet.lora import add_lora, merge_lora
 from speechbrain_ser.nnet.pooling import frame_mask
+from speechbrain_ser.processing.lengths import absolute_lengths
 from speechbrain_ser.processing.log_mel import LogMel
 
 SAMPLE_RATE = 16_000

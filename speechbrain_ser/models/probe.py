@@ -8,7 +8,7 @@ from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver, registe
 from torch import nn
 
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.lobes.statistics import LayerStatistics
+from speechbrain_ser.lobes.layers import LayerStatistics
 from speechbrain_ser.models.heads import active_tasks, build_heads, keep_heads
 
 ENCODER = "encoder."  # before the names of its parameters
@@ -24,7 +24,7 @@ class ProbeModel(nn.Module):
     Arguments
     ---------
     encoder : torch.nn.Module
-        Frozen (see :class:`speechbrain_ser.lobes.statistics.LayerStatistics`).
+        Frozen (see :class:`speechbrain_ser.lobes.layers.LayerStatistics`).
     heads : mapping of str to callable
         ``emotion`` (h), a constructor that still lacks ``in_features``.
     loss_weights : mapping of str to float

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from speechbrain_ser.nnet.frame_conv import as_matrix_product, frame_conv
+from speechbrain_ser.nnet.convolution import as_matrix_product, frame_conv
 from speechbrain_ser.nnet.pooling import frame_mask
 
 #: frames of a piece, 1.5 s: its activations (10 MB each in wav2vec2-base) stay in the processor's cache and in memory

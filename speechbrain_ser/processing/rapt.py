@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy import fft, signal
 
-from ..errors import UserError
+from speechbrain_ser.errors import UserError
 
 COARSE_RATE = 2000  # Hz: of the signal in which peaks are looked for first
 FILTER_SECONDS = 0.005  # length of the decimation filter

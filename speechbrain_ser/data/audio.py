@@ -1,0 +1,194 @@
+"""Every recording is looked at before a training starts: there, readable, whole, not empty, finite."""
+
+import os
+import struct
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from tqdm import tqdm
+
+from speechbrain_ser.errors import Offenders
+
+BLOCK = 1 << 18  # frames decoded at a time
+STREAMED = {0x7FFFF000, 0x7FFFFFFF, 0xFFFFF000, 0xFFFFFFFF}  # data sizes of a WAV written into a pipe
+MISSING = "no such recording"
+EMPTY = "empty recording (expected at least one sample)"
+UNREADABLE = "unreadable recording (expected a format that soundfile reads)"
+TRUNCATED = "truncated recording (shorter than its header says)"
+NOT_FINITE = "recording with NaN or infinite samples"
+INTEGER = ("PCM_", "ULAW", "ALAW")  # sample formats that cannot hold NaN
+
+
+class BadAudioError(Exception):
+    """One recording's defect: ``kind`` is the same for all recordings with that defect."""
+
+    def __init__(self, kind: str, found: str = ""):
+        super().__init__(found)
+        self.kind, self.found = kind, found
+
+    @property
+    def words(self) -> str:
+        """The defect and what was found."""
+        return f"{self.kind}: {self.found}" if self.found else self.kind
+
+
+def check_audio(paths: Sequence[str | os.PathLike], where: str = "audio") -> list[float]:
+    """Checks recordings on all cores, with a progress bar.
+
+    Any sample rate, number of channels and format that soundfile reads is fine. For WAV files with integer
+    samples the header is enough; what may hold NaN or is compressed is decoded to its end.
+
+    Arguments
+    ---------
+    paths : list of path
+        The recordings.
+    where : str
+        Beginning of the error message.
+
+    Returns
+    -------
+    list of float
+        The durations in seconds, in the order of `paths`.
+
+    Raises
+    ------
+    CorpusError
+        Listing all recordings that are missing, empty, unreadable, truncated or not finite, by kind.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "a.wav")
+    ...     soundfile.write(path, np.zeros((8000, 2)), 16000)
+    ...     check_audio([path])
+    [0.5]
+    """
+    offenders, durations = Offenders(where), []
+    # libsndfile and the file system work without the GIL, so threads are enough
+    with ThreadPoolExecutor(cores()) as pool:
+        found = pool.map(_duration_or_defect, paths)
+        for path, result in zip(paths, tqdm(found, "audio", len(paths), disable=None), strict=True):
+            if isinstance(result, BadAudioError):
+                offenders.add(result.kind, f"{path}: {result.found}" if result.found else path)
+            durations.append(result)
+    offenders.raise_any()
+    return durations
+
+
+def cores() -> int:
+    """How many cores this process may use.
+
+    Returns
+    -------
+    int
+        At least 1.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _duration_or_defect(path):
+    try:
+        return duration_of(path)
+    except BadAudioError as defect:
+        return defect
+
+
+def sound_name(path: str | os.PathLike) -> str | bytes:
+    """A recording's name as soundfile opens it: bytes where it is no text in the system's encoding.
+
+    Example
+    -------
+    >>> sound_name("März.wav"), sound_name(os.fsdecode(b"M\\xe4rz.wav"))
+    ('März.wav', b'M\\xe4rz.wav')
+    """
+    name = os.fspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(name)
+    return name
+
+
+def duration_of(path: str | os.PathLike) -> float:
+    """Duration of one sound recording.
+
+    Arguments
+    ---------
+    path : path
+        The recording.
+
+    Returns
+    -------
+    float
+        Seconds.
+
+    Raises
+    ------
+    BadAudioError
+        What is wrong with it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadAudioError(MISSING)
+    if path.stat().st_size == 0:
+        raise BadAudioError(EMPTY, "0 bytes")
+    try:
+        with soundfile.SoundFile(sound_name(path)) as sound:
+            if sound.format in ("WAV", "WAVEX"):
+                _check_wav_length(path)
+            if sound.frames == 0:
+                raise BadAudioError(EMPTY, "a header, 0 samples")
+            if sound.format not in ("WAV", "WAVEX") or not sound.subtype.startswith(INTEGER):
+                _decode(sound)
+            return sound.frames / sound.samplerate
+    except (soundfile.SoundFileError, OSError) as error:
+        raise BadAudioError(UNREADABLE, _why(path, error)) from error
+
+
+def _why(path, error):
+    try:
+        with path.open("rb") as file:
+            return f"{getattr(error, 'error_string', error)} The file begins with {file.read(16)!r}"
+    except OSError as failure:
+        return str(failure)
+
+
+def _check_wav_length(path):
+    """libsndfile silently reads what is there of a half-copied WAV: compare its header with its size."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        order = ">" if file.read(4) == b"RIFX" else "<"
+        position = 12
+        while position + 8 <= size:
+            file.seek(position)
+            name, length = struct.unpack(order + "4sI", file.read(8))
+            if name == b"data":
+                missing = position + 8 + length - size
+                if missing > 0 and length not in STREAMED:
+                    raise BadAudioError(
+                        TRUNCATED,
+                        f"header: {length} bytes of samples, file: {length - missing}",
+                    )
+                return
+            position += 8 + length + length % 2  # chunks begin at even places
+
+
+def _decode(sound):
+    frames = 0
+    for block in sound.blocks(BLOCK, dtype="float64", always_2d=True):
+        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+        if len(bad):
+            at = (frames + bad[0]) / sound.samplerate
+            raise BadAudioError(NOT_FINITE, f"first at {at:.3f} s")
+        frames += len(block)
+    if frames < sound.frames:
+        raise BadAudioError(
+            TRUNCATED,
+            f"header: {sound.frames} samples, file: {frames}",
+        )

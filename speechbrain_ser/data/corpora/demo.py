@@ -1,0 +1,557 @@
+"""A corpus for trying things out: speech that eSpeak NG acts, on disk as the real corpora are.
+
+`corpus: demo` makes it in IEMOCAP's layout when it is absent and then prepares it as IEMOCAP.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from tqdm import tqdm
+
+from speechbrain_ser.data.audio import cores
+from speechbrain_ser.data.corpora import demo as demo_layouts
+from speechbrain_ser.data.corpora import emodb, iemocap, savee
+from speechbrain_ser.data.corpora.demo_sentences import HELD_OUT, SENTENCES
+from speechbrain_ser.data.corpora.espeak import Speech, speak
+from speechbrain_ser.errors import CorpusError, nearest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Voice:
+    """One speaker: an eSpeak variant with its own habits."""
+
+    variant: str
+    pitch: int = 0  # added to every emotion's
+    rate: float = 1.0  # multiplies every emotion's
+
+
+@dataclass(frozen=True)
+class Style:
+    """What an emotion does to any voice (see `Speech` for the units)."""
+
+    rate: int
+    pitch: int
+    range: int
+    volume: int
+
+
+FEMALE = (
+    Voice("f1", 2, 1.00),
+    Voice("f2", -3, 0.97),
+    Voice("f3", 4, 1.03),
+    Voice("f4", 0, 1.02),
+    Voice("f5", -2, 0.98),
+)
+
+
+MALE = (
+    Voice("m1", 0, 1.02),
+    Voice("m2", 3, 0.98),
+    Voice("m3", -2, 1.00),
+    Voice("m4", 4, 1.03),
+    Voice("m7", 1, 0.97),
+)
+
+
+# Rate and range differ for every pair, so an emotion can be told from a voice never heard before; the volumes
+# overlap once they vary.
+STYLES = {
+    "neutral": Style(rate=150, pitch=44, range=36, volume=70),
+    "happy": Style(rate=184, pitch=76, range=88, volume=78),
+    "excited": Style(rate=190, pitch=82, range=96, volume=82),
+    "angry": Style(rate=240, pitch=46, range=66, volume=86),
+    "sad": Style(rate=110, pitch=34, range=6, volume=54),
+    "fear": Style(rate=250, pitch=80, range=14, volume=62),
+    "disgust": Style(rate=125, pitch=28, range=75, volume=74),
+    "boredom": Style(rate=140, pitch=40, range=4, volume=64),
+    "surprise": Style(rate=150, pitch=82, range=99, volume=80),
+    "frustrated": Style(rate=205, pitch=38, range=55, volume=84),
+    "undecided": Style(rate=180, pitch=52, range=48, volume=72),
+}
+
+
+# standard deviations of the seeded variation: rate and volume relative, pitch and range in eSpeak's units
+VARIATION = {"rate": 0.04, "pitch": 2.5, "range": 4.0, "volume": 0.18}
+
+
+BOUNDS = {"rate": (80, 450), "pitch": (0, 99), "range": (0, 99), "volume": (25, 95)}
+
+
+def act(text: str, language: str, voice: Voice, emotion: str, random: np.random.Generator) -> Speech:
+    """One utterance, never twice the same.
+
+    Arguments
+    ---------
+    text : str
+        The words.
+    language : str
+        An eSpeak language: en-us, de.
+    voice : Voice
+        Who speaks.
+    emotion : str
+        One of `STYLES`.
+    random : numpy.random.Generator
+        Gives the variation: four normal numbers.
+
+    Returns
+    -------
+    Speech
+        What eSpeak is asked for.
+
+    Example
+    -------
+    >>> act("Hello.", "en-us", FEMALE[0], "sad", np.random.default_rng(0)).voice
+    'en-us+f1'
+    """
+    style = STYLES[emotion]
+    rate, pitch, pitch_range, volume = random.standard_normal(4)
+    values = {
+        "rate": style.rate * voice.rate * (1 + VARIATION["rate"] * rate),
+        "pitch": style.pitch + voice.pitch + VARIATION["pitch"] * pitch,
+        "range": style.range + VARIATION["range"] * pitch_range,
+        "volume": style.volume * np.exp(VARIATION["volume"] * volume),
+    }
+    values = {name: round(float(np.clip(value, *BOUNDS[name]))) for name, value in values.items()}
+    return Speech(text, f"{language}+{voice.variant}", **values)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One utterance: its file (from the corpus's root), who says it, how, and what."""
+
+    wav: str
+    speaker: str
+    emotion: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is spoken, and what writes the files beside it."""
+
+    turns: list[Turn]
+    voices: dict[str, Voice]
+    voice_language: str
+    sample_rate: int
+    write_texts: Callable[[Path, dict[str, float]], None] = field(default=lambda root, durations: None)
+
+
+# IEMOCAP: two speakers a session; the letter of a dialog says nothing about who speaks in it
+IEMOCAP_DIALOGS = ("{0}F_impro01", "{0}M_impro02a", "{0}F_script01_1", "{0}M_script02_1b")
+
+
+IEMOCAP_VOICES = {
+    f"{session:02}{gender}": voice
+    for session, pair in enumerate(zip(FEMALE, MALE, strict=True), 1)
+    for gender, voice in zip("FM", pair, strict=True)
+}
+
+
+HELD_OUT_SESSION = 5
+
+
+BLOCKS = (1, 2, 3, 4, 6)  # of sentences, which a session's woman and man take in turn: ten different halves
+
+
+IEMOCAP_CODES = {emotion: code for code, emotion in iemocap.EMOTIONS.items()}
+
+
+# valence, activation, dominance as raters would give them
+DIMENSIONS = {
+    "neutral": (2.5, 2.5, 2.5),
+    "happy": (4.0, 3.5, 3.0),
+    "excited": (4.5, 4.0, 3.5),
+    "angry": (1.5, 4.0, 4.5),
+    "sad": (2.0, 1.5, 1.5),
+    "frustrated": (2.0, 3.0, 3.5),
+    "undecided": (2.5, 3.0, 2.5),
+}
+
+
+def iemocap_layout(sentences: int | None = None) -> Plan:
+    """IEMOCAP's four classes (happy: every other one excited), label files, transcriptions and its traps.
+
+    A session says every sentence once, half of them by each speaker, each in one emotion, another one in most sessions.
+    Session 5 also says those that are held out: both speakers, each in two of the emotions.
+
+    Arguments
+    ---------
+    sentences : int, optional
+        A small corpus: so many sentences that everybody says, and two that are held out, each in all four emotions.
+
+    Returns
+    -------
+    Plan
+        16 kHz.
+
+    Example
+    -------
+    >>> plan = iemocap_layout()
+    >>> len(plan.turns), plan.turns[1].wav
+    (804, 'Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_M000.wav')
+    """
+    turns = [turn for session in range(1, 6) for turn in _session_turns(session, sentences)]
+    return Plan(turns, IEMOCAP_VOICES, "en-us", 16000, lambda root, seconds: _write_dialogs(root, turns, seconds))
+
+
+def _session_turns(session, sentences):
+    said = _halves(session) if sentences is None else _in_all_emotions(session, sentences)
+    counts = {}
+    for number, texts in enumerate(zip(*said, strict=True)):
+        happy = "happy" if number // 4 % 2 else "excited"
+        emotion = ("neutral", happy, "angry", "sad")[number % 4]
+        # of four turns in a row each is in another dialog, so that every dialog has all emotions of both speakers
+        dialog = IEMOCAP_DIALOGS[(number // 4 + number) % 4]
+        for letter, text in zip("FM", texts, strict=True):
+            yield _turn(session, dialog, letter, emotion, text, counts)
+    for letter, texts in zip("FM", said, strict=True):
+        others = zip(("frustrated", "undecided"), dict.fromkeys(texts), IEMOCAP_DIALOGS, strict=False)
+        for emotion, text, dialog in others:  # labels that the four classes leave out
+            yield _turn(session, dialog, letter, emotion, text, counts)
+
+
+def _turn(session, dialog, letter, emotion, text, counts):
+    dialog = dialog.format(f"Ses{session:02}")
+    place = counts[dialog, letter] = counts.get((dialog, letter), -1) + 1
+    wav = f"Session{session}/sentences/wav/{dialog}/{dialog}_{letter}{place:03}.wav"
+    return Turn(wav, f"{session:02}{letter}", emotion, text)
+
+
+def _halves(session):
+    """What a session's woman says, turn by turn, and its man."""
+    block = BLOCKS[session - 1]
+    said = [[text for k, text in enumerate(SENTENCES) if k // block % 2 == half] for half in (0, 1)]
+    if session == HELD_OUT_SESSION:  # the man begins with the second: he says each in the other two emotions
+        for texts, held_out in zip(said, (HELD_OUT, (*HELD_OUT[1:], HELD_OUT[0])), strict=True):
+            texts += [text for text in held_out for _ in range(2)]
+    return said
+
+
+def _in_all_emotions(session, sentences):
+    texts = [*SENTENCES[:sentences], *(HELD_OUT[:2] if session == HELD_OUT_SESSION else ())]
+    return [[text for text in texts for _ in range(4)]] * 2
+
+
+def _write_dialogs(root, turns, durations):
+    dialogs = {}
+    for turn in turns:
+        dialogs.setdefault(Path(turn.wav).parent, []).append(turn)
+    for folder, members in dialogs.items():
+        texts = root / folder.parts[0] / "dialog"
+        labels, transcript, clock = [_LABEL_HEADER], [], 6.0
+        for turn in members:
+            start, clock = clock, clock + durations[turn.wav]
+            labels.append(_label(turn, start, clock))
+            transcript.append(f"{Path(turn.wav).stem} [{start:08.4f}-{clock:08.4f}]: {turn.text}")
+            clock += 0.5
+        _write(texts / "EmoEvaluation" / f"{folder.name}.txt", "\n".join(labels))
+        transcript += _transcript_traps(folder.name, clock)
+        _write(texts / "transcriptions" / f"{folder.name}.txt", "\n".join(transcript) + "\n")
+    for session in sorted({folder.parts[0] for folder in dialogs}):
+        _write_traps(root / session, f"Ses{int(session[-1]):02}")
+
+
+_LABEL_HEADER = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n"
+
+
+def _label(turn, start, end):
+    code = IEMOCAP_CODES[turn.emotion]
+    valence, activation, dominance = DIMENSIONS[turn.emotion]
+    head = f"[{start:.4f} - {end:.4f}]\t{Path(turn.wav).stem}\t{code}"
+    rater = f"val {valence:.0f}; act {activation:.0f}; dom  {dominance:.0f};"
+    return (
+        f"{head}\t[{valence:.4f}, {activation:.4f}, {dominance:.4f}]\n"
+        f"C-E1:\t{turn.emotion.capitalize()};\t()\nA-E1:\t{rater}\t()\n"
+    )
+
+
+def _transcript_traps(dialog, clock):
+    """The release's lines that belong to no labelled turn."""
+    return [f"{dialog}_MXX0 [{clock:08.4f}-{clock + 1:08.4f}]: Mm-hm.", "M: Yeah."]
+
+
+def _write_traps(session, name):
+    """The release's files that are no label files."""
+    evaluation = session / "dialog" / "EmoEvaluation"
+    first = IEMOCAP_DIALOGS[0].format(name)
+    _write(evaluation / f"._{first}.txt", "\0\5\26\7 Mac OS X \xb0")
+    _write(session / "sentences" / "wav" / first / f"._{first}_F000.wav", "\0\5\26\7 Mac OS X \xb0")
+    _write(evaluation / "Categorical" / f"{first}_e1_cat.txt", f"{first}_F000 :neutral; ()\n")
+    _write(evaluation / "Attribute" / f"{first}_e1_atr.txt", f"{first}_F000 :act 2; :val 3; :dom  2; ()\n")
+
+
+def _write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+SAVEE_VOICES = dict(zip(savee.SPEAKERS, MALE, strict=False))
+
+
+def savee_layout(sentences: int | None = None) -> Plan:
+    """`AudioData/DC/a01.wav`: speaker, emotion, number of the sentence; seven emotions.
+
+    What is said is no part of this layout, so all say the same: twelve sentences, KL two more.
+
+    Arguments
+    ---------
+    sentences : int, optional
+        How many sentences everybody says; 12 by default.
+
+    Returns
+    -------
+    Plan
+        44.1 kHz.
+
+    Example
+    -------
+    >>> len(savee_layout().turns)
+    350
+    """
+    turns = []
+    for speaker in SAVEE_VOICES:
+        numbered = list(enumerate(SENTENCES[:12], 1))[:sentences]
+        if speaker == "KL":
+            numbered += list(enumerate(HELD_OUT[:2], 13))
+        for code, emotion in savee.EMOTIONS.items():
+            for number, text in numbered:
+                turns.append(Turn(f"AudioData/{speaker}/{code}{number:02}.wav", speaker, emotion, text))
+    return Plan(turns, SAVEE_VOICES, "en-us", 44100)
+
+
+EMODB_HELD_OUT = ("b09", "b10")
+
+
+EMODB_HELD_OUT_SPEAKERS = ("15", "16")
+
+
+def emodb_layout(sentences: int | None = None) -> Plan:
+    """`wav/03a01Fa.wav`: speaker, text, emotion, take; seven emotions, the corpus's own German texts.
+
+    Arguments
+    ---------
+    sentences : int, optional
+        How many texts a speaker says in an emotion; 7 of the 8 common ones by default, in turn.
+
+    Returns
+    -------
+    Plan
+        16 kHz.
+
+    Example
+    -------
+    >>> len(emodb_layout().turns)
+    518
+    """
+    women, men = iter(FEMALE), iter(MALE)
+    speakers = sorted(emodb.GENDERS)
+    voices = {name: next(women if emodb.GENDERS[name] == "F" else men) for name in speakers}
+    common = [text for text in emodb.TEXTS if text not in EMODB_HELD_OUT]
+    turns = []
+    for place, speaker in enumerate(speakers):
+        held_out = EMODB_HELD_OUT if speaker in EMODB_HELD_OUT_SPEAKERS else ()
+        for shift, (code, emotion) in enumerate(emodb.EMOTIONS.items()):
+            # every (speaker, emotion) leaves out another text, as the real corpus has gaps
+            begin = (place + shift) % len(common)
+            texts = [*(common[begin:] + common[:begin])[: 7 if sentences is None else sentences], *held_out]
+            for text in sorted(texts):
+                turns.append(Turn(f"wav/{speaker}{text}{code}a.wav", speaker, emotion, emodb.TEXTS[text]))
+    return Plan(turns, voices, "de", 16000)
+
+
+LAYOUTS = {
+    "iemocap": demo_layouts.iemocap_layout,
+    "savee": demo_layouts.savee_layout,
+    "emodb": demo_layouts.emodb_layout,
+}
+
+
+EMOTIONS = iemocap.EMOTIONS
+
+
+DEFAULT_LABELS = iemocap.DEFAULT_LABELS
+
+
+MARKER = "demo_corpus.json"  # written last: a corpus that has it is complete
+
+
+VERSION = 2  # raise it when the corpus of a seed changes
+
+
+def find_utterances(data_folder: str | os.PathLike, seed: int | None = None) -> list[dict]:
+    """All turns of the demo corpus, which is made when it is absent.
+
+    Arguments
+    ---------
+    data_folder : path
+        Where it is, or will be.
+    seed : int, optional
+        Of a corpus that is made (0 by default); one that is there must have it when it is given.
+
+    Returns
+    -------
+    list of dict
+        Rows of a manifest, without durations.
+
+    Raises
+    ------
+    CorpusError
+        The folder holds something else.
+    """
+    found = read_marker(Path(data_folder))
+    if found is None or found.get("layout") != "iemocap" or seed not in (None, found.get("seed")):
+        make_demo_corpus(data_folder, "iemocap", seed or 0)
+    return [{**row, "corpus": "demo"} for row in iemocap.find_utterances(data_folder)]
+
+
+def make_demo_corpus(
+    out: str | os.PathLike, layout: str = "iemocap", seed: int = 0, sentences: int | None = None
+) -> Path:
+    """Speaks a corpus. The same seed gives the same bytes; a complete one is left as it is.
+
+    Arguments
+    ---------
+    out : path
+        The folder to make; it may exist when it is empty or holds this very corpus.
+    layout : str
+        iemocap (ten speakers, English), savee (four men, English) or emodb (ten speakers, German).
+    seed : int
+        Of the variation between utterances.
+    sentences : int, optional
+        How many everybody says, for a small corpus; as many as the layout has by default. Some more are said only by
+        the speakers of IEMOCAP's Session 5, SAVEE's KL, EMO-DB's 15 and 16.
+
+    Returns
+    -------
+    path
+        `out`
+
+    Raises
+    ------
+    CorpusError
+        An unknown layout, a folder that holds something else, or eSpeak NG is not installed.
+    """
+    if layout not in LAYOUTS:
+        raise CorpusError(f"unknown layout {layout!r}{nearest(layout, LAYOUTS)}; known: {', '.join(LAYOUTS)}")
+    out = Path(out)
+    wanted = {"layout": layout, "seed": seed, "sentences": sentences, "version": VERSION}
+    if _is_there(out, wanted):
+        logger.info("%s is there already", out)
+        return out
+    plan = LAYOUTS[layout](sentences)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        durations = _speak_all(plan, unfinished, seed)
+        plan.write_texts(unfinished, durations)
+        marker = json.dumps(wanted, sort_keys=True, indent=1)
+        (unfinished / MARKER).write_text(marker + "\n", encoding="utf-8", newline="\n")
+        if out.is_dir():
+            out.rmdir()  # empty, or _is_there would have refused it
+        unfinished.rename(out)
+    except OSError:
+        if not _is_there(out, wanted):  # else another process was quicker, with the same result
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    logger.info("%s: %d utterances, %.1f minutes", out, len(durations), sum(durations.values()) / 60)
+    return out
+
+
+def _is_there(out, wanted):
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    found = read_marker(out)
+    if found is None:
+        what = "a file" if out.is_file() else f"a folder without {MARKER}"
+        raise CorpusError(f"{out} is no demo corpus but {what}: give a new or an empty folder")
+    if found != wanted:
+        changed = ", ".join(
+            f"{key} {found.get(key)!r} instead of {value!r}" for key, value in wanted.items() if found.get(key) != value
+        )
+        raise CorpusError(f"{out} holds another demo corpus ({changed}): give another folder or remove it")
+    return True
+
+
+def read_marker(folder: Path) -> dict | None:
+    """What a demo corpus was made from.
+
+    Arguments
+    ---------
+    folder : path
+        Where it may be.
+
+    Returns
+    -------
+    dict or None
+        Its layout, seed, sentences and version; None where no demo corpus is.
+    """
+    try:
+        found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _speak_all(plan, root, seed):
+    """Speakers in parallel, each in a process of its own. Returns every turn's duration by its wav."""
+    durations = {}
+    with ThreadPoolExecutor(cores()) as pool, tqdm(desc="speech", total=len(plan.turns), disable=None) as bar:
+        done = [
+            pool.submit(_speak_one, plan, name, [seed, number], root, bar.update)
+            for number, name in enumerate(plan.voices)
+        ]
+        for future in done:
+            durations.update(future.result())
+    return durations
+
+
+def _speak_one(plan, name, seed, root, update: Callable):
+    random = np.random.default_rng(seed)
+    turns = [turn for turn in plan.turns if turn.speaker == name]
+    voice = plan.voices[name]
+    sounds = speak([act(turn.text, plan.voice_language, voice, turn.emotion, random) for turn in turns])
+    durations = {}
+    for turn, (samples, rate) in zip(turns, sounds, strict=True):
+        samples = resample(samples, rate, plan.sample_rate)
+        path = root / turn.wav
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, samples, plan.sample_rate, subtype="PCM_16")
+        durations[turn.wav] = len(samples) / plan.sample_rate
+        update()
+    return durations
+
+
+def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
+    """int16 samples at another rate.
+
+    Arguments
+    ---------
+    samples : numpy.ndarray
+        int16, one dimension.
+    rate, new_rate : int
+        Hz.
+
+    Returns
+    -------
+    numpy.ndarray
+        int16, one dimension.
+
+    Example
+    -------
+    >>> resample(np.zeros(22050, np.int16), 22050, 16000).shape
+    (16000,)
+    """
+    new = soxr.resample(samples.astype(np.float64), rate, new_rate)  # as int16 soxr would dither, at random
+    return np.clip(np.rint(new), -32768, 32767).astype(np.int16)

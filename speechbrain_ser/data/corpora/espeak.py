@@ -1,0 +1,93 @@
+"""Speech from eSpeak NG, with voice, rate, pitch, pitch range and volume at will."""
+
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from speechbrain_ser.errors import CorpusError
+
+WORKER = Path(__file__).with_name("espeak_worker.py")
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What is said, and how.
+
+    Arguments
+    ---------
+    text : str
+        The words.
+    voice : str
+        A language, and optionally a variant: `en-us+f2`, `de+m3`.
+    rate : int
+        Words a minute, 80 to 450.
+    pitch : int
+        0 to 99; 50 is the voice's own.
+    range : int
+        How far the pitch moves, 0 (monotonous) to 99.
+    volume : int
+        0 to 200; above 100 samples may clip.
+    """
+
+    text: str
+    voice: str = "en-us"
+    rate: int = 175
+    pitch: int = 50
+    range: int = 50
+    volume: int = 80
+
+
+def speak(requests: Iterable[Speech]) -> list[tuple[np.ndarray, int]]:
+    """Says everything in one fresh process: the same requests give the same samples.
+
+    Arguments
+    ---------
+    requests : iterable of Speech
+        What to say.
+
+    Returns
+    -------
+    list of (numpy.ndarray, int)
+        Samples (int16, one dimension) and sample rate, one for each request.
+
+    Raises
+    ------
+    CorpusError
+        espeakng-loader is not installed, or a voice does not exist.
+
+    Example
+    -------
+    >>> [(samples, rate)] = speak([Speech("Hello there.", "en-us+f2", rate=150)])
+    >>> samples.dtype, rate, 0.5 < len(samples) / rate < 1.5
+    (dtype('int16'), 22050, True)
+    """
+    lines = "".join(json.dumps(asdict(request)) + "\n" for request in requests)
+    command = [sys.executable, str(WORKER), *_library()]
+    done = subprocess.run(command, input=lines.encode(), capture_output=True, check=False)
+    if done.returncode != 0:
+        why = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit {done.returncode}"]
+        raise CorpusError(f"speech synthesis failed: {why[0]}")
+    return list(_sounds(done.stdout))
+
+
+def _library():
+    try:
+        import espeakng_loader
+    except ImportError as error:
+        message = 'the demo corpus is spoken by eSpeak NG: pip install "speechbrain-ser[demo]"'
+        raise CorpusError(message) from error
+    return str(espeakng_loader.get_library_path()), str(espeakng_loader.get_data_path())
+
+
+def _sounds(data):
+    position = 0
+    while position < len(data):
+        rate, count = struct.unpack_from("=II", data, position)
+        yield np.frombuffer(data, np.int16, count, position + 8), rate
+        position += 8 + 2 * count

@@ -1,0 +1,251 @@
+"""The manifest: one CSV row an utterance, the only thing that recipes know of a corpus."""
+
+import csv
+import hashlib
+import inspect
+import json
+import logging
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from speechbrain_ser.data.audio import check_audio
+from speechbrain_ser.data.corpora import corpus_module
+from speechbrain_ser.data.labels import REST, apply_labels
+from speechbrain_ser.errors import CorpusError, Offenders, nearest
+from speechbrain_ser.files import write_text, written_whole
+
+__all__ = ["COLUMNS", "CorpusError", "apply_labels", "prepare", "read_manifest", "write_manifest"]
+
+COLUMNS = (
+    "ID",
+    "wav",
+    "duration",
+    "emotion",
+    "speaker",
+    "gender",
+    "session",
+    "dialog",
+    "transcript",
+    "language",
+    "corpus",
+)
+REQUIRED = ("ID", "wav", "emotion")  # never empty
+DATA_ROOT = "{data_root}"
+FORMAT = 1  # raise it when rows change for the same corpus, so that older manifests are made anew
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(corpus: str, data_folder: str | os.PathLike, manifest_folder: str | os.PathLike, **options) -> Path:
+    """A folder on disk -> a checked manifest. Does nothing when nothing changed since the last time.
+
+    Arguments
+    ---------
+    corpus : str
+        demo, emodb, iemocap, savee or table.
+    data_folder : path
+        The corpus.
+    manifest_folder : path
+        Where the manifest is written, beside a .json that remembers what it was made from.
+    **options
+        What the corpus's `find_utterances` takes, e.g. `columns` of a table.
+
+    Returns
+    -------
+    path
+        `<corpus>-<8 hexadecimal digits of the folder and the options>.csv`
+
+    Raises
+    ------
+    CorpusError
+        The corpus is not what it should be; nothing is written then.
+    """
+    root = Path(data_folder).resolve()
+    rows = _find_utterances(corpus, root, options)
+    identity = [corpus, str(root), options]
+    path = Path(manifest_folder) / f"{corpus}-{_digest(identity)[:8]}.csv"
+    wavs = [resolve_wav(row["wav"], root) for row in rows]
+    fingerprint = _fingerprint(rows, wavs, options)
+    if _is_current(path, fingerprint):
+        logger.info("%s is unchanged: %d utterances", path, len(rows))
+        return path
+    durations = check_audio(wavs, f"{corpus} in {root}")
+    rows = [{**row, "duration": f"{seconds:.6f}"} for row, seconds in zip(rows, durations, strict=True)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_manifest(rows, path)
+    sidecar = {**fingerprint, "utterances": len(rows), "manifest": _file_digest(path)}
+    write_text(json.dumps(sidecar, indent=1, sort_keys=True) + "\n", path.with_suffix(".json"))
+    _compare_with_official(corpus, read_manifest(path, root))
+    logger.info("%s: %d utterances, %.1f hours", path, len(rows), sum(durations) / 3600)
+    return path
+
+
+def write_manifest(rows: Iterable[dict], path: str | os.PathLike) -> None:
+    """Writes rows, sorted by ID, all or nothing; the same rows give the same bytes.
+
+    Arguments
+    ---------
+    rows : iterable of dict
+        With all `COLUMNS`; other keys become columns after them.
+    path : path
+        The CSV.
+
+    Raises
+    ------
+    CorpusError
+        Listing duplicate IDs, empty required cells, missing columns and durations that are none.
+    """
+    rows = [{key: str(value) for key, value in row.items()} for row in rows]
+    _validate(rows, path)
+    rows.sort(key=lambda row: row["ID"])
+    columns = list(dict.fromkeys([*COLUMNS, *(key for row in rows for key in row)]))
+    rows = [{column: row.get(column, "") for column in columns} for row in rows]
+    with written_whole(path) as temporary:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        # a full disk or a cell that CSV cannot carry shows here, not in a training
+        if _read(temporary).to_dict("records") != rows:
+            raise CorpusError(f"{path}: what was read back is not what was written")
+
+
+def read_manifest(path: str | os.PathLike, data_root: str | os.PathLike) -> pd.DataFrame:
+    """A manifest with the paths of the recordings filled in.
+
+    Arguments
+    ---------
+    path : path
+        The CSV.
+    data_root : path
+        The corpus's folder, wherever it is now.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Text everywhere ("03" and "NA" stay what they are, empty is ""), `duration` in seconds a number.
+    """
+    frame = _read(path)
+    missing = [column for column in COLUMNS if column not in frame]
+    if missing:
+        raise CorpusError(f"{path} is no manifest: it has no column {', '.join(missing)}")
+    wavs = [str(resolve_wav(wav, data_root)) for wav in frame["wav"]]
+    return frame.assign(wav=pd.Series(wavs, dtype=frame["wav"].dtype), duration=frame["duration"].astype(float))
+
+
+def resolve_wav(wav: str, data_root: str | os.PathLike) -> Path:
+    """Where a recording lies.
+
+    Arguments
+    ---------
+    wav : str
+        `{data_root}/…`, or an absolute path.
+    data_root : path
+        The corpus's folder.
+
+    Returns
+    -------
+    path
+        Its path. Other braces in it are left alone.
+
+    Example
+    -------
+    >>> resolve_wav("{data_root}/wav/a{1}.wav", "/corpus").as_posix()
+    '/corpus/wav/a{1}.wav'
+    """
+    if wav.startswith(DATA_ROOT + "/"):
+        return Path(data_root) / wav[len(DATA_ROOT) + 1 :]
+    return Path(wav)
+
+
+def _read(path):
+    return pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8")
+
+
+def _find_utterances(corpus, root, options):
+    find_utterances = corpus_module(corpus).find_utterances
+    known = list(inspect.signature(find_utterances).parameters)[1:]
+    unknown = [f"{name}{nearest(name, known)}" for name in options if name not in known]
+    if unknown:
+        raise CorpusError(f"corpus {corpus} has no option {', '.join(unknown)}; it has: {', '.join(known) or 'none'}")
+    return find_utterances(root, **options)
+
+
+def _validate(rows, path):
+    offenders = Offenders(f"manifest {path}")
+    for row in rows:
+        name = row.get("ID") or row.get("wav") or row
+        lost = [column for column in COLUMNS if column not in row]
+        if lost:
+            offenders.add("row without a column", f"{name}: {', '.join(lost)}")
+        for column in REQUIRED:
+            if column in row and not row[column].strip():
+                offenders.add(f"empty {column}", name)
+        if "duration" in row and not _is_positive(row["duration"]):
+            offenders.add("duration that is no positive number of seconds", f"{name}: {row['duration']!r}")
+    wavs_of = defaultdict(list)
+    for row in rows:
+        wavs_of[row.get("ID", "")].append(row.get("wav", ""))
+    for name, wavs in sorted(wavs_of.items()):
+        if name and len(wavs) > 1:
+            offenders.add("duplicate ID", f"{name}: {', '.join(wavs)}")
+    if not rows:
+        offenders.add("no rows", "expected at least one utterance")
+    offenders.raise_any()
+
+
+def _is_positive(text):
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
+
+
+def _is_current(path, fingerprint):
+    try:
+        sidecar = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        same = all(sidecar.get(key) == value for key, value in fingerprint.items())
+        return same and sidecar.get("manifest") == _file_digest(path)
+    except (OSError, ValueError, AttributeError):  # not there, or damaged: make it anew
+        return False
+
+
+def _fingerprint(rows, wavs, options):
+    """What a manifest is made from: label files by what was read from them, recordings by size and time."""
+    digests = {"rows": _digest(rows), "recordings": _digest(_stats(wavs))}
+    return {"format": FORMAT, "options": json.loads(json.dumps(options, default=str)), **digests}
+
+
+def _stats(wavs):
+    """Size and time of every recording; one that is missing is the audio check's to report."""
+    for wav in wavs:
+        try:
+            stat = wav.stat()
+            yield [stat.st_size, stat.st_mtime_ns]
+        except OSError:
+            yield None
+
+
+def _digest(value):
+    value = value if isinstance(value, list) else list(value)
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _file_digest(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _compare_with_official(corpus, frame):
+    """Complete or not is judged from the corpus's own files; official totals only make one look twice."""
+    module = corpus_module(corpus)
+    rules = module.DEFAULT_LABELS or {}
+    chosen = [emotion for emotion in frame["emotion"] if rules.get(emotion, rules.get(REST)) is not None]
+    official = getattr(module, "OFFICIAL", {})
+    for (what, expected), found in zip(official.items(), (len(frame), len(chosen)), strict=False):
+        if found != expected:
+            logger.warning("%s: %d %s; the official release has %d", corpus, found, what, expected)

@@ -1,0 +1,240 @@
+"""Transcripts as recognisers see them, which of them training has heard, and the tokens that spell them."""
+
+import io
+import json
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import sentencepiece
+
+from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.files import write_text
+
+TAG = re.compile(r"\{[^}]*\}|\[[^\]]*\]|<[^>]*>")
+
+
+def normalise_transcript(text: str) -> str:
+    """Upper case, tags dropped, punctuation removed except the apostrophe (SPEC of Cai et al., our choice).
+
+    Arguments
+    ---------
+    text : str
+        A transcript as the corpus has it, of any language.
+
+    Returns
+    -------
+    str
+        Words of letters, digits and apostrophes separated by single spaces.
+
+    Example
+    -------
+    >>> normalise_transcript("I don’t {LAUGHTER} know -- über-all, OK?")
+    "I DON'T KNOW ÜBER ALL OK"
+    >>> normalise_transcript("[LAUGHTER]")
+    ''
+    """
+    text = TAG.sub(" ", text).replace("’", "'").replace("`", "'").upper()  # noqa: RUF001
+    # composed, so that an umlaut is one character however the file writes it
+    text = unicodedata.normalize("NFC", text)
+    kept = "".join(c if c == "'" or _in_word(c) else " " for c in text)
+    # an apostrophe belongs to a word ('cause, goin'): lone ones go, and those around a word
+    words = (w[1:-1] if w[:1] == w[-1:] == "'" else w for w in kept.split())
+    return " ".join(w for w in words if w.strip("'"))
+
+
+def _in_word(character: str) -> bool:
+    """Letters, digits, and the marks that many scripts write vowels with."""
+    return character.isalnum() or unicodedata.category(character).startswith("M")
+
+
+def heard_texts(train_texts: Iterable[str], test_texts: Iterable[str]) -> list[bool]:
+    """Which test utterances say a text that also occurs in the training part.
+
+    Compared after :func:`normalise_transcript`; an utterance without words counts as not heard.
+
+    Arguments
+    ---------
+    train_texts : iterable of str
+        Transcripts of the training utterances.
+    test_texts : iterable of str
+        Transcripts of the test utterances.
+
+    Returns
+    -------
+    list of bool
+        One value a test utterance.
+
+    Example
+    -------
+    >>> heard_texts(["Excuse me."], ["EXCUSE ME", "Why?", ""])
+    [True, False, False]
+    """
+    known = {normalise_transcript(t) for t in train_texts} - {""}
+    return [normalise_transcript(t) in known for t in test_texts]
+
+
+WORD = "|"
+
+
+# Cai et al. 2021: 26 letters and a few signs, in the order of the published vocabulary (which is wav2vec2-base-960h's)
+LETTERS = ["<pad>", "<s>", "</s>", "<unk>", WORD, *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
+
+
+class CharacterTokens:
+    """Characters, with ``|`` between words and the CTC blank first.
+
+    Arguments
+    ---------
+    labels : list of str
+        The vocabulary; the blank is index 0.
+
+    Example
+    -------
+    >>> tokens = CharacterTokens(LETTERS)
+    >>> len(tokens), tokens.blank
+    (32, 0)
+    >>> tokens.decode(tokens.encode("Über it!"))
+    'BER IT'
+    """
+
+    blank = 0
+
+    def __init__(self, labels: list[str]):
+        self.labels = list(labels)
+        self.index = {label: i for i, label in enumerate(self.labels)}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def encode(self, transcript: str) -> list[int]:
+        """Token indices of a transcript; characters outside the vocabulary are deleted, as in the paper's program."""
+        spelled = normalise_transcript(transcript).replace(" ", WORD)
+        return [self.index[c] for c in spelled if c in self.index]
+
+    def decode(self, indices: Iterable[int]) -> str:
+        """The text of token indices (blanks and repetitions already removed)."""
+        characters = (self.labels[i] for i in indices)
+        return " ".join("".join(c for c in characters if len(c) == 1).replace(WORD, " ").split())
+
+    def deleted(self, transcripts: Iterable[str]) -> Counter:
+        """How often each character of the transcripts falls outside the vocabulary."""
+        spelled = "".join(normalise_transcript(t) for t in transcripts).replace(" ", "")
+        return Counter(c for c in spelled if c not in self.index)
+
+    def state(self) -> dict:
+        """Plain data from which :func:`load_tokens` makes this object again."""
+        return {"kind": "characters", "labels": self.labels}
+
+
+class SentencePieceTokens:
+    """Unigram pieces learnt from the training transcripts; index 0 is the CTC blank.
+
+    Arguments
+    ---------
+    model : bytes
+        A serialised SentencePiece model whose index 0 is its padding symbol.
+    """
+
+    blank = 0
+
+    def __init__(self, model: bytes):
+        self.model = model
+        self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.labels = [self.processor.id_to_piece(i) for i in range(len(self))]
+
+    def __len__(self) -> int:
+        return self.processor.get_piece_size()
+
+    def encode(self, transcript: str) -> list[int]:
+        """Token indices of a transcript."""
+        return self.processor.encode(normalise_transcript(transcript))
+
+    def decode(self, indices: Iterable[int]) -> str:
+        """The text of token indices (blanks and repetitions already removed)."""
+        return self.processor.decode([int(i) for i in indices])
+
+    def deleted(self, transcripts: Iterable[str]) -> Counter:
+        """SentencePiece keeps an unknown symbol instead of deleting; nothing to report."""
+        return Counter()
+
+    def state(self) -> dict:
+        """Plain data from which :func:`load_tokens` makes this object again."""
+        return {"kind": "sentencepiece", "model": self.model.hex()}
+
+
+def build_tokens(kind: str, transcripts: Iterable[str], n_pieces: int = 100):
+    """The tokens that one YAML line names.
+
+    Arguments
+    ---------
+    kind : str
+        ``letters`` (the paper's 32), ``characters`` (those of the training transcripts: umlauts!) or
+        ``sentencepiece``.
+    transcripts : iterable of str
+        The training part's transcripts.
+    n_pieces : int
+        Vocabulary of ``sentencepiece``; lowered, with the library's own limit, for tiny corpora.
+
+    Returns
+    -------
+    CharacterTokens or SentencePieceTokens
+
+    Raises
+    ------
+    UserError
+        For an unknown kind, no words to learn from, or fewer pieces than the transcripts have characters.
+
+    Example
+    -------
+    >>> build_tokens("characters", ["Grüße", "Hallo du"]).labels
+    ['<blank>', '|', 'A', 'D', 'E', 'G', 'H', 'L', 'O', 'R', 'S', 'U', 'Ü']
+    """
+    if kind == "letters":
+        return CharacterTokens(LETTERS)
+    words = [w for w in map(normalise_transcript, transcripts) if w]
+    if not words:
+        raise UserError("no training utterance has a transcript: set alpha to 0, or give transcripts")
+    if kind == "characters":
+        return CharacterTokens(["<blank>", WORD, *sorted(set("".join(words)) - {" ", WORD})])
+    if kind == "sentencepiece":
+        return SentencePieceTokens(_train_pieces(words, n_pieces))
+    kinds = ("letters", "characters", "sentencepiece")
+    raise UserError(f"tokens: '{kind}' is unknown{nearest(kind, kinds)}; known: {', '.join(kinds)}")
+
+
+def _train_pieces(words: list[str], n_pieces: int) -> bytes:
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(words),
+            model_writer=model,
+            vocab_size=n_pieces,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            pad_id=0,
+            unk_id=1,
+            bos_id=-1,
+            eos_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:  # fewer pieces than characters
+        raise UserError(f"tokens: sentencepiece with n_pieces: {n_pieces}: {error}") from None
+    return model.getvalue()
+
+
+def save_tokens(tokens, path: str | os.PathLike) -> None:
+    """Write tokens as JSON, in one step (a temporary file, then a rename)."""
+    write_text(json.dumps(tokens.state(), ensure_ascii=False), path)
+
+
+def load_tokens(path: str | os.PathLike):
+    """Tokens written by :func:`save_tokens`; nothing of the file is executed."""
+    state = json.loads(Path(path).read_text(encoding="utf-8"))
+    if state["kind"] == "sentencepiece":
+        return SentencePieceTokens(bytes.fromhex(state["model"]))
+    return CharacterTokens(state["labels"])

@@ -1,0 +1,494 @@
+"""Whether posteriors mean what they say, and temperature scaling (Guo et al. 2017) from validation utterances."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+from speechbrain_ser.errors import UserError
+
+BINS = 15  # of equal width, as Guo et al. 2017 have them
+
+
+THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the largest posterior, fixed beforehand: none is chosen on a test part
+
+
+class Bins(NamedTuple):
+    """A reliability diagram: what each bin of the largest posterior holds, the lowest first.
+
+    Attributes
+    ----------
+    counts : numpy.ndarray
+        [bins], utterances.
+    confidence : numpy.ndarray
+        [bins], the mean of their largest posteriors; NaN in an empty bin.
+    accuracy : numpy.ndarray
+        [bins], the share of them that is right; NaN in an empty bin.
+    """
+
+    counts: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error, ECE (Guo et al. 2017, eq. 3): mean distance, weighted by the counts."""
+        gaps = np.abs(self.confidence - self.accuracy)
+        return float(np.nansum(self.counts * gaps) / self.counts.sum())
+
+
+def reliability_bins(confidence: Sequence[float], right: Sequence[bool], bins: int = BINS) -> Bins:
+    """Utterances by their largest posterior, in bins of equal width that include their upper ends.
+
+    Arguments
+    ---------
+    confidence : sequence of float
+        The largest posterior of each utterance, above 0 and at most 1.
+    right : sequence of bool
+        Whether its class is the true one.
+    bins : int
+        How many.
+
+    Returns
+    -------
+    Bins
+
+    Example
+    -------
+    >>> found = reliability_bins([0.9, 0.8, 0.4], [True, False, True], bins=2)
+    >>> found.counts.tolist(), found.confidence.round(2).tolist(), found.accuracy.tolist()
+    ([1, 2], [0.4, 0.85], [1.0, 0.5])
+    >>> round(found.error, 4)  # 1/3 of |0.4 - 1| and 2/3 of |0.85 - 0.5|
+    0.4333
+    """
+    confidence, right = np.asarray(confidence, float), np.asarray(right, float)
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        means = [np.bincount(place, of, bins) / counts for of in (confidence, right)]
+    return Bins(counts, *means)
+
+
+def chance_error(confidence: Sequence[float], draws: int = 200, seed: int = 0) -> float:
+    """The ECE to expect of these utterances if their posteriors meant exactly what they say: few utterances have one.
+
+    Arguments
+    ---------
+    confidence : sequence of float
+        The largest posterior of each utterance.
+    draws : int
+        How often right and wrong are drawn.
+    seed : int
+        Of the draws.
+
+    Returns
+    -------
+    float
+        The mean of the draws' ECE.
+
+    Example
+    -------
+    >>> round(chance_error([0.5] * 100), 2), round(chance_error([0.5] * 10_000), 3), chance_error([1.0, 1.0])
+    (0.04, 0.004, 0.0)
+    """
+    confidence, rng = np.asarray(confidence, float), np.random.default_rng(seed)
+    drawn = (rng.random(len(confidence)) < confidence for _ in range(draws))
+    return float(np.mean([reliability_bins(confidence, right).error for right in drawn]))
+
+
+def with_temperature(log_posteriors: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Log posteriors of the logits divided by a temperature: softmax(logits / T) is softmax(log posteriors / T).
+
+    Arguments
+    ---------
+    log_posteriors : numpy.ndarray
+        [utterances, classes]; logits will do.
+    temperature : float
+        Above 0; above 1 it flattens, below 1 it sharpens. The likeliest class stays the same.
+
+    Returns
+    -------
+    numpy.ndarray
+        [utterances, classes].
+
+    Example
+    -------
+    >>> np.exp(with_temperature(np.log([[0.8, 0.2]]), 2.0)).round(3)
+    array([[0.667, 0.333]])
+    """
+    return log_softmax(np.asarray(log_posteriors, float) / temperature, axis=-1)
+
+
+def utterance_scores(log_posteriors: np.ndarray, true: Sequence[int]) -> pd.DataFrame:
+    """What calibration is measured by, of each utterance.
+
+    Arguments
+    ---------
+    log_posteriors : numpy.ndarray
+        [utterances, classes].
+    true : sequence of int
+        Index of each utterance's class.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``confidence``, the largest posterior; ``right``; ``Brier``, the squared error over all classes (0 to 2);
+        ``NLL``, the negative log posterior of the true class in nats (infinite for a posterior of 0).
+
+    Example
+    -------
+    >>> utterance_scores(np.log([[0.8, 0.2], [0.6, 0.4]]), [0, 1]).round(3).to_numpy().tolist()
+    [[0.8, True, 0.08, 0.223], [0.6, False, 0.72, 0.916]]
+    """
+    log_posteriors, true = np.asarray(log_posteriors, float), np.asarray(true, int)
+    posteriors, rows = np.exp(log_posteriors), np.arange(len(true))
+    one_hot = np.eye(posteriors.shape[1])[true]
+    return pd.DataFrame(
+        {
+            "confidence": posteriors.max(1),
+            "right": posteriors.argmax(1) == true,
+            "Brier": ((posteriors - one_hot) ** 2).sum(1),
+            "NLL": -log_posteriors[rows, true],
+        }
+    )
+
+
+def calibration_figures(scores: pd.DataFrame) -> dict[str, float]:
+    """The means of utterances' scores, and their ECE.
+
+    Arguments
+    ---------
+    scores : pandas.DataFrame
+        From :func:`utterance_scores`.
+
+    Returns
+    -------
+    dict of str to float
+        ``WA``, ``confidence`` (mean of the largest posteriors), ``ECE``, ``Brier``, ``NLL``.
+
+    Example
+    -------
+    >>> found = calibration_figures(utterance_scores(np.log([[0.8, 0.2], [0.6, 0.4]]), [0, 1]))
+    >>> {name: round(value, 3) for name, value in found.items()}
+    {'WA': 0.5, 'confidence': 0.7, 'ECE': 0.4, 'Brier': 0.4, 'NLL': 0.57}
+    """
+    error = reliability_bins(scores["confidence"], scores["right"]).error
+    found = {"WA": scores["right"].mean(), "confidence": scores["confidence"].mean(), "ECE": error}
+    return {k: float(v) for k, v in {**found, "Brier": scores["Brier"].mean(), "NLL": scores["NLL"].mean()}.items()}
+
+
+def abstention(scores: pd.DataFrame, thresholds: Sequence[float] = THRESHOLDS) -> list[dict]:
+    """What keeping silent below a threshold costs and gives.
+
+    Arguments
+    ---------
+    scores : pandas.DataFrame
+        From :func:`utterance_scores`.
+    thresholds : sequence of float
+        Of the largest posterior.
+
+    Returns
+    -------
+    list of dict
+        ``threshold``, ``coverage`` (share of utterances that get an answer), ``n`` answers, and ``WA`` among them (None
+        where nothing is answered).
+
+    Example
+    -------
+    >>> scores = pd.DataFrame({"confidence": [0.9, 0.8, 0.4], "right": [True, False, True]})
+    >>> abstention(scores, [0.8, 0.95])
+    [{'threshold': 0.8, 'n': 2, 'coverage': 0.6666666666666666, 'WA': 0.5},
+     {'threshold': 0.95, 'n': 0, 'coverage': 0.0, 'WA': None}]
+    """
+    rows = []
+    for threshold in thresholds:
+        answered = scores["right"][scores["confidence"] >= threshold]
+        row = {"threshold": threshold, "n": len(answered), "coverage": len(answered) / len(scores)}
+        rows.append(row | {"WA": float(answered.mean()) if len(answered) else None})
+    return rows
+
+
+def coverage_curve(scores: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy among the surest utterances, for every share of them; equally sure ones come together.
+
+    Arguments
+    ---------
+    scores : pandas.DataFrame
+        From :func:`utterance_scores`.
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        Coverage, rising to 1, and accuracy.
+
+    Example
+    -------
+    >>> scores = pd.DataFrame({"confidence": [0.4, 0.9, 0.9, 0.6], "right": [False, True, False, True]})
+    >>> [values.round(3).tolist() for values in coverage_curve(scores)]
+    [[0.5, 0.75, 1.0], [0.5, 0.667, 0.5]]
+    """
+    by_confidence = scores.groupby("confidence")["right"].agg(["sum", "count"])[::-1].cumsum()
+    return (by_confidence["count"] / len(scores)).to_numpy(), (by_confidence["sum"] / by_confidence["count"]).to_numpy()
+
+
+BOUNDS = (0.05, 20.0)
+
+
+FEW = 50  # validation utterances, below which the file says how few they are
+
+
+FILES = CALIBRATION, LOGITS, RELIABILITY = "calibration.json", "logits.csv", "reliability.png"
+
+
+class Fit(NamedTuple):
+    """A temperature, or None; and what must be said of it."""
+
+    temperature: float | None
+    remark: str | None = None
+
+
+def fit_temperature(logits: np.ndarray, true: Sequence[int]) -> Fit:
+    """The temperature with the smallest negative log likelihood of the true classes.
+
+    Arguments
+    ---------
+    logits : numpy.ndarray
+        [utterances, classes].
+    true : sequence of int
+        Index of each utterance's class.
+
+    Returns
+    -------
+    Fit
+        Within :data:`BOUNDS`, rounded to four digits behind the point, with a remark where it stands at one of them.
+        None, and why, where no temperature is the best one: no utterances, one class, logits that are not finite, or
+        utterances that are all right, whose likelihood grows for ever as the temperature falls.
+
+    Example
+    -------
+    >>> overconfident = np.array([[5.0, 0.0], [5.0, 0.0], [5.0, 0.0], [5.0, 0.0]])  # 99.3 %, and three of four right
+    >>> fit_temperature(overconfident, [0, 0, 0, 1])  # 5 / log(3)
+    Fit(temperature=4.5512, remark=None)
+    >>> fit_temperature(overconfident, [0, 0, 0, 0]).remark
+    'all of the 4 utterances are right: the lower the temperature the likelier, so none is the best'
+    """
+    logits, true = np.asarray(logits, float), np.asarray(true, int)
+    if reason := _no_temperature(logits, true):
+        return Fit(None, reason)
+    rows = np.arange(len(true))
+
+    def nll(log_temperature: float) -> float:
+        return -with_temperature(logits, math.exp(log_temperature))[rows, true].mean()
+
+    ends = tuple(map(math.log, BOUNDS))
+    found = minimize_scalar(nll, bounds=ends, method="bounded", options={"xatol": 1e-7})
+    best = min((found.x, *ends), key=nll)  # the search comes near a bound but never stands on it
+    temperature = round(math.exp(best), 4)
+    return Fit(temperature, _remark(temperature))
+
+
+def _no_temperature(logits: np.ndarray, true: np.ndarray) -> str | None:
+    """Why there is none to fit."""
+    if len(true) == 0:
+        return "there are no validation utterances"
+    if not np.isfinite(logits).all():
+        return f"the logits of {(~np.isfinite(logits)).any(1).sum()} utterances are not finite"
+    if np.ptp(logits, axis=1).max() == 0:  # so it is with a single class
+        return "all classes have the same logit in every utterance"
+    others = logits.copy()
+    others[np.arange(len(true)), true] = -np.inf
+    if (others.max(1) < logits[np.arange(len(true)), true]).all():
+        is_one = len(true) == 1
+        whose = "the only utterance is" if is_one else f"all of the {len(true)} utterances are"
+        return f"{whose} right: the lower the temperature the likelier, so none is the best"
+    return None
+
+
+def _remark(temperature: float) -> str | None:
+    if temperature == BOUNDS[1]:
+        return f"at its upper bound, {BOUNDS[1]:g}: these logits tell the utterances no better than chance"
+    if temperature == BOUNDS[0]:
+        return f"at its lower bound, {BOUNDS[0]:g}: these logits are very small"
+    return None
+
+
+def logit_table(frame: pd.DataFrame, logits: dict[str, Sequence[float]], classes: Sequence[str]) -> pd.DataFrame:
+    """A part's rows of ``logits.csv``.
+
+    Arguments
+    ---------
+    frame : pandas.DataFrame
+        Columns ID, speaker, emotion; those utterances of it are taken that have logits.
+    logits : dict of str to sequence of float
+        By ID, float32, in the order of the classes.
+    classes : sequence of str
+        All classes.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ID, speaker, emotion, ``logit_<class>``; sorted by ID.
+
+    Example
+    -------
+    >>> frame = pd.DataFrame({"ID": ["b", "a"], "speaker": "03", "emotion": ["sad", "happy"]})
+    >>> print(logit_table(frame, {"a": [1.5, 0.1], "b": [0.0, 2.0]}, ["happy", "sad"]).to_csv(index=False))
+    ID,speaker,emotion,logit_happy,logit_sad
+    a,03,happy,1.5,0.1
+    b,03,sad,0.0,2.0
+    """
+    rows = frame.loc[frame["ID"].isin(logits.keys()), ["ID", "speaker", "emotion"]].sort_values("ID", ignore_index=True)
+    columns = [f"logit_{c}" for c in classes]
+    values = np.array([logits[utterance] for utterance in rows["ID"]], np.float32).reshape(len(rows), len(classes))
+    return rows.join(pd.DataFrame(values, columns=columns))  # float32: the CSV has as many digits as are known
+
+
+def logits_of(table: pd.DataFrame, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [utterances, classes] and indices of the true classes [utterances] of a table like ``logits.csv``."""
+    # a CSV's digits tell a float32 from its neighbours, and read as float64 are not yet its value
+    logits = table[[f"logit_{c}" for c in classes]].to_numpy(np.float32).astype(float)
+    return logits, pd.Index(classes).get_indexer(table["emotion"])
+
+
+def calibrate(valid: pd.DataFrame, test: pd.DataFrame, classes: Sequence[str]) -> dict:
+    """What ``calibration.json`` says of a temperature: itself, and figures on both parts with and without it.
+
+    Arguments
+    ---------
+    valid, test : pandas.DataFrame
+        From :func:`logit_table`; the first may be empty.
+    classes : sequence of str
+        All classes.
+
+    Returns
+    -------
+    dict
+        ``temperature`` (None with a ``reason``), ``part`` and ``n`` of its utterances; ``figures`` by part, each
+        ``uncalibrated`` and, where there is a temperature, ``calibrated``; ``thresholds``: coverage and accuracy of
+        the validation utterances when the model keeps silent below some thresholds. ``note`` where there is something
+        to know.
+    """
+    logits, true = logits_of(valid, classes)
+    fit = fit_temperature(logits, true)
+    parts = {"valid": (logits, true), "test": logits_of(test, classes)}
+    parts = {part: of for part, of in parts.items() if len(of[1]) and np.isfinite(of[0]).all()}
+    figures = {part: _figures(*of, fit.temperature) for part, of in parts.items()}
+    found = {"temperature": fit.temperature, **({"reason": fit.remark} if fit.temperature is None else {})}
+    found |= {"part": "valid", "n": len(valid), "figures": figures}
+    if "valid" in parts:
+        found["thresholds"] = abstention(utterance_scores(with_temperature(logits, fit.temperature or 1.0), true))
+    notes = [fit.remark] if fit.temperature is not None else []
+    if 0 < len(valid) < FEW:
+        notes.append(f"fitted on {len(valid)} utterances only")
+    return found | {"note": "; ".join(filter(None, notes))}
+
+
+def _figures(logits: np.ndarray, true: np.ndarray, temperature: float | None) -> dict:
+    ways = {"uncalibrated": 1.0} | ({} if temperature is None else {"calibrated": temperature})
+    return {way: calibration_figures(utterance_scores(with_temperature(logits, t), true)) for way, t in ways.items()}
+
+
+def read_calibration(run_folder: str | os.PathLike) -> dict | None:
+    """What a run's ``calibration.json`` says; None where there is no such file.
+
+    Arguments
+    ---------
+    run_folder : str or os.PathLike
+        The run.
+
+    Returns
+    -------
+    dict or None
+
+    Raises
+    ------
+    UserError
+        When it is none.
+    """
+    path = Path(run_folder) / CALIBRATION
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path}: expected JSON: {error}") from error
+    return check_calibration(found, path)
+
+
+def check_calibration(found, where: str | os.PathLike) -> dict:
+    """The same content, when it is that of a ``calibration.json``.
+
+    Arguments
+    ---------
+    found : object
+        What was read.
+    where : str or os.PathLike
+        From where.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    UserError
+        When the temperature is neither null nor a finite number above 0.
+    """
+    if not isinstance(found, dict) or "temperature" not in found:
+        raise UserError(f"{where}: expected a mapping with a temperature, found {str(found)[:80]}")
+    if found["temperature"] is not None:
+        check_temperature(found["temperature"], f"{where}: temperature")
+    return found
+
+
+def check_temperature(value, name: str = "temperature") -> float:
+    """The same value, when it is a temperature.
+
+    Example
+    -------
+    >>> check_temperature(0)
+    Traceback (most recent call last):
+    speechbrain_ser.errors.UserError: temperature: expected a finite number > 0, found 0
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UserError(f"{name}: expected a finite number > 0, found {value!r}")
+    return float(value)
+
+
+def temperature_of(calibration: dict | None, epoch: int | None = None) -> tuple[float, str | None]:
+    """The temperature to use, and why there is none where it is 1 for want of another.
+
+    Arguments
+    ---------
+    calibration : dict or None
+        The content of a ``calibration.json``.
+    epoch : int, optional
+        That of the parameters: a temperature fitted to those of another epoch is not theirs.
+
+    Returns
+    -------
+    tuple of float and str or None
+
+    Example
+    -------
+    >>> temperature_of({"temperature": 1.37, "epoch": 22}, 22)
+    (1.37, None)
+    >>> temperature_of({"temperature": 1.37, "epoch": 22}, 23)
+    (1.0, 'calibration.json is of epoch 22, the parameters are of epoch 23')
+    >>> temperature_of(None)
+    (1.0, 'the run has no calibration.json')
+    """
+    if calibration is None:
+        return 1.0, f"the run has no {CALIBRATION}"
+    if calibration["temperature"] is None:
+        return 1.0, str(calibration.get("reason", f"{CALIBRATION} has no temperature"))
+    if epoch is not None and calibration.get("epoch") != epoch:
+        return 1.0, f"{CALIBRATION} is of epoch {calibration.get('epoch')}, the parameters are of epoch {epoch}"
+    return float(calibration["temperature"]), None

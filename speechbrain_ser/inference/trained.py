@@ -1,0 +1,148 @@
+"""A trained run's model, to use: built from the run's own YAML, with the parameters of the epoch that it tested."""
+
+import io
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ruamel.yaml
+from hyperpyyaml import load_hyperpyyaml
+from torch import nn
+
+from speechbrain_ser.data.text import load_tokens
+from speechbrain_ser.errors import UserError
+from speechbrain_ser.files import sha256
+from speechbrain_ser.training.checkpoints import WholeCheckpointer, find_epoch, load_parameters
+from speechbrain_ser.training.results import SELECTIONS
+
+
+@dataclass
+class TrainedModel:
+    """What a run learned.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        In evaluation mode, on the CPU.
+    metrics : dict
+        The run's ``metrics.json``.
+    epoch : int
+        Whose parameters these are.
+    lines : dict
+        Of the run's ``hyperparams.yaml``, those that are text or numbers.
+    parameters : pathlib.Path
+        The file of the parameters.
+    folder : pathlib.Path
+        The run's.
+    """
+
+    model: nn.Module
+    metrics: dict
+    epoch: int
+    lines: dict
+    parameters: Path
+    folder: Path
+
+    @property
+    def digest(self) -> str:
+        """Of the parameters: 16 hexadecimal digits by which the model's results are known."""
+        return sha256(self.parameters)[:16]
+
+    @property
+    def classes(self) -> list[str]:
+        """Emotion classes, in the order of the logits."""
+        return _saved(lambda path: json.loads(path.read_text(encoding="utf-8")), self.folder / "save" / "classes.json")
+
+    @property
+    def tokens(self):
+        """What its ASR head spells with."""
+        return _saved(load_tokens, self.folder / "save" / "tokens.json")
+
+    @property
+    def inputs(self) -> dict:
+        """What the model reads, by name: extractors of features, None for waveforms."""
+        return self.model.inputs
+
+
+def load_model(run_folder: str | os.PathLike) -> TrainedModel:
+    """The model of a finished run.
+
+    The run's ``hyperparams.yaml`` is executed, as every SpeechBrain YAML is: load only runs that you trust.
+
+    Arguments
+    ---------
+    run_folder : str or os.PathLike
+        ``results/<system>/<corpus>-<protocol>/<variant>/<fold>/<seed>``.
+
+    Returns
+    -------
+    TrainedModel
+
+    Raises
+    ------
+    UserError
+        When the folder holds no finished run, or its model cannot be built or filled.
+    """
+    folder = finished(run_folder)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    checkpoint = find_epoch(WholeCheckpointer(folder / "save"), max_key=SELECTIONS[metrics["selection"]])
+    if checkpoint is None:
+        raise UserError(f"{folder / 'save'}: expected a checkpoint of a finished epoch, found none")
+    tree = read_yaml(folder / "hyperparams.yaml")
+    model = _build(tree, folder / "hyperparams.yaml")
+    try:
+        load_parameters(model, checkpoint)
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"{checkpoint.path}: its parameters do not fit the run's own model: {error}") from error
+    lines = {name: value for name, value in tree.items() if value is None or isinstance(value, str | int | float)}
+    parameters = Path(checkpoint.paramfiles["model"])
+    return TrainedModel(model.eval(), metrics, checkpoint.meta["epoch"], lines, parameters, folder)
+
+
+def finished(run_folder: str | os.PathLike) -> Path:
+    """A run's folder, when the run is finished.
+
+    Raises
+    ------
+    UserError
+        When it is none.
+    """
+    folder = Path(run_folder)
+    if lacking := [n for n in ("hyperparams.yaml", "metrics.json") if not (folder / n).is_file()]:
+        raise UserError(f"{folder}: expected the folder of a finished run, found no {' and no '.join(lacking)}")
+    return folder
+
+
+def read_yaml(path: Path) -> dict:
+    """The YAML with its tags, nothing of it executed."""
+    try:
+        tree = ruamel.yaml.YAML().load(path.read_text(encoding="utf-8"))
+    except ruamel.yaml.error.YAMLError as error:
+        raise UserError(f"{path}: expected YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected lines `name: value`, found {type(tree).__name__}")
+    return tree
+
+
+def _build(tree: dict, path: Path) -> nn.Module:
+    """The line `model` and what it refers to: no optimiser, no Brain, and no seed for the whole program."""
+    yaml = ruamel.yaml.YAML()
+    yaml.width = 10_000
+    stream = io.StringIO()
+    try:
+        yaml.dump({"model": tree["model"]}, stream)
+        return load_hyperpyyaml(io.StringIO(stream.getvalue()))["model"]
+    except (ruamel.yaml.error.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: no model can be built from it: {error}") from error
+
+
+def _saved(load: Callable, path: Path):
+    """What a run has kept beside its parameters."""
+    try:
+        return load(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: expected the file of a finished run, found none") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: expected what a run writes, found something else ({error})") from error
