@@ -32,7 +32,8 @@ from speechbrain_ser.errors import UserError
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.cai import CaiModel
-from speechbrain_ser.nnet.pooling import MaskedPooling, frame_mask
+from speechbrain_ser.nnet.pooling import MaskedPooling
+from speechbrain_ser.processing.lengths import frame_mask
 from speechbrain_ser.training.brain import RunData
 from speechbrain_ser.training.checkpoints import (
     History,

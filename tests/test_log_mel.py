@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from speechbrain_ser.processing.lengths import fix_length
 from speechbrain_ser.processing.log_mel import LogMel
-from speechbrain_ser.processing.split_mel import fix_length
 
 RATE = 16_000
 

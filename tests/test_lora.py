@@ -199,7 +199,7 @@ def test_a_run_and_its_package_say_the_same(trained, small, tmp_path):
 
 
 def test_a_run_goes_on_where_it_stopped(train, tmp_path):
-    flags = ("--lora={rank: 2}", "--lr_schedule=!name:speechbrain_ser.nnet.gradient_reversal.constant_with_warmup {}")
+    flags = ("--lora={rank: 2}", "--lr_schedule=!name:transformers.get_scheduler [constant_with_warmup]")
     flags = (*flags, "--warmup=0", "--backbone_lr=0.01")
     whole = folder_of(train(*flags, "--n_epochs=2", f"--results_folder={tmp_path / 'whole'}"))
     folder = folder_of(train(*flags, "--n_epochs=1"))

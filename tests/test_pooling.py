@@ -12,7 +12,8 @@ from speechbrain_ser.inference.recognizer import EmotionRecognizer
 from speechbrain_ser.inference.trained import load_model
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.cai import CaiModel
-from speechbrain_ser.nnet.pooling import MODES, MaskedPooling, frame_mask
+from speechbrain_ser.nnet.pooling import MODES, MaskedPooling
+from speechbrain_ser.processing.lengths import frame_mask
 
 from .test_inference import CPU
 

@@ -29,7 +29,8 @@ from speechbrain_ser.nnet import front_end as layers
 from speechbrain_ser.nnet.augment import span_mask
 from speechbrain_ser.nnet.front_end import GroupNormFrontEndLayer, convolve_in_pieces
 from speechbrain_ser.nnet.masked import MaskedPositionalConv
-from speechbrain_ser.nnet.pooling import MaskedPooling, frame_mask
+from speechbrain_ser.nnet.pooling import MaskedPooling
+from speechbrain_ser.processing.lengths import frame_mask
 
 DATA = Path(__file__).parent / "data" / "cai_tiny"
 TOLERANCE = 1e-4

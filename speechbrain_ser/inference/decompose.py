@@ -21,9 +21,9 @@ from speechbrain_ser.data.audio import BadAudioError, duration_of
 from speechbrain_ser.data.batches import SAMPLE_RATE, load_audio
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.evaluation.figures import save_figure
+from speechbrain_ser.files import written_whole
 from speechbrain_ser.lobes.speech_decomposition import SpeechDecomposition
 from speechbrain_ser.nnet.losses import masked_mse
-from speechbrain_ser.processing.cache import write_whole
 from speechbrain_ser.processing.pitch import PitchTrack, normalize
 from speechbrain_ser.processing.split_mel import (
     HOP,
@@ -714,7 +714,8 @@ def decompose(run: str | os.PathLike, recordings: Sequence[str | os.PathLike], o
         analysis = analyse(decomposition, _read(path, name, trained))
         folder = _make(out)
         save_figure(plot_analysis(analysis), folder / f"{name}.png")
-        write_whole(_npz(analysis), folder / f"{name}.npz")
+        with written_whole(folder / f"{name}.npz") as temporary:
+            temporary.write_bytes(_npz(analysis))
         print(f"{folder / name}.png, .npz" + ("" if analysis.mse is None else f"  MSE {analysis.mse:.3g}"))
 
 
@@ -765,7 +766,8 @@ def convert_recording(
         reconstruction = analyse(decomposition, parts[0]).reconstruction
         for mel, stem in ((reconstruction, f"{names[0]}-reconstruction"), (conversion.mel, name)):
             path = folder / f"{stem}.wav"
-            write_whole(_wav(mel), path)
+            with written_whole(path) as temporary:
+                temporary.write_bytes(_wav(mel))
             print(path)
 
 

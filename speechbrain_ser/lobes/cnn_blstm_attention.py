@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.nnet.attention import LocalAttentionPooling, SelfAttention
+from speechbrain_ser.nnet.initialization import keras_init_
 from speechbrain_ser.nnet.masked import constant_tail_start
-from speechbrain_ser.nnet.pooling import frame_mask
-from speechbrain_ser.nnet.recurrent import BLSTM, keras_init_
+from speechbrain_ser.nnet.recurrent import BLSTM
+from speechbrain_ser.processing.lengths import frame_mask
 
 INITIALIZATIONS = ("keras", "pytorch")
 
@@ -89,7 +90,7 @@ class CNNBLSTMAttention(nn.Module):
     dropout : float
         Probability, 0 to 1 (excluded).
     initialization : str
-        ``keras``: of the paper's framework (:func:`speechbrain_ser.nnet.recurrent.keras_init_`); ``pytorch``:
+        ``keras``: of the paper's framework (:func:`speechbrain_ser.nnet.initialization.keras_init_`); ``pytorch``:
         PyTorch's defaults.
 
     Attributes

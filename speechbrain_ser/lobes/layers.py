@@ -9,8 +9,8 @@ from torch import nn
 
 from speechbrain_ser.nnet.augment import span_mask
 from speechbrain_ser.nnet.masked import normalize_own
-from speechbrain_ser.nnet.pooling import MaskedPooling, frame_mask
-from speechbrain_ser.processing.lengths import absolute_lengths
+from speechbrain_ser.nnet.pooling import MaskedPooling
+from speechbrain_ser.processing.lengths import absolute_lengths, frame_mask
 
 OUTPUT_NORM_EPS = 1e-5  # of SpeechBrain's output_norm
 

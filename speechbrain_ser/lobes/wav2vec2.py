@@ -41,8 +41,7 @@ from speechbrain_ser.nnet.convolution import innermost
 from speechbrain_ser.nnet.front_end import GroupNormFrontEndLayer, convolve_in_pieces, front_end_layer
 from speechbrain_ser.nnet.lora import add_lora, merge_lora
 from speechbrain_ser.nnet.masked import MaskedPositionalConv, normalize_own
-from speechbrain_ser.nnet.pooling import frame_mask
-from speechbrain_ser.processing.lengths import absolute_lengths
+from speechbrain_ser.processing.lengths import absolute_lengths, frame_mask
 
 logger = logging.getLogger(__name__)
 

@@ -34,8 +34,7 @@ from speechbrain_ser.lobes.layers import (
     mask_channels,
 )
 from speechbrain_ser.nnet.lora import add_lora, merge_lora
-from speechbrain_ser.nnet.pooling import frame_mask
-from speechbrain_ser.processing.lengths import absolute_lengths
+from speechbrain_ser.processing.lengths import absolute_lengths, frame_mask
 from speechbrain_ser.processing.log_mel import LogMel
 
 SAMPLE_RATE = 16_000

@@ -7,7 +7,7 @@ from speechbrain.dataio.batch import PaddedData
 from torch import nn
 
 from speechbrain_ser.models.heads import active_tasks, build_heads, keep_heads
-from speechbrain_ser.nnet.lora import build_seeded
+from speechbrain_ser.nnet.initialization import build_seeded
 from speechbrain_ser.nnet.pooling import MaskedPooling
 from speechbrain_ser.processing.lengths import own_frames
 

@@ -9,8 +9,7 @@ from torch import nn
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.models.heads import active_tasks, build_heads, keep_heads
 from speechbrain_ser.nnet.masked import StandardizeBands
-from speechbrain_ser.processing.lengths import own_frames
-from speechbrain_ser.processing.split_mel import PARTS, fix_length
+from speechbrain_ser.processing.lengths import PARTS, fix_length, own_frames
 
 
 class FuModel(nn.Module):

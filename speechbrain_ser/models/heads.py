@@ -8,7 +8,7 @@ from speechbrain.utils.data_utils import batch_pad_right
 from torch import nn
 
 from speechbrain_ser.errors import UserError, nearest
-from speechbrain_ser.nnet.lora import build_seeded
+from speechbrain_ser.nnet.initialization import build_seeded
 
 
 def signals_of(model: nn.Module, wav: torch.Tensor) -> dict[str, torch.Tensor]:

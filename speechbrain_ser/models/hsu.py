@@ -18,9 +18,8 @@ from speechbrain_ser.lobes.speech_decomposition import (
 )
 from speechbrain_ser.models.heads import active_tasks, build_heads, keep_heads
 from speechbrain_ser.nnet.augment import RandomResampling, random_crop
-from speechbrain_ser.nnet.lora import build_seeded
-from speechbrain_ser.nnet.pooling import frame_mask
-from speechbrain_ser.processing.lengths import absolute_lengths, own_frames
+from speechbrain_ser.nnet.initialization import build_seeded
+from speechbrain_ser.processing.lengths import absolute_lengths, frame_mask, own_frames
 from speechbrain_ser.processing.pitch import PitchTrack
 from speechbrain_ser.processing.split_mel import SplitMel
 

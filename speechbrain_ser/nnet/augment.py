@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from speechbrain_ser.nnet.pooling import frame_mask
+from speechbrain_ser.processing.lengths import frame_mask
 
 
 def random_crop(

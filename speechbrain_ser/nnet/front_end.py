@@ -8,7 +8,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from speechbrain_ser.nnet.convolution import as_matrix_product, frame_conv
-from speechbrain_ser.nnet.pooling import frame_mask
+from speechbrain_ser.processing.lengths import frame_mask
 
 #: frames of a piece, 1.5 s: its activations (10 MB each in wav2vec2-base) stay in the processor's cache and in memory
 #: that the allocator keeps (above 32 MB, every allocation is a new mapping whose pages are cleared first)

@@ -5,7 +5,8 @@ import itertools
 import torch
 import torch.nn.functional as F
 
-from speechbrain_ser.nnet.pooling import MaskedPooling, frame_mask
+from speechbrain_ser.nnet.pooling import MaskedPooling
+from speechbrain_ser.processing.lengths import frame_mask
 
 _MEAN = MaskedPooling("mean")
 
@@ -127,17 +128,6 @@ def speaker_loss(logits: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:
     tensor([4., 1.])
     """
     return F.cross_entropy(logits.float(), speaker, ignore_index=UNKNOWN_SPEAKER, reduction="none")
-
-
-def remainder(weight: float) -> float:
-    """What is left of 1 for the other of two tasks (Hsu et al. 2023, eq. 7).
-
-    Example
-    -------
-    >>> remainder(0.1)
-    0.9
-    """
-    return 1 - weight
 
 
 def reconstruction_loss(outputs: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -4,64 +4,10 @@ import torch
 from speechbrain.lobes.models.ECAPA_TDNN import AttentiveStatisticsPooling
 from torch import nn
 
+from speechbrain_ser.processing.lengths import check_frame_counts, frame_mask
+
 MODES = ("mean", "sum", "mean_std", "attentive")
 LEAST_VARIANCE = 1e-12  # the square root has no gradient at 0
-
-
-def frame_mask(frame_counts: torch.Tensor, max_frames: int) -> torch.Tensor:
-    """True on an utterance's own frames, False on padding.
-
-    Arguments
-    ---------
-    frame_counts : torch.LongTensor
-        Own frames of each utterance [batch].
-    max_frames : int
-        Frames of the padded batch.
-
-    Returns
-    -------
-    torch.BoolTensor
-        [batch, frames].
-
-    Example
-    -------
-    >>> frame_mask(torch.tensor([1, 3]), 3)
-    tensor([[ True, False, False],
-            [ True,  True,  True]])
-    """
-    positions = torch.arange(max_frames, device=frame_counts.device)
-    return positions[None, :] < frame_counts[:, None]  # [batch, frames]
-
-
-def check_frame_counts(frame_counts: torch.Tensor, max_frames: int) -> int:
-    """Refuse an utterance without a frame, or with more than its batch has.
-
-    Arguments
-    ---------
-    frame_counts : torch.LongTensor
-        Own frames of each utterance [batch].
-    max_frames : int
-        Frames of the padded batch.
-
-    Returns
-    -------
-    int
-        Frames of the shortest utterance.
-
-    Raises
-    ------
-    ValueError
-        When a count is out of range.
-
-    Example
-    -------
-    >>> check_frame_counts(torch.tensor([2, 3]), 3)
-    2
-    """
-    lowest, highest = torch.stack(frame_counts.aminmax()).tolist()  # one look at the device for both bounds
-    if lowest < 1 or highest > max_frames:
-        raise ValueError(f"frame_counts must lie in 1 to {max_frames}, found {lowest} to {highest}")
-    return lowest
 
 
 class MaskedPooling(nn.Module):

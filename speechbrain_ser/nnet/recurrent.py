@@ -5,57 +5,6 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 
-@torch.no_grad()
-def keras_init_(module: nn.Module) -> nn.Module:
-    """Draw new weights as Keras' layers do by default, in place.
-
-    Convolutions and dense layers: Glorot-uniform weights, zero bias. LSTMs: Glorot-uniform input kernels, orthogonal
-    recurrent kernels, zero bias but 1 for the forget gate (Keras' ``unit_forget_bias``). The fans are Keras': an LSTM's
-    four gates are one kernel of 4 x units columns, both for Glorot's bound and for orthogonality. Keras has one bias a
-    gate, PyTorch has two that are summed: the input's holds it and the recurrent one starts at zero (both learn).
-
-    All randomness comes from torch's global generator. Modules of other kinds keep their values.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        Whatever holds the layers.
-
-    Returns
-    -------
-    torch.nn.Module
-        The same.
-
-    Example
-    -------
-    >>> lstm = keras_init_(nn.LSTM(3, 2))
-    >>> lstm.bias_ih_l0 + lstm.bias_hh_l0  # gates: input, forget, cell, output
-    tensor([0., 0., 1., 1., 0., 0., 0., 0.], grad_fn=<AddBackward0>)
-    >>> torch.allclose(lstm.weight_hh_l0.T @ lstm.weight_hh_l0, torch.eye(2), atol=1e-6)
-    True
-    """
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)  # of a convolution, fans count the kernel's width, as Keras' do
-            if layer.bias is not None:
-                layer.bias.zero_()
-        elif isinstance(layer, nn.LSTM):
-            _init_lstm(layer)
-    return module
-
-
-def _init_lstm(lstm: nn.LSTM) -> None:
-    for name, parameter in lstm.named_parameters():
-        if name.startswith("weight_ih"):
-            nn.init.xavier_uniform_(parameter)  # [4 units, inputs]: Keras' kernel [inputs, 4 units] transposed
-        elif name.startswith("weight_hh"):
-            nn.init.orthogonal_(parameter)  # [4 units, units]: orthonormal columns, Keras' orthonormal rows
-        else:
-            parameter.zero_()
-            if name.startswith("bias_ih"):
-                parameter[lstm.hidden_size : 2 * lstm.hidden_size] = 1.0  # gates: input, forget, cell, output
-
-
 class BLSTM(nn.Module):
     """Stacked bidirectional LSTM over a padded batch.
 

@@ -6,8 +6,7 @@ import torch
 from torch import nn
 from transformers.audio_utils import mel_filter_bank
 
-from speechbrain_ser.nnet.pooling import frame_mask
-from speechbrain_ser.processing.lengths import absolute_lengths
+from speechbrain_ser.processing.lengths import absolute_lengths, frame_mask
 
 SCALES = ("peak_db", "db", "log")
 PAD_MODES = ("reflect", "constant")
