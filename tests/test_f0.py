@@ -12,12 +12,10 @@ import torch
 
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.processing.pitch import (
-    CLASSES,
     UNVOICED,
     extract_f0,
     log_f0,
     normalize,
-    one_hot,
     quantize,
 )
 from speechbrain_ser.processing.rapt import frame_count
@@ -82,31 +80,19 @@ def test_halfway_to_an_unvoiced_frame_is_unvoiced():
     assert (quantize(between) > 0).tolist() == [False, True]
 
 
-def test_one_hot():
-    classes = quantize(torch.rand(2, 5, generator=torch.Generator().manual_seed(0)))
-    encoded = one_hot(classes)
-    assert encoded.shape == (2, 5, CLASSES)
-    assert encoded.dtype == torch.float32
-    assert torch.equal(encoded.argmax(-1), classes)
-    assert torch.equal(encoded.sum(-1), torch.ones(2, 5))
-
-
-def test_unknown_method():
-    with pytest.raises(UserError, match=r"method is 'rapr', expected one of rapt, pysptk \(did you mean 'rapt'\?\)"):
-        extract_f0(np.zeros(9), "rapr")
-
-
-def test_pysptk_is_not_installed(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pysptk", None)
-    with pytest.raises(UserError, match=r"speechbrain-ser\[rapt\]"):
-        extract_f0(np.zeros(9), "pysptk")
-
-
-@pytest.mark.parametrize("method", ["rapt", "pysptk"])
-def test_impossible_range(method, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pysptk", types.ModuleType("pysptk"))
-    with pytest.raises(UserError, match="f_min=300, f_max=200"):
-        extract_f0(np.ones(9999), method, f_min=300, f_max=200)
+@pytest.mark.parametrize(
+    ("pysptk", "method", "low", "said"),
+    [
+        (None, "rapr", 50, r"method is 'rapr', expected rapt or pysptk \(did you mean 'rapt'\?\)"),
+        (None, "pysptk", 50, r"speechbrain-ser\[rapt\]"),
+        (None, "rapt", 300, "f_min=300, f_max=200"),
+        (types.ModuleType("pysptk"), "pysptk", 300, "f_min=300, f_max=200"),
+    ],
+)
+def test_what_cannot_be_tracked(monkeypatch, pysptk, method, low, said):
+    monkeypatch.setitem(sys.modules, "pysptk", pysptk)
+    with pytest.raises(UserError, match=said):
+        extract_f0(np.ones(9999), method, f_min=low, f_max=200)
 
 
 @pytest.fixture

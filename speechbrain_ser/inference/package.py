@@ -208,11 +208,7 @@ CLASSES = (
             "input_size channels kernels bottleneck lstm_size lstm_layers heads head_size dropout initialization",
         ),
         "speechbrain_ser.nnet.pooling.MaskedPooling": _kind(MaskedPooling, "mode"),
-        LOG_MEL: _kind(
-            LogMel,
-            "sample_rate n_fft hop_length win_length n_mels f_min f_max mel_scale mel_norm power pad_mode scale top_db "
-            "floor",
-        ),
+        LOG_MEL: _kind(LogMel, "n_fft hop_length n_mels scale"),
         "speechbrain_ser.processing.split_mel.SplitMel": _kind(SplitMel, "dither"),
         "speechbrain_ser.processing.pitch.PitchTrack": _kind(PitchTrack, "method f_range"),
         "speechbrain_ser.nnet.convolution.ConvHead": _kind(ConvHead, "out_features hidden kernel", "dropout"),

@@ -173,7 +173,7 @@ class Whisper(nn.Module):
         config.encoder_layers = len(self.model.layers)
         with torch.device("cpu"):  # its filters are computed, even where parameters have a size and no memory
             # -100 dB is the floor of 1e-10 that Whisper's features have
-            self.log_mel = LogMel(n_fft=N_FFT, hop_length=HOP, n_mels=config.num_mel_bins, scale="db", floor=1e-10)
+            self.log_mel = LogMel(n_fft=N_FFT, hop_length=HOP, n_mels=config.num_mel_bins, scale="db")
         self.output_size: int = config.d_model
         self.min_samples = HOP
         self.longest = config.max_source_positions * STRIDE * HOP  # samples

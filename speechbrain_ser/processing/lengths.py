@@ -1,31 +1,16 @@
-"""SpeechBrain's relative lengths as numbers of samples, and of frames."""
+"""SpeechBrain's relative lengths as samples, frames and masks; utterances cut or padded to one length."""
 
 from collections.abc import Callable
 
 import torch
 
-PARTS = ("start", "centre", "random")
+PARTS = ("start", "centre", "random")  # of a longer utterance
 
 
 def absolute_lengths(wavs: torch.Tensor, wav_lens: torch.Tensor | None = None) -> torch.LongTensor:
-    """Samples of each utterance from SpeechBrain's relative lengths.
+    """Return the samples of each utterance [batch] of padded waveforms [batch, time].
 
-    Arguments
-    ---------
-    wavs : torch.Tensor
-        Padded waveforms [batch, time].
-    wav_lens : torch.Tensor, optional
-        Relative lengths, above 0 and at most 1 [batch]; None when there is no padding.
-
-    Returns
-    -------
-    torch.LongTensor
-        [batch], on the waveforms' device.
-
-    Raises
-    ------
-    ValueError
-        When the shapes do not match.
+    `wav_lens` are SpeechBrain's relative lengths, above 0 and at most 1 [batch]; None when there is no padding.
 
     Example
     -------
@@ -37,8 +22,7 @@ def absolute_lengths(wavs: torch.Tensor, wav_lens: torch.Tensor | None = None) -
         raise ValueError(f"expected wavs [batch, time] and wav_lens [batch], found {list(wavs.shape)} and {found}")
     if wav_lens is None:
         return torch.full(wavs.shape[:1], wavs.shape[1], device=wavs.device)
-    # float32 holds a length / time exactly enough to round back, as long as the product is not float32 as
-    # well
+    # float32 holds a length / time exactly enough to round back, as long as their product is not float32 as well
     lengths = torch.round(wav_lens.to(wavs.device).double() * wavs.shape[1]).long()
     return lengths.clamp(max=wavs.shape[1])
 
@@ -46,7 +30,7 @@ def absolute_lengths(wavs: torch.Tensor, wav_lens: torch.Tensor | None = None) -
 def own_frames(
     x: torch.Tensor, lens: torch.Tensor | None, frame_counts: Callable[[torch.Tensor], torch.Tensor]
 ) -> torch.LongTensor:
-    """Frames of each utterance of a batch of waveforms, or of features, which are frames already.
+    """Return the frames of each utterance [batch] of waveforms, or of features, which are frames already.
 
     Arguments
     ---------
@@ -57,37 +41,18 @@ def own_frames(
     frame_counts : callable
         Samples to frames, by the encoder's own formula.
 
-    Returns
-    -------
-    torch.LongTensor
-        [batch].
-
     Example
     -------
     >>> own_frames(torch.zeros(2, 800), torch.tensor([1.0, 0.5]), lambda samples: samples // 400).tolist()
     [2, 1]
-    >>> own_frames(torch.zeros(2, 4, 8), torch.tensor([1.0, 0.5]), lambda samples: samples // 400).tolist()
-    [4, 2]
     """
     if x.dim() == 2:
         return frame_counts(absolute_lengths(x, lens))
     return absolute_lengths(x.flatten(2)[:, :, 0], lens)
 
 
-def frame_mask(frame_counts: torch.Tensor, max_frames: int) -> torch.Tensor:
-    """True on an utterance's own frames, False on padding.
-
-    Arguments
-    ---------
-    frame_counts : torch.LongTensor
-        Own frames of each utterance [batch].
-    max_frames : int
-        Frames of the padded batch.
-
-    Returns
-    -------
-    torch.BoolTensor
-        [batch, frames].
+def frame_mask(frame_counts: torch.Tensor, max_frames: int) -> torch.BoolTensor:
+    """Return True on an utterance's own frames, False on padding [batch, frames].
 
     Example
     -------
@@ -100,24 +65,7 @@ def frame_mask(frame_counts: torch.Tensor, max_frames: int) -> torch.Tensor:
 
 
 def check_frame_counts(frame_counts: torch.Tensor, max_frames: int) -> int:
-    """Refuse an utterance without a frame, or with more than its batch has.
-
-    Arguments
-    ---------
-    frame_counts : torch.LongTensor
-        Own frames of each utterance [batch].
-    max_frames : int
-        Frames of the padded batch.
-
-    Returns
-    -------
-    int
-        Frames of the shortest utterance.
-
-    Raises
-    ------
-    ValueError
-        When a count is out of range.
+    """Refuse an utterance without a frame, or with more than its batch has; return the frames of the shortest.
 
     Example
     -------
@@ -131,11 +79,7 @@ def check_frame_counts(frame_counts: torch.Tensor, max_frames: int) -> int:
 
 
 def fix_length(
-    feats: torch.Tensor,
-    counts: torch.LongTensor,
-    length: int,
-    where: str = "start",
-    padding_value: float = -1.0,
+    feats: torch.Tensor, counts: torch.LongTensor, length: int, where: str = "start", padding_value: float = -1.0
 ) -> torch.Tensor:
     """Cut longer utterances, pad shorter ones at their end (Fu et al. 2021, section 3.2: 256 frames, -1).
 
@@ -154,16 +98,6 @@ def fix_length(
     padding_value : float
         What fills up shorter utterances.
 
-    Returns
-    -------
-    torch.Tensor
-        [batch, length, bands].
-
-    Raises
-    ------
-    ValueError
-        When the shapes do not match, a count or the length is out of range, or the part is unknown.
-
     Example
     -------
     >>> feats = torch.arange(1.0, 6.0)[None, :, None].repeat(2, 1, 1)  # two utterances of up to five frames
@@ -171,7 +105,14 @@ def fix_length(
     tensor([[ 2.,  3.,  4.],
             [ 1.,  2., -1.]])
     """
-    _check_cut(feats, counts, length, where)
+    if where not in PARTS:
+        raise ValueError(f"where is {where!r}, expected one of {', '.join(PARTS)}")
+    if length < 1:
+        raise ValueError(f"length is {length}, expected a whole number above 0")
+    if feats.dim() != 3 or counts.shape != feats.shape[:1]:
+        shapes = f"{list(feats.shape)} and {list(counts.shape)}"
+        raise ValueError(f"expected feats [batch, frames, bands] and counts [batch], found {shapes}")
+    check_frame_counts(counts, feats.shape[1])
     counts = counts.to(feats.device)
     first = _first_frames((counts - length).clamp(min=0), where)  # [batch]
     places = torch.arange(length, device=feats.device)
@@ -188,16 +129,3 @@ def _first_frames(spare: torch.LongTensor, where: str) -> torch.LongTensor:
         return spare // 2
     drawn = torch.rand(len(spare), dtype=torch.float64).to(spare.device)
     return (drawn * (spare + 1)).long()
-
-
-def _check_cut(feats: torch.Tensor, counts: torch.LongTensor, length: int, where: str) -> None:
-    if where not in PARTS:
-        raise ValueError(f"where is {where!r}, expected one of {', '.join(PARTS)}")
-    if length != int(length) or length < 1:
-        raise ValueError(f"length is {length}, expected a whole number above 0")
-    if feats.dim() != 3 or counts.shape != feats.shape[:1]:
-        raise ValueError(
-            f"expected feats [batch, frames, bands] and counts [batch], found {list(feats.shape)} "
-            f"and {list(counts.shape)}"
-        )
-    check_frame_counts(counts, feats.shape[1])

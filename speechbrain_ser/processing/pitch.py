@@ -4,60 +4,31 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.processing.rapt import check_range, frame_count, rapt
-from speechbrain_ser.processing.split_mel import (
-    HOP,
-    MIN_SAMPLES,
-    SAMPLE_RATE,
-    prepare,
-)
+from speechbrain_ser.processing.split_mel import HOP, MIN_SAMPLES, SAMPLE_RATE, prepare
 
 UNVOICED = -1e10  # interpolated with any voiced frame it stays far below 0, hence unvoiced
-
-
 BINS = 256  # of voiced frames
-
-
-CLASSES = BINS + 1  # class 0 is unvoiced
-
-
 DEVIATIONS = 4.0  # standard deviations that fill the bins on either side of the mean
-
-
 INT16 = 32768.0  # pysptk expects samples of this range
+GENDERS = ("M", "F")  # as manifests write them
+VERSION = 1  # of the numbers that come out: raise it with every change of them, and caches start afresh
 
 
-def extract_f0(
-    wav: np.ndarray,
-    method: str = "rapt",
-    f_min: float = 50.0,
-    f_max: float = 600.0,
-    sample_rate: int = 16_000,
-    hop: int = 256,
-) -> np.ndarray:
-    """Fundamental frequency of a recording, at whatever level it was made.
+def extract_f0(wav: np.ndarray, method: str = "rapt", f_min: float = 50.0, f_max: float = 600.0) -> np.ndarray:
+    """Return the fundamental frequency in Hz, 0 where unvoiced, float32 [frame_count(time)]: 62.5 frames a second.
 
     Arguments
     ---------
     wav : np.ndarray
-        Samples [time], at any level: they are scaled to peak 1 first.
+        Samples [time] at 16 kHz and any level: they are scaled to peak 1 first.
     method : str
         `rapt` (this project's) or `pysptk` (SPTK's program, what SpeechSplit used; the extra `rapt` installs it).
     f_min, f_max : float
         Lowest and highest frequency, in Hz. SpeechSplit has 50 to 250 for men and 100 to 600 for women, which loses a
         shouting man's voice.
-    sample_rate : int
-        In Hz.
-    hop : int
-        Samples from frame to frame: 256 at 16 kHz are 62.5 frames a second, as in the mel spectrogram.
-
-    Returns
-    -------
-    np.ndarray
-        float32 [frame_count(time, hop)], in Hz, 0 where unvoiced.
 
     Raises
     ------
@@ -71,17 +42,14 @@ def extract_f0(
     >>> extract_f0(pulses)[30].round(2)
     np.float32(100.0)
     """
-    if method not in METHODS:
-        known = ", ".join(METHODS)
-        raise UserError(f"F0: method is {method!r}, expected one of {known}{nearest(method, METHODS)}")
-    return METHODS[method](np.asarray(wav), f_min, f_max, sample_rate, hop).astype(np.float32)
+    return _tracker(method)(np.asarray(wav), f_min, f_max).astype(np.float32)
 
 
-def _with_rapt(wav, f_min, f_max, sample_rate, hop):
-    return rapt(wav, sample_rate, hop, f_min, f_max)
+def _rapt(wav, f_min, f_max):
+    return rapt(wav, SAMPLE_RATE, HOP, f_min, f_max)
 
 
-def _with_pysptk(wav, f_min, f_max, sample_rate, hop):
+def _pysptk(wav, f_min, f_max):
     try:
         import pysptk
     except ImportError as error:
@@ -89,32 +57,27 @@ def _with_pysptk(wav, f_min, f_max, sample_rate, hop):
             f"F0: method is 'pysptk', but it cannot be imported ({error}). Install the extra: pip install "
             "'speechbrain-ser[rapt]' (it needs a C compiler and setuptools < 82), or use the method 'rapt'"
         ) from error
-    check_range(sample_rate, f_min, f_max)
-    frames = frame_count(len(wav), hop)
+    check_range(SAMPLE_RATE, f_min, f_max)
     peak = np.abs(wav.astype(np.float64)).max(initial=0.0)
-    if not peak or len(wav) < 2 * hop + 0.0075 * sample_rate:  # SPTK refuses shorter ones
-        return np.zeros(frames)
+    if not peak or len(wav) < 2 * HOP + 0.0075 * SAMPLE_RATE:  # SPTK refuses shorter ones
+        return np.zeros(frame_count(len(wav), HOP))
     scaled = (wav / peak * INT16).astype(np.float32)
-    if len(scaled) % hop == 0:  # pysptk would give a frame less than the mel spectrogram
+    if len(scaled) % HOP == 0:  # pysptk would give a frame less than the mel spectrogram
         scaled = np.append(scaled, np.float32(0.0))
-    return pysptk.rapt(scaled, sample_rate, hop, min=f_min, max=f_max, otype="f0")
+    return pysptk.rapt(scaled, SAMPLE_RATE, HOP, min=f_min, max=f_max, otype="f0")
 
 
-METHODS = {"rapt": _with_rapt, "pysptk": _with_pysptk}
+METHODS = {"rapt": _rapt, "pysptk": _pysptk}
+
+
+def _tracker(method: str):
+    if method not in METHODS:
+        raise UserError(f"F0: method is {method!r}, expected {' or '.join(METHODS)}{nearest(method, METHODS)}")
+    return METHODS[method]
 
 
 def log_f0(f0: np.ndarray) -> np.ndarray:
-    """Natural logarithm of voiced frames.
-
-    Arguments
-    ---------
-    f0 : np.ndarray
-        [frames], in Hz, 0 where unvoiced.
-
-    Returns
-    -------
-    np.ndarray
-        float64 [frames], `UNVOICED` where unvoiced.
+    """Return the natural logarithm of F0 in Hz [frames], float64, and `UNVOICED` where F0 is 0.
 
     Example
     -------
@@ -126,7 +89,7 @@ def log_f0(f0: np.ndarray) -> np.ndarray:
 
 
 def normalize(f0: np.ndarray) -> np.ndarray:
-    """Pitch relative to the utterance's own: its mean becomes 0.5, four standard deviations below and above 0 and 1.
+    """Return pitch relative to the utterance's own: its mean becomes 0.5, four deviations below and above 0 and 1.
 
     Arguments
     ---------
@@ -154,21 +117,11 @@ def normalize(f0: np.ndarray) -> np.ndarray:
     return normalized
 
 
-def quantize(f0_norm: torch.Tensor | np.ndarray, bins: int = BINS) -> torch.Tensor:
-    """Classes of normalised pitch.
+def quantize(f0_norm: torch.Tensor | np.ndarray, bins: int = BINS) -> torch.LongTensor:
+    """Return classes of what :func:`normalize` gives, perhaps resampled [..., frames]: 0 unvoiced, else 1 to `bins`.
 
-    Arguments
-    ---------
-    f0_norm : torch.Tensor or np.ndarray
-        What `normalize` gives, perhaps resampled [..., frames].
-    bins : int
-        Classes of voiced frames.
-
-    Returns
-    -------
-    torch.LongTensor
-        [..., frames], 0 where unvoiced, else 1 to `bins`. As in SpeechSplit's program all that is not above 0 is
-        unvoiced: what was interpolated with an unvoiced frame, and a voice more than four deviations below its mean.
+    As in SpeechSplit's program all that is not above 0 is unvoiced: what was interpolated with an unvoiced frame, and
+    a voice more than four deviations below its mean.
 
     Example
     -------
@@ -180,40 +133,13 @@ def quantize(f0_norm: torch.Tensor | np.ndarray, bins: int = BINS) -> torch.Tens
     return torch.where(f0_norm > 0, levels, 0.0).long()
 
 
-def one_hot(classes: torch.Tensor) -> torch.Tensor:
-    """Input of the pitch encoder.
-
-    Arguments
-    ---------
-    classes : torch.LongTensor
-        What `quantize` gives [..., frames].
-
-    Returns
-    -------
-    torch.Tensor
-        float32 [..., frames, 257].
-
-    Example
-    -------
-    >>> one_hot(torch.tensor([0, 256])).argmax(-1)
-    tensor([  0, 256])
-    """
-    return functional.one_hot(classes, CLASSES).float()
-
-
-GENDERS = ("M", "F")  # as manifests write them
-
-
-VERSION = 1  # of the numbers that come out: raise it with every change of them, and caches start afresh
-
-
 class PitchTrack:
     """Waveform -> log F0, normalised per utterance, in 62.5 frames a second.
 
     Arguments
     ---------
     method : str
-        `rapt`, or `pysptk` (see :func:`speechbrain_ser.processing.pitch.extract_f0`).
+        `rapt`, or `pysptk` (see :func:`extract_f0`).
     f_range : sequence of float, or mapping of str to sequence of float
         Lowest and highest frequency in Hz, for everybody; or a range for each gender, as SpeechSplit's program has
         it: ``{M: [50, 250], F: [100, 600]}``, which needs a corpus that tells the gender.
@@ -240,50 +166,31 @@ class PitchTrack:
     ['F', 'M']
     """
 
+    min_samples = MIN_SAMPLES
+
     def __init__(self, method: str = "rapt", f_range: Sequence[float] | Mapping[str, Sequence[float]] = (50.0, 600.0)):
-        if method not in METHODS:
-            raise UserError(f"F0: method is {method!r}, expected {' or '.join(METHODS)}{nearest(method, METHODS)}")
+        _tracker(method)
         self.method = method
         self.by_gender: dict[str, PitchTrack] = {}
         if isinstance(f_range, Mapping):
             if set(f_range) != set(GENDERS):
                 raise UserError(f"f0_range: expected [low, high], or a range for each of {GENDERS}, found {f_range}")
             self.by_gender = {gender: PitchTrack(method, of_gender) for gender, of_gender in f_range.items()}
-            f_range = [pick(each.f_range[k] for each in self.by_gender.values()) for k, pick in enumerate((min, max))]
+            lows, highs = zip(*(each.f_range for each in self.by_gender.values()), strict=True)
+            f_range = min(lows), max(highs)
         if not isinstance(f_range, Sequence) or len(f_range) != 2:
             raise UserError(f"f0_range: expected [low, high] in Hz, found {f_range!r}")
         self.f_range = tuple(map(float, f_range))
         check_range(SAMPLE_RATE, *self.f_range)
-        self.min_samples = MIN_SAMPLES
         self.settings = {"features": "pitch_track", "version": VERSION, "method": method, "f_range": [*self.f_range]}
 
     def extract_hz(self, wav: torch.Tensor) -> torch.Tensor:
-        """F0 in Hz.
+        """Return F0 in Hz of a waveform [time], 16 kHz: float32, 0 where unvoiced, as many frames as the spectrogram.
 
-        Arguments
-        ---------
-        wav : torch.Tensor
-            Waveform [time], 16 kHz, at any level.
-
-        Returns
-        -------
-        torch.Tensor
-            float32 [frames], 0 where unvoiced; as many frames as the mel spectrogram has.
+        A spectrogram is :class:`speechbrain_ser.processing.split_mel.SplitMel`'s.
         """
-        low, high = self.f_range
-        return torch.from_numpy(extract_f0(prepare(wav), self.method, low, high, SAMPLE_RATE, HOP))
+        return torch.from_numpy(extract_f0(prepare(wav), self.method, *self.f_range))
 
     def extract(self, wav: torch.Tensor) -> torch.Tensor:
-        """Log F0, normalised per utterance (:func:`speechbrain_ser.processing.pitch.normalize`).
-
-        Arguments
-        ---------
-        wav : torch.Tensor
-            Waveform [time], 16 kHz, at any level.
-
-        Returns
-        -------
-        torch.Tensor
-            float32 [frames], 0 to 1 where voiced, far below 0 elsewhere.
-        """
+        """Return normalised log F0 (:func:`normalize`) of a waveform [time], 16 kHz, at any level."""
         return torch.from_numpy(normalize(self.extract_hz(wav).numpy()))

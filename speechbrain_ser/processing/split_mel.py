@@ -15,41 +15,17 @@ from transformers.audio_utils import mel_filter_bank
 from speechbrain_ser.processing.rapt import frame_count
 
 SAMPLE_RATE = 16_000
-
-
 HIGH_PASS = {"N": 5, "Wn": 30.0}  # order, Hz
-
-
 LEVEL = 0.96
-
-
 DITHER = 1e-6  # from peak to peak
-
-
 N_FFT = 1024
-
-
 HOP = 256
-
-
 N_MELS = 80
-
-
 F_MIN, F_MAX = 90.0, 7600.0  # Hz
-
-
 FLOOR = 1e-5  # magnitude of a band: -100 dB
-
-
 REFERENCE_DB = 16.0
-
-
 RANGE_DB = 100.0
-
-
 MIN_SAMPLES = 19  # more than the zero-phase filter extends a recording by at either end
-
-
 VERSION = 2  # of the numbers that come out: raise it with every change of them, and caches start afresh
 
 
@@ -92,49 +68,24 @@ class SplitMel:
     tensor([63, 32])
     """
 
+    output_size = N_MELS
+    min_samples = MIN_SAMPLES
+    hop_seconds = HOP / SAMPLE_RATE
+    padding_value = 0.0
+
     def __init__(self, dither: bool = True):
         self.dither = dither
-        self.output_size = N_MELS
-        self.min_samples = MIN_SAMPLES
-        self.hop_seconds = HOP / SAMPLE_RATE
-        self.padding_value = 0.0
         self.settings = {"features": "split_mel", "version": VERSION, "dither": dither}
 
     def frame_counts(self, n_samples: torch.LongTensor | int) -> torch.LongTensor:
-        """Frames of so many samples: one at each multiple of the hop, the end included.
-
-        Arguments
-        ---------
-        n_samples : torch.LongTensor or int
-            Samples, of any shape.
-
-        Returns
-        -------
-        torch.LongTensor
-            Frames, of the same shape; 0 below `min_samples`.
-        """
+        """Return the frames of so many samples, of any shape: one at each multiple of the hop, the end included."""
         n_samples = torch.as_tensor(n_samples).long()
         return frame_count(n_samples, HOP).masked_fill(n_samples < self.min_samples, 0)
 
     def extract(self, wav: torch.Tensor, noise: np.ndarray | None = None) -> torch.Tensor:
-        """The spectrogram of a recording, computed in double precision.
+        """Return the spectrogram, float32 [frames, bands], of a waveform [time], 16 kHz; computed in double precision.
 
-        Arguments
-        ---------
-        wav : torch.Tensor
-            Waveform [time], 16 kHz.
-        noise : np.ndarray, optional
-            Another dither, of the length of :func:`whole_hops`, to repeat a computation of the program's.
-
-        Returns
-        -------
-        torch.Tensor
-            float32 [frames, bands], 0 to 1.
-
-        Raises
-        ------
-        ValueError
-            When the waveform is not [time], too short, or not finite.
+        `noise` is another dither, to repeat a computation of the program's; for what is refused see :func:`prepare`.
         """
         if noise is None and not self.dither:
             noise = np.zeros(1)
@@ -142,24 +93,19 @@ class SplitMel:
 
 
 def prepare(wav: torch.Tensor | np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
-    """The waveform that SpeechSplit analyses, also for F0: high-passed, scaled, dithered.
+    """High-pass, scale and dither a waveform [time], 16 kHz, as SpeechSplit does before it takes spectrogram and F0.
 
     Arguments
     ---------
     wav : torch.Tensor or np.ndarray
-        Waveform [time], 16 kHz.
+        At least 19 finite samples, else a ValueError.
     noise : np.ndarray, optional
-        The dither, of the length of :func:`whole_hops` (or one value for all); None draws it, seeded by the recording.
+        The dither, of the result's length (or one value for all); None draws it, seeded by the recording.
 
     Returns
     -------
     np.ndarray
         float64 [time], one sample longer where the hop divides the recording's length.
-
-    Raises
-    ------
-    ValueError
-        When the waveform is not [time], too short, or not finite.
 
     Example
     -------
@@ -172,29 +118,19 @@ def prepare(wav: torch.Tensor | np.ndarray, noise: np.ndarray | None = None) -> 
         raise ValueError(f"expected a waveform [time] of at least {MIN_SAMPLES} samples, found {list(samples.shape)}")
     if not np.isfinite(samples).all():
         raise ValueError("expected a waveform of finite samples, found nan or inf")
-    samples = whole_hops(samples)
+    if len(samples) % HOP == 0:  # as the program does, to have as many frames of F0 as of the spectrogram
+        samples = np.append(samples, 1e-6)
     if noise is None:
-        noise = _dither(samples)
+        seed = zlib.crc32(samples.astype("<f4").tobytes())
+        noise = (np.random.default_rng(seed).random(len(samples)) - 0.5) * DITHER
     b, a = signal.butter(**HIGH_PASS, btype="highpass", fs=SAMPLE_RATE)
     return signal.filtfilt(b, a, samples) * LEVEL + noise
 
 
-def whole_hops(samples: np.ndarray) -> np.ndarray:
-    """The recording [time], with one almost silent sample more where the hop divides its length.
-
-    SpeechSplit's program does so to have as many frames of F0 as of the spectrogram.
-
-    Example
-    -------
-    >>> len(whole_hops(np.zeros(511))), len(whole_hops(np.zeros(512)))
-    (511, 513)
-    """
-    return samples if len(samples) % HOP else np.append(samples, 1e-6)
-
-
-def _dither(samples: np.ndarray) -> np.ndarray:
-    seed = zlib.crc32(samples.astype("<f4").tobytes())
-    return (np.random.default_rng(seed).random(len(samples)) - 0.5) * DITHER
+def mel_filters() -> np.ndarray:
+    """Return Slaney's mel bands, each of area 1, float64 [bins, bands]."""
+    slaney = {"norm": "slaney", "mel_scale": "slaney"}
+    return mel_filter_bank(N_FFT // 2 + 1, N_MELS, F_MIN, F_MAX, SAMPLE_RATE, **slaney)
 
 
 def _mel_magnitudes(samples: np.ndarray) -> np.ndarray:
@@ -203,23 +139,6 @@ def _mel_magnitudes(samples: np.ndarray) -> np.ndarray:
     frames = sliding_window_view(reflected, N_FFT)[::HOP]  # [frames, samples]
     magnitudes = np.abs(fft.rfft(frames * signal.get_window("hann", N_FFT), axis=1))  # [frames, bins]
     return magnitudes @ mel_filters()
-
-
-def mel_filters() -> np.ndarray:
-    """Slaney's mel bands, each of area 1.
-
-    Returns
-    -------
-    np.ndarray
-        float64 [bins, bands].
-
-    Example
-    -------
-    >>> mel_filters().shape
-    (513, 80)
-    """
-    slaney = {"norm": "slaney", "mel_scale": "slaney"}
-    return mel_filter_bank(N_FFT // 2 + 1, N_MELS, F_MIN, F_MAX, SAMPLE_RATE, **slaney)
 
 
 def _compress(magnitudes: np.ndarray) -> np.ndarray:

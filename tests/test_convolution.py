@@ -1,11 +1,11 @@
-"""A convolution as a matrix product."""
+"""A convolution as a matrix product; a head over neighbouring frames."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from speechbrain_ser.nnet import convolution as module
-from speechbrain_ser.nnet.convolution import frame_conv, innermost
+from speechbrain_ser.nnet.convolution import ConvHead, frame_conv, innermost
 
 SIZES = [  # channels in and out, kernel, stride, time
     (3, 5, 3, 2, 17),
@@ -64,3 +64,22 @@ def test_elsewhere_it_is_the_convolution(monkeypatch):
     monkeypatch.setattr(module, "as_matrix_product", lambda hidden: False)
     hidden, weight, bias = drawn(3, 5, 3, 20)
     assert torch.equal(frame_conv(hidden, weight, bias, 2), F.conv1d(hidden.mT, weight, bias, 2).mT)
+
+
+def test_padding_changes_nothing_of_a_head():
+    torch.manual_seed(0)
+    head = ConvHead(6, 4, hidden=8, kernel=5).eval()
+    short, long = torch.randn(1, 3, 6), torch.randn(1, 9, 6)
+    batch = torch.cat([torch.cat([short, torch.zeros(1, 6, 6)], 1), long])
+    found = head(batch)
+    torch.testing.assert_close(found[:1, :3], head(short))
+    torch.testing.assert_close(found[1:], head(long))
+
+
+def test_a_head_looks_at_so_many_frames():
+    head = ConvHead(3, 2, hidden=4, kernel=5).eval()
+    x = torch.randn(1, 20, 3, requires_grad=True)
+    head(x)[0, 10].sum().backward()
+    assert x.grad[0].abs().sum(1).nonzero().flatten().tolist() == list(range(6, 15))
+    with pytest.raises(ValueError, match="odd number of frames, found 4"):
+        ConvHead(3, 2, kernel=4)
