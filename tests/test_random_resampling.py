@@ -71,18 +71,8 @@ def test_segments_cover_every_utterance(frames):
     stretches, segment_frames = resampling.draw(50, frames)
     assert stretches.shape == segment_frames.shape == (50, math.ceil(frames / 19) + 1)
     assert segment_frames.sum(dim=1).min() >= frames
-    assert segment_frames.min() >= 19 and segment_frames.max() <= 31
+    assert set(segment_frames.unique().tolist()) <= set(range(19, 32))
     assert stretches.min() >= 0.5 and stretches.max() < 1.5
-
-
-def test_draws_fill_their_ranges():
-    torch.manual_seed(0)
-    stretches, segment_frames = RandomResampling(min_segment=4, max_segment=6, min_stretch=0.8, max_stretch=1.2).draw(
-        100, 100
-    )
-    assert segment_frames.unique().tolist() == [4, 5, 6]
-    assert 0.8 <= stretches.min() < 0.81 and 1.19 < stretches.max() < 1.2
-    assert stretches.mean().item() == pytest.approx(1.0, abs=0.01)
 
 
 def test_depends_on_own_frames_and_draws_only():
@@ -110,16 +100,6 @@ def test_gradient_stays_clear_of_garbage():
     assert (x.grad[1] == 0).all()  # one frame is no segment to interpolate in
 
 
-def test_shared_draws_keep_signals_in_step():
-    resampling = RandomResampling()
-    x = torch.randn(2, 90, 3)
-    draws = resampling.draw(2, 90)
-    both = resampling(torch.cat([x, x], dim=2), draws=draws)
-    assert torch.equal(both[:, :, :3], resampling(x, draws=draws))
-    assert torch.equal(both[:, :, :3], both[:, :, 3:])
-    assert not torch.equal(resampling(x), resampling(x))
-
-
 def test_evaluation_changes_and_draws_nothing():
     x = torch.randn(2, 90, 3)
     state = torch.get_rng_state()
@@ -134,13 +114,9 @@ def test_evaluation_changes_and_draws_nothing():
         ({"min_segment": 1}, "found 1 and 31"),
         ({"min_stretch": 0}, "found 0 and 1.5"),
         ({"max_stretch": 0.4}, "found 0.5 and 0.4"),
+        ({}, "draws of 3 utterances, found stretches"),
     ],
 )
-def test_bad_settings(settings, message):
+def test_what_cannot_be_resampled(settings, message):
     with pytest.raises(ValueError, match=message):
-        RandomResampling(**settings)
-
-
-def test_draws_of_another_batch():
-    with pytest.raises(ValueError, match="draws of 3 utterances, found stretches"):
-        resample(torch.zeros(3, 40, 1), RandomResampling().draw(2, 40))
+        resample(torch.zeros(3, 40, 1), RandomResampling(**settings).draw(2, 40))

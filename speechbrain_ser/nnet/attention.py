@@ -10,12 +10,7 @@ from speechbrain_ser.errors import UserError
 class LocalAttentionPooling(nn.Module):
     """alpha = softmax over own frames of U.h; the utterance is the sum of alpha h (Fu et al., equations 3 and 4).
 
-    Computed in float32 under mixed precision too.
-
-    Arguments
-    ---------
-    size : int
-        Channels of a frame, the length of U.
+    `size` is that of a frame and of U. Computed in float32 under mixed precision too.
 
     Example
     -------
@@ -32,21 +27,9 @@ class LocalAttentionPooling(nn.Module):
         self.score = nn.Linear(size, 1, bias=False)  # U; a bias would cancel in the softmax
 
     def forward(self, x: torch.Tensor, own: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pool a padded batch.
+        """Pool [batch, frames, size], finite on padding, to [batch, size] and give the weights [batch, frames].
 
-        Arguments
-        ---------
-        x : torch.Tensor
-            [batch, frames, size]; padding must be finite.
-        own : torch.BoolTensor, optional
-            True on own frames [batch, frames], at least one an utterance; None: all are.
-
-        Returns
-        -------
-        torch.Tensor
-            [batch, size], float32 at least.
-        torch.Tensor
-            The weights [batch, frames], 0 on padding.
+        `own` is True on own frames [batch, frames], at least one an utterance; None: all are.
         """
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -70,11 +53,6 @@ class SelfAttention(nn.Module):
         Attention heads.
     head_size : int, optional
         Channels of a head; None divides ``size`` among the heads.
-
-    Raises
-    ------
-    UserError
-        When ``head_size`` is None and ``heads`` does not divide ``size``.
 
     Example
     -------
@@ -102,23 +80,17 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: torch.Tensor, own: torch.Tensor | None = None, return_weights: bool = False
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Attend.
+        """Attend within [batch, frames, size], finite on padding; what the result has on padding means nothing.
 
         Arguments
         ---------
         x : torch.Tensor
-            [batch, frames, size]; padding must be finite.
+            [batch, frames, size].
         own : torch.BoolTensor, optional
             True on own frames [batch, frames], at least one an utterance; None: all are.
         return_weights : bool
-            Also give the weights (more memory: they are otherwise never held).
-
-        Returns
-        -------
-        torch.Tensor
-            [batch, frames, size]; what stands on padding means nothing.
-        torch.Tensor, only with ``return_weights``
-            [batch, heads, frames (attending), frames (attended)], 0 on padding either way.
+            Also give the weights [batch, heads, frames (attending), frames (attended)], 0 on padding either way, which
+            are otherwise never held in memory.
         """
         query, key, value = (self._split(layer(x)) for layer in (self.query, self.key, self.value))
         attended_to = None if own is None else own[:, None, None, :]  # [batch, 1, 1, frames]

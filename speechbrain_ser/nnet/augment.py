@@ -12,7 +12,7 @@ from speechbrain_ser.processing.lengths import frame_mask
 def random_crop(
     signals: dict[str, torch.Tensor], counts: torch.LongTensor, shortest: int, longest: int
 ) -> tuple[dict[str, torch.Tensor], torch.LongTensor]:
-    """A piece of each utterance, of a random length at a random place (SpeechSplit: 64 to 128 frames).
+    """Return a piece of each utterance, of a random length at a random place (SpeechSplit: 64 to 128 frames).
 
     An utterance that is not longer than the length drawn for it is taken whole. Two numbers an utterance are drawn
     from torch's global CPU generator, whatever its length and device, so that checkpointed training repeats them.
@@ -28,15 +28,10 @@ def random_crop(
 
     Returns
     -------
-    cropped : dict of str to torch.Tensor
+    dict of str to torch.Tensor
         [batch, longest piece, …] each; past a piece's end stand whatever frames.
-    counts : torch.LongTensor
+    torch.LongTensor
         Own frames of each piece [batch].
-
-    Raises
-    ------
-    ValueError
-        When the lengths are out of order.
 
     Example
     -------
@@ -61,18 +56,10 @@ def random_crop(
 
 
 class Draws(NamedTuple):
-    """What is random in a resampling; the same draws resample several signals in step.
+    """What is random in a resampling; the same draws resample several signals in step."""
 
-    Arguments
-    ---------
-    stretches : torch.Tensor
-        How many times longer each segment becomes [batch, segments].
-    segment_frames : torch.LongTensor
-        Frames of each segment [batch, segments].
-    """
-
-    stretches: torch.Tensor
-    segment_frames: torch.Tensor
+    stretches: torch.Tensor  # how many times longer each segment becomes [batch, segments]
+    segment_frames: torch.LongTensor  # [batch, segments]
 
 
 class RandomResampling(nn.Module):
@@ -91,11 +78,6 @@ class RandomResampling(nn.Module):
         Frames of the shortest and of the longest segment.
     min_stretch, max_stretch : float
         Bounds of the uniformly distributed stretch; the upper one is never reached.
-
-    Raises
-    ------
-    ValueError
-        When an argument is out of range.
 
     Example
     -------
@@ -123,20 +105,7 @@ class RandomResampling(nn.Module):
         return f"segments of {self.min_segment}-{self.max_segment}, stretch {self.min_stretch}-{self.max_stretch}"
 
     def draw(self, batch: int, frames: int) -> Draws:
-        """Enough segments to cover every utterance, however short they turn out.
-
-        Arguments
-        ---------
-        batch : int
-            Utterances.
-        frames : int
-            Of the longest utterance.
-
-        Returns
-        -------
-        Draws
-            On the CPU: ceil(frames / min_segment) + 1 segments an utterance.
-        """
+        """Draw enough segments to cover utterances of so many frames, however short they turn out, on the CPU."""
         size = (batch, -(-frames // self.min_segment) + 1)
         stretches = torch.rand(size) * (self.max_stretch - self.min_stretch) + self.min_stretch
         return Draws(stretches, torch.randint(self.min_segment, self.max_segment + 1, size))
@@ -144,22 +113,7 @@ class RandomResampling(nn.Module):
     def forward(
         self, x: torch.Tensor, frame_counts: torch.Tensor | None = None, draws: Draws | None = None
     ) -> torch.Tensor:
-        """Resample a padded batch; in evaluation mode return it as it is.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            [batch, frames, channels].
-        frame_counts : torch.LongTensor, optional
-            Own frames of each utterance [batch]; None when there is no padding.
-        draws : Draws, optional
-            What :meth:`draw` gave, to resample something else in step; None draws anew.
-
-        Returns
-        -------
-        torch.Tensor
-            Like `x`, 0 past an utterance's end.
-        """
+        """Resample a padded batch (:func:`resample`), by new draws unless given; in evaluation return it as it is."""
         if not self.training:
             return x
         return resample(x, draws or self.draw(*x.shape[:2]), frame_counts)
@@ -171,16 +125,12 @@ def resample(x: torch.Tensor, draws: Draws, frame_counts: torch.Tensor | None = 
     Arguments
     ---------
     x : torch.Tensor
-        [batch, frames, channels]; what stands past an utterance's end is not read.
+        [batch, frames, channels]; what stands past an utterance's end is not read. The result is 0 there, and where
+        an utterance's pieces are shorter than it was.
     draws : Draws
-        Stretch and length of every segment.
+        The same for several signals keep them in step.
     frame_counts : torch.LongTensor, optional
         Own frames of each utterance [batch]; None when there is no padding.
-
-    Returns
-    -------
-    torch.Tensor
-        Like `x`, 0 past an utterance's end and where the pieces are shorter than the utterance.
 
     Example
     -------
@@ -205,10 +155,7 @@ def resample(x: torch.Tensor, draws: Draws, frame_counts: torch.Tensor | None = 
 
 
 def _reading(draws: Draws, counts: torch.Tensor, frames: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What each output frame reads: its left neighbour, the right one's share, and whether it reads at all.
-
-    Each [batch, frames].
-    """
+    """Each output frame's left neighbour, the share of the right one, and whether it reads at all [batch, frames]."""
     stretches, lengths = draws.stretches.cpu()[:, :, None], draws.segment_frames.cpu()[:, :, None]
     longest = int((stretches * (lengths - 1)).max()) + 1
     positions = torch.arange(longest) / stretches  # in the segment [batch, segments, output frames of a segment]
@@ -238,18 +185,13 @@ def span_mask(counts: np.ndarray, size: int, prob: float, length: int, min_spans
     counts : numpy.ndarray
         Own frames of each utterance [batch].
     size : int
-        Frames of the padded batch.
+        Frames of the padded batch, and of the mask [batch, size].
     prob : float
         Share of frames to mask, 0 to 1. At 0 nothing is drawn.
     length : int
         Frames of a span.
     min_spans : int
         Least number of spans of an utterance in which that many fit.
-
-    Returns
-    -------
-    numpy.ndarray
-        bool [batch, size], True where masked.
 
     Example
     -------

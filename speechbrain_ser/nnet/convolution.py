@@ -9,7 +9,7 @@ from torch.nn import functional as F
 def frame_conv(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, stride: int = 1
 ) -> torch.Tensor:
-    """What :func:`torch.nn.functional.conv1d` computes, with channels innermost.
+    """Compute :func:`torch.nn.functional.conv1d` with channels innermost: [batch, frames, channels].
 
     On a CPU the samples that a frame sees lie side by side in memory, so that a matrix product gives all frames; a
     convolution's own kernels first bring input, output and gradients into an order of their own. Forward and backward,
@@ -27,11 +27,6 @@ def frame_conv(
     stride : int
         Samples from a frame to the next.
 
-    Returns
-    -------
-    torch.Tensor
-        [batch, frames, channels]; under autocast in its type.
-
     Example
     -------
     >>> hidden, weight = torch.randn(2, 11, 4), torch.randn(8, 4, 3)
@@ -48,12 +43,12 @@ def frame_conv(
 
 
 def as_matrix_product(hidden: torch.Tensor) -> bool:
-    """Whether a convolution of this is computed so."""
+    """Whether :func:`frame_conv` computes a matrix product of this."""
     return hidden.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def innermost(weight: torch.Tensor) -> torch.Tensor:
-    """A convolution's weight [channels, channels_in, kernel] in the memory order that :func:`frame_conv` reads."""
+    """Return a weight [channels, channels_in, kernel] in the memory order that :func:`frame_conv` reads."""
     return weight.transpose(1, 2).contiguous().transpose(1, 2)
 
 
@@ -115,21 +110,12 @@ class ConvHead(nn.Module):
 
     Arguments
     ---------
-    in_features : int
-        Channels of a frame.
-    out_features : int
-        Outputs a frame.
-    hidden : int
-        Channels between them.
+    in_features, out_features, hidden : int
+        Channels of a frame, of its logits, and between the convolutions.
     kernel : int
         Frames that each looks at, an odd number.
     dropout : float
         In training.
-
-    Raises
-    ------
-    ValueError
-        For an even kernel.
 
     Example
     -------

@@ -44,24 +44,14 @@ class FrontEndLayer(GradientCheckpointingLayer):
         self.activation = layer.activation
 
     def forward(self, hidden: torch.Tensor, lengths: torch.LongTensor | None = None) -> torch.Tensor:
-        """Convolve, normalise, activate.
+        """Convolve, normalise, activate: [batch, time, channels_in] to [batch, frames, channels].
 
-        Arguments
-        ---------
-        hidden : torch.Tensor
-            [batch, time, channels_in].
-        lengths : torch.LongTensor, optional
-            Own part of the time, [batch]; None when there is no padding.
-
-        Returns
-        -------
-        torch.Tensor
-            [batch, frames, channels].
+        `lengths` is each utterance's own part of the time [batch]; None when there is no padding.
         """
         return self.step(hidden, lengths)(hidden)
 
     def step(self, hidden: torch.Tensor, lengths: torch.LongTensor | None = None) -> Step:
-        """The layer as a function of any piece of what it is applied to, whose statistics it has."""
+        """Return the layer as a function of any piece of `hidden`, with the statistics of the whole."""
         del hidden, lengths
         return self._of_frames
 
@@ -74,13 +64,7 @@ class GroupNormFrontEndLayer(FrontEndLayer):
     """The first layer, where it has a group norm: its statistics are those of each utterance's own frames.
 
     The published layer normalises every channel over the whole padded time axis: an utterance's features then
-    depend on how much padding its batch gave it.
-
-    Arguments
-    ---------
-    layer : torch.nn.Module
-        transformers' layer with ``conv``, of one channel in, ``layer_norm``, a GroupNorm of one channel a group, and
-        ``activation``.
+    depend on how much padding its batch gave it. Its ``conv`` has one channel in, its ``layer_norm`` one a group.
     """
 
     def __init__(self, layer: nn.Module):
@@ -90,7 +74,6 @@ class GroupNormFrontEndLayer(FrontEndLayer):
             raise ValueError(f"expected a GroupNorm of one channel a group, found {norm}")
 
     def forward(self, hidden: torch.Tensor, lengths: torch.LongTensor | None = None) -> torch.Tensor:
-        """As the base's."""
         if as_matrix_product(hidden):
             return super().forward(hidden, lengths)
         hidden = self.conv(hidden.transpose(1, 2))  # [batch, channels, frames]
@@ -101,10 +84,9 @@ class GroupNormFrontEndLayer(FrontEndLayer):
         return self.activation(hidden).transpose(1, 2)
 
     def step(self, hidden: torch.Tensor, lengths: torch.LongTensor | None = None) -> Step:
-        """Convolution and norm in one product: the norm scales and shifts channels.
+        """Return convolution, norm and activation as one product: the norm scales and shifts channels.
 
-        What it takes for that follows from mean and covariance of the samples that a frame sees, for the convolution is
-        linear.
+        By how much follows from mean and covariance of the samples that a frame sees, for the convolution is linear.
         """
         lengths = [hidden.shape[1]] * len(hidden) if lengths is None else lengths.tolist()
         folded = [self._folded(row[:n, 0]) for row, n in zip(hidden, lengths, strict=True)]
@@ -150,27 +132,15 @@ class GroupNormFrontEndLayer(FrontEndLayer):
 
 
 def front_end_layer(layer: nn.Module) -> FrontEndLayer:
-    """Ours in the place of one of transformers' layers."""
+    """Return ours in the place of one of transformers' layers."""
     is_group_norm = isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm)
     return (GroupNormFrontEndLayer if is_group_norm else FrontEndLayer)(layer)
 
 
 def convolve_in_pieces(layers: Sequence[FrontEndLayer], wav: torch.Tensor, piece: int = PIECE) -> torch.Tensor:
-    """What the layers give of an utterance, in memory that does not grow with its length.
+    """Apply all layers of a front end to an utterance's own samples [time], in memory that does not grow with it.
 
-    Arguments
-    ---------
-    layers : sequence of FrontEndLayer
-        Of a speech encoder, without padding.
-    wav : torch.Tensor
-        An utterance's own samples [time], at least what makes a frame.
-    piece : int
-        Frames of the output that are computed at a time.
-
-    Returns
-    -------
-    torch.Tensor
-        [frames, channels].
+    `piece` is how many frames of the output [frames, channels] are computed at a time.
 
     Example
     -------

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def build_seeded(make: Callable[..., T], name: str, seed: int, **arguments) -> T:
-    """A part of a model whose initial weights depend on nothing but the seed and its own name.
+    """Build a part of a model whose initial weights depend on nothing but the seed and its own name.
 
     Leaving a part out then changes no other random draw: with ``alpha: 0`` the emotion head, the shuffling and every
     dropout mask are what they are with the ASR head beside them.
@@ -27,15 +27,9 @@ def build_seeded(make: Callable[..., T], name: str, seed: int, **arguments) -> T
     **arguments
         What the constructor still lacks.
 
-    Returns
-    -------
-    torch.nn.Module
-        What the constructor gives.
-
     Example
     -------
     >>> from functools import partial
-    >>> from torch import nn
     >>> make = partial(nn.Linear, out_features=4)
     >>> a, b = (build_seeded(make, "emotion", seed=1, in_features=8) for _ in range(2))
     >>> torch.equal(a.weight, b.weight)
@@ -48,7 +42,7 @@ def build_seeded(make: Callable[..., T], name: str, seed: int, **arguments) -> T
 
 @torch.no_grad()
 def keras_init_(module: nn.Module) -> nn.Module:
-    """Draw new weights as Keras' layers do by default, in place.
+    """Draw new weights as Keras' layers do by default, in place, for papers that used Keras; return the module.
 
     Convolutions and dense layers: Glorot-uniform weights, zero bias. LSTMs: Glorot-uniform input kernels, orthogonal
     recurrent kernels, zero bias but 1 for the forget gate (Keras' ``unit_forget_bias``). The fans are Keras': an LSTM's
@@ -57,23 +51,11 @@ def keras_init_(module: nn.Module) -> nn.Module:
 
     All randomness comes from torch's global generator. Modules of other kinds keep their values.
 
-    Arguments
-    ---------
-    module : torch.nn.Module
-        Whatever holds the layers.
-
-    Returns
-    -------
-    torch.nn.Module
-        The same.
-
     Example
     -------
     >>> lstm = keras_init_(nn.LSTM(3, 2))
     >>> lstm.bias_ih_l0 + lstm.bias_hh_l0  # gates: input, forget, cell, output
     tensor([0., 0., 1., 1., 0., 0., 0., 0.], grad_fn=<AddBackward0>)
-    >>> torch.allclose(lstm.weight_hh_l0.T @ lstm.weight_hh_l0, torch.eye(2), atol=1e-6)
-    True
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):

@@ -12,7 +12,7 @@ _MEAN = MaskedPooling("mean")
 
 
 def masked_mse(prediction: torch.Tensor, target: torch.Tensor, frame_counts: torch.Tensor) -> torch.Tensor:
-    """Squared error averaged over an utterance's own frames and all bands (Hsu et al. 2023, eq. 3).
+    """Return the squared error [batch] averaged over an utterance's own frames and all bands (Hsu et al. 2023, eq. 3).
 
     Long and short utterances count alike, and padding not at all, whatever it holds.
 
@@ -23,16 +23,6 @@ def masked_mse(prediction: torch.Tensor, target: torch.Tensor, frame_counts: tor
     frame_counts : torch.LongTensor
         Own frames of each utterance [batch], 1 to frames.
 
-    Returns
-    -------
-    torch.Tensor
-        [batch], in float32 at least.
-
-    Raises
-    ------
-    ValueError
-        When the shapes do not match, or an utterance has no frame or more than the batch.
-
     Example
     -------
     >>> target = torch.zeros(2, 3, 1)
@@ -41,9 +31,8 @@ def masked_mse(prediction: torch.Tensor, target: torch.Tensor, frame_counts: tor
     tensor([6., 9.])
     """
     if prediction.shape != target.shape:
-        raise ValueError(
-            f"expected a prediction of the target's shape {list(target.shape)}, found {list(prediction.shape)}"
-        )
+        shapes = f"{list(target.shape)}, found {list(prediction.shape)}"
+        raise ValueError(f"expected a prediction of the target's shape {shapes}")
     wide = torch.promote_types(prediction.dtype, torch.float32)
     padding = ~frame_mask(frame_counts.to(prediction.device), prediction.shape[1])[:, :, None]
     # before squaring: the gradient of a square is its argument, and 0 * nan is nan
@@ -52,21 +41,9 @@ def masked_mse(prediction: torch.Tensor, target: torch.Tensor, frame_counts: tor
 
 
 def mean_spectrum_mse(target: torch.Tensor, frame_counts: torch.Tensor) -> torch.Tensor:
-    """Error of the best reconstruction that does not move: an utterance's own mean spectrum on every frame.
+    """Return the error [batch] of an utterance's own mean spectrum on every frame of `target` [batch, frames, bands].
 
-    What a decoder that knows who speaks, but not what, can reach: an oracle to be well below.
-
-    Arguments
-    ---------
-    target : torch.Tensor
-        Spectrograms [batch, frames, bands].
-    frame_counts : torch.LongTensor
-        Own frames of each utterance [batch], 1 to frames.
-
-    Returns
-    -------
-    torch.Tensor
-        [batch].
+    That is what a decoder that knows who speaks, but not what, can reach: an oracle to be well below.
 
     Example
     -------
@@ -131,46 +108,25 @@ def speaker_loss(logits: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:
 
 
 def reconstruction_loss(outputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean squared error of an utterance's reconstructed spectrogram (Hsu et al. 2023, eq. 3), in float32.
-
-    Arguments
-    ---------
-    outputs : dict of str to torch.Tensor
-        ``reconstruction`` and ``target`` [batch, frames, bands], ``mel_frames`` [batch] own frames.
-
-    Returns
-    -------
-    torch.Tensor
-        [batch].
-
-    Example
-    -------
-    >>> mel = torch.zeros(1, 3, 80)
-    >>> outputs = {"reconstruction": mel + 0.5, "target": mel, "mel_frames": torch.tensor([3])}
-    >>> reconstruction_loss(outputs)
-    tensor([0.2500])
-    """
+    """Return :func:`masked_mse` [batch] of a model's outputs ``reconstruction``, ``target`` and ``mel_frames``."""
     return masked_mse(outputs["reconstruction"], outputs["target"], outputs["mel_frames"])
 
 
 def ctc_loss(logits: torch.Tensor, frames: torch.Tensor, targets: list[torch.Tensor], blank: int = 0) -> torch.Tensor:
-    """CTC summed over an utterance's tokens, in float32 (Cai et al. 2021, eq. 1).
+    """Return CTC summed over an utterance's tokens [batch] (Cai et al. 2021, eq. 1).
+
+    It is 0 where no path exists (fewer frames than :func:`frames_needed`), which the caller reports beforehand.
 
     Arguments
     ---------
     logits : torch.Tensor
         [batch, frames, tokens], before the softmax.
-    frames : torch.Tensor
-        [batch], valid frames of each utterance.
+    frames : torch.LongTensor
+        Own frames of each utterance [batch].
     targets : list of torch.Tensor
-        A tensor of token indices for each utterance; may be empty.
+        Token indices of each utterance; may be empty.
     blank : int
         Index of the blank.
-
-    Returns
-    -------
-    torch.Tensor
-        [batch]; 0 where no path exists (more tokens than frames), which the caller reports beforehand.
 
     Example
     -------
@@ -192,7 +148,7 @@ def ctc_loss(logits: torch.Tensor, frames: torch.Tensor, targets: list[torch.Ten
 
 
 def frames_needed(tokens: list[int]) -> int:
-    """The fewest frames on which CTC can spell tokens: one each, and a blank between equal neighbours.
+    """Return the fewest frames on which CTC can spell tokens: one each, and a blank between equal neighbours.
 
     Example
     -------

@@ -39,17 +39,7 @@ class MaskedPooling(nn.Module):
         self.attention = None
 
     def set_up(self, channels: int) -> int:
-        """Draw what attentive pooling learns.
-
-        Arguments
-        ---------
-        channels : int
-            Of the frames.
-
-        Returns
-        -------
-        int
-            Channels of the vector that these frames become.
+        """Draw what attentive pooling of frames with so many channels learns; return the channels of their vector.
 
         Example
         -------
@@ -67,30 +57,19 @@ class MaskedPooling(nn.Module):
         return repr(self.mode)
 
     def forward(self, x: torch.Tensor, frame_counts: torch.Tensor) -> torch.Tensor:
-        """Pool a padded batch.
+        """Pool [batch, frames, channels], whatever stands on padding, to [batch, channels] or [batch, 2 * channels].
 
-        Arguments
-        ---------
-        x : torch.Tensor
-            Frames [batch, frames, channels]; what stands past an utterance's end is ignored, whatever it is.
-        frame_counts : torch.LongTensor
-            Own frames of each utterance [batch], 1 to frames.
-
-        Returns
-        -------
-        torch.Tensor
-            [batch, channels], or [batch, 2 * channels] of mean and deviation; in float32 at least: a sum over hundreds
-            of frames outgrows half precision.
-
-        Raises
-        ------
-        ValueError
-            When the shapes do not match, or an utterance has no frame or more than the batch.
+        In float32 at least: a sum over hundreds of frames outgrows half precision. An utterance has 1 to frames of its
+        own, `frame_counts` [batch]; anything else is a ValueError.
         """
-        _check(x, frame_counts)
+        if x.dim() != 3 or frame_counts.shape != x.shape[:1]:
+            shapes = f"{list(x.shape)} and {list(frame_counts.shape)}"
+            raise ValueError(f"expected frames [batch, frames, channels] and frame_counts [batch], found {shapes}")
+        if not torch.compiler.is_exporting():  # a graph has no errors to raise
+            check_frame_counts(frame_counts, x.shape[1])
         frame_counts = frame_counts.to(x.device)
         own = frame_mask(frame_counts, x.shape[1])[:, :, None]  # [batch, frames, 1]
-        x = x.masked_fill(~own, 0.0).to(_at_least_float32(x.dtype))
+        x = x.masked_fill(~own, 0.0).to(torch.promote_types(x.dtype, torch.float32))
         if self.mode in ("mean", "sum"):
             total = x.sum(dim=1)  # [batch, channels]
             return total if self.mode == "sum" else total / frame_counts[:, None]
@@ -112,17 +91,3 @@ def _mean_std(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     mean = (weights * x).sum(dim=1)  # [batch, channels]
     variance = (weights * (x - mean[:, None]).square()).sum(dim=1)
     return torch.cat([mean, variance.clamp(min=LEAST_VARIANCE).sqrt()], dim=1)
-
-
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
-def _check(x: torch.Tensor, frame_counts: torch.Tensor) -> None:
-    if x.dim() != 3 or frame_counts.shape != x.shape[:1]:
-        raise ValueError(
-            "expected frames [batch, frames, channels] and frame_counts [batch], "
-            f"found {list(x.shape)} and {list(frame_counts.shape)}"
-        )
-    if not torch.compiler.is_exporting():  # a graph has no errors to raise
-        check_frame_counts(frame_counts, x.shape[1])

@@ -1,4 +1,4 @@
-"""A bidirectional LSTM that is blind to padding, and Keras' initial weights for papers that used Keras."""
+"""A bidirectional LSTM that is blind to padding."""
 
 import torch
 from torch import nn
@@ -14,10 +14,8 @@ class BLSTM(nn.Module):
 
     Arguments
     ---------
-    input_size : int
-        Channels of the input.
-    size : int
-        Units of a direction.
+    input_size, size : int
+        Channels of the input, units of a direction.
     layers : int
         Stacked layers, each reading both directions of the one below.
     dropout : float
@@ -38,19 +36,9 @@ class BLSTM(nn.Module):
         self.lstm = nn.LSTM(input_size, size, layers, batch_first=True, dropout=between, bidirectional=True)
 
     def forward(self, x: torch.Tensor, frame_counts: torch.Tensor | None = None) -> torch.Tensor:
-        """Run both directions.
+        """Run both directions over [batch, frames, input_size], finite on padding: [batch, frames, 2 * size], 0 there.
 
-        Arguments
-        ---------
-        x : torch.Tensor
-            [batch, frames, input_size]; padding must be finite.
-        frame_counts : torch.LongTensor, optional
-            Own frames [batch], the longest of all frames; None: all utterances have all frames, which is fastest.
-
-        Returns
-        -------
-        torch.Tensor
-            [batch, frames, 2 * size], forward and backward states; 0 on padding.
+        `frame_counts` are own frames [batch], the longest of all; None: all utterances have all, which is fastest.
         """
         if frame_counts is None:
             return self.lstm(x)[0]
