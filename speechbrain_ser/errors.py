@@ -7,25 +7,15 @@ import traceback
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 
+SHOWN = 20  # offenders of one kind that a message prints; the rest is counted
+
 
 class UserError(ValueError):
     """Something the user gave is wrong; the message says what, what was expected and what was found."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint naming the known word that looks most like `word`.
-
-    Arguments
-    ---------
-    word : str
-        What the user wrote.
-    known : iterable of str
-        What would have been understood.
-
-    Returns
-    -------
-    str
-        `` (did you mean 'x'?)`` or the empty string when nothing is near.
+    """Return a hint at the known word that looks most like `word`, empty where none does.
 
     Example
     -------
@@ -41,20 +31,19 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {by_lower[found[0]]!r}?)" if found else ""
 
 
-SHOWN = 20  # offenders of one kind that a message prints; the rest is counted
-
-
 class CorpusError(UserError):
     """A corpus folder, table or recording is not what it should be; the message lists every offender."""
 
 
 class Offenders:
-    """Collects what is wrong, so that a user sees all of it at once.
+    """Collect what is wrong, so that a user sees all of it at once.
 
     Arguments
     ---------
     where : str
         Which corpus, folder or file is looked at: the beginning of the message.
+    error : type of UserError
+        What is raised.
 
     Example
     -------
@@ -67,59 +56,31 @@ class Offenders:
       line 2: a.wav
     """
 
-    def __init__(self, where: str):
-        self.where = where
+    def __init__(self, where: str, error: type[UserError] = CorpusError):
+        self.where, self.error = where, error
         self.kinds: dict[str, list[str]] = {}
 
     def add(self, kind: str, offender: object) -> None:
-        """Notes one offender.
-
-        Arguments
-        ---------
-        kind : str
-            What is wrong and what was expected.
-        offender : object
-            Which file, turn or cell, and what was found there.
-        """
+        """Note one offender, under what is wrong with it and what was expected."""
         self.kinds.setdefault(kind, []).append(str(offender))
 
     def raise_any(self) -> None:
-        """Raises when anything was noted.
-
-        Raises
-        ------
-        CorpusError
-            Listing the offenders by kind, in the order they were found.
-        """
+        """Raise the error where anything was noted: offenders by kind, in the order they were found."""
         if self.kinds:
-            parts = [f"{kind} ({len(found)}):\n{listing(found)}" for kind, found in self.kinds.items()]
-            raise CorpusError("\n".join([self.where, *parts]))
+            parts = ["\n  ".join([f"{kind} ({len(o)}):", *shown(o)]) for kind, o in self.kinds.items()]
+            raise self.error("\n".join([self.where, *parts]))
 
 
-def listing(offenders: Iterable[str]) -> str:
-    """Offenders, one indented line each; a long list ends with how many more there are.
-
-    Arguments
-    ---------
-    offenders : iterable of str
-        What to list.
-
-    Returns
-    -------
-    str
-        The lines.
+def shown(items: Iterable[object]) -> list[str]:
+    """Return the first 20 of some items as text, and how many more there are.
 
     Example
     -------
-    >>> print(listing(["a.wav", "b.wav"]))
-      a.wav
-      b.wav
+    >>> shown(range(22))[-2:]
+    ['19', '… and 2 more']
     """
-    offenders = list(offenders)
-    lines = [f"  {offender}" for offender in offenders[:SHOWN]]
-    if len(offenders) > SHOWN:
-        lines.append(f"  … and {len(offenders) - SHOWN} more")
-    return "\n".join(lines)
+    items = list(map(str, items))
+    return [*items[:SHOWN], f"… and {len(items) - SHOWN} more"] if len(items) > SHOWN else items
 
 
 PAIR = "torch==2.11.0 torchaudio==2.11.0"  # those of constraints.txt
@@ -127,14 +88,9 @@ PAIR = "torch==2.11.0 torchaudio==2.11.0"  # those of constraints.txt
 
 @contextlib.contextmanager
 def libraries_that_load() -> Iterator[None]:
-    """Ends the program, exit status 2, where soundfile or torchaudio fail while they are imported.
+    """End the program with status 2 and one line on stderr where soundfile or torchaudio fail while they are imported.
 
     Nothing is imported to find out: what a program does not need may be broken.
-
-    Raises
-    ------
-    SystemExit
-        With status 2, after one line on stderr.
 
     Example
     -------
@@ -144,38 +100,29 @@ def libraries_that_load() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        line = _line(error)
-        if not line:
+        if not (line := _advice(error)):
             raise
         print(f"error: {line}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
-def _line(error: BaseException | None) -> str:
-    """What to tell of an error: empty where no import of such a library has raised it."""
+def _advice(error: BaseException | None) -> str | None:
+    """What to tell of an error; nothing where no import of such a library has raised it."""
     while error is not None:
         for frame, _ in traceback.walk_tb(error.__traceback__):
             library = str(frame.f_globals.get("__name__")).partition(".")[0]
             if frame.f_code.co_name == "<module>" and library in _ADVICE:
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
-                return _ADVICE[library](reason)
+                installed = {name: version(name) for name in (library, "torch")}
+                return _ADVICE[library].format(reason=reason, pair=PAIR, **installed)
         error = error.__cause__ or error.__context__
-    return ""
+    return None
 
 
-def _torchaudio(reason: str) -> str:
-    return (
-        f"torchaudio {version('torchaudio')} does not load beside torch {version('torch')} ({reason}); "
-        f"a pair that does: pip install {PAIR}"
-    )
-
-
-def _soundfile(reason: str) -> str:
-    return (
-        f"soundfile {version('soundfile')} does not find libsndfile ({reason}); it comes with soundfile's wheels "
-        "(pip install --force-reinstall soundfile) or from the system (Debian: apt install libsndfile1; macOS: brew "
-        "install libsndfile)"
-    )
-
-
-_ADVICE = {"torchaudio": _torchaudio, "soundfile": _soundfile}
+_ADVICE = {
+    "torchaudio": "torchaudio {torchaudio} does not load beside torch {torch} ({reason}); a pair that does: "
+    "pip install {pair}",
+    "soundfile": "soundfile {soundfile} does not find libsndfile ({reason}); it comes with soundfile's wheels "
+    "(pip install --force-reinstall soundfile) or from the system (Debian: apt install libsndfile1; macOS: brew "
+    "install libsndfile)",
+}
