@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from speechbrain_ser.errors import libraries_that_load
-from speechbrain_ser.files import end_with_parent
+from speechbrain_ser.training.signals import end_with_parent
 
 end_with_parent()  # before the seconds that the next import takes
 

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: printed as they are, without a traceback."""
+"""Errors that a user can mend, printed as they are, without a traceback; and the exit statuses."""
 
 import contextlib
 import difflib
@@ -7,6 +7,8 @@ import traceback
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 
+INTERRUPTED = 130  # exit status after Ctrl-C
+TRY_LATER = 75  # (sysexits' EX_TEMPFAIL): another process works in the run's folder, or a signal asked us to end
 SHOWN = 20  # offenders of one kind that a message prints; the rest is counted
 
 

@@ -379,7 +379,7 @@ def test_a_folder_in_use(lines, tmp_path):
 
     with locked(tmp_path / "run"):
         ended = train(2, lines(), tmp_path / "run", code=75)
-    assert ended.err.count("error: ") == 1 and "is being worked on" in ended.err
+    assert ended.err.count("error: ") == 1 and "is in use by another process" in ended.err
 
 
 def test_crossval_under_torchrun(monkeypatch, capsys):

@@ -276,7 +276,7 @@ def test_another_models_file_is_refused(predict, trained, recordings, tmp_path):
 def test_two_at_once_are_refused(predict, recordings, tmp_path):
     out = tmp_path / "results.csv"
     with locked(out):
-        assert "is being worked on by process" in predict(recordings / "0.wav", f"--out={out}", status=2)[1]
+        assert "is in use by another process" in predict(recordings / "0.wav", f"--out={out}", status=2)[1]
 
 
 @pytest.mark.parametrize(

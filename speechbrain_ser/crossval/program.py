@@ -9,11 +9,10 @@ from pathlib import Path
 from speechbrain_ser.crossval.plan import USAGE, Plan, Request, check_builds, make_plan, read_arguments
 from speechbrain_ser.crossval.schedule import Executor, Interrupted, LocalProcesses, Schedule, interruptible
 from speechbrain_ser.data.batches import AudioCache
-from speechbrain_ser.errors import UserError
+from speechbrain_ser.errors import INTERRUPTED, UserError
 from speechbrain_ser.evaluation.calibration import CALIBRATION, LOGITS
 from speechbrain_ser.evaluation.report import build_report
 from speechbrain_ser.training.distributed import is_launched
-from speechbrain_ser.training.signals import INTERRUPTED
 
 FILES = ("metrics.json", "epochs.csv", "predictions*.csv", CALIBRATION, LOGITS)  # all that a report is made of
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from tqdm import tqdm
 
-from speechbrain_ser.files import PARENT, holder
+from speechbrain_ser.files import is_locked
 from speechbrain_ser.training.checkpoints import drop_optimizer
+from speechbrain_ser.training.signals import PARENT
 
 if TYPE_CHECKING:
     from speechbrain_ser.crossval.plan import Run
@@ -307,11 +308,11 @@ class Schedule:
 
     def _finish(self, run: Run) -> None:
         self.finished.add(run)
-        if not self.keep_optimizer and not holder(run.folder):
+        if not self.keep_optimizer and not is_locked(run.folder):
             drop_optimizer(run.folder / "save")
 
     def _held(self, run: Run) -> bool:
-        return holder(run.folder) is not None
+        return is_locked(run.folder)
 
     def _epochs(self) -> int:
         """Epochs behind us; a finished run counts in full, though it may have stopped early."""

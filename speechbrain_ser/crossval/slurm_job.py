@@ -6,7 +6,8 @@ import subprocess
 import time
 from dataclasses import dataclass
 
-from speechbrain_ser.files import PARENT, TRY_LATER
+from speechbrain_ser.errors import TRY_LATER
+from speechbrain_ser.training.signals import PARENT
 
 WARNED = 120.0  # seconds until Slurm takes a job away that it has warned and submitit has queued again
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.errors import INTERRUPTED, UserError, nearest
 from speechbrain_ser.files import locked
 from speechbrain_ser.inference.formats import (
     Csv,
@@ -26,7 +26,6 @@ from speechbrain_ser.inference.formats import (
 )
 from speechbrain_ser.inference.recognizer import EmotionRecognizer, open_recognizer
 from speechbrain_ser.inference.timeline import WINDOW, Timeline, plan_windows
-from speechbrain_ser.training.signals import INTERRUPTED
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from speechbrain_ser.data.batches import (
     make_loader,
     samples_of,
 )
-from speechbrain_ser.data.labels import join
+from speechbrain_ser.data.labels import apply_labels, join
 from speechbrain_ser.data.protocols import (
     PARTS,
     Fold,
@@ -44,8 +44,8 @@ from speechbrain_ser.data.protocols import (
     why_none_validates,
 )
 from speechbrain_ser.data.text import build_tokens, save_tokens
-from speechbrain_ser.errors import UserError, nearest
-from speechbrain_ser.files import NO_ROOM, TRY_LATER, FolderInUse, locked, write_json, write_text
+from speechbrain_ser.errors import INTERRUPTED, TRY_LATER, UserError, nearest
+from speechbrain_ser.files import NO_ROOM, FolderInUse, locked, write_json, write_text
 from speechbrain_ser.lobes.backbone import check_backbone, fingerprint
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
 from speechbrain_ser.nnet.losses import frames_needed
@@ -64,7 +64,7 @@ from speechbrain_ser.training.distributed import (
     world_size,
 )
 from speechbrain_ser.training.results import SELECTIONS, check_tracker, selections_of
-from speechbrain_ser.training.signals import INTERRUPTED, Stopped, stop_wish
+from speechbrain_ser.training.signals import Stopped, stop_wish
 
 logger = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ def _read_data(plain: dict) -> Data:
 def _read_corpus(plain: dict, corpus: str, folder: str, labels) -> pd.DataFrame:
     options = {"file": plain["table_file"], "columns": plain["table_columns"]} if corpus == "table" else {}
     manifest = corpora.prepare(corpus, folder, plain["manifest_folder"], **options)
-    return corpora.apply_labels(corpora.read_manifest(manifest, folder), labels)
+    return apply_labels(corpora.read_manifest(manifest, folder), labels)
 
 
 def _ready_backbone(plain: dict) -> str:

@@ -1,14 +1,20 @@
-"""A wish that the program end: Ctrl-C, or a scheduler's signal. Training heeds it after an optimiser step."""
+"""Who asks a process to end: Ctrl-C, a scheduler, the program that started it. Training heeds it after a step."""
 
 import contextlib
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
 
-INTERRUPTED = 130  # exit status after Ctrl-C
+PARENT = "SPEECHBRAIN_SER_PARENT"  # the environment's word for who started us and whom we shall not survive
 BY_TORCHRUN = "TORCHELASTIC_RUN_ID"  # in the environment of what torchrun has started
-SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")  # some systems lack some
+SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)  # some systems lack some
+)
 
 
 class Stopped(BaseException):
@@ -52,10 +58,8 @@ class StopWish:
         """Hear the signals; those that our parent has us ignore (nohup) stay so, but Ctrl-C is always heard."""
         self.number, self._process, before = None, os.getpid(), {}
         if threading.current_thread() is threading.main_thread():  # no other one may
-            numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-            before = {number: signal.getsignal(number) for number in numbers}
-            ignored = [n for n, handler in before.items() if handler is signal.SIG_IGN and n != signal.SIGINT]
-            before = {number: handler for number, handler in before.items() if number not in ignored}
+            before = {number: signal.getsignal(number) for number in SIGNALS}
+        before = {n: handler for n, handler in before.items() if handler is not signal.SIG_IGN or n == signal.SIGINT}
         for number in before:
             signal.signal(number, self._hear)
         try:
@@ -76,12 +80,7 @@ class StopWish:
         self.heed()
 
     def heed(self) -> None:
-        """End, where someone wishes so.
-
-        Raises
-        ------
-        Stopped
-        """
+        """Raise :class:`Stopped`, where someone wishes so."""
         if self.number is not None:
             raise Stopped(self.number)
 
@@ -89,10 +88,9 @@ class StopWish:
         if os.getpid() != self._process:  # a loading process, which ends with us
             return
         self.number = number
-        from_now_on = signal.SIG_IGN if BY_TORCHRUN in os.environ else signal.SIG_DFL
-        for name in SIGNALS:
-            if (each := getattr(signal, name, None)) and signal.getsignal(each) == self._hear:
-                signal.signal(each, from_now_on)
+        for each in SIGNALS:
+            if signal.getsignal(each) == self._hear:
+                signal.signal(each, signal.SIG_IGN if BY_TORCHRUN in os.environ else signal.SIG_DFL)
         if not self._is_deferred:
             self.heed()
 
@@ -102,6 +100,32 @@ stop_wish = StopWish()
 
 def leave_signals_to_parent(worker: int = 0) -> None:
     """In a loading process: what asks a whole group to end is the training's to heed, and that still needs its data."""
-    for name in SIGNALS:
-        if number := getattr(signal, name, None):
-            signal.signal(number, signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_with_parent(poll: float = 0.5) -> None:
+    """Where another program started this process to work for it, end when it has ended, and end tidily on SIGTERM.
+
+    torchrun is such a program as well; its processes end on SIGTERM at once, whatever they wait for.
+
+    Arguments
+    ---------
+    poll : float
+        Seconds between two looks.
+    """
+    of_torchrun = "LOCAL_RANK" in os.environ
+    if PARENT not in os.environ and not of_torchrun:
+        return
+    parent = int(os.environ.pop(PARENT, 0))  # not for our own children
+    parent = os.getppid() if of_torchrun else parent
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(poll)
+        os.kill(os.getpid(), signal.SIGKILL if ignored else signal.SIGTERM)
+
+    ignored = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN  # our parent's decision
+    if not ignored and not of_torchrun:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    threading.Thread(target=watch, daemon=True).start()
