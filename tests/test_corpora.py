@@ -12,14 +12,9 @@ import soundfile
 
 from speechbrain_ser.data import manifest as manifest_module
 from speechbrain_ser.data.audio import check_audio
-from speechbrain_ser.data.manifest import (
-    COLUMNS,
-    CorpusError,
-    apply_labels,
-    prepare,
-    read_manifest,
-    write_manifest,
-)
+from speechbrain_ser.data.labels import apply_labels
+from speechbrain_ser.data.manifest import COLUMNS, prepare, read_manifest, write_manifest
+from speechbrain_ser.errors import CorpusError
 
 from .conftest import EMODB
 from .corpus_trees import (

@@ -11,12 +11,9 @@ from speechbrain_ser.data.corpora import espeak, savee
 from speechbrain_ser.data.corpora.demo import make_demo_corpus
 from speechbrain_ser.data.corpora.demo_sentences import HELD_OUT, SENTENCES
 from speechbrain_ser.data.corpora.espeak import Speech, speak
-from speechbrain_ser.data.manifest import (
-    CorpusError,
-    apply_labels,
-    prepare,
-    read_manifest,
-)
+from speechbrain_ser.data.labels import apply_labels
+from speechbrain_ser.data.manifest import prepare, read_manifest
+from speechbrain_ser.errors import CorpusError
 
 pytest.importorskip("espeakng_loader", reason='eSpeak NG is missing: pip install "speechbrain-ser[demo]"')
 

@@ -8,13 +8,9 @@ import pytest
 
 from speechbrain_ser.data.corpora import savee
 from speechbrain_ser.data.corpora.demo import make_demo_corpus
-from speechbrain_ser.data.manifest import (
-    COLUMNS,
-    CorpusError,
-    apply_labels,
-    prepare,
-    read_manifest,
-)
+from speechbrain_ser.data.labels import apply_labels
+from speechbrain_ser.data.manifest import COLUMNS, prepare, read_manifest
+from speechbrain_ser.errors import CorpusError
 
 from .corpus_trees import write_wav
 

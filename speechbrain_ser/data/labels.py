@@ -13,12 +13,12 @@ from speechbrain_ser.errors import CorpusError, Offenders, nearest
 
 logger = logging.getLogger(__name__)
 
-
 REST = "*"  # the rule for every emotion that has none of its own
+UNKNOWN = -1  # the index of a label that nobody of the training part has
 
 
 def apply_labels(frame: pd.DataFrame, labels: Mapping[str, str | None] | Iterable[str] | None = None) -> pd.DataFrame:
-    """Keeps the utterances of the wanted emotions and gives them their class names.
+    """Keep the utterances of the wanted emotions and give them their class names.
 
     Arguments
     ---------
@@ -51,49 +51,30 @@ def apply_labels(frame: pd.DataFrame, labels: Mapping[str, str | None] | Iterabl
     ['happy', 'happy']
     """
     if labels is None:
-        parts = [_apply(part, default_labels(corpus)) for corpus, part in frame.groupby("corpus", sort=False)]
+        groups = frame.groupby("corpus", sort=False)
+        parts = [_apply(part, corpus_module(corpus).DEFAULT_LABELS) for corpus, part in groups]
         chosen = pd.concat(parts).sort_index() if parts else frame
     else:
         chosen = _apply(frame, labels)
     if chosen.empty:
-        raise CorpusError(f"no utterance has one of the wanted emotions {_names(labels)}; found: {_found(frame)}")
+        wanted = "of the corpus's default" if labels is None else sorted(_rules(labels))
+        found = ", ".join(f"{emotion} {count}" for emotion, count in frame["emotion"].value_counts().items())
+        raise CorpusError(f"no utterance has one of the wanted emotions {wanted}; found: {found or 'no rows'}")
     return chosen.reset_index(drop=True)
 
 
-def default_labels(corpus: str) -> dict[str, str | None] | None:
-    """What a corpus's emotions are called when nothing else is asked for.
-
-    Arguments
-    ---------
-    corpus : str
-        Its name.
-
-    Returns
-    -------
-    dict or None
-        Emotion -> class name; None keeps whatever is found.
-
-    Example
-    -------
-    >>> default_labels("iemocap")["excited"]
-    'happy'
-    """
-    return corpus_module(corpus).DEFAULT_LABELS
-
-
-def _apply(frame, labels):
+def _apply(frame: pd.DataFrame, labels) -> pd.DataFrame:
     if labels is None:
         return frame
     rules = _rules(labels)
     _refuse_uncovered(frame, rules)
     _refuse_unknown(frame, rules)
-    rest = rules.get(REST)
-    classes = [rules.get(emotion, rest) for emotion in frame["emotion"]]
+    classes = [rules.get(emotion, rules.get(REST)) for emotion in frame["emotion"]]
     chosen = frame.assign(emotion=pd.Series(classes, index=frame.index, dtype=object))
     return chosen[chosen["emotion"].notna()].astype({"emotion": frame["emotion"].dtype})
 
 
-def _rules(labels):
+def _rules(labels) -> dict[str, str | None]:
     if isinstance(labels, str):
         raise CorpusError(f"labels: expected a mapping or a list of emotions, found the text {labels!r}")
     pairs = labels.items() if isinstance(labels, Mapping) else ((label, label) for label in labels)
@@ -101,7 +82,7 @@ def _rules(labels):
     return {str(emotion): None if name is None else str(name) for emotion, name in pairs}
 
 
-def _refuse_uncovered(frame, rules):
+def _refuse_uncovered(frame: pd.DataFrame, rules: dict) -> None:
     if REST in rules:
         return
     offenders = Offenders("labels: the corpus holds emotions that labels say nothing about (None leaves one out)")
@@ -112,33 +93,23 @@ def _refuse_uncovered(frame, rules):
     offenders.raise_any()
 
 
-def _refuse_unknown(frame, rules):
+def _refuse_unknown(frame: pd.DataFrame, rules: dict) -> None:
     """A mistyped key beside "*" would leave out a whole class without a word."""
     corpora = [corpus_module(name) for name in frame["corpus"].unique() if name in CORPORA]
-    present = set(frame["emotion"])
-    known = present.union(*(getattr(module, "EMOTIONS", {}).values() for module in corpora))
-    strange = sorted(set(rules) - known - {REST})
-    lines = [f"{emotion!r}{nearest(emotion, known)}" for emotion in strange]
-    closed = corpora and all(hasattr(module, "EMOTIONS") for module in corpora)
-    if lines and closed:
-        offenders = Offenders(f"labels: emotions that the corpus does not know (known: {', '.join(sorted(known))})")
-        for line in lines:
-            offenders.add("unknown", line)
-        offenders.raise_any()
-    for line in lines:
-        logger.warning("labels: no utterance has the emotion %s", line)
-
-
-def _names(labels):
-    return "of the corpus's default" if labels is None else sorted(map(str, _rules(labels)))
-
-
-def _found(frame):
-    return ", ".join(f"{emotion} {count}" for emotion, count in frame["emotion"].value_counts().items()) or "no rows"
+    known = {*frame["emotion"]}.union(*(getattr(module, "EMOTIONS", {}).values() for module in corpora))
+    offenders = Offenders(f"labels: emotions that the corpus does not know (known: {', '.join(sorted(known))})")
+    is_closed = corpora and all(hasattr(module, "EMOTIONS") for module in corpora)
+    for emotion in sorted(set(rules) - known - {REST}):
+        strange = f"{emotion!r}{nearest(emotion, known)}"
+        if is_closed:
+            offenders.add("unknown", strange)
+        else:
+            logger.warning("labels: no utterance has the emotion %s", strange)
+    offenders.raise_any()
 
 
 def join(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """One manifest of two corpora; the classes are those of the first.
+    """Make one manifest of two corpora; the classes are those of the first.
 
     Arguments
     ---------
@@ -168,19 +139,19 @@ def join(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     name, other = _corpus_of(first, "first"), _corpus_of(second, "second")
     if name == other:
         raise CorpusError(f"expected two corpora to join, found {name} twice")
-    classes = first["emotion"].unique().tolist()
+    classes = set(first["emotion"])
     _refuse_unknown_classes(name, other, classes, second)
-    second = second.assign(ID=other + "-" + second["ID"], speaker=_prefixed(second["speaker"], other + "-"))
+    speaker = second["speaker"]
+    second = second.assign(ID=f"{other}-" + second["ID"], speaker=speaker.where(speaker == "", f"{other}-" + speaker))
     _refuse_clashes(name, other, first, second)
     columns = list(dict.fromkeys([*first.columns, *second.columns]))
-    parts = [part.reindex(columns=columns, fill_value="") for part in (first, second)]
-    lacking = sorted(set(classes) - set(second["emotion"]))
+    lacking = sorted(classes - set(second["emotion"]))
     without = f"; {other} has no utterance of {', '.join(lacking)}" if lacking else ""
     logger.info("%s (%d utterances) joined by %s (%d utterances)%s", name, len(first), other, len(second), without)
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat([part.reindex(columns=columns, fill_value="") for part in (first, second)], ignore_index=True)
 
 
-def _corpus_of(frame, place):
+def _corpus_of(frame: pd.DataFrame, place: str) -> str:
     corpora = sorted(frame["corpus"].unique())
     if not corpora:
         raise CorpusError(f"the {place} corpus has no utterance left after label selection")
@@ -189,11 +160,7 @@ def _corpus_of(frame, place):
     return corpora[0]
 
 
-def _prefixed(names, prefix):
-    return names.where(names == "", prefix + names)
-
-
-def _refuse_unknown_classes(name, other, classes, second):
+def _refuse_unknown_classes(name: str, other: str, classes: set, second: pd.DataFrame) -> None:
     where = f"{other} has classes that {name} does not have (it has: {', '.join(sorted(classes))})"
     offenders = Offenders(f"{where}. Map them or leave them out, e.g.\n{_mapping_line(other, classes, second)}")
     for emotion, count in second["emotion"].value_counts().sort_index().items():
@@ -202,24 +169,19 @@ def _refuse_unknown_classes(name, other, classes, second):
     offenders.raise_any()
 
 
-def _mapping_line(corpus, classes, second):
+def _mapping_line(corpus: str, classes: set, second: pd.DataFrame) -> str:
     """A line that works as it is: every emotion of the corpus has a rule, as labels must."""
-    rules = default_labels(corpus) if corpus in CORPORA else None
-    if rules is None:
-        rules = {emotion: emotion for emotion in sorted(second["emotion"].unique())}
+    default = corpus_module(corpus).DEFAULT_LABELS if corpus in CORPORA else None
+    rules = default or {emotion: emotion for emotion in second["emotion"].unique()}
     rules = {emotion: target if target in classes else None for emotion, target in rules.items()}
-    ends = {REST: rules.pop(REST)} if REST in rules else {}
-    return _flow_yaml({"second_labels": dict(sorted(rules.items())) | ends})
-
-
-def _flow_yaml(mapping):
+    rules = dict(sorted(rules.items(), key=lambda rule: (rule[0] == REST, rule[0])))
     yaml, text = ruamel.yaml.YAML(typ="safe", pure=True), io.StringIO()
     yaml.default_flow_style, yaml.sort_base_mapping_type_on_output, yaml.width = True, False, math.inf
-    yaml.dump(mapping, text)
+    yaml.dump({"second_labels": rules}, text)
     return text.getvalue().strip().removeprefix("{").removesuffix("}")
 
 
-def _refuse_clashes(name, other, first, second):
+def _refuse_clashes(name: str, other: str, first: pd.DataFrame, second: pd.DataFrame) -> None:
     """A table may well call somebody `emodb-03` itself."""
     offenders = Offenders(f"{other} cannot be joined to {name}: names that {name} uses already")
     for column in ("ID", "speaker"):

@@ -8,41 +8,30 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from speechbrain_ser.data.audio import check_audio
 from speechbrain_ser.data.corpora import corpus_module
-from speechbrain_ser.data.labels import REST, apply_labels
+from speechbrain_ser.data.labels import REST
 from speechbrain_ser.errors import CorpusError, Offenders, nearest
-from speechbrain_ser.files import write_text, written_whole
-
-__all__ = ["COLUMNS", "CorpusError", "apply_labels", "prepare", "read_manifest", "write_manifest"]
+from speechbrain_ser.files import sha256, write_json, written_whole
 
 COLUMNS = (
-    "ID",
-    "wav",
-    "duration",
-    "emotion",
-    "speaker",
-    "gender",
-    "session",
-    "dialog",
-    "transcript",
-    "language",
+    *("ID", "wav", "duration", "emotion", "speaker", "gender", "session", "dialog", "transcript", "language"),
     "corpus",
 )
 REQUIRED = ("ID", "wav", "emotion")  # never empty
-DATA_ROOT = "{data_root}"
+DATA_ROOT = "{data_root}/"
 FORMAT = 1  # raise it when rows change for the same corpus, so that older manifests are made anew
 
 logger = logging.getLogger(__name__)
 
 
 def prepare(corpus: str, data_folder: str | os.PathLike, manifest_folder: str | os.PathLike, **options) -> Path:
-    """A folder on disk -> a checked manifest. Does nothing when nothing changed since the last time.
+    """Read and check a corpus, and write its manifest; do nothing when nothing changed since the last time.
 
     Arguments
     ---------
@@ -67,8 +56,7 @@ def prepare(corpus: str, data_folder: str | os.PathLike, manifest_folder: str | 
     """
     root = Path(data_folder).resolve()
     rows = _find_utterances(corpus, root, options)
-    identity = [corpus, str(root), options]
-    path = Path(manifest_folder) / f"{corpus}-{_digest(identity)[:8]}.csv"
+    path = Path(manifest_folder) / f"{corpus}-{_digest([corpus, str(root), options])[:8]}.csv"
     wavs = [resolve_wav(row["wav"], root) for row in rows]
     fingerprint = _fingerprint(rows, wavs, options)
     if _is_current(path, fingerprint):
@@ -78,15 +66,14 @@ def prepare(corpus: str, data_folder: str | os.PathLike, manifest_folder: str | 
     rows = [{**row, "duration": f"{seconds:.6f}"} for row, seconds in zip(rows, durations, strict=True)]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_manifest(rows, path)
-    sidecar = {**fingerprint, "utterances": len(rows), "manifest": _file_digest(path)}
-    write_text(json.dumps(sidecar, indent=1, sort_keys=True) + "\n", path.with_suffix(".json"))
-    _compare_with_official(corpus, read_manifest(path, root))
+    write_json({**fingerprint, "utterances": len(rows), "manifest": sha256(path)}, path.with_suffix(".json"))
+    _compare_with_official(corpus, [row["emotion"] for row in rows])
     logger.info("%s: %d utterances, %.1f hours", path, len(rows), sum(durations) / 3600)
     return path
 
 
 def write_manifest(rows: Iterable[dict], path: str | os.PathLike) -> None:
-    """Writes rows, sorted by ID, all or nothing; the same rows give the same bytes.
+    """Write rows, sorted by ID, all or nothing; the same rows give the same bytes.
 
     Arguments
     ---------
@@ -100,9 +87,8 @@ def write_manifest(rows: Iterable[dict], path: str | os.PathLike) -> None:
     CorpusError
         Listing duplicate IDs, empty required cells, missing columns and durations that are none.
     """
-    rows = [{key: str(value) for key, value in row.items()} for row in rows]
+    rows = sorted(({key: str(value) for key, value in row.items()} for row in rows), key=lambda row: row.get("ID", ""))
     _validate(rows, path)
-    rows.sort(key=lambda row: row["ID"])
     columns = list(dict.fromkeys([*COLUMNS, *(key for row in rows for key in row)]))
     rows = [{column: row.get(column, "") for column in columns} for row in rows]
     with written_whole(path) as temporary:
@@ -116,7 +102,7 @@ def write_manifest(rows: Iterable[dict], path: str | os.PathLike) -> None:
 
 
 def read_manifest(path: str | os.PathLike, data_root: str | os.PathLike) -> pd.DataFrame:
-    """A manifest with the paths of the recordings filled in.
+    """Read a manifest, with the paths of the recordings filled in.
 
     Arguments
     ---------
@@ -131,67 +117,48 @@ def read_manifest(path: str | os.PathLike, data_root: str | os.PathLike) -> pd.D
         Text everywhere ("03" and "NA" stay what they are, empty is ""), `duration` in seconds a number.
     """
     frame = _read(path)
-    missing = [column for column in COLUMNS if column not in frame]
-    if missing:
+    if missing := [column for column in COLUMNS if column not in frame]:
         raise CorpusError(f"{path} is no manifest: it has no column {', '.join(missing)}")
     wavs = [str(resolve_wav(wav, data_root)) for wav in frame["wav"]]
     return frame.assign(wav=pd.Series(wavs, dtype=frame["wav"].dtype), duration=frame["duration"].astype(float))
 
 
 def resolve_wav(wav: str, data_root: str | os.PathLike) -> Path:
-    """Where a recording lies.
-
-    Arguments
-    ---------
-    wav : str
-        `{data_root}/…`, or an absolute path.
-    data_root : path
-        The corpus's folder.
-
-    Returns
-    -------
-    path
-        Its path. Other braces in it are left alone.
+    """Return where a recording lies; braces other than those of `{data_root}/…` are left alone.
 
     Example
     -------
     >>> resolve_wav("{data_root}/wav/a{1}.wav", "/corpus").as_posix()
     '/corpus/wav/a{1}.wav'
     """
-    if wav.startswith(DATA_ROOT + "/"):
-        return Path(data_root) / wav[len(DATA_ROOT) + 1 :]
-    return Path(wav)
+    return Path(data_root) / wav.removeprefix(DATA_ROOT) if wav.startswith(DATA_ROOT) else Path(wav)
 
 
-def _read(path):
+def _read(path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8")
 
 
-def _find_utterances(corpus, root, options):
+def _find_utterances(corpus: str, root: Path, options: dict) -> list[dict]:
     find_utterances = corpus_module(corpus).find_utterances
     known = list(inspect.signature(find_utterances).parameters)[1:]
-    unknown = [f"{name}{nearest(name, known)}" for name in options if name not in known]
-    if unknown:
+    if unknown := [f"{name}{nearest(name, known)}" for name in options if name not in known]:
         raise CorpusError(f"corpus {corpus} has no option {', '.join(unknown)}; it has: {', '.join(known) or 'none'}")
     return find_utterances(root, **options)
 
 
-def _validate(rows, path):
-    offenders = Offenders(f"manifest {path}")
+def _validate(rows: list[dict], path) -> None:
+    offenders, wavs_of = Offenders(f"manifest {path}"), defaultdict(list)
     for row in rows:
         name = row.get("ID") or row.get("wav") or row
-        lost = [column for column in COLUMNS if column not in row]
-        if lost:
+        if lost := [column for column in COLUMNS if column not in row]:
             offenders.add("row without a column", f"{name}: {', '.join(lost)}")
         for column in REQUIRED:
             if column in row and not row[column].strip():
                 offenders.add(f"empty {column}", name)
         if "duration" in row and not _is_positive(row["duration"]):
             offenders.add("duration that is no positive number of seconds", f"{name}: {row['duration']!r}")
-    wavs_of = defaultdict(list)
-    for row in rows:
         wavs_of[row.get("ID", "")].append(row.get("wav", ""))
-    for name, wavs in sorted(wavs_of.items()):
+    for name, wavs in wavs_of.items():
         if name and len(wavs) > 1:
             offenders.add("duplicate ID", f"{name}: {', '.join(wavs)}")
     if not rows:
@@ -199,29 +166,29 @@ def _validate(rows, path):
     offenders.raise_any()
 
 
-def _is_positive(text):
+def _is_positive(text: str) -> bool:
     try:
         return 0 < float(text) < math.inf
     except ValueError:
         return False
 
 
-def _is_current(path, fingerprint):
+def _is_current(path: Path, fingerprint: dict) -> bool:
     try:
         sidecar = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         same = all(sidecar.get(key) == value for key, value in fingerprint.items())
-        return same and sidecar.get("manifest") == _file_digest(path)
+        return same and sidecar.get("manifest") == sha256(path)
     except (OSError, ValueError, AttributeError):  # not there, or damaged: make it anew
         return False
 
 
-def _fingerprint(rows, wavs, options):
+def _fingerprint(rows: list[dict], wavs: list[Path], options: dict) -> dict:
     """What a manifest is made from: label files by what was read from them, recordings by size and time."""
-    digests = {"rows": _digest(rows), "recordings": _digest(_stats(wavs))}
+    digests = {"rows": _digest(rows), "recordings": _digest(list(_stats(wavs)))}
     return {"format": FORMAT, "options": json.loads(json.dumps(options, default=str)), **digests}
 
 
-def _stats(wavs):
+def _stats(wavs: Iterable[Path]) -> Iterator[list[int] | None]:
     """Size and time of every recording; one that is missing is the audio check's to report."""
     for wav in wavs:
         try:
@@ -231,21 +198,16 @@ def _stats(wavs):
             yield None
 
 
-def _digest(value):
-    value = value if isinstance(value, list) else list(value)
+def _digest(value: list) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _file_digest(path):
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def _compare_with_official(corpus, frame):
+def _compare_with_official(corpus: str, emotions: list[str]) -> None:
     """Complete or not is judged from the corpus's own files; official totals only make one look twice."""
     module = corpus_module(corpus)
     rules = module.DEFAULT_LABELS or {}
-    chosen = [emotion for emotion in frame["emotion"] if rules.get(emotion, rules.get(REST)) is not None]
-    official = getattr(module, "OFFICIAL", {})
-    for (what, expected), found in zip(official.items(), (len(frame), len(chosen)), strict=False):
+    chosen = [emotion for emotion in emotions if rules.get(emotion, rules.get(REST)) is not None]
+    official, counts = getattr(module, "OFFICIAL", {}), (len(emotions), len(chosen))
+    for (what, expected), found in zip(official.items(), counts, strict=False):
         if found != expected:
             logger.warning("%s: %d %s; the official release has %d", corpus, found, what, expected)

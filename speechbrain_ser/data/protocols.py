@@ -58,33 +58,25 @@ class _Split:
 
 
 def make_folds(
-    frame: pd.DataFrame,
-    protocol: str,
-    seen_fraction: float = 0.1,
-    split_seed: int = 0,
-    second: str | None = None,
+    frame: pd.DataFrame, protocol: str, seen_fraction: float = 0.1, split_seed: int = 0, second: str | None = None
 ) -> dict[str, Fold]:
-    """All folds of a protocol over the utterances of a manifest.
+    """Return all folds of a protocol over the utterances of a manifest, by name, in order.
 
     Arguments
     ---------
     frame : pandas.DataFrame
         A manifest (after label selection): ID, speaker, emotion, session, dialog, corpus, maybe split.
     protocol : str
-        ``speaker``, ``session``, ``half_session``, ``random``, ``random_plain`` or ``given``.
+        One of :data:`PROTOCOLS`.
     seen_fraction : float
         Share of the training speakers' utterances that is held out as ``seen``; 0 trains on everything.
     split_seed : int
         Seed of everything drawn here; independent of the training seed, so that seeds share their folds.
     second : str, optional
-        The name of the corpus in `frame` that is only joined to the other one (see `corpora.joined`). Its own folds
-        are dealt to the first's: of n, fold k holds out its folds k, k + n, k + 2n, … as ``second``, and nothing
-        where it has too few. All else of it is trained on, but for its share of ``seen``; none of it validates.
-
-    Returns
-    -------
-    dict of str to Fold
-        By fold name, in order; the first corpus's utterances are in the same parts with and without a second.
+        The corpus in `frame` that is only joined to the other one (see :func:`speechbrain_ser.data.labels.join`). Its
+        own folds are dealt to the first's: of n, fold k holds out its folds k, k + n, k + 2n, … as ``second``, and
+        nothing where it has too few. All else of it is trained on, but for its share of ``seen``; none validates. The
+        first corpus's utterances are in the same parts with and without a second.
 
     Raises
     ------
@@ -119,19 +111,8 @@ def make_folds(
     return _folds_of_two(*_told_apart(frame, protocol, second), protocol, seen_fraction, split_seed)
 
 
-def choose_fold(folds: dict[str, Fold], name) -> Fold:
-    """The fold a user asked for; ``first`` is the first one, and 3 (a number to YAML) is ``03`` again.
-
-    Arguments
-    ---------
-    folds : dict of str to Fold
-        From :func:`make_folds`.
-    name : str or int
-        A fold's name.
-
-    Returns
-    -------
-    Fold
+def choose_fold(folds: dict[str, Fold], name: str | int) -> Fold:
+    """Return the fold a user asked for; ``first`` is the first one, and 3 (a number to YAML) is ``03`` again.
 
     Raises
     ------
@@ -156,14 +137,14 @@ def choose_fold(folds: dict[str, Fold], name) -> Fold:
 
 
 def speaker_overlap(frame: pd.DataFrame, fold: Fold) -> list[str]:
-    """Speakers (qualified by corpus) who are both in train and in a test part of a fold, sorted."""
+    """Return the speakers (qualified by corpus) who are both in train and in a test part of a fold, sorted."""
     who = frame.set_index("ID")
     who = who["corpus"] + ":" + who["speaker"]
     return sorted(set(who[list(fold.train)]) & set(who[[*fold.test, *fold.second]]))
 
 
 def leakage(frame: pd.DataFrame, fold: Fold) -> str | None:
-    """What leaks from train into the test parts, in words and by corpus; None where no speaker does."""
+    """Say what leaks from train into the test parts, by corpus; None where no speaker does."""
     is_joined = frame["corpus"].nunique() > 1
     if unknown := sorted(set(frame["corpus"][frame["speaker"] == ""])):
         of_whom = f" of {' and '.join(unknown)}" if is_joined else ""
@@ -179,20 +160,9 @@ def leakage(frame: pd.DataFrame, fold: Fold) -> str | None:
 
 
 def train_on_all(fold: Fold, utterances: Iterable[str]) -> Fold:
-    """The same parts, but everything is trained on except `seen`: leaky, as Hsu et al. 2023 must have pre-trained.
+    """Train on all IDs of the corpus but those of `seen`: leaky, as Hsu et al. 2023 must have pre-trained.
 
     Where `seen` is the test part itself, nothing is left out.
-
-    Arguments
-    ---------
-    fold : Fold
-        Honest.
-    utterances : iterable of str
-        All IDs of the corpus.
-
-    Returns
-    -------
-    Fold
 
     Example
     -------
@@ -204,20 +174,7 @@ def train_on_all(fold: Fold, utterances: Iterable[str]) -> Fold:
 
 
 def who_validates(frame: pd.DataFrame, fold: Fold, protocol: str) -> str:
-    """Whose utterances choose the epoch and the temperature, in words; or why nobody's do.
-
-    Arguments
-    ---------
-    frame : pandas.DataFrame
-        The manifest: ID, speaker.
-    fold : Fold
-        Of that manifest.
-    protocol : str
-        The fold's.
-
-    Returns
-    -------
-    str
+    """Say whose utterances choose the epoch and the temperature, or why nobody's do.
 
     Example
     -------
@@ -239,7 +196,7 @@ def who_validates(frame: pd.DataFrame, fold: Fold, protocol: str) -> str:
 
 
 def why_none_validates(protocol: str) -> str:
-    """The reason for an empty validation part, in words."""
+    """Say why a validation part is empty."""
     if protocol not in ("speaker", "given"):
         return f"protocol {protocol} has no validation part"
     return (
@@ -249,7 +206,7 @@ def why_none_validates(protocol: str) -> str:
 
 
 def text_heard(frame: pd.DataFrame, fold: Fold, part: str = "test") -> pd.Series:
-    """For each ID of a fold's test part, or of another, whether its text occurs in the training part (bool by ID)."""
+    """Return, by ID of a fold's test part or of another, whether its text occurs in the training part (bool)."""
     text = frame.set_index("ID")["transcript"]
     ids = list(getattr(fold, part))
     return pd.Series(heard_texts(text[list(fold.train)], text[ids]), index=ids, dtype=bool)
@@ -291,25 +248,24 @@ def _with_second(
 ) -> Fold:
     held_out = frozenset().union(*(split.test for split in dealt))
     rest = second[~second["ID"].isin(held_out)]
-    share = frozenset() if seen_is_test else _stratified_share(rest, seen_fraction, seed)
-    train = set(rest["ID"]) - share
+    train, seen = _train_and_seen(rest, held_out, seen_is_test, seen_fraction, seed)
     if not train:
         raise UserError(f"fold '{fold.name}': nothing of the second corpus is left to train on")
-    seen = held_out if seen_is_test else share
-    return replace(
-        fold,
-        train=tuple(sorted([*fold.train, *train])),
-        seen=tuple(sorted([*fold.seen, *seen])),
-        second=tuple(sorted(held_out)),
-    )
+    train, seen = (tuple(sorted([*ours, *theirs])) for ours, theirs in ((fold.train, train), (fold.seen, seen)))
+    return replace(fold, train=train, seen=seen, second=tuple(sorted(held_out)))
 
 
 def _complete(split: _Split, frame: pd.DataFrame, seen_fraction: float, seed: int) -> Fold:
     rest = frame[~frame["ID"].isin(split.test | split.valid)]
-    share = frozenset() if split.seen_is_test else _stratified_share(rest, seen_fraction, seed)
-    seen = split.test if split.seen_is_test else share
-    train = set(rest["ID"]) - share
+    train, seen = _train_and_seen(rest, split.test, split.seen_is_test, seen_fraction, seed)
     return Fold(split.name, *(tuple(sorted(part)) for part in (train, split.valid, seen, split.test)))
+
+
+def _train_and_seen(rest: pd.DataFrame, test: frozenset, seen_is_test: bool, share: float, seed: int) -> tuple:
+    if seen_is_test:
+        return set(rest["ID"]), test
+    seen = _stratified_share(rest, share, seed)
+    return set(rest["ID"]) - seen, seen
 
 
 def _stratified_share(frame: pd.DataFrame, share: float, seed: int) -> frozenset:
@@ -426,7 +382,6 @@ def _left_out(training: pd.DataFrame, in_turn: Iterable[str]) -> list[str]:
 
 def _by_session(frame: pd.DataFrame, seed: int) -> list[_Split]:
     """Leave one session out; the next session, cyclically, validates."""
-    del seed
     _need(frame, "session", "session")
     _need(frame, "speaker", "session")
     n_sessions = frame.groupby("speaker")["session"].nunique()
@@ -435,22 +390,18 @@ def _by_session(frame: pd.DataFrame, seed: int) -> list[_Split]:
             "protocol 'session' keeps speakers apart only if each is in one session; in several: "
             f"{', '.join(wandering)} (protocol 'speaker' leaves out one speaker)"
         )
-    sessions = sorted(set(frame["session"]))
-    if len(sessions) < 3:
-        raise UserError(f"protocol 'session' needs at least three sessions, found {sessions}")
-    following = dict(zip(sessions, sessions[1:] + sessions[:1], strict=True))
-    return [
-        _Split(s, _ids(frame, frame["session"] == s), _ids(frame, frame["session"] == following[s])) for s in sessions
-    ]
+    ids = {session: _ids(frame, frame["session"] == session) for session in sorted(set(frame["session"]))}
+    if len(ids) < 3:
+        raise UserError(f"protocol 'session' needs at least three sessions, found {list(ids)}")
+    following = [*ids.values()][1:] + [*ids.values()][:1]
+    return [_Split(session, test, valid) for (session, test), valid in zip(ids.items(), following, strict=True)]
 
 
 def _by_half_session(frame: pd.DataFrame, seed: int) -> list[_Split]:
     """IEMOCAP as published: dialogs by prefix (Ses01F, Ses01M), which says who wore the markers, not who speaks."""
-    del seed
     if not set(frame["corpus"]) <= {"iemocap", "demo"}:
-        raise UserError(
-            f"protocol 'half_session' is IEMOCAP's published one; found corpus {sorted(set(frame['corpus']))}"
-        )
+        found = sorted(set(frame["corpus"]))
+        raise UserError(f"protocol 'half_session' is IEMOCAP's published one; found corpus {found}")
     _need(frame, "dialog", "half_session")
     half = frame["dialog"].str[:6]
     return [_Split(h, _ids(frame, half == h), frozenset(), True) for h in sorted(set(half))]
@@ -458,27 +409,25 @@ def _by_half_session(frame: pd.DataFrame, seed: int) -> list[_Split]:
 
 def _random(frame: pd.DataFrame, seed: int) -> list[_Split]:
     """Five folds stratified by emotion, blind to speakers; the next fold validates."""
-    frame = frame.sort_values("ID")
     smallest = frame["emotion"].value_counts()
     if smallest.min() < N_RANDOM_FOLDS:
         raise UserError(
             f"protocol 'random' needs at least {N_RANDOM_FOLDS} utterances an emotion, found {smallest.min()} of "
             f"'{smallest.idxmin()}'"
         )
-    parts = StratifiedKFold(N_RANDOM_FOLDS, shuffle=True, random_state=seed).split(frame, frame["emotion"])
-    return _rotated([frozenset(frame["ID"].iloc[test]) for _, test in parts])
+    return _rotated(frame, StratifiedKFold(N_RANDOM_FOLDS, shuffle=True, random_state=seed))
 
 
 def _random_plain(frame: pd.DataFrame, seed: int) -> list[_Split]:
     """Five unstratified folds of about 20 %, blind to speakers (as Fu's tables must have been)."""
-    frame = frame.sort_values("ID")
     if len(frame) < N_RANDOM_FOLDS:
         raise UserError(f"protocol 'random_plain' needs at least {N_RANDOM_FOLDS} utterances, found {len(frame)}")
-    parts = KFold(N_RANDOM_FOLDS, shuffle=True, random_state=seed).split(frame)
-    return _rotated([frozenset(frame["ID"].iloc[test]) for _, test in parts])
+    return _rotated(frame, KFold(N_RANDOM_FOLDS, shuffle=True, random_state=seed))
 
 
-def _rotated(parts: list[frozenset]) -> list[_Split]:
+def _rotated(frame: pd.DataFrame, folds: KFold | StratifiedKFold) -> list[_Split]:
+    frame = frame.sort_values("ID")
+    parts = [frozenset(frame["ID"].iloc[test]) for _, test in folds.split(frame, frame["emotion"])]
     return [_Split(f"r{k}", test, parts[(k + 1) % len(parts)], True) for k, test in enumerate(parts)]
 
 
