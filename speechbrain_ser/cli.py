@@ -4,10 +4,14 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from speechbrain_ser.errors import CorpusError, UserError, libraries_that_load
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one sub-command.
+    """Run one sub-command.
 
     Arguments
     ---------
@@ -31,16 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for add in (_demo_corpus, _report, _compare, _decompose, _convert, _predict, _export, _serve, _import_whisper):
         add(commands)
     arguments = vars(parser.parse_args(argv))
-    run = arguments.pop("run")
+    call = arguments.pop("call")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     speechbrain = logging.getLogger("speechbrain")
     level = speechbrain.level
     speechbrain.setLevel(logging.WARNING)  # it tells at length how it was imported
-    from speechbrain_ser.errors import CorpusError, UserError, libraries_that_load
-
     try:
         with libraries_that_load():
-            return run(**arguments) or 0
+            return call(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, CorpusError) else 2
@@ -48,23 +50,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         speechbrain.setLevel(level)
 
 
-def _command(commands, name, run: Callable, help):
-    """A sub-command: its options become keyword arguments of `run`, which imports what it needs.
+def _command(commands, name: str, function: str, help: str, show: Callable | None = None):
+    """Add a sub-command: its options are the keyword arguments of a function, which is imported when it is called.
 
-    What `run` returns is the exit status; None is 0.
+    What the function returns is shown, or, where nothing shows it, the exit status; None is 0.
     """
+
+    def call(arguments: dict) -> int:
+        module, _, attribute = function.partition(":")
+        found = getattr(import_module(module), attribute)(**arguments)
+        return (found if show is None else show(found)) or 0
+
     parser = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
-    parser.set_defaults(run=run)
+    parser.set_defaults(call=call)
     return parser
 
 
 def _demo_corpus(commands):
-    def run(out, layout, seed):
-        from speechbrain_ser.data.corpora.demo import make_demo_corpus
-
-        print(make_demo_corpus(out, layout, seed))
-
-    parser = _command(commands, "demo-corpus", run, "speak a small corpus in a real corpus's layout")
+    function = "speechbrain_ser.data.corpora.demo:make_demo_corpus"
+    parser = _command(commands, "demo-corpus", function, "speak a small corpus in a real corpus's layout", print)
     parser.add_argument("out", metavar="OUT", help="the folder to make")
     layouts = ("iemocap", "savee", "emodb")
     parser.add_argument("--layout", choices=layouts, default="iemocap", help="default: %(default)s")
@@ -72,57 +76,37 @@ def _demo_corpus(commands):
 
 
 def _report(commands):
-    def run(results_folder, out, allow_incomplete, selection, reference):
-        from speechbrain_ser.evaluation.report import build_report
-
-        report = build_report(
-            results_folder, out, allow_incomplete=allow_incomplete, selection=selection, reference=reference
-        )
-        _show(report)
-
-    parser = _command(
-        commands, "report", run, "tables and figures of all runs below a folder, made again from their files"
-    )
+    help = "tables and figures of all runs below a folder, made again from their files"
+    parser = _command(commands, "report", "speechbrain_ser.evaluation.report:build_report", help, _show_report)
     parser.add_argument("results_folder", metavar="RESULTS_FOLDER", help="holds runs of one corpus and protocol")
-    parser.add_argument("--out", help="where the files go (default: RESULTS_FOLDER/report)")
+    parser.add_argument("--out", dest="out_folder", help="where the files go (default: RESULTS_FOLDER/report)")
     _incomplete(parser)
     parser.add_argument("--selection", choices=("last", "valid", "test"), help="whose figures come first")
     parser.add_argument("--reference", help="compare every variant with this one (default: all pairs)")
 
 
 def _compare(commands):
-    def run(first, second, out, allow_incomplete):
-        from speechbrain_ser.evaluation.report import compare_folders
-
-        _show(compare_folders(first, second, out, allow_incomplete=allow_incomplete))
-
-    parser = _command(commands, "compare", run, "paired comparison of two variants on the same utterances")
+    help = "paired comparison of two variants on the same utterances"
+    parser = _command(commands, "compare", "speechbrain_ser.evaluation.report:compare_folders", help, _show_report)
     parser.add_argument("first", metavar="A", help="the folder of one variant's runs")
     parser.add_argument("second", metavar="B", help="the folder of the other's")
-    parser.add_argument("--out", default="comparison", help="where the files go (default: ./%(default)s)")
+    help = "where the files go (default: ./%(default)s)"
+    parser.add_argument("--out", dest="out_folder", default="comparison", help=help)
     _incomplete(parser)
 
 
 def _decompose(commands):
-    def run(folder, recordings, out):
-        from speechbrain_ser.inference.decompose import decompose
-
-        decompose(folder, recordings, out)
-
-    parser = _command(commands, "decompose", run, "picture and numbers of what a trained decomposition makes of speech")
-    parser.add_argument("folder", metavar="RUN", help="the folder of a trained run")
+    help = "picture and numbers of what a trained decomposition makes of speech"
+    parser = _command(commands, "decompose", "speechbrain_ser.inference.decompose:decompose", help)
+    parser.add_argument("run", metavar="RUN", help="the folder of a trained run")
     parser.add_argument("recordings", metavar="RECORDING", nargs="+", help="any format that soundfile reads")
     parser.add_argument("--out", default="decomposition", help="where the files go (default: ./%(default)s)")
 
 
 def _convert(commands):
-    def run(folder, source, target, swap, out, audio):
-        from speechbrain_ser.inference.decompose import convert_recording
-
-        convert_recording(folder, source, target, swap, out, audio)
-
-    parser = _command(commands, "convert", run, "give one recording the rhythm, pitch or timbre of another")
-    parser.add_argument("folder", metavar="RUN", help="the folder of a trained run")
+    help = "give one recording the rhythm, pitch or timbre of another"
+    parser = _command(commands, "convert", "speechbrain_ser.inference.decompose:convert_recording", help)
+    parser.add_argument("run", metavar="RUN", help="the folder of a trained run")
     parser.add_argument("source", metavar="SOURCE", help="the recording to convert")
     parser.add_argument("target", metavar="TARGET", help="the recording whose parts it gets")
     parser.add_argument("--swap", required=True, help="which: rhythm, pitch, timbre, content, separated by commas")
@@ -133,12 +117,8 @@ def _convert(commands):
 
 
 def _predict(commands):
-    def run(**arguments):
-        from speechbrain_ser.inference.predict import predict
-
-        return predict(**arguments)
-
-    parser = _command(commands, "predict", run, "emotions and transcripts of recordings, by a trained model")
+    help = "emotions and transcripts of recordings, by a trained model"
+    parser = _command(commands, "predict", "speechbrain_ser.inference.predict:predict", help)
     parser.add_argument("paths", metavar="PATH", nargs="+", help="recordings, folders of them, - for paths on stdin")
     parser.add_argument(
         "--model",
@@ -183,15 +163,8 @@ def _predict(commands):
 
 
 def _export(commands):
-    def run(run_folder, out, with_onnx, with_speechbrain):
-        from speechbrain_ser.inference.export import export_run
-
-        folder = export_run(run_folder, out, with_onnx, with_speechbrain)
-        print(f"written, and compared with the run: {out}")
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            print(f"  {path.relative_to(folder)}  {path.stat().st_size:,} bytes")
-
-    parser = _command(commands, "export", run, "make a trained run a package, of which loading executes nothing")
+    help = "make a trained run a package, of which loading executes nothing"
+    parser = _command(commands, "export", "speechbrain_ser.inference.export:export_run", help, _show_package)
     parser.add_argument("run_folder", metavar="RUN", help="the folder of a trained run")
     parser.add_argument("out", metavar="OUT", help="the folder to make")
     parser.add_argument(
@@ -209,12 +182,8 @@ def _export(commands):
 
 
 def _serve(commands):
-    def run(**arguments):
-        from speechbrain_ser.inference.page import serve
-
-        serve(**arguments)
-
-    parser = _command(commands, "serve", run, "a page on this machine: record or drop speech, see what a model says")
+    help = "a page on this machine: record or drop speech, see what a model says"
+    parser = _command(commands, "serve", "speechbrain_ser.inference.page:serve", help)
     parser.add_argument("--model", required=True, help="a run's folder, a package's folder, or its name on the hub")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: this machine alone)")
     parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
@@ -230,27 +199,27 @@ def _serve(commands):
 
 
 def _import_whisper(commands):
-    def run(source, out):
-        from speechbrain_ser.lobes.import_whisper import import_whisper
-
-        print(import_whisper(source, out))
-
-    parser = _command(commands, "import-whisper", run, "make a CTranslate2 Whisper a folder that --encoder= takes")
+    function = "speechbrain_ser.lobes.import_whisper:import_whisper"
+    help = "make a CTranslate2 Whisper a folder that --encoder= takes"
+    parser = _command(commands, "import-whisper", function, help, print)
     parser.add_argument("source", metavar="SOURCE", help="a folder as faster-whisper keeps it, or: wheels")
     parser.add_argument("out", metavar="OUT", help="the folder to make")
 
 
 def _incomplete(parser):
-    parser.add_argument(
-        "--allow-incomplete",
-        action="store_true",
-        help="leave out folds that have not finished, and say so in the title",
-    )
+    help = "leave out folds that have not finished, and say so in the title"
+    parser.add_argument("--allow-incomplete", action="store_true", help=help)
 
 
-def _show(report):
+def _show_report(report) -> None:
     print(f"{report.console}\n\nwritten to {report.folder}:")
     print("  " + ", ".join(path.name for path in report.files if path.suffix in (".html", ".md", ".tex", ".csv")))
+
+
+def _show_package(folder: Path) -> None:
+    print(f"written, and compared with the run: {folder}")
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        print(f"  {path.relative_to(folder)}  {path.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":
