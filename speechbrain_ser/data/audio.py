@@ -36,7 +36,7 @@ class BadAudioError(Exception):
 
 
 def check_audio(paths: Sequence[str | os.PathLike], where: str = "audio") -> list[float]:
-    """Checks recordings on all cores, with a progress bar.
+    """Check recordings on all cores, with a progress bar, and return their durations in seconds.
 
     Any sample rate, number of channels and format that soundfile reads is fine. For WAV files with integer
     samples the header is enough; what may hold NaN or is compressed is decoded to its end.
@@ -48,11 +48,6 @@ def check_audio(paths: Sequence[str | os.PathLike], where: str = "audio") -> lis
     where : str
         Beginning of the error message.
 
-    Returns
-    -------
-    list of float
-        The durations in seconds, in the order of `paths`.
-
     Raises
     ------
     CorpusError
@@ -60,17 +55,22 @@ def check_audio(paths: Sequence[str | os.PathLike], where: str = "audio") -> lis
 
     Example
     -------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder, "a.wav")
-    ...     soundfile.write(path, np.zeros((8000, 2)), 16000)
-    ...     check_audio([path])
+    >>> path = getfixture("tmp_path") / "a.wav"
+    >>> soundfile.write(path, np.zeros((8000, 2)), 16000)
+    >>> check_audio([path])
     [0.5]
     """
+
+    def duration_or_defect(path):
+        try:
+            return duration_of(path)
+        except BadAudioError as defect:
+            return defect
+
     offenders, durations = Offenders(where), []
     # libsndfile and the file system work without the GIL, so threads are enough
     with ThreadPoolExecutor(cores()) as pool:
-        found = pool.map(_duration_or_defect, paths)
+        found = pool.map(duration_or_defect, paths)
         for path, result in zip(paths, tqdm(found, "audio", len(paths), disable=None), strict=True):
             if isinstance(result, BadAudioError):
                 offenders.add(result.kind, f"{path}: {result.found}" if result.found else path)
@@ -80,27 +80,12 @@ def check_audio(paths: Sequence[str | os.PathLike], where: str = "audio") -> lis
 
 
 def cores() -> int:
-    """How many cores this process may use.
-
-    Returns
-    -------
-    int
-        At least 1.
-    """
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _duration_or_defect(path):
-    try:
-        return duration_of(path)
-    except BadAudioError as defect:
-        return defect
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def sound_name(path: str | os.PathLike) -> str | bytes:
-    """A recording's name as soundfile opens it: bytes where it is no text in the system's encoding.
+    """Return a recording's name as soundfile opens it: bytes where it is no text in the system's encoding.
 
     Example
     -------
@@ -116,17 +101,7 @@ def sound_name(path: str | os.PathLike) -> str | bytes:
 
 
 def duration_of(path: str | os.PathLike) -> float:
-    """Duration of one sound recording.
-
-    Arguments
-    ---------
-    path : path
-        The recording.
-
-    Returns
-    -------
-    float
-        Seconds.
+    """Return the duration of one sound recording in seconds.
 
     Raises
     ------
@@ -151,7 +126,7 @@ def duration_of(path: str | os.PathLike) -> float:
         raise BadAudioError(UNREADABLE, _why(path, error)) from error
 
 
-def _why(path, error):
+def _why(path: Path, error: Exception) -> str:
     try:
         with path.open("rb") as file:
             return f"{getattr(error, 'error_string', error)} The file begins with {file.read(16)!r}"
@@ -159,7 +134,7 @@ def _why(path, error):
         return str(failure)
 
 
-def _check_wav_length(path):
+def _check_wav_length(path: Path) -> None:
     """libsndfile silently reads what is there of a half-copied WAV: compare its header with its size."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -171,24 +146,16 @@ def _check_wav_length(path):
             if name == b"data":
                 missing = position + 8 + length - size
                 if missing > 0 and length not in STREAMED:
-                    raise BadAudioError(
-                        TRUNCATED,
-                        f"header: {length} bytes of samples, file: {length - missing}",
-                    )
+                    raise BadAudioError(TRUNCATED, f"header: {length} bytes of samples, file: {length - missing}")
                 return
             position += 8 + length + length % 2  # chunks begin at even places
 
 
-def _decode(sound):
+def _decode(sound: soundfile.SoundFile) -> None:
     frames = 0
     for block in sound.blocks(BLOCK, dtype="float64", always_2d=True):
-        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
-        if len(bad):
-            at = (frames + bad[0]) / sound.samplerate
-            raise BadAudioError(NOT_FINITE, f"first at {at:.3f} s")
+        if (bad := np.flatnonzero(~np.isfinite(block).all(axis=1))).size:
+            raise BadAudioError(NOT_FINITE, f"first at {(frames + bad[0]) / sound.samplerate:.3f} s")
         frames += len(block)
     if frames < sound.frames:
-        raise BadAudioError(
-            TRUNCATED,
-            f"header: {sound.frames} samples, file: {frames}",
-        )
+        raise BadAudioError(TRUNCATED, f"header: {sound.frames} samples, file: {frames}")

@@ -7,28 +7,20 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 
 import sentencepiece
 
 from speechbrain_ser.errors import UserError, nearest
-from speechbrain_ser.files import write_text
+from speechbrain_ser.files import read_json, write_text
 
 TAG = re.compile(r"\{[^}]*\}|\[[^\]]*\]|<[^>]*>")
 
 
 def normalise_transcript(text: str) -> str:
-    """Upper case, tags dropped, punctuation removed except the apostrophe (SPEC of Cai et al., our choice).
+    """Return a transcript in upper case, without tags and without punctuation but the apostrophe.
 
-    Arguments
-    ---------
-    text : str
-        A transcript as the corpus has it, of any language.
-
-    Returns
-    -------
-    str
-        Words of letters, digits and apostrophes separated by single spaces.
+    Of any language: words of letters, digits and apostrophes, separated by single spaces. Cai et al. 2021 say upper
+    case; the rest is our choice.
 
     Example
     -------
@@ -52,21 +44,7 @@ def _in_word(character: str) -> bool:
 
 
 def heard_texts(train_texts: Iterable[str], test_texts: Iterable[str]) -> list[bool]:
-    """Which test utterances say a text that also occurs in the training part.
-
-    Compared after :func:`normalise_transcript`; an utterance without words counts as not heard.
-
-    Arguments
-    ---------
-    train_texts : iterable of str
-        Transcripts of the training utterances.
-    test_texts : iterable of str
-        Transcripts of the test utterances.
-
-    Returns
-    -------
-    list of bool
-        One value a test utterance.
+    """Tell of each test transcript whether training has it too, but for spelling; one without words has not been heard.
 
     Example
     -------
@@ -111,22 +89,22 @@ class CharacterTokens:
         return len(self.labels)
 
     def encode(self, transcript: str) -> list[int]:
-        """Token indices of a transcript; characters outside the vocabulary are deleted, as in the paper's program."""
+        """Return token indices; characters outside the vocabulary are deleted, as in the paper's program."""
         spelled = normalise_transcript(transcript).replace(" ", WORD)
         return [self.index[c] for c in spelled if c in self.index]
 
     def decode(self, indices: Iterable[int]) -> str:
-        """The text of token indices (blanks and repetitions already removed)."""
+        """Return the text of token indices (blanks and repetitions already removed)."""
         characters = (self.labels[i] for i in indices)
         return " ".join("".join(c for c in characters if len(c) == 1).replace(WORD, " ").split())
 
     def deleted(self, transcripts: Iterable[str]) -> Counter:
-        """How often each character of the transcripts falls outside the vocabulary."""
+        """Count the characters of the transcripts that are outside the vocabulary."""
         spelled = "".join(normalise_transcript(t) for t in transcripts).replace(" ", "")
         return Counter(c for c in spelled if c not in self.index)
 
     def state(self) -> dict:
-        """Plain data from which :func:`load_tokens` makes this object again."""
+        """Return plain data from which :func:`load_tokens` makes this object again."""
         return {"kind": "characters", "labels": self.labels}
 
 
@@ -150,24 +128,24 @@ class SentencePieceTokens:
         return self.processor.get_piece_size()
 
     def encode(self, transcript: str) -> list[int]:
-        """Token indices of a transcript."""
+        """Return token indices."""
         return self.processor.encode(normalise_transcript(transcript))
 
     def decode(self, indices: Iterable[int]) -> str:
-        """The text of token indices (blanks and repetitions already removed)."""
+        """Return the text of token indices (blanks and repetitions already removed)."""
         return self.processor.decode([int(i) for i in indices])
 
     def deleted(self, transcripts: Iterable[str]) -> Counter:
-        """SentencePiece keeps an unknown symbol instead of deleting; nothing to report."""
+        """Count nothing: an unknown symbol stands for what is unknown."""
         return Counter()
 
     def state(self) -> dict:
-        """Plain data from which :func:`load_tokens` makes this object again."""
+        """Return plain data from which :func:`load_tokens` makes this object again."""
         return {"kind": "sentencepiece", "model": self.model.hex()}
 
 
-def build_tokens(kind: str, transcripts: Iterable[str], n_pieces: int = 100):
-    """The tokens that one YAML line names.
+def build_tokens(kind: str, transcripts: Iterable[str], n_pieces: int = 100) -> "CharacterTokens | SentencePieceTokens":
+    """Build the tokens that one YAML line names.
 
     Arguments
     ---------
@@ -178,10 +156,6 @@ def build_tokens(kind: str, transcripts: Iterable[str], n_pieces: int = 100):
         The training part's transcripts.
     n_pieces : int
         Vocabulary of ``sentencepiece``; lowered, with the library's own limit, for tiny corpora.
-
-    Returns
-    -------
-    CharacterTokens or SentencePieceTokens
 
     Raises
     ------
@@ -228,13 +202,19 @@ def _train_pieces(words: list[str], n_pieces: int) -> bytes:
 
 
 def save_tokens(tokens, path: str | os.PathLike) -> None:
-    """Write tokens as JSON, in one step (a temporary file, then a rename)."""
+    """Write tokens as JSON, whole or not at all."""
     write_text(json.dumps(tokens.state(), ensure_ascii=False), path)
 
 
 def load_tokens(path: str | os.PathLike):
-    """Tokens written by :func:`save_tokens`; nothing of the file is executed."""
-    state = json.loads(Path(path).read_text(encoding="utf-8"))
+    """Load tokens written by :func:`save_tokens`; nothing of the file is executed.
+
+    Raises
+    ------
+    UserError
+        Where they cannot be read.
+    """
+    state = read_json(path)
     if state["kind"] == "sentencepiece":
         return SentencePieceTokens(bytes.fromhex(state["model"]))
     return CharacterTokens(state["labels"])

@@ -1,6 +1,8 @@
 """Which corpora there are: one module each, found by its name."""
 
 import importlib
+from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
 
 from speechbrain_ser.errors import CorpusError, nearest
@@ -8,31 +10,38 @@ from speechbrain_ser.errors import CorpusError, nearest
 # Each module has find_utterances(data_folder, **options) -> rows without durations, and DEFAULT_LABELS.
 # EMOTIONS (code -> emotion, when they are known beforehand) and OFFICIAL (totals that only warn) may follow.
 CORPORA = ("demo", "emodb", "iemocap", "savee", "table")
+DEMO_MARKER = "demo_corpus.json"  # in the folder of a spoken corpus, whose layout is a real one's
 
 
 def corpus_module(name: str) -> ModuleType:
-    """The module of a corpus.
-
-    Arguments
-    ---------
-    name : str
-        One of `CORPORA`.
-
-    Returns
-    -------
-    module
-        With `find_utterances` and `DEFAULT_LABELS`.
+    """Import the module of a corpus.
 
     Raises
     ------
     CorpusError
         An unknown name; the message gives the nearest known one.
-
-    Example
-    -------
-    >>> corpus_module("emodb").DEFAULT_LABELS["fear"]
-    'fear'
     """
     if name not in CORPORA:
         raise CorpusError(f"unknown corpus {name!r}{nearest(name, CORPORA)}; known: {', '.join(CORPORA)}")
     return importlib.import_module(f"{__package__}.{name}")
+
+
+def other_folder(message: str, root: Path, inside: Iterable[str], is_too_deep: bool) -> CorpusError:
+    """Return the error for a folder that is not the corpus's, with the one that was probably meant.
+
+    Arguments
+    ---------
+    message : str
+        What was expected and found.
+    root : pathlib.Path
+        The folder.
+    inside : iterable of str
+        Patterns of folders that show that the corpus is one folder deeper.
+    is_too_deep : bool
+        Whether the folder is one of the corpus's own.
+    """
+    if deeper := sorted(path.parent for pattern in inside for path in root.glob(f"*/{pattern}") if path.is_dir()):
+        message += f". Give the folder inside it: {deeper[0]}"
+    elif is_too_deep:
+        message += f". Give the folder that holds it: {root.resolve().parent}"
+    return CorpusError(message)

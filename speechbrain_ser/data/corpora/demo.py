@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +18,145 @@ import soxr
 from tqdm import tqdm
 
 from speechbrain_ser.data.audio import cores
-from speechbrain_ser.data.corpora import demo as demo_layouts
-from speechbrain_ser.data.corpora import emodb, iemocap, savee
+from speechbrain_ser.data.corpora import DEMO_MARKER, emodb, iemocap, savee
 from speechbrain_ser.data.corpora.demo_sentences import HELD_OUT, SENTENCES
 from speechbrain_ser.data.corpora.espeak import Speech, speak
 from speechbrain_ser.errors import CorpusError, nearest
 
 logger = logging.getLogger(__name__)
+
+EMOTIONS, DEFAULT_LABELS = iemocap.EMOTIONS, iemocap.DEFAULT_LABELS
+VERSION = 2  # raise it when the corpus of a seed changes
+
+# ------------------------------------------------------------------ the making of it
+
+
+def find_utterances(data_folder: str | os.PathLike, seed: int | None = None) -> list[dict]:
+    """Return a row of the manifest for each turn of the demo corpus, which is made when it is absent.
+
+    Arguments
+    ---------
+    data_folder : path
+        Where it is, or will be.
+    seed : int, optional
+        Of a corpus that is made (0 by default); one that is there must have it when it is given.
+
+    Raises
+    ------
+    CorpusError
+        The folder holds something else.
+    """
+    found = _made_from(Path(data_folder))
+    if found is None or found.get("layout") != "iemocap" or seed not in (None, found.get("seed")):
+        make_demo_corpus(data_folder, "iemocap", seed or 0)
+    return [{**row, "corpus": "demo"} for row in iemocap.find_utterances(data_folder)]
+
+
+def make_demo_corpus(
+    out: str | os.PathLike, layout: str = "iemocap", seed: int = 0, sentences: int | None = None
+) -> Path:
+    """Speak a corpus, and return its folder. The same seed gives the same bytes; a complete one is left as it is.
+
+    Arguments
+    ---------
+    out : path
+        The folder to make; it may exist when it is empty or holds this very corpus.
+    layout : str
+        iemocap (ten speakers, English), savee (four men, English) or emodb (ten speakers, German).
+    seed : int
+        Of the variation between utterances.
+    sentences : int, optional
+        How many everybody says, for a small corpus; as many as the layout has by default. Some more are said only by
+        the speakers of IEMOCAP's Session 5, SAVEE's KL, EMO-DB's 15 and 16.
+
+    Raises
+    ------
+    CorpusError
+        An unknown layout, a folder that holds something else, or eSpeak NG is not installed.
+    """
+    if layout not in LAYOUTS:
+        raise CorpusError(f"unknown layout {layout!r}{nearest(layout, LAYOUTS)}; known: {', '.join(LAYOUTS)}")
+    out = Path(out)
+    wanted = {"layout": layout, "seed": seed, "sentences": sentences, "version": VERSION}
+    if _is_there(out, wanted):
+        logger.info("%s is there already", out)
+        return out
+    plan = LAYOUTS[layout](sentences)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        durations = _speak_all(plan, unfinished, seed)
+        plan.write_texts(unfinished, durations)
+        _write(unfinished / DEMO_MARKER, json.dumps(wanted, sort_keys=True, indent=1) + "\n")
+        if out.is_dir():
+            out.rmdir()  # empty, or _is_there would have refused it
+        unfinished.rename(out)
+    except OSError:
+        if not _is_there(out, wanted):  # else another process was quicker, with the same result
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    logger.info("%s: %d utterances, %.1f minutes", out, len(durations), sum(durations.values()) / 60)
+    return out
+
+
+def _is_there(out: Path, wanted: dict) -> bool:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    found = _made_from(out)
+    if found is None:
+        what = "a file" if out.is_file() else f"a folder without {DEMO_MARKER}"
+        raise CorpusError(f"{out} is no demo corpus but {what}: give a new or an empty folder")
+    changed = [f"{key} {found.get(key)!r} instead of {w!r}" for key, w in wanted.items() if found.get(key) != w]
+    if changed:
+        raise CorpusError(f"{out} holds another demo corpus ({', '.join(changed)}): give another folder or remove it")
+    return True
+
+
+def _made_from(folder: Path) -> dict | None:
+    try:
+        found = json.loads((folder / DEMO_MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _speak_all(plan: "Plan", root: Path, seed: int) -> dict[str, float]:
+    """Speakers in parallel, each in a process of its own; every turn's duration by its wav."""
+    durations = {}
+    with ThreadPoolExecutor(cores()) as pool, tqdm(desc="speech", total=len(plan.turns), disable=None) as bar:
+        done = [
+            pool.submit(_speak_one, plan, name, [seed, number], root, bar.update)
+            for number, name in enumerate(plan.voices)
+        ]
+        for future in done:
+            durations.update(future.result())
+    return durations
+
+
+def _speak_one(plan: "Plan", name: str, seed: list[int], root: Path, update: Callable) -> dict[str, float]:
+    random = np.random.default_rng(seed)
+    turns = [turn for turn in plan.turns if turn.speaker == name]
+    voice = plan.voices[name]
+    sounds = speak([act(turn.text, plan.voice_language, voice, turn.emotion, random) for turn in turns])
+    durations = {}
+    for turn, (samples, rate) in zip(turns, sounds, strict=True):
+        # as int16 soxr would dither, at random
+        samples = np.rint(soxr.resample(samples.astype(np.float64), rate, plan.sample_rate))
+        path = root / turn.wav
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, np.clip(samples, -32768, 32767).astype(np.int16), plan.sample_rate, subtype="PCM_16")
+        durations[turn.wav] = len(samples) / plan.sample_rate
+        update()
+    return durations
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+# ------------------------------------------------------------------ who speaks, and how
 
 
 @dataclass(frozen=True)
@@ -46,24 +178,8 @@ class Style:
     volume: int
 
 
-FEMALE = (
-    Voice("f1", 2, 1.00),
-    Voice("f2", -3, 0.97),
-    Voice("f3", 4, 1.03),
-    Voice("f4", 0, 1.02),
-    Voice("f5", -2, 0.98),
-)
-
-
-MALE = (
-    Voice("m1", 0, 1.02),
-    Voice("m2", 3, 0.98),
-    Voice("m3", -2, 1.00),
-    Voice("m4", 4, 1.03),
-    Voice("m7", 1, 0.97),
-)
-
-
+FEMALE = (Voice("f1", 2), Voice("f2", -3, 0.97), Voice("f3", 4, 1.03), Voice("f4", 0, 1.02), Voice("f5", -2, 0.98))
+MALE = (Voice("m1", 0, 1.02), Voice("m2", 3, 0.98), Voice("m3", -2), Voice("m4", 4, 1.03), Voice("m7", 1, 0.97))
 # Rate and range differ for every pair, so an emotion can be told from a voice never heard before; the volumes
 # overlap once they vary.
 STYLES = {
@@ -79,35 +195,13 @@ STYLES = {
     "frustrated": Style(rate=205, pitch=38, range=55, volume=84),
     "undecided": Style(rate=180, pitch=52, range=48, volume=72),
 }
-
-
 # standard deviations of the seeded variation: rate and volume relative, pitch and range in eSpeak's units
 VARIATION = {"rate": 0.04, "pitch": 2.5, "range": 4.0, "volume": 0.18}
-
-
 BOUNDS = {"rate": (80, 450), "pitch": (0, 99), "range": (0, 99), "volume": (25, 95)}
 
 
 def act(text: str, language: str, voice: Voice, emotion: str, random: np.random.Generator) -> Speech:
-    """One utterance, never twice the same.
-
-    Arguments
-    ---------
-    text : str
-        The words.
-    language : str
-        An eSpeak language: en-us, de.
-    voice : Voice
-        Who speaks.
-    emotion : str
-        One of `STYLES`.
-    random : numpy.random.Generator
-        Gives the variation: four normal numbers.
-
-    Returns
-    -------
-    Speech
-        What eSpeak is asked for.
+    """Return one utterance, never twice the same: four normal numbers make the variation.
 
     Example
     -------
@@ -124,6 +218,9 @@ def act(text: str, language: str, voice: Voice, emotion: str, random: np.random.
     }
     values = {name: round(float(np.clip(value, *BOUNDS[name]))) for name, value in values.items()}
     return Speech(text, f"{language}+{voice.variant}", **values)
+
+
+# ------------------------------------------------------------------ what is said, as files
 
 
 @dataclass(frozen=True)
@@ -149,24 +246,9 @@ class Plan:
 
 # IEMOCAP: two speakers a session; the letter of a dialog says nothing about who speaks in it
 IEMOCAP_DIALOGS = ("{0}F_impro01", "{0}M_impro02a", "{0}F_script01_1", "{0}M_script02_1b")
-
-
-IEMOCAP_VOICES = {
-    f"{session:02}{gender}": voice
-    for session, pair in enumerate(zip(FEMALE, MALE, strict=True), 1)
-    for gender, voice in zip("FM", pair, strict=True)
-}
-
-
 HELD_OUT_SESSION = 5
-
-
 BLOCKS = (1, 2, 3, 4, 6)  # of sentences, which a session's woman and man take in turn: ten different halves
-
-
 IEMOCAP_CODES = {emotion: code for code, emotion in iemocap.EMOTIONS.items()}
-
-
 # valence, activation, dominance as raters would give them
 DIMENSIONS = {
     "neutral": (2.5, 2.5, 2.5),
@@ -179,35 +261,21 @@ DIMENSIONS = {
 }
 
 
-def iemocap_layout(sentences: int | None = None) -> Plan:
+def _iemocap(sentences: int | None) -> Plan:
     """IEMOCAP's four classes (happy: every other one excited), label files, transcriptions and its traps.
 
     A session says every sentence once, half of them by each speaker, each in one emotion, another one in most sessions.
-    Session 5 also says those that are held out: both speakers, each in two of the emotions.
-
-    Arguments
-    ---------
-    sentences : int, optional
-        A small corpus: so many sentences that everybody says, and two that are held out, each in all four emotions.
-
-    Returns
-    -------
-    Plan
-        16 kHz.
-
-    Example
-    -------
-    >>> plan = iemocap_layout()
-    >>> len(plan.turns), plan.turns[1].wav
-    (804, 'Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_M000.wav')
+    Session 5 also says those that are held out: both speakers, each in two of the emotions. A small corpus has so many
+    sentences that everybody says, and two that are held out, each in all four emotions.
     """
     turns = [turn for session in range(1, 6) for turn in _session_turns(session, sentences)]
-    return Plan(turns, IEMOCAP_VOICES, "en-us", 16000, lambda root, seconds: _write_dialogs(root, turns, seconds))
+    pairs = enumerate(zip(FEMALE, MALE, strict=True), 1)
+    voices = {f"{session:02}{sex}": voice for session, pair in pairs for sex, voice in zip("FM", pair, strict=True)}
+    return Plan(turns, voices, "en-us", 16000, lambda root, seconds: _write_dialogs(root, turns, seconds))
 
 
-def _session_turns(session, sentences):
-    said = _halves(session) if sentences is None else _in_all_emotions(session, sentences)
-    counts = {}
+def _session_turns(session: int, sentences: int | None) -> Iterator[Turn]:
+    said, counts = _said(session, sentences), {}
     for number, texts in enumerate(zip(*said, strict=True)):
         happy = "happy" if number // 4 % 2 else "excited"
         emotion = ("neutral", happy, "angry", "sad")[number % 4]
@@ -221,15 +289,18 @@ def _session_turns(session, sentences):
             yield _turn(session, dialog, letter, emotion, text, counts)
 
 
-def _turn(session, dialog, letter, emotion, text, counts):
+def _turn(session: int, dialog: str, letter: str, emotion: str, text: str, counts: dict) -> Turn:
     dialog = dialog.format(f"Ses{session:02}")
     place = counts[dialog, letter] = counts.get((dialog, letter), -1) + 1
     wav = f"Session{session}/sentences/wav/{dialog}/{dialog}_{letter}{place:03}.wav"
     return Turn(wav, f"{session:02}{letter}", emotion, text)
 
 
-def _halves(session):
+def _said(session: int, sentences: int | None) -> list[list[str]]:
     """What a session's woman says, turn by turn, and its man."""
+    if sentences is not None:
+        texts = [*SENTENCES[:sentences], *(HELD_OUT[:2] if session == HELD_OUT_SESSION else ())]
+        return [[text for text in texts for _ in range(4)]] * 2
     block = BLOCKS[session - 1]
     said = [[text for k, text in enumerate(SENTENCES) if k // block % 2 == half] for half in (0, 1)]
     if session == HELD_OUT_SESSION:  # the man begins with the second: he says each in the other two emotions
@@ -238,34 +309,27 @@ def _halves(session):
     return said
 
 
-def _in_all_emotions(session, sentences):
-    texts = [*SENTENCES[:sentences], *(HELD_OUT[:2] if session == HELD_OUT_SESSION else ())]
-    return [[text for text in texts for _ in range(4)]] * 2
-
-
-def _write_dialogs(root, turns, durations):
+def _write_dialogs(root: Path, turns: list[Turn], durations: dict[str, float]) -> None:
     dialogs = {}
     for turn in turns:
         dialogs.setdefault(Path(turn.wav).parent, []).append(turn)
     for folder, members in dialogs.items():
         texts = root / folder.parts[0] / "dialog"
-        labels, transcript, clock = [_LABEL_HEADER], [], 6.0
+        labels, transcript, clock = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n"], [], 6.0
         for turn in members:
             start, clock = clock, clock + durations[turn.wav]
             labels.append(_label(turn, start, clock))
             transcript.append(f"{Path(turn.wav).stem} [{start:08.4f}-{clock:08.4f}]: {turn.text}")
             clock += 0.5
         _write(texts / "EmoEvaluation" / f"{folder.name}.txt", "\n".join(labels))
-        transcript += _transcript_traps(folder.name, clock)
+        # lines that belong to no labelled turn, as the release has them
+        transcript += [f"{folder.name}_MXX0 [{clock:08.4f}-{clock + 1:08.4f}]: Mm-hm.", "M: Yeah."]
         _write(texts / "transcriptions" / f"{folder.name}.txt", "\n".join(transcript) + "\n")
     for session in sorted({folder.parts[0] for folder in dialogs}):
         _write_traps(root / session, f"Ses{int(session[-1]):02}")
 
 
-_LABEL_HEADER = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n"
-
-
-def _label(turn, start, end):
+def _label(turn: Turn, start: float, end: float) -> str:
     code = IEMOCAP_CODES[turn.emotion]
     valence, activation, dominance = DIMENSIONS[turn.emotion]
     head = f"[{start:.4f} - {end:.4f}]\t{Path(turn.wav).stem}\t{code}"
@@ -276,12 +340,7 @@ def _label(turn, start, end):
     )
 
 
-def _transcript_traps(dialog, clock):
-    """The release's lines that belong to no labelled turn."""
-    return [f"{dialog}_MXX0 [{clock:08.4f}-{clock + 1:08.4f}]: Mm-hm.", "M: Yeah."]
-
-
-def _write_traps(session, name):
+def _write_traps(session: Path, name: str) -> None:
     """The release's files that are no label files."""
     evaluation = session / "dialog" / "EmoEvaluation"
     first = IEMOCAP_DIALOGS[0].format(name)
@@ -291,68 +350,29 @@ def _write_traps(session, name):
     _write(evaluation / "Attribute" / f"{first}_e1_atr.txt", f"{first}_F000 :act 2; :val 3; :dom  2; ()\n")
 
 
-def _write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="\n")
-
-
-SAVEE_VOICES = dict(zip(savee.SPEAKERS, MALE, strict=False))
-
-
-def savee_layout(sentences: int | None = None) -> Plan:
+def _savee(sentences: int | None) -> Plan:
     """`AudioData/DC/a01.wav`: speaker, emotion, number of the sentence; seven emotions.
 
     What is said is no part of this layout, so all say the same: twelve sentences, KL two more.
-
-    Arguments
-    ---------
-    sentences : int, optional
-        How many sentences everybody says; 12 by default.
-
-    Returns
-    -------
-    Plan
-        44.1 kHz.
-
-    Example
-    -------
-    >>> len(savee_layout().turns)
-    350
     """
-    turns = []
-    for speaker in SAVEE_VOICES:
-        numbered = list(enumerate(SENTENCES[:12], 1))[:sentences]
-        if speaker == "KL":
-            numbered += list(enumerate(HELD_OUT[:2], 13))
-        for code, emotion in savee.EMOTIONS.items():
-            for number, text in numbered:
-                turns.append(Turn(f"AudioData/{speaker}/{code}{number:02}.wav", speaker, emotion, text))
-    return Plan(turns, SAVEE_VOICES, "en-us", 44100)
+    numbered = list(enumerate(SENTENCES[:12], 1))[:sentences]
+    held_out = list(enumerate(HELD_OUT[:2], 13))
+    turns = [
+        Turn(f"AudioData/{speaker}/{code}{number:02}.wav", speaker, emotion, text)
+        for speaker in savee.SPEAKERS
+        for code, emotion in savee.EMOTIONS.items()
+        for number, text in numbered + (held_out if speaker == "KL" else [])
+    ]
+    return Plan(turns, dict(zip(savee.SPEAKERS, MALE, strict=False)), "en-us", 44100)
 
 
-EMODB_HELD_OUT = ("b09", "b10")
+EMODB_HELD_OUT, EMODB_HELD_OUT_SPEAKERS = ("b09", "b10"), ("15", "16")
 
 
-EMODB_HELD_OUT_SPEAKERS = ("15", "16")
-
-
-def emodb_layout(sentences: int | None = None) -> Plan:
+def _emodb(sentences: int | None) -> Plan:
     """`wav/03a01Fa.wav`: speaker, text, emotion, take; seven emotions, the corpus's own German texts.
 
-    Arguments
-    ---------
-    sentences : int, optional
-        How many texts a speaker says in an emotion; 7 of the 8 common ones by default, in turn.
-
-    Returns
-    -------
-    Plan
-        16 kHz.
-
-    Example
-    -------
-    >>> len(emodb_layout().turns)
-    518
+    A speaker says 7 of the 8 common texts in an emotion, in turn, or as many as are wanted.
     """
     women, men = iter(FEMALE), iter(MALE)
     speakers = sorted(emodb.GENDERS)
@@ -370,188 +390,4 @@ def emodb_layout(sentences: int | None = None) -> Plan:
     return Plan(turns, voices, "de", 16000)
 
 
-LAYOUTS = {
-    "iemocap": demo_layouts.iemocap_layout,
-    "savee": demo_layouts.savee_layout,
-    "emodb": demo_layouts.emodb_layout,
-}
-
-
-EMOTIONS = iemocap.EMOTIONS
-
-
-DEFAULT_LABELS = iemocap.DEFAULT_LABELS
-
-
-MARKER = "demo_corpus.json"  # written last: a corpus that has it is complete
-
-
-VERSION = 2  # raise it when the corpus of a seed changes
-
-
-def find_utterances(data_folder: str | os.PathLike, seed: int | None = None) -> list[dict]:
-    """All turns of the demo corpus, which is made when it is absent.
-
-    Arguments
-    ---------
-    data_folder : path
-        Where it is, or will be.
-    seed : int, optional
-        Of a corpus that is made (0 by default); one that is there must have it when it is given.
-
-    Returns
-    -------
-    list of dict
-        Rows of a manifest, without durations.
-
-    Raises
-    ------
-    CorpusError
-        The folder holds something else.
-    """
-    found = read_marker(Path(data_folder))
-    if found is None or found.get("layout") != "iemocap" or seed not in (None, found.get("seed")):
-        make_demo_corpus(data_folder, "iemocap", seed or 0)
-    return [{**row, "corpus": "demo"} for row in iemocap.find_utterances(data_folder)]
-
-
-def make_demo_corpus(
-    out: str | os.PathLike, layout: str = "iemocap", seed: int = 0, sentences: int | None = None
-) -> Path:
-    """Speaks a corpus. The same seed gives the same bytes; a complete one is left as it is.
-
-    Arguments
-    ---------
-    out : path
-        The folder to make; it may exist when it is empty or holds this very corpus.
-    layout : str
-        iemocap (ten speakers, English), savee (four men, English) or emodb (ten speakers, German).
-    seed : int
-        Of the variation between utterances.
-    sentences : int, optional
-        How many everybody says, for a small corpus; as many as the layout has by default. Some more are said only by
-        the speakers of IEMOCAP's Session 5, SAVEE's KL, EMO-DB's 15 and 16.
-
-    Returns
-    -------
-    path
-        `out`
-
-    Raises
-    ------
-    CorpusError
-        An unknown layout, a folder that holds something else, or eSpeak NG is not installed.
-    """
-    if layout not in LAYOUTS:
-        raise CorpusError(f"unknown layout {layout!r}{nearest(layout, LAYOUTS)}; known: {', '.join(LAYOUTS)}")
-    out = Path(out)
-    wanted = {"layout": layout, "seed": seed, "sentences": sentences, "version": VERSION}
-    if _is_there(out, wanted):
-        logger.info("%s is there already", out)
-        return out
-    plan = LAYOUTS[layout](sentences)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        durations = _speak_all(plan, unfinished, seed)
-        plan.write_texts(unfinished, durations)
-        marker = json.dumps(wanted, sort_keys=True, indent=1)
-        (unfinished / MARKER).write_text(marker + "\n", encoding="utf-8", newline="\n")
-        if out.is_dir():
-            out.rmdir()  # empty, or _is_there would have refused it
-        unfinished.rename(out)
-    except OSError:
-        if not _is_there(out, wanted):  # else another process was quicker, with the same result
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    logger.info("%s: %d utterances, %.1f minutes", out, len(durations), sum(durations.values()) / 60)
-    return out
-
-
-def _is_there(out, wanted):
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    found = read_marker(out)
-    if found is None:
-        what = "a file" if out.is_file() else f"a folder without {MARKER}"
-        raise CorpusError(f"{out} is no demo corpus but {what}: give a new or an empty folder")
-    if found != wanted:
-        changed = ", ".join(
-            f"{key} {found.get(key)!r} instead of {value!r}" for key, value in wanted.items() if found.get(key) != value
-        )
-        raise CorpusError(f"{out} holds another demo corpus ({changed}): give another folder or remove it")
-    return True
-
-
-def read_marker(folder: Path) -> dict | None:
-    """What a demo corpus was made from.
-
-    Arguments
-    ---------
-    folder : path
-        Where it may be.
-
-    Returns
-    -------
-    dict or None
-        Its layout, seed, sentences and version; None where no demo corpus is.
-    """
-    try:
-        found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _speak_all(plan, root, seed):
-    """Speakers in parallel, each in a process of its own. Returns every turn's duration by its wav."""
-    durations = {}
-    with ThreadPoolExecutor(cores()) as pool, tqdm(desc="speech", total=len(plan.turns), disable=None) as bar:
-        done = [
-            pool.submit(_speak_one, plan, name, [seed, number], root, bar.update)
-            for number, name in enumerate(plan.voices)
-        ]
-        for future in done:
-            durations.update(future.result())
-    return durations
-
-
-def _speak_one(plan, name, seed, root, update: Callable):
-    random = np.random.default_rng(seed)
-    turns = [turn for turn in plan.turns if turn.speaker == name]
-    voice = plan.voices[name]
-    sounds = speak([act(turn.text, plan.voice_language, voice, turn.emotion, random) for turn in turns])
-    durations = {}
-    for turn, (samples, rate) in zip(turns, sounds, strict=True):
-        samples = resample(samples, rate, plan.sample_rate)
-        path = root / turn.wav
-        path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, samples, plan.sample_rate, subtype="PCM_16")
-        durations[turn.wav] = len(samples) / plan.sample_rate
-        update()
-    return durations
-
-
-def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
-    """int16 samples at another rate.
-
-    Arguments
-    ---------
-    samples : numpy.ndarray
-        int16, one dimension.
-    rate, new_rate : int
-        Hz.
-
-    Returns
-    -------
-    numpy.ndarray
-        int16, one dimension.
-
-    Example
-    -------
-    >>> resample(np.zeros(22050, np.int16), 22050, 16000).shape
-    (16000,)
-    """
-    new = soxr.resample(samples.astype(np.float64), rate, new_rate)  # as int16 soxr would dither, at random
-    return np.clip(np.rint(new), -32768, 32767).astype(np.int16)
+LAYOUTS = {"iemocap": _iemocap, "savee": _savee, "emodb": _emodb}

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from speechbrain_ser.data.corpora import other_folder
 from speechbrain_ser.errors import CorpusError, Offenders
 
 EMOTIONS = {
@@ -40,17 +41,7 @@ NAME = re.compile(r"(?P<speaker>\d\d)(?P<text>[ab]\d\d)(?P<emotion>[A-Z])(?P<tak
 
 
 def find_utterances(data_folder: str | os.PathLike) -> list[dict]:
-    """All recordings.
-
-    Arguments
-    ---------
-    data_folder : path
-        The folder that holds `wav`.
-
-    Returns
-    -------
-    list of dict
-        Rows of a manifest, without durations.
+    """Return a row of the manifest, without its duration, for each recording in the folder's `wav`.
 
     Raises
     ------
@@ -58,9 +49,13 @@ def find_utterances(data_folder: str | os.PathLike) -> list[dict]:
         Another folder, or names that are not EMO-DB's: all are listed.
     """
     root = Path(data_folder)
-    folder = wav_folder(root)
+    if not root.is_dir():
+        raise CorpusError(f"EMO-DB: no such folder: {root}")
+    if not (root / "wav").is_dir():
+        message = f"EMO-DB in {root}: expected a folder wav in it, found none"
+        raise other_folder(message, root, ["wav"], root.resolve().name == "wav")
     offenders = Offenders(f"EMO-DB in {root}: names should be like 03a01Fa.wav (speaker, text, emotion, take)")
-    names = sorted(name for name in os.listdir(folder) if name.lower().endswith(".wav") and name[0] != ".")
+    names = sorted(name for name in os.listdir(root / "wav") if name.lower().endswith(".wav") and name[0] != ".")
     rows = [row for name in names if (row := _row(name, offenders))]
     offenders.raise_any()
     if not rows:
@@ -68,38 +63,7 @@ def find_utterances(data_folder: str | os.PathLike) -> list[dict]:
     return rows
 
 
-def wav_folder(root: Path) -> Path:
-    """The folder of the recordings.
-
-    Arguments
-    ---------
-    root : path
-        The corpus.
-
-    Returns
-    -------
-    path
-        `root`/wav.
-
-    Raises
-    ------
-    CorpusError
-        It is not there; the message says which folder was probably meant.
-    """
-    if not root.is_dir():
-        raise CorpusError(f"EMO-DB: no such folder: {root}")
-    if (root / "wav").is_dir():
-        return root / "wav"
-    message = f"EMO-DB in {root}: expected a folder wav in it, found none"
-    inner = sorted(path.parent for path in root.glob("*/wav") if path.is_dir())
-    if root.resolve().name == "wav":
-        message += f". Give the folder that holds it: {root.resolve().parent}"
-    elif inner:
-        message += f". Give the folder inside it: {inner[0]}"
-    raise CorpusError(message)
-
-
-def _row(name, offenders):
+def _row(name: str, offenders: Offenders) -> dict | None:
     parts = NAME.fullmatch(name)
     if not parts:
         offenders.add("name that cannot be read", name)

@@ -4,7 +4,7 @@ import json
 import struct
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,17 +44,12 @@ class Speech:
 
 
 def speak(requests: Iterable[Speech]) -> list[tuple[np.ndarray, int]]:
-    """Says everything in one fresh process: the same requests give the same samples.
-
-    Arguments
-    ---------
-    requests : iterable of Speech
-        What to say.
+    """Say everything in one fresh process: the same requests give the same samples.
 
     Returns
     -------
     list of (numpy.ndarray, int)
-        Samples (int16, one dimension) and sample rate, one for each request.
+        [time] int16 and the sample rate in Hz, for each request.
 
     Raises
     ------
@@ -67,8 +62,14 @@ def speak(requests: Iterable[Speech]) -> list[tuple[np.ndarray, int]]:
     >>> samples.dtype, rate, 0.5 < len(samples) / rate < 1.5
     (dtype('int16'), 22050, True)
     """
+    try:
+        import espeakng_loader
+    except ImportError as error:
+        message = 'the demo corpus is spoken by eSpeak NG: pip install "speechbrain-ser[demo]"'
+        raise CorpusError(message) from error
     lines = "".join(json.dumps(asdict(request)) + "\n" for request in requests)
-    command = [sys.executable, str(WORKER), *_library()]
+    library, voices = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
+    command = [sys.executable, str(WORKER), str(library), str(voices)]
     done = subprocess.run(command, input=lines.encode(), capture_output=True, check=False)
     if done.returncode != 0:
         why = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit {done.returncode}"]
@@ -76,16 +77,7 @@ def speak(requests: Iterable[Speech]) -> list[tuple[np.ndarray, int]]:
     return list(_sounds(done.stdout))
 
 
-def _library():
-    try:
-        import espeakng_loader
-    except ImportError as error:
-        message = 'the demo corpus is spoken by eSpeak NG: pip install "speechbrain-ser[demo]"'
-        raise CorpusError(message) from error
-    return str(espeakng_loader.get_library_path()), str(espeakng_loader.get_data_path())
-
-
-def _sounds(data):
+def _sounds(data: bytes) -> Iterator[tuple[np.ndarray, int]]:
     position = 0
     while position < len(data):
         rate, count = struct.unpack_from("=II", data, position)

@@ -18,7 +18,7 @@ Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes
 
 
 def main(library: str, data: str) -> None:
-    """Answers every request with the sample rate, the number of samples and the samples (16 bit, native)."""
+    """Answer every request with the sample rate, the number of samples and the samples (16 bit, native)."""
     espeak = ctypes.CDLL(library)
     rate = espeak.espeak_Initialize(SYNCHRONOUS, PHONEME_EVENTS_OFF, os.fsencode(data), DONT_EXIT)
     if rate <= 0:
@@ -32,8 +32,7 @@ def main(library: str, data: str) -> None:
         return 0
 
     espeak.espeak_SetSynthCallback(collect)
-    requests = [json.loads(line) for line in sys.stdin.buffer]
-    for request in requests:
+    for request in map(json.loads, sys.stdin.buffer.readlines()):
         pieces.clear()
         _seed(espeak)
         _speak(espeak, request)

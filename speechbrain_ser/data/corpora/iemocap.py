@@ -7,8 +7,10 @@ rows; which of them are used, under which class names, is the business of `apply
 import logging
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+from speechbrain_ser.data.corpora import other_folder
 from speechbrain_ser.errors import CorpusError, Offenders
 
 logger = logging.getLogger(__name__)
@@ -27,14 +29,7 @@ EMOTIONS = {
     "xxx": "undecided",
 }
 # the four classes of most papers; 5531 turns of the full release
-DEFAULT_LABELS = {
-    "neutral": "neutral",
-    "happy": "happy",
-    "excited": "happy",
-    "angry": "angry",
-    "sad": "sad",
-    "*": None,
-}
+DEFAULT_LABELS = {name: name for name in ("neutral", "happy", "angry", "sad")} | {"excited": "happy", "*": None}
 OFFICIAL = {"labelled turns": 10039, "turns in the default four classes": 5531}
 SESSIONS = 5
 
@@ -51,17 +46,12 @@ TRANSCRIPT_LINE = re.compile(r"(?P<turn>Ses\d\d[FM]_\w+)\s*(?:\[[^\]]*\])?\s*:(?
 
 
 def find_utterances(data_folder: str | os.PathLike) -> list[dict]:
-    """All labelled turns of the sessions that are there.
+    """Return a row of the manifest, without its duration, for each labelled turn of the sessions that are there.
 
     Arguments
     ---------
     data_folder : path
         `IEMOCAP_full_release`, which holds Session1 … Session5. Fewer sessions are accepted.
-
-    Returns
-    -------
-    list of dict
-        Rows of a manifest, without durations.
 
     Raises
     ------
@@ -69,7 +59,15 @@ def find_utterances(data_folder: str | os.PathLike) -> list[dict]:
         The folder is another one, or is half-copied: all that is missing or malformed is listed.
     """
     root = Path(data_folder)
-    sessions = session_folders(root)
+    if not root.is_dir():
+        raise CorpusError(f"IEMOCAP: no such folder: {root}")
+    sessions = sorted(path for path in root.glob("Session[0-9]*") if path.is_dir())
+    if not sessions:
+        found = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+        found = ", ".join(found[:10]) + (", …" if len(found) > 10 else "") or "nothing"
+        message = f"IEMOCAP in {root}: expected Session1 … Session{SESSIONS}, found {found}"
+        is_session = re.fullmatch(r"Session\d", root.resolve().name) is not None
+        raise other_folder(message, root, ["Session[0-9]*"], is_session)
     offenders = Offenders(f"IEMOCAP in {root}: incomplete or damaged")
     rows = [row for session in sessions for row in _session_rows(root, session, offenders)]
     offenders.raise_any()
@@ -79,44 +77,7 @@ def find_utterances(data_folder: str | os.PathLike) -> list[dict]:
     return rows
 
 
-def session_folders(root: Path) -> list[Path]:
-    """The release's session folders.
-
-    Arguments
-    ---------
-    root : path
-        `IEMOCAP_full_release`.
-
-    Returns
-    -------
-    list of path
-        Session1 … Session5, or those that are there.
-
-    Raises
-    ------
-    CorpusError
-        None is there; the message says which folder was probably meant.
-    """
-    if not root.is_dir():
-        raise CorpusError(f"IEMOCAP: no such folder: {root}")
-    sessions = sorted(path for path in root.glob("Session[0-9]*") if path.is_dir())
-    if sessions:
-        return sessions
-    message = f"IEMOCAP in {root}: expected Session1 … Session{SESSIONS}, found {_contents(root)}"
-    inner = sorted(path.parent for path in root.glob("*/Session[0-9]*") if path.is_dir())
-    if inner:
-        message += f". Give the folder inside it: {inner[0]}"
-    elif re.fullmatch(r"Session\d", root.resolve().name):
-        message += f". Give the folder that holds it: {root.resolve().parent}"
-    raise CorpusError(message)
-
-
-def _contents(folder):
-    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "") if names else "nothing"
-
-
-def _session_rows(root, session, offenders):
+def _session_rows(root: Path, session: Path, offenders: Offenders) -> Iterator[dict]:
     """A dialog is three things: a label file, a transcription and a folder of wavs. All must be there."""
     found = {
         "label file": _named(session / "dialog" / "EmoEvaluation", "{}.txt"),
@@ -134,20 +95,22 @@ def _session_rows(root, session, offenders):
         offenders.add("session without dialogs", f"{session.name} (expected dialog/EmoEvaluation/Ses…_….txt)")
 
 
-def _named(folder, pattern):
+def _named(folder: Path, pattern: str) -> dict[str, Path]:
     """Dialog name -> path. Files of another file system (`._Ses01F_impro01.txt`) are no dialogs."""
     if not folder.is_dir():
         return {}
-    stems = {Path(name).stem if pattern.endswith(".txt") else name for name in os.listdir(folder)}
-    paths = {stem: folder / pattern.format(stem) for stem in stems if DIALOG.fullmatch(stem)}
-    is_there = Path.is_file if pattern.endswith(".txt") else Path.is_dir
-    return {stem: path for stem, path in paths.items() if is_there(path)}
+    is_text = pattern.endswith(".txt")
+    names = {Path(name).stem if is_text else name for name in os.listdir(folder)}
+    paths = {name: folder / pattern.format(name) for name in names if DIALOG.fullmatch(name)}
+    return {name: path for name, path in paths.items() if (path.is_file() if is_text else path.is_dir())}
 
 
-def _dialog_rows(root, label_file, transcription, wav_folder, offenders):
-    transcripts = read_transcripts(transcription)
+def _dialog_rows(
+    root: Path, label_file: Path, transcription: Path, wav_folder: Path, offenders: Offenders
+) -> Iterator[dict]:
+    transcripts = _read_transcripts(transcription)
     wavs = {name for name in os.listdir(wav_folder) if name[0] != "."}
-    labels = read_labels(label_file, root, offenders)
+    labels = _read_labels(label_file, root, offenders)
     if not labels:
         offenders.add("label file without a valid label", label_file.relative_to(root))
     unlabelled = sorted(wavs - {f"{turn}.wav" for turn, _ in labels})
@@ -176,23 +139,8 @@ def _dialog_rows(root, label_file, transcription, wav_folder, offenders):
         }
 
 
-def read_labels(path: Path, root: Path, offenders: Offenders) -> list[tuple[str, dict]]:
-    """The labelled turns of one dialog; raters' lines and the header are passed over.
-
-    Arguments
-    ---------
-    path : path
-        A file of EmoEvaluation.
-    root : path
-        The release, for messages.
-    offenders : Offenders
-        Takes lines that are cut short, foreign turns and unknown emotion codes.
-
-    Returns
-    -------
-    list of (str, dict)
-        Turn, and its code, valence, activation and dominance as in the file.
-    """
+def _read_labels(path: Path, root: Path, offenders: Offenders) -> list[tuple[str, dict]]:
+    """Turn, and its code, valence, activation and dominance; raters' lines and the header are passed over."""
     labelled = []
     for number, line in enumerate(_lines(path), 1):
         if not line.startswith("["):
@@ -213,24 +161,13 @@ def read_labels(path: Path, root: Path, offenders: Offenders) -> list[tuple[str,
     return labelled
 
 
-def read_transcripts(path: Path) -> dict[str, str]:
-    """Who says what in one dialog; lines that name no turn are passed over.
-
-    Arguments
-    ---------
-    path : path
-        A file of transcriptions.
-
-    Returns
-    -------
-    dict
-        Turn -> its words, tags such as {LAUGHTER} included.
-    """
+def _read_transcripts(path: Path) -> dict[str, str]:
+    """Turn -> its words, tags such as {LAUGHTER} included; lines that name no turn are passed over."""
     matches = filter(None, map(TRANSCRIPT_LINE.fullmatch, _lines(path)))
     return {match["turn"]: match["text"].strip() for match in matches}
 
 
-def _lines(path):
+def _lines(path: Path) -> list[str]:
     data = path.read_bytes()
     try:
         return data.decode("utf-8").splitlines()

@@ -2,15 +2,13 @@
 
 import csv
 import io
-import logging
 import os
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from speechbrain_ser.errors import CorpusError, Offenders, nearest
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_LABELS = None  # whatever is found
 REQUIRED = ("wav", "emotion")
@@ -29,42 +27,39 @@ def find_utterances(
     columns: Mapping[str, str] | None = None,
     extra: Sequence[str] = (),
 ) -> list[dict]:
-    """The rows of a table.
+    """Return a row of the manifest, without its duration, for each row of a table.
 
     Arguments
     ---------
     data_folder : path
         Paths of recordings that are not absolute begin here.
     file : str, optional
-        The table, from `data_folder` or absolute; by default the only .csv or .tsv in `data_folder`.
+        The table, from `data_folder` or absolute; by default the only .csv or .tsv in `data_folder`. UTF-8; commas,
+        tabs or semicolons between its cells.
     columns : mapping, optional
         Our column name -> the table's, where they differ: `{wav: path, emotion: label, split: part}`. Ours
         are wav and emotion, and where the table has them ID, speaker, gender, session, dialog, transcript,
-        language, split, valence, activation and dominance.
+        language, split, valence, activation and dominance. A missing ID is the path of the recording.
     extra : list of str
         Columns of the table to keep under their own names.
-
-    Returns
-    -------
-    list of dict
-        Rows of a manifest, without durations. A missing ID is the path of the recording.
 
     Raises
     ------
     CorpusError
-        Missing columns, unknown names in `columns`, or, all in one list: ragged lines, empty cells, duplicate
-        IDs and missing recordings.
+        No table, missing columns, unknown names in `columns`, or, all in one list: ragged lines, empty cells,
+        duplicate IDs and missing recordings.
     """
     root = Path(data_folder)
-    path = table_file(root, file)
-    header, lines = read_table(path)
+    path = _table_file(root, file)
+    header, lines = _read_table(path)
     used = _used_columns(path, header, dict(columns or {}), list(extra))
     offenders = Offenders(f"table {path}")
-    records = {
-        number: {ours: cells[header.index(theirs)].strip() for ours, theirs in used.items()}
-        for number, cells in lines
-        if _has_all_cells(number, cells, header, offenders)
-    }
+    records = {}
+    for number, cells in lines:
+        if len(cells) == len(header):
+            records[number] = {ours: cells[header.index(theirs)].strip() for ours, theirs in used.items()}
+        else:
+            offenders.add(f"line that has not {len(header)} cells", f"line {number}: {len(cells)}")
     _check_cells(records, used, offenders)
     rows = {number: _row(record, root) for number, record in records.items()}
     _check_ids(rows, "ID" in used, offenders)
@@ -77,26 +72,7 @@ def find_utterances(
     return list(rows.values())
 
 
-def table_file(root: Path, file: str | None = None) -> Path:
-    """Which file is the table.
-
-    Arguments
-    ---------
-    root : path
-        The data folder.
-    file : str, optional
-        As the user named it.
-
-    Returns
-    -------
-    path
-        The table.
-
-    Raises
-    ------
-    CorpusError
-        It does not exist, or none was named and there is not exactly one.
-    """
+def _table_file(root: Path, file: str | None) -> Path:
     if not root.is_dir():
         raise CorpusError(f"table: no such folder: {root}")
     tables = sorted(p for p in root.iterdir() if p.suffix.lower() in (".csv", ".tsv") and p.name[0] != ".")
@@ -111,45 +87,24 @@ def table_file(root: Path, file: str | None = None) -> Path:
     return tables[0]
 
 
-def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Header and rows of a table, cells as text; the separator is comma, tab or semicolon.
-
-    Arguments
-    ---------
-    path : path
-        In UTF-8, with or without a byte order mark.
-
-    Returns
-    -------
-    list of str, list of (int, list of str)
-        The header, and every row with its line number; empty lines are passed over.
-
-    Raises
-    ------
-    CorpusError
-        Another encoding, no header, or a column name that is there twice.
-    """
+def _read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header, and every row that is not empty with its line number; cells are text."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise CorpusError(f"table {path}: expected UTF-8 text, found byte {error.start} otherwise") from error
-    first = text.partition("\n")[0]
-    separator = max(SEPARATORS, key=first.count)
+    separator = max(SEPARATORS, key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    rows = []
-    for cells in reader:
-        if any(cell.strip() for cell in cells):
-            rows.append((reader.line_num, cells))
+    rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     if not rows:
         raise CorpusError(f"table {path}: empty; expected a header and a row a recording")
     header = [cell.strip() for cell in rows[0][1]]
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
+    if twice := sorted({name for name in header if header.count(name) > 1}):
         raise CorpusError(f"table {path}: its header has more than once: {', '.join(map(repr, twice))}")
     return header, rows[1:]
 
 
-def _used_columns(path, header, columns, extra):
+def _used_columns(path: Path, header: list[str], columns: dict[str, str], extra: list[str]) -> dict[str, str]:
     """Ours -> theirs, for every column that the manifest takes over."""
     ours = [*REQUIRED, *OPTIONAL]
     offenders = Offenders(f"table {path}: columns do not fit; it has {', '.join(header)}")
@@ -165,13 +120,7 @@ def _used_columns(path, header, columns, extra):
     return wanted | {name: name for name in OPTIONAL if name in header and name not in wanted}
 
 
-def _has_all_cells(number, cells, header, offenders):
-    if len(cells) != len(header):
-        offenders.add(f"line that has not {len(header)} cells", f"line {number}: {len(cells)}")
-    return len(cells) == len(header)
-
-
-def _check_cells(records, used, offenders):
+def _check_cells(records: dict[int, dict], used: dict[str, str], offenders: Offenders) -> None:
     for ours, theirs in used.items():
         empty = [number for number, record in records.items() if not record[ours]]
         if ours in REQUIRED or (ours in NEVER_PARTLY_EMPTY and len(empty) < len(records)):
@@ -179,7 +128,7 @@ def _check_cells(records, used, offenders):
                 offenders.add(f"empty cell in column {theirs!r}", f"line {number}")
 
 
-def _row(record, root):
+def _row(record: dict, root: Path) -> dict:
     wav = Path(record["wav"])
     if wav.is_absolute() and wav.is_relative_to(root):
         wav = wav.relative_to(root)
@@ -195,11 +144,11 @@ def _row(record, root):
     }
 
 
-def _check_ids(rows, is_given, offenders):
-    lines_of = {}
+def _check_ids(rows: dict[int, dict], is_given: bool, offenders: Offenders) -> None:
+    lines_of = defaultdict(list)
     for number, row in rows.items():
-        lines_of.setdefault(row["ID"], []).append(number)
+        lines_of[row["ID"]].append(str(number))
     kind = "duplicate ID" if is_given else "duplicate ID, from the path of the recording (an ID column would help)"
     for name, numbers in lines_of.items():
         if len(numbers) > 1:
-            offenders.add(kind, f"{name}: lines {', '.join(map(str, numbers))}")
+            offenders.add(kind, f"{name}: lines {', '.join(numbers)}")
