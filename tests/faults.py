@@ -29,7 +29,7 @@ PLACES = {
     "step: after the optimiser's": ("torch.optim:AdamW.step", "after"),
     "checkpoint: in a file": ("torch:save", "half"),
     "checkpoint: between two files": ("torch:save", "after"),
-    "checkpoint: all written, not yet named": ("speechbrain_ser.training.checkpoints:write_checksums", "after"),
+    "checkpoint: all written, not yet named": ("speechbrain.utils.checkpoints:Checkpointer.save_checkpoint", "after"),
     "checkpoint: while an older one is deleted": ("shutil:rmtree", "before"),
     "epoch: validation or test of it": ("speechbrain_ser.training.brain:SERBrain.prediction_rows", "before"),
     "epoch: its row is written, its checkpoint not": ("speechbrain_ser.training.brain:write_csv", "after"),

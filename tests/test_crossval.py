@@ -47,7 +47,8 @@ def test_lock_of_a_living_process(tmp_path):
 def test_lock_of_a_killed_process(tmp_path):
     """Its file is left; a child of it that lives on holds nothing."""
     program = "import os, sys, time; from speechbrain_ser.files import locked\n"
-    program += "with locked(sys.argv[1]):\n    child = os.fork()\n    child and print(child, flush=True)\n    time.sleep(60)"
+    program += "with locked(sys.argv[1]):\n    child = os.fork()\n    child and print(child, flush=True)\n"
+    program += "    time.sleep(60)"
     command = [sys.executable, "-c", program, str(tmp_path / "run")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         child = int(process.stdout.readline())

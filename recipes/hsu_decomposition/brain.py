@@ -8,9 +8,9 @@ from speechbrain.utils.distributed import run_on_main
 from recipes.cai_mtl.brain import CaiBrain
 from speechbrain_ser.evaluation.figures import plot_reconstructions, save_figure
 from speechbrain_ser.evaluation.metrics import speaker_accuracy
+from speechbrain_ser.models.hsu import load_stage_1
 from speechbrain_ser.nnet.losses import mean_spectrum_mse, reconstruction_loss, speaker_loss
 from speechbrain_ser.training.brain import SERBrain
-from speechbrain_ser.training.checkpoints import load_stage_1
 from speechbrain_ser.training.distributed import gathered
 
 N_DRAWN = 3  # utterances in a picture

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Protocol
 from tqdm import tqdm
 
 from speechbrain_ser.files import is_locked
-from speechbrain_ser.training.checkpoints import drop_optimizer
 from speechbrain_ser.training.signals import PARENT
 
 if TYPE_CHECKING:
@@ -309,7 +308,8 @@ class Schedule:
     def _finish(self, run: Run) -> None:
         self.finished.add(run)
         if not self.keep_optimizer and not is_locked(run.folder):
-            drop_optimizer(run.folder / "save")
+            for state in run.folder.glob("save/CKPT*/optimizer.ckpt"):
+                state.unlink(missing_ok=True)
 
     def _held(self, run: Run) -> bool:
         return is_locked(run.folder)

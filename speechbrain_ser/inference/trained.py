@@ -14,7 +14,7 @@ from torch import nn
 from speechbrain_ser.data.text import load_tokens
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.files import sha256
-from speechbrain_ser.training.checkpoints import WholeCheckpointer, find_epoch, load_parameters
+from speechbrain_ser.models.checkpoints import CheckpointReader, find_epoch, load_parameters
 from speechbrain_ser.training.results import SELECTIONS
 
 
@@ -87,7 +87,7 @@ def load_model(run_folder: str | os.PathLike) -> TrainedModel:
     """
     folder = finished(run_folder)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    checkpoint = find_epoch(WholeCheckpointer(folder / "save"), max_key=SELECTIONS[metrics["selection"]])
+    checkpoint = find_epoch(CheckpointReader(folder / "save"), max_key=SELECTIONS[metrics["selection"]])
     if checkpoint is None:
         raise UserError(f"{folder / 'save'}: expected a checkpoint of a finished epoch, found none")
     tree = read_yaml(folder / "hyperparams.yaml")

@@ -1,13 +1,17 @@
 """Hsu et al. 2023: speech taken apart by an autoencoder (stage 1), and beside wav2vec2 for four tasks (stage 2)."""
 
+import logging
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from speechbrain.dataio.batch import PaddedData
 from torch import nn
 
-from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.errors import UserError, nearest, shown
+from speechbrain_ser.files import read_json
 from speechbrain_ser.lobes.speech_decomposition import (
     ContentEncoder,
     Decoder,
@@ -16,12 +20,15 @@ from speechbrain_ser.lobes.speech_decomposition import (
     SpeechDecomposition,
     TimbreEncoder,
 )
+from speechbrain_ser.models.checkpoints import CheckpointReader, find_epoch
 from speechbrain_ser.models.heads import active_tasks, build_heads, keep_heads
 from speechbrain_ser.nnet.augment import RandomResampling, random_crop
 from speechbrain_ser.nnet.initialization import build_seeded
 from speechbrain_ser.processing.lengths import absolute_lengths, frame_mask, own_frames
 from speechbrain_ser.processing.pitch import PitchTrack
 from speechbrain_ser.processing.split_mel import SplitMel
+
+logger = logging.getLogger(__name__)
 
 # `single` is the one encoder of a plain autoencoder: rhythm's kind, which reads the spectrogram as it is
 ENCODERS = {
@@ -410,3 +417,49 @@ def _with_silence(signals: dict, counts: torch.LongTensor, frames: int) -> tuple
         wide[:, : signal.shape[1]] = signal.masked_fill(~own, 0.0)
         filled[name] = wide
     return filled, torch.full_like(counts, frames)
+
+
+DECOMPOSITION, SPEAKER = "decomposition.", "heads.speaker."
+
+
+def load_stage_1(model: nn.Module, run_folder: str | os.PathLike, speakers: Sequence[str]) -> None:
+    """Take over the parameters of a pre-training run.
+
+    Arguments
+    ---------
+    model : HsuModel
+        Its decomposition may have fewer parts than stage 1's; its speaker head, where it has one, is stage 1's as
+        far as the speakers are.
+    run_folder : str or os.PathLike
+        Of a run of hsu_pretrain.yaml.
+    speakers : sequence of str
+        Of the model's speaker head, in the order of its logits.
+
+    Raises
+    ------
+    UserError
+        Without a checkpoint there, or with one that does not fit.
+    """
+    save = Path(run_folder) / "save"
+    checkpoint = find_epoch(CheckpointReader(save))  # the last one's
+    if checkpoint is None:
+        raise UserError(f"pretrained: {run_folder} holds no checkpoint of a finished epoch")
+    path, theirs = checkpoint.paramfiles["model"], read_json(save / "speakers.json")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    wanted = {name: value for name, value in model.state_dict().items() if name.startswith((DECOMPOSITION, SPEAKER))}
+    taken = {name: state[name] for name in wanted if name in state}
+    if strangers := sorted(set(speakers) - set(theirs)):
+        if any(name.startswith(SPEAKER) for name in wanted):
+            raise UserError(f"pretrained: {path} knows no speakers {', '.join(strangers)}, who are trained on here")
+    else:
+        rows = [theirs.index(speaker) for speaker in speakers]
+        taken |= {name: value[rows] for name, value in taken.items() if name.startswith(SPEAKER)}
+    other_sizes = [
+        f"{name}: there {list(taken[name].shape) if name in taken else 'absent'}, here {list(value.shape)}"
+        for name, value in wanted.items()
+        if (name not in taken and not name.startswith(SPEAKER)) or (name in taken and taken[name].shape != value.shape)
+    ]
+    if other_sizes:
+        raise UserError("\n  ".join([f"pretrained: {path} has other sizes:", *shown(other_sizes)]))
+    model.load_state_dict(taken, strict=False)
+    logger.info(f"started from {run_folder}, epoch {checkpoint.meta['epoch']}")

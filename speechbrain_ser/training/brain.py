@@ -21,16 +21,10 @@ from speechbrain_ser.data.protocols import Fold
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.metrics import metrics, speaker_accuracy
 from speechbrain_ser.files import write_csv
+from speechbrain_ser.models.checkpoints import BEST, find_epoch, load_parameters
 from speechbrain_ser.models.decoding import Decoder
 from speechbrain_ser.training import distributed
-from speechbrain_ser.training.checkpoints import (
-    BEST,
-    History,
-    RandomState,
-    Tally,
-    find_epoch,
-    load_parameters,
-)
+from speechbrain_ser.training.checkpoints import History, RandomState, Tally
 from speechbrain_ser.training.results import make_loggers
 from speechbrain_ser.training.signals import stop_wish
 

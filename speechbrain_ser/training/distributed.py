@@ -32,7 +32,6 @@ T = TypeVar("T")
 BUCKET = 2**24  # gradients that are sent at a time: 64 MiB of float32
 _failures: torch.distributed.Store | None = None  # where the first process that fails says so
 
-
 # ------------------------------------------------------------------ the group
 
 
@@ -47,28 +46,20 @@ def speaks() -> bool:
 
 
 def rank() -> int:
-    """Which process this is, from 0."""
+    """Return which process this is, from 0."""
     return torch.distributed.get_rank() if is_distributed_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return how many processes there are."""
     return torch.distributed.get_world_size() if is_distributed_initialized() else 1
 
 
 @contextlib.contextmanager
 def process_group(run_opts: RunOptions) -> Iterator[RunOptions]:
-    """Join the processes that torchrun has started; without it, nothing.
+    """Join the processes that torchrun has started, and give the run options with this process's own device.
 
-    Arguments
-    ---------
-    run_opts : speechbrain.utils.run_opts.RunOptions
-        SpeechBrain's run options. Where no ``distributed_backend`` is given it is nccl with GPUs and gloo without.
-
-    Yields
-    ------
-    speechbrain.utils.run_opts.RunOptions
-        With this process's own device.
+    Where no ``distributed_backend`` is given it is nccl with GPUs and gloo without.
 
     Raises
     ------
@@ -118,18 +109,16 @@ def _own_options(run_opts: RunOptions) -> RunOptions:
 # ------------------------------------------------------------------ one after another
 
 
-def on_main(function: Callable[[], T]) -> T:
-    """What a function gives in the main process, in all of them; so is an error of the user's that it raises.
+def on_main(function: Callable[[], T], keep: bool = True) -> T | None:
+    """Run a function in the main process alone; its result, and an error of the user's, are everybody's.
 
-    Example
-    -------
-    >>> on_main(lambda: 3)
-    3
+    Arguments
+    ---------
+    function : callable
+        Takes nothing.
+    keep : bool
+        Whether the others get the result, which is pickled then.
     """
-    return _on_main(function)
-
-
-def _on_main(function: Callable[[], T], keep: bool = True) -> T | None:
     if not is_distributed_initialized():
         return function()
     result = error = None
@@ -150,13 +139,8 @@ def main_first(function: Callable[[], T]) -> T:
 
     Nothing in it may wait for other processes. An error of the user's in the main process is everybody's, and then the
     others do not start.
-
-    Example
-    -------
-    >>> main_first(lambda: 3)
-    3
     """
-    result = _on_main(function, keep=False)
+    result = on_main(function, keep=False)
     if not if_main_process():
         with MainProcessContext():
             result = function()
@@ -168,13 +152,7 @@ def main_first(function: Callable[[], T]) -> T:
 
 
 def gathered(value: T) -> list[T]:
-    """What every process has, by rank.
-
-    Example
-    -------
-    >>> gathered("mine")
-    ['mine']
-    """
+    """Return what every process has, by rank."""
     if not is_distributed_initialized():
         return [value]
     found = [None] * world_size()
@@ -183,7 +161,7 @@ def gathered(value: T) -> list[T]:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Every gradient becomes the sum over the processes; where no process has one, there is none.
+    """Make every gradient the sum over the processes; where no process has one, there is none.
 
     Why not DistributedDataParallel: it wants every process to use every parameter in every step. Here a step of N
     utterances may have none for a process, a layer may be dropped in one of them, and a part may be used by chance. The
@@ -224,14 +202,14 @@ def _buckets(tensors: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
 
 
 def same_parameters(module: nn.Module) -> None:
-    """Parameters as the main process has them, should two machines have built them otherwise."""
+    """Take the main process's parameters, should two machines have built them otherwise."""
     if is_distributed_initialized():
         for parameter in module.parameters():
             torch.distributed.broadcast(parameter.data, src=0)
 
 
 def own_random_state(seed: int) -> None:
-    """Python's, NumPy's and torch's states, of this process's own: dropout must not be the same in all of them."""
+    """Seed Python's, NumPy's and torch's states by rank: dropout must not be the same in all processes."""
     if rank() == 0:  # what it would be with one process
         return
     words = [int(w) for w in np.random.SeedSequence([seed, rank()]).generate_state(3)]
@@ -244,10 +222,7 @@ def own_random_state(seed: int) -> None:
 
 
 def is_first_to_fail() -> bool:
-    """Whether this process is the first of all to ask: the one that tells what went wrong.
-
-    The others fail because it does, or in the same way.
-    """
+    """Whether this process is the first of all to ask, which tells what went wrong; others fail because it does."""
     if _failures is None:
         return speaks()
     try:
