@@ -62,7 +62,7 @@ setup(
         "matplotlib>=3.8",
         # Praat TextGrids: pure Python, MIT, released in 2026; others rest, or are GPL
         "praatio>=6.2",
-        "filelock>=4",  # older ones may give a lock twice where its file is removed
+        "filelock>=4.1",  # older ones may give a lock twice where its file is removed
         "tqdm",
     ],
     extras_require=EXTRAS,

@@ -44,33 +44,15 @@ PLACES = {
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens, and when.
+    """What happens, and when."""
 
-    Arguments
-    ---------
-    place : str, optional
-        `module:name` of a function.
-    how : str
-        before, after, or half: in the middle of writing the file that is its first argument.
-    call : int
-        At which of its calls.
-    seconds : float, optional
-        Instead of a place: so long after the start of training's program.
-    signals : tuple of int
-        What the process gets.
-    loader : bool
-        Whether one of its loading processes gets it.
-    file_size : int, optional
-        No file can be larger: bytes.
-    """
-
-    place: str | None = None
-    how: str = "before"
-    call: int = 1
-    seconds: float | None = None
-    signals: tuple[int, ...] = (signal.SIGKILL,)
-    loader: bool = False
-    file_size: int | None = None
+    place: str | None = None  # `module:name` of a function
+    how: str = "before"  # after, or half: in the middle of writing the file that is its first argument
+    call: int = 1  # at which of its calls
+    seconds: float | None = None  # so long after the start of training's program
+    signals: tuple[int, ...] = (signal.SIGKILL,)  # what the process gets
+    loader: bool = False  # whether one of its loading processes gets it
+    file_size: int | None = None  # bytes, above which no file can be
 
     def strike(self, note: Path) -> None:
         """Say where we are, then do it."""
@@ -82,27 +64,13 @@ class Fault:
 
 @dataclass
 class Ended:
-    """How a training ended.
+    """How a training ended."""
 
-    Arguments
-    ---------
-    code : int
-        Its exit status; negative: the signal.
-    said : str
-        On both streams.
-    where : str
-        What it was doing when it was struck; empty where it was not.
-    seconds : float
-        How long it took.
-    calls : dict of str to int
-        How often the places were called, where that was asked for.
-    """
-
-    code: int
-    said: str
-    where: str
+    code: int  # its exit status; negative: the signal
+    said: str  # on both streams
+    where: str  # what it was doing when it was struck; empty where it was not
     seconds: float
-    calls: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)  # of the places, where they were counted
 
     @property
     def resumed(self) -> str:
@@ -119,25 +87,7 @@ def server():
 
 
 def train(context, argv: list[str], folder: Path, fault: Fault | None = None, count: bool = False) -> Ended:
-    """Run train.py's main in a process of its own.
-
-    Arguments
-    ---------
-    context : multiprocessing context
-        Of :func:`server`.
-    argv : list of str
-        Its command line.
-    folder : pathlib.Path
-        For notes.
-    fault : Fault, optional
-        What happens to it.
-    count : bool
-        Whether to count the calls of `PLACES`.
-
-    Returns
-    -------
-    Ended
-    """
+    """Run train.py's main in a process of :func:`server`'s; notes go into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     note, counts = folder / "note", folder / "counts"
     note.unlink(missing_ok=True)
@@ -243,21 +193,7 @@ def _where() -> str:
 
 
 def random_instants(reference: Ended, n_times: int, seed: int) -> dict[str, Fault]:
-    """Instants of a run like `reference`: every place at a random one of its calls, then random times.
-
-    Arguments
-    ---------
-    reference : Ended
-        With its calls counted.
-    n_times : int
-        How many random times.
-    seed : int
-        Of all that is random.
-
-    Returns
-    -------
-    dict of str to Fault
-    """
+    """Instants of a run whose calls were counted: every place at a random one of its calls, then random times."""
     draw, instants = random.Random(seed), {}
     for name, (place, how) in PLACES.items():
         fault = Fault(place, how, draw.randint(1, reference.calls[place]))

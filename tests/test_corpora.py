@@ -17,15 +17,7 @@ from speechbrain_ser.data.manifest import COLUMNS, prepare, read_manifest, write
 from speechbrain_ser.errors import CorpusError
 
 from .conftest import EMODB
-from .corpus_trees import (
-    FULL_HALVES,
-    FULL_LABELS,
-    FULL_SPEAKERS,
-    full_iemocap_tree,
-    iemocap_tree,
-    table_folder,
-    write_wav,
-)
+from .corpus_trees import iemocap_tree, table_folder, write_wav
 
 needs_emodb = pytest.mark.skipif(not EMODB.is_dir(), reason="real speech: set EMODB_FOLDER to EMO-DB's folder")
 
@@ -212,23 +204,22 @@ def test_iemocap_lists_bad_label_lines(release, tmp_path):
     assert "without a valid label (1):\n  Session3/dialog/EmoEvaluation/Ses03M_impro05a.txt" in message
 
 
-def test_iemocap_turn_labelled_twice(release, tmp_path):
-    labels = release / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
-    labels.write_text(labels.read_text().replace("Ses01F_impro01_F001", "Ses01F_impro01_F000"))
-    message = error_of("iemocap", release, tmp_path / "out")
-    assert "duplicate ID (1):\n  Ses01F_impro01_F000: {data_root}/Session1/" in message
-
-
-def test_iemocap_wrong_folder(release, tmp_path):
+def test_wrong_folder(release, tmp_path):
     (release / "Session2").mkdir()
-    for folder, hint in [
-        (tmp_path / "nowhere", "no such folder"),
-        (release.parent, f"Give the folder inside it: {release}"),
-        (release / "Session1", f"Give the folder that holds it: {release}"),
-        (release / "Session2", "found nothing. Give the folder that holds it"),
-        (release / "Session1/dialog", "expected Session1 … Session5, found EmoEvaluation, transcriptions"),
+    emodb = tmp_path / "EMO-DB" / "wav"
+    emodb.mkdir(parents=True)
+    for corpus, folder, hint in [
+        ("iemocap", tmp_path / "nowhere", "no such folder"),
+        ("iemocap", release.parent, f"Give the folder inside it: {release}"),
+        ("iemocap", release / "Session1", f"Give the folder that holds it: {release}"),
+        ("iemocap", release / "Session2", "found nothing. Give the folder that holds it"),
+        ("iemocap", release / "Session1/dialog", "expected Session1 … Session5, found EmoEvaluation, transcriptions"),
+        ("emodb", tmp_path / "nowhere", "no such folder"),
+        ("emodb", emodb.parent, "expected recordings such as wav/03a01Fa.wav, found none"),
+        ("emodb", emodb, f"Give the folder that holds it: {emodb.parent}"),
+        ("emodb", tmp_path, f"Give the folder inside it: {emodb.parent}"),
     ]:
-        assert hint in error_of("iemocap", folder, tmp_path / "out")
+        assert hint in error_of(corpus, folder, tmp_path / "out")
 
 
 def test_iemocap_partial_copies_only_warn(release, tmp_path, caplog):
@@ -238,29 +229,6 @@ def test_iemocap_partial_copies_only_warn(release, tmp_path, caplog):
     assert "1 wavs without a label, e.g. Ses01F_impro01_F009.wav" in caplog.text
     assert "11 labelled turns; the official release has 10039" in caplog.text
     assert "5 turns in the default four classes; the official release has 5531" in caplog.text
-
-
-def test_iemocap_without_the_default_classes(tmp_path):
-    """What nobody may want today is still a manifest; choosing labels is another step."""
-    release = iemocap_tree(tmp_path / "IEMOCAP_full_release", [("Ses01F_impro01_M000", "fru", "Yeah.")])
-    frame = read_manifest(prepare("iemocap", release, tmp_path / "out"), release)
-    assert apply_labels(frame, ["frustrated"])["speaker"].tolist() == ["01M"]
-    with pytest.raises(CorpusError, match=r"no utterance has .*default; found: frustrated 1"):
-        apply_labels(frame)
-
-
-def test_full_iemocap(tmp_path, caplog):
-    release = full_iemocap_tree(tmp_path / "IEMOCAP_full_release")
-    frame = read_manifest(prepare("iemocap", release, tmp_path / "out"), release)
-    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]  # the official totals
-    emotions = manifest_module.corpus_module("iemocap").EMOTIONS
-    assert frame["emotion"].value_counts().to_dict() == {emotions[k]: n for k, n in FULL_LABELS.items()}
-    four = apply_labels(frame)
-    counts = {"neutral": 1708, "happy": 1636, "angry": 1103, "sad": 1084}
-    assert four["emotion"].value_counts().to_dict() == counts
-    assert tuple(four["speaker"].value_counts().sort_index()) == FULL_SPEAKERS
-    assert tuple(four["dialog"].str[:6].value_counts().sort_index()) == FULL_HALVES
-    assert frame["dialog"].nunique() == 150
 
 
 # ----------------------------------------------------------------------------------------------------- EMO-DB
@@ -296,15 +264,6 @@ def test_emodb_bad_names_are_listed(tmp_path):
     assert "unknown speaker (known: 03 10 11 12 15 08 09 13 14 16) (1):\n  99a01Fa.wav: '99'" in message
     assert "unknown text" in message and "03a99Xa.wav: 'a99'" in message
     assert "unknown emotion (known: W L E A F T N) (1):\n  03a99Xa.wav: 'X'" in message
-
-
-def test_emodb_wrong_folder(tmp_path):
-    root = tmp_path / "EMO-DB"
-    (root / "wav").mkdir(parents=True)
-    assert "found none" in error_of("emodb", root, tmp_path / "out")
-    assert f"Give the folder that holds it: {root}" in error_of("emodb", root / "wav", tmp_path / "out")
-    assert f"Give the folder inside it: {root}" in error_of("emodb", tmp_path, tmp_path / "out")
-    assert "no such folder" in error_of("emodb", tmp_path / "nowhere", tmp_path / "out")
 
 
 # ------------------------------------------------------------------------------------------------------ table
@@ -477,28 +436,12 @@ def test_bad_recordings_stop_a_preparation(release, tmp_path):
     assert message.count("0 bytes") == len(wavs) == 11
 
 
-def test_long_lists_are_cut(tmp_path):
-    with pytest.raises(CorpusError) as error:
-        check_audio([tmp_path / f"{number}.wav" for number in range(50)])
-    assert "no such recording (50):" in str(error.value) and str(error.value).endswith("\n  … and 30 more")
-    assert str(error.value).count(".wav") == 20
-
-
 @pytest.mark.parametrize(
     "name, options",
-    [
-        ("a.wav", {"subtype": "PCM_24"}),
-        ("a.wav", {"subtype": "FLOAT"}),
-        ("a.wav", {"subtype": "ULAW"}),
-        ("a.wav", {"subtype": "PCM_U8"}),
-        ("a.flac", {}),
-        ("a.ogg", {}),
-        ("a.aiff", {}),
-    ],
+    [("a.wav", {"subtype": "PCM_24"}), ("a.wav", {"subtype": "FLOAT"}), ("a.wav", {"subtype": "ULAW"}), ("a.ogg", {})],
 )
-@pytest.mark.parametrize("rate", [8000, 44100])
-def test_any_format_is_accepted(tmp_path, name, options, rate):
-    soundfile.write(tmp_path / name, np.zeros((rate // 2, 2)), rate, **options)
+def test_any_format_is_accepted(tmp_path, name, options):
+    soundfile.write(tmp_path / name, np.zeros((22050, 2)), 44100, **options)
     assert check_audio([tmp_path / name]) == [0.5]
 
 
@@ -550,13 +493,6 @@ def test_bad_rows_are_listed_and_nothing_is_written(tmp_path):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
     with pytest.raises(CorpusError, match="at least one utterance"):
         write_manifest([], tmp_path / "m.csv")
-
-
-def test_what_cannot_be_read_back_is_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(manifest_module, "_read", lambda path: pd.DataFrame())
-    with pytest.raises(CorpusError, match="read back is not what was written"):
-        write_manifest([row()], tmp_path / "m.csv")
-    assert not list(tmp_path.iterdir())
 
 
 def test_some_other_csv_is_no_manifest(tmp_path):

@@ -106,9 +106,17 @@ def make_folds(
         raise UserError(f"split_seed must be >= 0, found {split_seed}")
     if frame.empty:
         raise UserError("no utterance is left after label selection")
-    if second is None:
-        return _folds_of_one(frame, protocol, seen_fraction, split_seed)
-    return _folds_of_two(*_told_apart(frame, protocol, second), protocol, seen_fraction, split_seed)
+    first, other = _told_apart(frame, protocol, second)
+    splits = PROTOCOLS[protocol](first, split_seed)
+    theirs = PROTOCOLS[protocol](other, split_seed) if len(other) else []
+    folds = {}
+    for k, split in enumerate(splits):
+        fold = _complete(split, first, seen_fraction, split_seed)
+        if theirs:
+            fold = _with_second(fold, other, theirs[k :: len(splits)], split.seen_is_test, seen_fraction, split_seed)
+        _check(fold, frame, protocol)
+        folds[fold.name] = fold
+    return folds
 
 
 def choose_fold(folds: dict[str, Fold], name: str | int) -> Fold:
@@ -212,35 +220,15 @@ def text_heard(frame: pd.DataFrame, fold: Fold, part: str = "test") -> pd.Series
     return pd.Series(heard_texts(text[list(fold.train)], text[ids]), index=ids, dtype=bool)
 
 
-def _folds_of_one(frame: pd.DataFrame, protocol: str, seen_fraction: float, seed: int) -> dict[str, Fold]:
-    folds = {s.name: _complete(s, frame, seen_fraction, seed) for s in PROTOCOLS[protocol](frame, seed)}
-    for fold in folds.values():
-        _check(fold, frame, protocol)
-    return folds
-
-
-def _told_apart(frame: pd.DataFrame, protocol: str, second: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _told_apart(frame: pd.DataFrame, protocol: str, second: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The first corpus's rows and the second's."""
     corpora = sorted(set(frame["corpus"]))
-    if len(corpora) != 2 or second not in corpora:
+    if second is not None and (len(corpora) != 2 or second not in corpora):
         raise UserError(f"expected two corpora, {second} the second of them; found {', '.join(corpora)}")
-    if protocol == "given":
+    if second is not None and protocol == "given":
         raise UserError("protocol 'given' is one table's own split: it knows no second corpus")
     is_second = frame["corpus"] == second
     return frame[~is_second], frame[is_second]
-
-
-def _folds_of_two(
-    first: pd.DataFrame, second: pd.DataFrame, protocol: str, seen_fraction: float, seed: int
-) -> dict[str, Fold]:
-    folds = _folds_of_one(first, protocol, seen_fraction, seed)
-    splits = PROTOCOLS[protocol](second, seed)
-    both = pd.concat([first, second])
-    for k, fold in enumerate(folds.values()):
-        dealt = splits[k :: len(folds)]
-        folds[fold.name] = _with_second(fold, second, dealt, splits[0].seen_is_test, seen_fraction, seed)
-        _check(folds[fold.name], both, protocol)
-    return folds
 
 
 def _with_second(
