@@ -45,12 +45,6 @@ def test_words_of_other_scripts_stay_whole(word):
 
 
 def test_heard_texts():
-    train = ["Excuse me.", "{LAUGH}", "Sieben Stunden"]
-    assert heard_texts(train, ["excuse me {LG}", "Excuse you", "sieben, stunden!", "", "{BREATH}"]) == [
-        True,
-        False,
-        True,
-        False,
-        False,
-    ]
+    said = ["excuse me {LG}", "Excuse you", "sieben, stunden!", "", "{BREATH}"]
+    assert heard_texts(["Excuse me.", "{LAUGH}", "Sieben Stunden"], said) == [True, False, True, False, False]
     assert heard_texts([], ["a"]) == [False] and heard_texts(["a"], []) == []

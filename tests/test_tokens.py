@@ -7,31 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from speechbrain_ser.data.text import (
-    LETTERS,
-    CharacterTokens,
-    build_tokens,
-    load_tokens,
-    save_tokens,
-)
+from speechbrain_ser.data.corpora.emodb import TEXTS
+from speechbrain_ser.data.text import LETTERS, CharacterTokens, build_tokens, load_tokens, save_tokens
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.models.decoding import Decoder
 from speechbrain_ser.nnet.losses import ctc_loss, frames_needed
 
 PUBLISHED = Path(__file__).parent / "data" / "cai_tiny" / "vocab.json"
-# EMO-DB's ten sentences
-GERMAN = [
-    "Der Lappen liegt auf dem Eisschrank.",
-    "Das will sie am Mittwoch abgeben.",
-    "Heute abend könnte ich es ihm sagen.",
-    "Das schwarze Stück Papier befindet sich da oben neben dem Holzstück.",
-    "In sieben Stunden wird es soweit sein.",
-    "Was sind denn das für Tüten, die da unter dem Tisch stehen?",
-    "Sie haben es gerade hochgetragen und jetzt gehen sie wieder runter.",
-    "An den Wochenenden bin ich jetzt immer nach Hause gefahren und habe Agnes besucht.",
-    "Ich will das eben wegbringen und dann mit Karl was trinken gehen.",
-    "Die wird auf dem Platz sein, wo wir sie immer hinlegen.",
-]
+GERMAN = list(TEXTS.values())  # EMO-DB's ten sentences
 
 
 def test_the_papers_32_are_the_published_vocabulary():
@@ -70,7 +53,7 @@ def test_characters_are_those_of_the_training_transcripts():
     assert build_tokens("characters", GERMAN[::-1]).labels == tokens.labels
 
 
-def test_sentencepiece_round_trip_and_determinism(tmp_path):
+def test_sentencepiece_round_trip_and_determinism():
     random.seed(3)
     tokens = build_tokens("sentencepiece", GERMAN, 60)
     assert tokens.blank == 0 and 30 < len(tokens) <= 60
@@ -82,11 +65,6 @@ def test_sentencepiece_round_trip_and_determinism(tmp_path):
         )
     again = build_tokens("sentencepiece", GERMAN, 60)
     assert again.state() == tokens.state()
-    save_tokens(tokens, tmp_path / "tokens.json")
-    loaded = load_tokens(tmp_path / "tokens.json")
-    assert loaded.state() == tokens.state() and loaded.labels == tokens.labels
-    assert loaded.encode(GERMAN[3]) == tokens.encode(GERMAN[3])
-    assert [p.name for p in tmp_path.iterdir()] == ["tokens.json"]
 
 
 def test_sentencepiece_on_tiny_corpora():
@@ -97,11 +75,14 @@ def test_sentencepiece_on_tiny_corpora():
         build_tokens("sentencepiece", GERMAN, 5)
 
 
-@pytest.mark.parametrize("kind", ["letters", "characters"])
-def test_characters_are_saved_and_loaded(tmp_path, kind):
-    tokens = build_tokens(kind, GERMAN)
+@pytest.mark.parametrize("kind", ["letters", "characters", "sentencepiece"])
+def test_tokens_are_saved_and_loaded(tmp_path, kind):
+    tokens = build_tokens(kind, GERMAN, 60)
     save_tokens(tokens, tmp_path / "tokens.json")
-    assert load_tokens(tmp_path / "tokens.json").labels == tokens.labels
+    loaded = load_tokens(tmp_path / "tokens.json")
+    assert loaded.state() == tokens.state() and loaded.labels == tokens.labels
+    assert loaded.encode(GERMAN[3]) == tokens.encode(GERMAN[3])
+    assert [p.name for p in tmp_path.iterdir()] == ["tokens.json"]
 
 
 def test_unknown_kind_and_no_words():
