@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from speechbrain_ser.data.audio import cores
 from speechbrain_ser.data.batches import RESAMPLER, load_audio
-from speechbrain_ser.errors import UserError, listing
+from speechbrain_ser.errors import UserError, shown
 from speechbrain_ser.files import cannot_be_written, write_json, written_whole
 
 logger = logging.getLogger(__name__)
@@ -218,7 +218,7 @@ class _Failure(Exception):
 
 
 def _no_features(failures: list[str], total: int) -> UserError:
-    return UserError(f"no features for {len(failures)} of {total} recordings:\n{listing(failures)}")
+    return UserError("\n  ".join([f"no features for {len(failures)} of {total} recordings:", *shown(failures)]))
 
 
 def _digest(path: str) -> str:
