@@ -1,7 +1,6 @@
 """ONNX: the graph that is kept says what PyTorch says, for any length and any batch; a wrong one is not kept."""
 
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -63,8 +62,8 @@ def test_the_graph_says_what_the_package_says(exported, small):
         assert np.abs(alone[2][0] - asr[k, : frames[k]]).max() < 1e-4 * max(1, np.abs(asr[k]).max())
 
 
-def test_a_wrong_graph_is_not_kept(small, tmp_path):
-    """Of a group-norm front end, without an ASR head; then of a model that has changed since."""
+def test_a_wrong_graph_is_told(small, tmp_path):
+    """Of a group-norm front end, without an ASR head, and of a model that has changed since."""
     model = model_of(small.backbone(feat_extract_norm="group"))
     write_onnx(model, tmp_path / "model.onnx")
     graph = Graph(model)
@@ -74,7 +73,6 @@ def test_a_wrong_graph_is_not_kept(small, tmp_path):
         model.heads["emotion"].bias[0] += 1e-3
     with pytest.raises(UserError, match=r"the graph's emotion logits are off by 1.0e-03"):
         check_onnx(graph, tmp_path / "model.onnx")
-    (tmp_path / "model.onnx").unlink()
 
 
 @pytest.mark.parametrize("pooling", ["mean_std", "attentive"])
@@ -99,22 +97,10 @@ def test_a_graph_that_torch_cannot_export(small, tmp_path, monkeypatch):
     assert not (tmp_path / "model.onnx").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("fu", "Fu's system reads spectrograms, .*: only Cai's and Ha's"),
-        ("hsu", "Hsu's system .*: only Cai's and Ha's"),
-    ],
-)
-def test_other_systems_are_refused_before_any_work(tmp_path, trained, monkeypatch, name, said):
-    run = shutil.copytree(trained(*RUNS["fu"][1], yaml=RUNS["fu"][0]), tmp_path / "run")
-    if name == "hsu":  # what is read of it before it is refused
-        text = (run / "hyperparams.yaml").read_text()
-        line = "model: !new:speechbrain_ser.models.hsu.HsuModel {heads: {}, loss_weights: {}}\n"
-        (run / "hyperparams.yaml").write_text(text[: text.index("model: ")] + line)
+def test_other_systems_are_refused_before_any_work(tmp_path, trained, monkeypatch):
     monkeypatch.setattr(export, "load_model", lambda run: pytest.fail("loaded"))
-    with pytest.raises(UserError, match=said):
-        export_run(run, tmp_path / "out", with_onnx=True)
+    with pytest.raises(UserError, match=r"Fu's system reads spectrograms, .*: only Cai's and Ha's"):
+        export_run(trained(*RUNS["fu"][1], yaml=RUNS["fu"][0]), tmp_path / "out", with_onnx=True)
     assert not (tmp_path / "out").exists()
 
 
@@ -122,8 +108,6 @@ def test_what_to_install(tmp_path, trained, monkeypatch):
     name, flags = RUNS["ha"]
     run = trained(*flags, yaml=name)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        UserError, match=r'--onnx needs onnx, onnxscript, onnxruntime: pip install "speechbrain-ser\[onnx\]"'
-    ):
+    with pytest.raises(UserError, match=r'onnx, onnxscript, onnxruntime: pip install "speechbrain-ser\[onnx\]"'):
         export_run(run, tmp_path / "out", with_onnx=True)
     assert not list(tmp_path.iterdir())

@@ -51,15 +51,7 @@ class Embedding(nn.Module):
 
 
 class LogPosteriors(nn.Module):
-    """SpeechBrain's ``classifier``: vectors to log posteriors.
-
-    Arguments
-    ---------
-    embedding : Embedding
-        Whose emotion head it is.
-    temperature : float
-        Of the calibration; logits are divided by it.
-    """
+    """SpeechBrain's ``classifier``: an Embedding's vectors to log posteriors, logits divided by the temperature."""
 
     def __init__(self, embedding: Embedding, temperature: float = 1.0):
         super().__init__()
@@ -74,33 +66,19 @@ class Unchanged(nn.Module):
     """SpeechBrain's ``mean_var_norm`` for a model that normalises by itself."""
 
     def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None) -> torch.Tensor:
-        """The first argument."""
+        """Return the waveforms."""
         return wavs
 
 
 def empty_encoder(n_classes: int) -> CategoricalEncoder:
-    """SpeechBrain's label encoder before it is filled from its file.
-
-    Example
-    -------
-    >>> len(empty_encoder(4))
-    0
-    """
+    """Make SpeechBrain's label encoder, to be filled from its file."""
     encoder = CategoricalEncoder()
     encoder.expect_len(n_classes)
     return encoder
 
 
 class NamedPretrainer(Pretrainer):
-    """SpeechBrain's Pretrainer for files that have names of their own.
-
-    Arguments
-    ---------
-    files : mapping of str to str
-        Of each loadable, the file's name in the source.
-    **kwargs
-        Those of :class:`speechbrain.utils.parameter_transfer.Pretrainer`.
-    """
+    """SpeechBrain's Pretrainer for files with names of their own: of each loadable, the file's name in the source."""
 
     def __init__(self, files: Mapping[str, str], **kwargs):
         super().__init__(**kwargs)

@@ -27,13 +27,7 @@ EXAMPLE = (12345, 9000, 3000)
 
 
 def check_possible(description: dict) -> None:
-    """Refuse a system that ONNX cannot hold, and a machine without the packages that it needs.
-
-    Raises
-    ------
-    UserError
-        With the reason, or with what to install.
-    """
+    """Refuse a system that ONNX cannot hold, with the reason, and a lack of packages, with what to install."""
     name = description["class"]
     if name not in SYSTEMS:
         raise UserError(f"--onnx: {REASONS.get(name, name)}: only Cai's and Ha's systems can be exported")
@@ -59,13 +53,6 @@ def write_onnx(model: nn.Module, path: Path) -> None:
 
     Inputs: ``wavs`` float32 [batch, time], right-padded, and ``lengths`` int64 [batch] in samples. Outputs: ``emotion``
     [batch, classes] logits, ``frames`` [batch], and ``asr`` [batch, frames, tokens] logits where there is an ASR head.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Of one of :data:`SYSTEMS`, in evaluation mode.
-    path : pathlib.Path
-        The file to write.
 
     Raises
     ------
@@ -95,13 +82,7 @@ def write_onnx(model: nn.Module, path: Path) -> None:
 
 
 def check_onnx(graph: nn.Module, path: Path) -> None:
-    """Compare a graph with its module, each utterance's own outputs, on several lengths and padded batches.
-
-    Raises
-    ------
-    UserError
-        When they differ by more than 1e-4 of the largest value.
-    """
+    """Refuse a graph whose outputs, each utterance's own, differ from its module's by more than 1e-4 of the largest."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -109,19 +90,14 @@ def check_onnx(graph: nn.Module, path: Path) -> None:
         wavs, lengths = _batch([max(n, graph.model.min_samples) for n in samples])
         with torch.no_grad():
             expected = dict(zip(graph.names, graph(wavs, lengths), strict=True))
-        found = session.run(graph.names, {"wavs": wavs.numpy(), "lengths": lengths.numpy()})
-        found = {name: torch.from_numpy(value) for name, value in zip(graph.names, found, strict=True)}
-        frames = expected["frames"].tolist()
-        if found["frames"].tolist() != frames:
-            raise UserError(
-                f"--onnx: {list(samples)} samples: expected {frames} frames, found {found['frames'].tolist()}"
-            )
-        pairs = {"emotion": (expected["emotion"], found["emotion"])}
-        if "asr" in expected:
-            pairs["asr"] = tuple(
-                torch.cat([x[k, :n] for k, n in enumerate(frames)]) for x in (expected["asr"], found["asr"])
-            )
-        for name, (right, other) in pairs.items():
+        outputs = session.run(graph.names, {"wavs": wavs.numpy(), "lengths": lengths.numpy()})
+        found = {name: torch.from_numpy(value) for name, value in zip(graph.names, outputs, strict=True)}
+        frames, seen = expected.pop("frames").tolist(), found.pop("frames").tolist()
+        if seen != frames:
+            raise UserError(f"--onnx: {list(samples)} samples: expected {frames} frames, found {seen}")
+        for name, value in expected.items():
+            ends = frames if name == "asr" else [len(row) for row in value]
+            right, other = (torch.cat([row[:n] for row, n in zip(x, ends, strict=True)]) for x in (value, found[name]))
             worst = float((right - other).abs().max() / right.abs().max().clamp(min=1))
             if not worst <= TOLERANCE:
                 raise UserError(f"--onnx: {list(samples)} samples: the graph's {name} logits are off by {worst:.1e}")
@@ -136,14 +112,11 @@ def _batch(samples: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's words on operators of packages that are not here."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)

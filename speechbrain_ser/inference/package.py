@@ -1,26 +1,26 @@
-"""A package: plain JSON and safetensors, classes of one table; nothing of the package is executed."""
+"""Load a package: plain JSON and safetensors, classes of one table; nothing of the package is executed."""
 
 import inspect
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import huggingface_hub
 import ruamel.yaml
 import torch
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from ruamel.yaml.comments import TaggedScalar
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from speechbrain_ser.data.batches import SAMPLE_RATE
-from speechbrain_ser.data.text import load_tokens
+from speechbrain_ser.data.text import CharacterTokens, SentencePieceTokens, load_tokens
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.evaluation.calibration import check_calibration
 from speechbrain_ser.files import sha256
@@ -41,430 +41,109 @@ from speechbrain_ser.processing.log_mel import LogMel
 from speechbrain_ser.processing.pitch import PitchTrack
 from speechbrain_ser.processing.split_mel import SplitMel
 
-MOST_BYTES = 1 << 20
+# ------------------------------------------------------------------ what a package is made of
 
+FORMAT, VERSION = "speechbrain-ser package", 1
+CONFIG = "config.json"
+PARAMETERS = "model.safetensors"
+LABELS = "labels.json"
+TOKENS = "tokens.json"
+BACKBONE = "backbone"
+BACKBONE_FILES = (f"{BACKBONE}/config.json", f"{BACKBONE}/preprocessor_config.json")
+ONNX = "model.onnx"
+SPEECHBRAIN_FILES = ("hyperparams.yaml", "label_encoder.txt")  # written for SpeechBrain, never read here
+CARD = "README.md"
+FILES = (PARAMETERS, LABELS, TOKENS, *BACKBONE_FILES, ONNX, *SPEECHBRAIN_FILES)  # whose hashes config.json may hold
+UNHASHED = (CONFIG, CARD, "LICENSE")  # may be there without a hash: they are edited on a hub's page, nothing reads them
+KEYS = "format format_version speechbrain_ser model classes decoding sample_rate calibration files".split()
+TASKS = ("emotion", "asr")  # of a model that is used: other heads, and what only they read, are for training
 
-DEEPEST = 24
-
-
-def read_json(path: Path, kind: type, most_bytes: int = MOST_BYTES):
-    """The content of a JSON file, without any of the ways in which such a file can hurt.
-
-    Arguments
-    ---------
-    path : pathlib.Path
-        The file.
-    kind : type
-        What it must hold, dict or list.
-    most_bytes : int
-        A larger file is not read.
-
-    Returns
-    -------
-    dict or list
-
-    Raises
-    ------
-    UserError
-        When it is too large, too deeply nested, no JSON, no `kind`, says NaN, has a key twice, or control characters.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "a.json"
-    >>> _ = path.write_text('{"a": 1, "a": 2}')
-    >>> read_json(path, dict)
-    Traceback (most recent call last):
-        ...
-    speechbrain_ser.errors.UserError: ...a.json: expected JSON: the key 'a' is there twice
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(most_bytes + 1)
-    except OSError as error:
-        raise UserError(f"{path}: expected a file that can be read: {error.strerror}") from error
-    if len(data) > most_bytes:
-        raise UserError(f"{path}: expected at most {most_bytes} bytes, found more")
-    try:
-        content = json.loads(data.decode("utf-8"), object_pairs_hook=_each_once, parse_constant=_no_number)
-    except RecursionError as error:
-        raise UserError(f"{path}: expected at most {DEEPEST} levels, found more") from error
-    except ValueError as error:
-        raise UserError(f"{path}: expected JSON: {error}") from error
-    if not isinstance(content, kind):
-        raise UserError(f"{path}: expected a JSON {_name(kind)}, found {_name(type(content))}")
-    if _is_deeper(content, DEEPEST):
-        raise UserError(f"{path}: expected at most {DEEPEST} levels, found more")
-    if (text := next((text for text in _texts(content) if not text.isprintable()), None)) is not None:
-        raise UserError(f"{path}: expected text that can be printed, found {text!a:.100}")
-    return content
-
-
-def _each_once(pairs: list) -> dict:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r:.100} is there twice")
-    return content
-
-
-def _no_number(text: str):
-    raise ValueError(f"{text} is no number")
-
-
-def _is_deeper(content, levels: int) -> bool:
-    inner = content.values() if isinstance(content, dict) else content if isinstance(content, list) else None
-    return inner is not None and (levels == 0 or any(_is_deeper(each, levels - 1) for each in inner))
-
-
-def _texts(content) -> Iterator[str]:
-    """Keys and values: what a terminal would obey must not reach it."""
-    if isinstance(content, str):
-        yield content
-    elif isinstance(content, (dict, list)):
-        for each in [*content, *(content.values() if isinstance(content, dict) else [])]:
-            yield from _texts(each)
-
-
-def _name(kind: type) -> str:
-    return {dict: "object", list: "list"}.get(kind, kind.__name__)
-
-
-HERE = "speechbrain_ser/inference/package.py"
-
-
-LONGEST_TEXT = 100
-
-
-LARGEST = 1_000_000
-
-
-#: arguments that make so many layers, or tables of that width
-MOST = {"layers": 100, "lstm_layers": 100, "blocks": 100, "n_mels": 1024, "n_fft": 16384, "win_length": 16384}
+MOST_BYTES = 1 << 20  # of a JSON file,
+MOST_TOKENS_BYTES = 64 << 20  # but for a SentencePiece model in hexadecimal digits
+DEEPEST = 24  # levels of JSON
+LONGEST_TEXT, LARGEST = 100, 1_000_000  # values of a description,
+MOST = {
+    "layers": 100,
+    "lstm_layers": 100,
+    "blocks": 100,
+    "n_mels": 1024,
+    "n_fft": 16384,
+    "win_length": 16384,
+}  # by name
+MOST_CLASSES = 1000
+DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bool: "BOOL"}
 
 
 class Kind(NamedTuple):
-    """A class and the arguments that a description has, and has not, of it."""
+    """A class, and the arguments that no description has: they matter in training alone, or who loads sets them."""
 
-    make: Callable[..., object]
-    arguments: frozenset[str]
-    left_out: frozenset[str] = frozenset()  # matter in training alone, or are set by who loads
+    make: Callable
+    left_out: frozenset[str]
+
+    def check_arguments(self, given: Iterable[str], where: str, also: Iterable[str] = ()) -> None:
+        """Refuse arguments that the class has not, or that no description has but for some."""
+        known = set(inspect.signature(self.make).parameters) - self.left_out | set(also)
+        if unknown := sorted(set(given) - known):
+            known = ", ".join(sorted(known)) or "none"
+            raise UserError(f"{where}: expected arguments {known}, found {', '.join(unknown)}")
 
 
-def _kind(make, arguments: str, left_out: str = "") -> Kind:
-    return Kind(make, frozenset(arguments.split()), frozenset(left_out.split()))
+def _kind(make: Callable, left_out: str = "") -> Kind:
+    return Kind(make, frozenset(left_out.split()))
 
 
-WITHOUT_WEIGHTS = "source save_path load_weights"
-
-
-IN_TRAINING = (
-    "attn_implementation gradient_checkpointing freeze_feature_extractor apply_spec_augment mask_time_prob "
-    "mask_time_length mask_feature_prob mask_feature_length layerdrop dropout lora seed"
+OF_ENCODERS = (
+    "source save_path load_weights cache_front_end attn_implementation gradient_checkpointing layerdrop dropout lora "
+    "freeze_feature_extractor apply_spec_augment mask_time_prob mask_time_length mask_feature_prob mask_feature_length "
+    "seed"
 )
-
-
-LEFT_OUT = f"{WITHOUT_WEIGHTS} {IN_TRAINING} cache_front_end"
-
-
-# states that were cached in float16 are read so by who uses the model, too
-OF_BOTH = "n_layers weighted_sum output_norm freeze freeze_layers cache_embeddings"
-
-
-OF_WAV2VEC2, OF_WHISPER = f"{OF_BOTH} normalize_wav", f"{OF_BOTH} pad_to_30s windows"
-
-
+LOG_MEL = "speechbrain_ser.processing.log_mel.LogMel"
 #: lobes whose settings lie in the package's folder `backbone`
 ENCODERS = {
-    "speechbrain_ser.lobes.encoder.Encoder": _kind(Encoder, f"{OF_WAV2VEC2} {OF_WHISPER}", LEFT_OUT),
-    "speechbrain_ser.lobes.wav2vec2.Wav2Vec2": _kind(Wav2Vec2, OF_WAV2VEC2, LEFT_OUT),
-    "speechbrain_ser.lobes.whisper.Whisper": _kind(Whisper, OF_WHISPER, f"{WITHOUT_WEIGHTS} {IN_TRAINING}"),
+    "speechbrain_ser.lobes.encoder.Encoder": _kind(Encoder, OF_ENCODERS),
+    "speechbrain_ser.lobes.wav2vec2.Wav2Vec2": _kind(Wav2Vec2, OF_ENCODERS),
+    "speechbrain_ser.lobes.whisper.Whisper": _kind(Whisper, OF_ENCODERS),
 }
-
-
-LOG_MEL = "speechbrain_ser.processing.log_mel.LogMel"
-
-
 MODELS = {
-    "speechbrain_ser.models.cai.CaiModel": _kind(CaiModel, "encoder pooling heads loss_weights", "seed"),
-    "speechbrain_ser.models.ha.HaModel": _kind(HaModel, "encoder pooling heads loss_weights", "seed reversal schedule"),
-    "speechbrain_ser.models.fu.FuModel": _kind(
-        FuModel, "features encoder heads loss_weights fixed_length cut standardize cached", "feature_augment seed"
-    ),
-    "speechbrain_ser.models.hsu.HsuModel": _kind(
-        HsuModel,
-        "encoder pooling mel pitch parts emotion_reads sizes resample resampling heads loss_weights",
-        "seed",
-    ),
-    "speechbrain_ser.models.probe.ProbeModel": _kind(ProbeModel, "encoder heads loss_weights", "seed"),
+    "speechbrain_ser.models.cai.CaiModel": _kind(CaiModel, "seed"),
+    "speechbrain_ser.models.ha.HaModel": _kind(HaModel, "seed reversal schedule"),
+    "speechbrain_ser.models.fu.FuModel": _kind(FuModel, "seed feature_augment"),
+    "speechbrain_ser.models.hsu.HsuModel": _kind(HsuModel, "seed"),
+    "speechbrain_ser.models.probe.ProbeModel": _kind(ProbeModel, "seed"),
+}
+CLASSES = {
+    **MODELS,
+    **ENCODERS,
+    "speechbrain_ser.lobes.cnn_blstm_attention.CNNBLSTMAttention": _kind(CNNBLSTMAttention),
+    "speechbrain_ser.nnet.pooling.MaskedPooling": _kind(MaskedPooling),
+    LOG_MEL: _kind(LogMel),
+    "speechbrain_ser.processing.split_mel.SplitMel": _kind(SplitMel),
+    "speechbrain_ser.processing.pitch.PitchTrack": _kind(PitchTrack),
+    "speechbrain_ser.nnet.convolution.ConvHead": _kind(ConvHead, "in_features dropout"),
+    "torch.nn.Linear": _kind(nn.Linear, "in_features device dtype"),
 }
 
 
-CLASSES = (
-    MODELS
-    | ENCODERS
-    | {
-        "speechbrain_ser.lobes.cnn_blstm_attention.CNNBLSTMAttention": _kind(
-            CNNBLSTMAttention,
-            "input_size channels kernels bottleneck lstm_size lstm_layers heads head_size dropout initialization",
-        ),
-        "speechbrain_ser.nnet.pooling.MaskedPooling": _kind(MaskedPooling, "mode"),
-        LOG_MEL: _kind(LogMel, "n_fft hop_length n_mels scale"),
-        "speechbrain_ser.processing.split_mel.SplitMel": _kind(SplitMel, "dither"),
-        "speechbrain_ser.processing.pitch.PitchTrack": _kind(PitchTrack, "method f_range"),
-        "speechbrain_ser.nnet.convolution.ConvHead": _kind(ConvHead, "out_features hidden kernel", "dropout"),
-        "torch.nn.Linear": _kind(nn.Linear, "out_features bias"),
-    }
-)
-
-
-def find_kind(name: str, where: str, table: Mapping[str, Kind] = CLASSES) -> Kind:
-    """The entry of a class in the table.
-
-    Raises
-    ------
-    UserError
-        Naming the place, the class and the table.
-
-    Example
-    -------
-    >>> find_kind("torch.nn.Linear", "heads").make
-    <class 'torch.nn.modules.linear.Linear'>
-    >>> find_kind("os.system", "heads")
-    Traceback (most recent call last):
-        ...
-    speechbrain_ser.errors.UserError: heads: expected a class of the table in ...classes.py, found os.system
-    """
+def find_kind(name: object, where: str, table: Mapping[str, Kind] = CLASSES) -> Kind:
+    """Return a class's entry in the table; UserError names the place, the class and the table."""
     if not isinstance(name, str) or name not in table:
         hint = nearest(name[:LONGEST_TEXT], table) if isinstance(name, str) else ""
         kind = "a model" if table is MODELS else "a class"
-        raise UserError(f"{where}: expected {kind} of the table in {HERE}, found {name!s:.200}{hint}")
+        raise UserError(
+            f"{where}: expected {kind} of the table in speechbrain_ser/inference/package.py, found {name!s:.200}{hint}"
+        )
     return table[name]
 
 
-def build_model(description: dict, where: str, backbone: str | None = None) -> nn.Module:
-    """A model with random parameters, from its description.
-
-    Arguments
-    ---------
-    description : dict
-        ``{"class": name, "arguments": {…}}``, nested; ``partial`` instead of ``class``: a constructor that still
-        lacks arguments.
-    where : str
-        Who the description is from, for messages.
-    backbone : str, optional
-        The folder of the backbone's settings, where the model has one.
-
-    Returns
-    -------
-    torch.nn.Module
-        In evaluation mode.
-
-    Raises
-    ------
-    UserError
-        For a class or argument that is not in the table, a value that is not plain, and whatever the constructors say.
-    """
-    make = {name: partial(kind.make, source=backbone, load_weights=False) for name, kind in ENCODERS.items()}
-    make[LOG_MEL] = _log_mel
-    find_kind(description.get("class") if isinstance(description, dict) else description, where, MODELS)
-    try:
-        return _build(description, where, make).eval()
-    except UserError:
-        raise
-    except Exception as error:  # a constructor may fail in any way at values of another kind
-        raise UserError(f"{where}: no model can be built from it: {type(error).__name__}: {error!s:.500}") from error
-
-
-def _build(content, where: str, make: Mapping[str, Callable]):
-    if isinstance(content, list):
-        return [_build(each, f"{where}[{k}]", make) for k, each in enumerate(content)]
-    if not isinstance(content, dict):
-        return _plain(content, where)
-    if not {"class", "partial"} & set(content):
-        return {name: _build(each, f"{where}: {name}", make) for name, each in content.items()}
-    if set(content) not in ({"class", "arguments"}, {"partial", "arguments"}):
-        raise UserError(f"{where}: expected class (or partial) and arguments, found {', '.join(content)!s:.200}")
-    name = content.get("class", content.get("partial"))
-    kind, arguments = find_kind(name, where), content["arguments"]
-    if not isinstance(arguments, dict):
-        raise UserError(f"{where}: arguments: expected an object, found {type(arguments).__name__}")
-    if unknown := sorted(set(arguments) - kind.arguments):
-        raise UserError(f"{where}: {name}: expected arguments {_listed(kind.arguments)}, found {', '.join(unknown)}")
-    built = {key: _build(each, f"{where}: {key}", make) for key, each in arguments.items()}
-    maker = make.get(name, kind.make)
-    return maker(**built) if "class" in content else partial(maker, **built)
-
-
-def _plain(value, where: str):
-    """Text and numbers of a usual size: what is built must not outgrow the machine."""
-    if isinstance(value, str) and len(value) > LONGEST_TEXT:
-        raise UserError(f"{where}: expected at most {LONGEST_TEXT} characters, found {len(value)}")
-    most = MOST.get(where.rpartition(": ")[2], LARGEST)
-    if isinstance(value, (int, float)) and not -most <= value <= most:
-        raise UserError(f"{where}: expected at most {most}, found {value!s:.100}")
-    return value
-
-
-def _log_mel(**arguments) -> LogMel:
-    """Its filters are computed, from values, when it is built: even where parameters have a size and no memory."""
-    with torch.device("cpu"):
-        return LogMel(**arguments)
-
-
-def _listed(names) -> str:
-    return ", ".join(sorted(names)) or "none"
-
-
-FORMAT = "speechbrain-ser package"
-
-
-VERSION = 1
-
-
-CONFIG = "config.json"
-
-
-PARAMETERS = "model.safetensors"
-
-
-LABELS = "labels.json"
-
-
-TOKENS = "tokens.json"
-
-
-BACKBONE = "backbone"
-
-
-BACKBONE_FILES = (f"{BACKBONE}/config.json", f"{BACKBONE}/preprocessor_config.json")
-
-
-ONNX = "model.onnx"
-
-
-SPEECHBRAIN_FILES = ("hyperparams.yaml", "label_encoder.txt")  # written for SpeechBrain, never read here
-
-
-CARD = "README.md"
-
-
-#: all files whose hash config.json may hold
-FILES = (PARAMETERS, LABELS, TOKENS, *BACKBONE_FILES, ONNX, *SPEECHBRAIN_FILES)
-
-
-#: may be there without a hash: they are edited on a hub's page, and nothing reads them
-UNHASHED = (CONFIG, CARD, "LICENSE")
-
-
-SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def check_files(folder: Path, hashes: dict) -> None:
-    """Refuse a folder that is not exactly what its config.json says, before anything of it is used.
-
-    Arguments
-    ---------
-    folder : pathlib.Path
-        The package; its config.json has been read.
-    hashes : dict of str to str
-        SHA-256 of each file, by its path in the folder.
-
-    Raises
-    ------
-    UserError
-        Naming the file: a path that leaves the folder, a file that no package has, one that lacks, differs from its
-        hash, or is a link to somewhere else; one that is there and not listed.
-    """
-    config = folder / CONFIG
-    for name, digest in hashes.items():
-        _check_name(name, config)
-        if not (isinstance(digest, str) and SHA256.fullmatch(digest)):
-            raise UserError(
-                f"{config}: files: {name}: expected a SHA-256 of 64 hexadecimal digits, found {digest!r:.100}"
-            )
-    for path in _found(folder):
-        if path not in hashes and path not in UNHASHED:
-            name = path if path.isprintable() else ascii(path)
-            raise UserError(f"{folder / name}: expected only files that {CONFIG} lists, found this one")
-    for name, digest in hashes.items():
-        found = sha256(checked_path(folder, name))
-        if found != digest:
-            raise UserError(f"{folder / name}: expected the SHA-256 {digest} of {CONFIG}, found {found}")
-
-
-def _check_name(name: str, config: Path) -> None:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
-        raise UserError(f"{config}: files: expected paths within the folder, found {name!r:.200}")
-    if name not in FILES:
-        raise UserError(f"{config}: files: expected some of {', '.join(FILES)}, found {name!r:.200}")
-
-
-def _found(folder: Path) -> Iterator[str]:
-    """All files below a folder, and links; hidden ones (.git, .gitattributes, .cache) are left alone."""
-    for place, folders, files in os.walk(folder, onerror=_unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        links = [name for name in folders if (Path(place) / name).is_symlink()]
-        for name in [*files, *links]:
-            if not name.startswith("."):
-                yield (Path(place) / name).relative_to(folder).as_posix()
-
-
-def _unreadable(error: OSError):
-    raise UserError(f"{error.filename}: expected a folder that can be read: {error.strerror}") from error
-
-
-def checked_path(folder: Path, name: str) -> Path:
-    """The path of a file of the package: a regular file, itself in the folder.
-
-    In a snapshot of the Hugging Face hub's cache each file is a link into the cache's folder of blobs, two levels up;
-    such a link is followed, no other.
-
-    Raises
-    ------
-    UserError
-        When there is none, or it is somewhere else.
-    """
-    path = folder / name
-    if not path.is_file():  # follows links; false for pipes and devices
-        raise UserError(
-            f"{path}: expected a file of the package, found {'something else' if _exists(path) else 'none'}"
-        )
-    home, real = folder.resolve(), path.resolve()
-    blobs = home.parent.parent / "blobs"  # not resolved: it may be no link itself
-    is_blob = home.parent.name == "snapshots" and real.parent == blobs
-    if not (is_blob or real.is_relative_to(home)):
-        raise UserError(f"{path}: expected a file within {home}, found a link to {real}")
-    return path
-
-
-def _exists(path: Path) -> bool:
-    return path.exists() or path.is_symlink()
-
-
-#: tasks of a model that is used: other heads, and what only they read, are for training
-TASKS = ("emotion", "asr")
-
-
-TAG = re.compile(r"!(new|name):(.+)")
+# ------------------------------------------------------------------ a run's YAML to a description
 
 
 def describe(tree: Mapping, where: str) -> dict:
-    """The line `model` of a run's YAML as plain data.
+    """Make the line `model` of a run's YAML plain data, for :func:`build_model`.
 
     Heads for other tasks than :data:`TASKS` are left out, and so are arguments that matter in training alone.
 
-    Arguments
-    ---------
-    tree : mapping
-        The YAML with its tags, as ruamel.yaml's round-trip loader reads it.
-    where : str
-        Its file, for messages.
-
-    Returns
-    -------
-    dict
-        What :func:`speechbrain_ser.inference.package.build_model` takes.
+    `tree` is the YAML with its tags, as ruamel.yaml's round-trip loader reads it; `where`, its file, is for messages.
 
     Raises
     ------
@@ -488,7 +167,7 @@ def describe(tree: Mapping, where: str) -> dict:
     {'emotion': {'partial': 'torch.nn.Linear', 'arguments': {'out_features': 4}}}
     """
     where = f"{where}: model"
-    description = _plain_description(tree.get("model"), where)
+    description = _described(tree.get("model"), where)
     find_kind(description.get("class") if isinstance(description, dict) else description, where, MODELS)
     arguments = description["arguments"]
     weights = arguments.get("loss_weights", {})
@@ -498,62 +177,208 @@ def describe(tree: Mapping, where: str) -> dict:
     return description
 
 
-def has_backbone(description: dict) -> bool:
-    """Whether a model reads waveforms by a pretrained encoder, whose settings then go with it."""
-    arguments = description.get("arguments")
-    encoder = arguments.get("encoder") if isinstance(arguments, dict) else None
-    return isinstance(encoder, dict) and encoder.get("class") in ENCODERS
-
-
-def _plain_description(node, where: str):
+def _described(node, where: str):
     tag = str(getattr(getattr(node, "tag", None), "value", None) or "")
     if tag.startswith("!"):
-        return _described(tag, node, where)
+        return _described_class(tag, node, where)
     if isinstance(node, Mapping):
-        return {str(key): _plain_description(value, f"{where}: {key}") for key, value in node.items()}
-    if isinstance(node, str):
-        return _text(str(node))
-    if isinstance(node, Sequence):
-        return [_plain_description(value, f"{where}[{k}]") for k, value in enumerate(node)]
-    return _scalar(node, where)
+        return {str(key): _described(value, f"{where}: {key}") for key, value in node.items()}
+    if isinstance(node, str) and re.fullmatch(r"\(.*\)", node):  # HyperPyYAML reads (1, 2) as a tuple
+        node = ruamel.yaml.YAML(typ="safe").load(f"[{node[1:-1]}]")
+    if isinstance(node, Sequence) and not isinstance(node, str):
+        return [_described(value, f"{where}[{k}]") for k, value in enumerate(node)]
+    for kind in (bool, int, float, str):  # ruamel.yaml's own numbers remember how they were written
+        if isinstance(node, kind):
+            return kind(node)
+    if node is None:
+        return None
+    raise UserError(f"{where}: expected plain values, found {type(node).__name__}")
 
 
-def _described(tag: str, node, where: str) -> dict:
-    match = TAG.fullmatch(tag)
+def _described_class(tag: str, node, where: str) -> dict:
+    match = re.fullmatch(r"!(new|name):(.+)", tag)
     if match is None:
         raise UserError(f"{where}: expected plain values and classes, found {tag}, which no package can hold")
     key, name = {"new": "class", "name": "partial"}[match[1]], match[2]
     kind = find_kind(name, where)
-    given = [] if isinstance(node, TaggedScalar) else node
-    named = dict(given) if isinstance(given, Mapping) else _by_name(kind.make, given, where)
-    if unknown := sorted(set(named) - kind.arguments - kind.left_out):
-        known = ", ".join(sorted(kind.arguments | kind.left_out))
-        raise UserError(f"{where}: {name}: expected arguments {known}, found {', '.join(unknown)}")
-    kept = {n: _plain_description(value, f"{where}: {n}") for n, value in named.items() if n in kind.arguments}
+    given = {} if isinstance(node, TaggedScalar) else node
+    if not isinstance(given, Mapping):
+        raise UserError(f"{where}: {name}: expected arguments with their names, found a list")
+    kind.check_arguments(given, f"{where}: {name}", also=kind.left_out)
+    kept = {n: _described(value, f"{where}: {n}") for n, value in given.items() if n not in kind.left_out}
     return {key: name, "arguments": kept}
 
 
-def _by_name(make, given: Sequence, where: str) -> dict:
+# ------------------------------------------------------------------ a description to a model
+
+
+def build_model(description: dict, where: str, backbone: str | None = None) -> nn.Module:
+    """Build a model with random parameters, in evaluation mode, from its description.
+
+    Arguments
+    ---------
+    description : dict
+        ``{"class": name, "arguments": {…}}``, nested; ``partial`` instead of ``class``: a constructor that still
+        lacks arguments.
+    where : str
+        Who the description is from, for messages.
+    backbone : str, optional
+        The folder of the backbone's settings, where the model has one.
+
+    Raises
+    ------
+    UserError
+        For a class or argument that is not in the table, a value too large, and whatever the constructors say.
+    """
+    make = {name: kind.make for name, kind in CLASSES.items()} | {LOG_MEL: _log_mel}
+    make |= {name: partial(kind.make, source=backbone, load_weights=False) for name, kind in ENCODERS.items()}
+    find_kind(description.get("class") if isinstance(description, dict) else description, where, MODELS)
     try:
-        return inspect.signature(make).bind_partial(*given).arguments
-    except TypeError as error:
-        raise UserError(f"{where}: {error}") from error
+        return _build(description, where, make).eval()
+    except UserError:
+        raise
+    except Exception as error:  # a constructor may fail in any way at values of another kind
+        raise UserError(f"{where}: no model can be built from it: {type(error).__name__}: {error!s:.500}") from error
 
 
-def _text(text: str):
-    """HyperPyYAML reads ``(1, 2)`` as a tuple."""
-    if not re.fullmatch(r"\(.*\)", text):
-        return text
-    return [_scalar(each, text) for each in ruamel.yaml.YAML(typ="safe").load(f"[{text[1:-1]}]")]
+def _build(content, where: str, make: Mapping[str, Callable]):
+    if isinstance(content, list):
+        return [_build(each, f"{where}[{k}]", make) for k, each in enumerate(content)]
+    if not isinstance(content, dict):
+        return _checked_value(content, where)
+    if not {"class", "partial"} & set(content):
+        return {name: _build(each, f"{where}: {name}", make) for name, each in content.items()}
+    if set(content) not in ({"class", "arguments"}, {"partial", "arguments"}):
+        raise UserError(f"{where}: expected class (or partial) and arguments, found {', '.join(content)!s:.200}")
+    name = content.get("class", content.get("partial"))
+    kind, arguments = find_kind(name, where), content["arguments"]
+    if not isinstance(arguments, dict):
+        raise UserError(f"{where}: arguments: expected an object, found {type(arguments).__name__}")
+    kind.check_arguments(arguments, f"{where}: {name}")
+    built = {key: _build(each, f"{where}: {key}", make) for key, each in arguments.items()}
+    return make[name](**built) if "class" in content else partial(make[name], **built)
 
 
-def _scalar(value, where: str):
-    for kind in (bool, int, float, str):  # ruamel.yaml's own numbers remember how they were written
-        if isinstance(value, kind):
-            return kind(value)
-    if value is None:
-        return None
-    raise UserError(f"{where}: expected plain values, found {type(value).__name__}")
+def _checked_value(value, where: str):
+    """Text and numbers of a usual size: what is built must not outgrow the machine."""
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        raise UserError(f"{where}: expected at most {LONGEST_TEXT} characters, found {len(value)}")
+    most = MOST.get(where.rpartition(": ")[2], LARGEST)
+    if isinstance(value, (int, float)) and not -most <= value <= most:
+        raise UserError(f"{where}: expected at most {most}, found {value!s:.100}")
+    return value
+
+
+def _log_mel(**arguments) -> LogMel:
+    """Its filters are computed, from values, when it is built: even where parameters have a size and no memory."""
+    with torch.device("cpu"):
+        return LogMel(**arguments)
+
+
+# ------------------------------------------------------------------ files
+
+
+def read_json(path: Path, kind: type, most_bytes: int = MOST_BYTES):
+    """Read a JSON file that holds a `kind`, dict or list, without any of the ways in which such a file can hurt.
+
+    Raises
+    ------
+    UserError
+        When it is too large, too deeply nested, no JSON, no `kind`, says NaN, has a key twice, or control characters.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(most_bytes + 1)
+    except OSError as error:
+        raise UserError(f"{path}: expected a file that can be read: {error.strerror}") from error
+    if len(data) > most_bytes:
+        raise UserError(f"{path}: expected at most {most_bytes} bytes, found more")
+    try:
+        content = json.loads(data.decode("utf-8"), object_pairs_hook=_each_once, parse_constant=_no_number)
+    except RecursionError as error:
+        raise UserError(f"{path}: expected at most {DEEPEST} levels, found more") from error
+    except ValueError as error:
+        raise UserError(f"{path}: expected JSON: {error}") from error
+    if not isinstance(content, kind):
+        names = {dict: "object", list: "list"}
+        found = names.get(type(content), type(content).__name__)
+        raise UserError(f"{path}: expected a JSON {names[kind]}, found {found}")
+    _check_content(content, DEEPEST, path)
+    return content
+
+
+def _each_once(pairs: list) -> dict:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r:.100} is there twice")
+    return content
+
+
+def _no_number(text: str):
+    raise ValueError(f"{text} is no number")
+
+
+def _check_content(content, levels: int, path: Path) -> None:
+    """Of a bounded depth, and without what a terminal would obey."""
+    if isinstance(content, str) and not content.isprintable():
+        raise UserError(f"{path}: expected text that can be printed, found {content!a:.100}")
+    if isinstance(content, (dict, list)):
+        if levels == 0:
+            raise UserError(f"{path}: expected at most {DEEPEST} levels, found more")
+        for each in [*content, *(content.values() if isinstance(content, dict) else [])]:
+            _check_content(each, levels - 1, path)
+
+
+def check_files(folder: Path, hashes: dict) -> None:
+    """Refuse a folder that is not exactly what its config.json says, before anything of it is used.
+
+    Raises
+    ------
+    UserError
+        Naming the file: one that no package has, lacks, differs from its hash, or is a link to somewhere else; one that
+        is there and not listed.
+    """
+    config = folder / CONFIG
+    for name, digest in hashes.items():
+        if name not in FILES:
+            raise UserError(f"{config}: files: expected some of {', '.join(FILES)}, found {name!r:.200}")
+        if not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)):
+            raise UserError(
+                f"{config}: files: {name}: expected a SHA-256 of 64 hexadecimal digits, found {digest!r:.100}"
+            )
+    for path in folder.rglob("*"):
+        parts = path.relative_to(folder).parts
+        is_hidden = any(part.startswith(".") for part in parts)  # .git, .gitattributes, .cache
+        is_folder = path.is_dir() and not path.is_symlink()
+        if not (is_hidden or is_folder or "/".join(parts) in {*hashes, *UNHASHED}):
+            name = ascii("/".join(parts))[1:-1]
+            raise UserError(f"{folder / name}: expected only files that {CONFIG} lists, found this one")
+    for name, digest in hashes.items():
+        found = sha256(checked_path(folder, name))
+        if found != digest:
+            raise UserError(f"{folder / name}: expected the SHA-256 {digest} of {CONFIG}, found {found}")
+
+
+def checked_path(folder: Path, name: str) -> Path:
+    """Return the path of a file of the package: a regular file, itself in the folder.
+
+    In a snapshot of the Hugging Face hub's cache each file is a link into the cache's folder of blobs, two levels up;
+    such a link is followed, no other.
+    """
+    path = folder / name
+    if not path.is_file():  # follows links; false for pipes and devices
+        found = "something else" if os.path.lexists(path) else "none"
+        raise UserError(f"{path}: expected a file of the package, found {found}")
+    home, real = folder.resolve(), path.resolve()
+    blobs = home.parent.parent / "blobs"  # not resolved: it may be no link itself
+    is_blob = home.parent.name == "snapshots" and real.parent == blobs
+    if not (is_blob or real.is_relative_to(home)):
+        raise UserError(f"{path}: expected a file within {home}, found a link to {real}")
+    return path
+
+
+# ------------------------------------------------------------------ the hub
 
 
 def is_hub_name(name: str) -> bool:
@@ -568,53 +393,30 @@ def is_hub_name(name: str) -> bool:
 
 
 def find_package(source: str | os.PathLike) -> Path:
-    """The folder of a package.
+    """Return the folder of a package.
 
-    A hub model that is already in the hub's cache is used as it is, without asking the network.
-
-    Arguments
-    ---------
-    source : str or os.PathLike
-        A folder, or ``user/model``.
-
-    Returns
-    -------
-    pathlib.Path
-
-    Raises
-    ------
-    UserError
-        When there is no such folder, or the hub cannot be reached or has no such package.
+    A hub model that is already in the hub's cache is used as it is, without asking the network; of others only a
+    package's own files are fetched.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    if not is_hub_name(os.fspath(source)):
+    name = os.fspath(source)
+    if not is_hub_name(name):
         raise UserError(f"{source}: expected the folder of a package, or user/model on the hub, found no such folder")
-    return _cached(str(source)) or _fetched(str(source))
-
-
-def _cached(name: str) -> Path | None:
-    """The snapshot of a model in the user's cache, when all files of its config.json are there."""
+    fetch = partial(huggingface_hub.snapshot_download, name, allow_patterns=[CONFIG, *FILES])
     try:
-        found = huggingface_hub.try_to_load_from_cache(name, CONFIG)
-    except HFValidationError:
-        return None
-    if not isinstance(found, str):
-        return None
-    folder = Path(found).parent
-    listed = read_json(folder / CONFIG, dict).get("files", {})
-    return folder if isinstance(listed, dict) and all((folder / f).is_file() for f in FILES if f in listed) else None
-
-
-def _fetched(name: str) -> Path:
+        if _is_whole(cached := Path(fetch(local_files_only=True))):
+            return cached
+    except (LocalEntryNotFoundError, HFValidationError):
+        pass
     try:
         # this fails at once without network; a download would try again for half a minute
         info = huggingface_hub.HfApi().model_info(name, timeout=20)
         there = sorted(file.rfilename for file in info.siblings or ())
         if CONFIG not in there:
             raise UserError(f"hub model '{name}': expected a package's {CONFIG}, found {', '.join(there):.300}")
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=[CONFIG, *FILES]))
+        return Path(fetch())
     except UserError:
         raise
     except Exception as error:  # several libraries' network, offline and not-found errors
@@ -625,72 +427,40 @@ def _fetched(name: str) -> Path:
         ) from error
 
 
-KEYS = "format format_version speechbrain_ser model classes decoding sample_rate calibration files".split()
+def _is_whole(folder: Path) -> bool:
+    """Whether all files of a snapshot's config.json are there."""
+    if not (folder / CONFIG).is_file():
+        return False
+    listed = read_json(folder / CONFIG, dict).get("files", {})
+    return isinstance(listed, dict) and all((folder / name).is_file() for name in FILES if name in listed)
 
 
-MOST_CLASSES = 1000
-
-
-MOST_TOKENS_BYTES = 64 << 20  # a SentencePiece model is in it, in hexadecimal digits
-
-
-DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bool: "BOOL"}
+# ------------------------------------------------------------------ loading
 
 
 @dataclass(frozen=True)
 class Package:
-    """What a package holds.
+    """What a package holds."""
 
-    Arguments
-    ---------
-    model : torch.nn.Module
-        In evaluation mode, on the CPU.
-    classes : list of str
-        Emotion classes, in the order of the logits.
-    tokens : CharacterTokens or SentencePieceTokens, optional
-        What the ASR head spells with; None where there is no such head.
-    decoding : dict, optional
-        ``kind`` and ``beam_size`` of the search.
-    calibration : dict, optional
-        The content of the run's ``calibration.json``, as it is; None where it had none.
-    digest : str
-        Of the parameters: 16 hexadecimal digits.
-    """
-
-    model: nn.Module
-    classes: list[str]
-    tokens: object | None
-    decoding: dict | None
-    calibration: dict | None
-    digest: str
+    model: nn.Module  # in evaluation mode, on the CPU
+    classes: list[str]  # in the order of the logits
+    tokens: CharacterTokens | SentencePieceTokens | None  # what the ASR head spells with, where there is one
+    decoding: dict | None  # ``kind`` and ``beam_size`` of its search
+    calibration: dict | None  # the content of the run's ``calibration.json``
+    digest: str  # of the parameters: 16 hexadecimal digits
 
 
 def load_package(source: str | os.PathLike) -> Package:
-    """The model of a package that ``speechbrain-ser export`` wrote.
+    """Load a package that ``speechbrain-ser export`` wrote: a folder, or ``user/model`` on the Hugging Face hub.
 
     All hashes are checked before anything is used. The model is first built without memory and compared with the
-    names, sizes and types in the file of parameters.
-
-    Arguments
-    ---------
-    source : str or os.PathLike
-        The folder, or a name on the Hugging Face hub (``user/model``).
-
-    Returns
-    -------
-    Package
-
-    Raises
-    ------
-    UserError
-        Naming the file, what was expected and what was found.
+    names, sizes and types in the file of parameters. UserError names the file, what was expected and what was found.
     """
     folder = find_package(source)
     config = _read_config(folder)
     check_files(folder, config["files"])
-    _check_presence(folder, config)
-    classes = _classes(folder, config)
-    tokens = _tokens(folder) if config["decoding"] is not None else None
+    classes = _read_classes(folder, config)
+    tokens = _read_tokens(folder / TOKENS) if config["decoding"] is not None else None
     model = _filled(folder, config["model"])
     _check_sizes(folder, model, classes, tokens)
     digest = config["files"][PARAMETERS][:16]
@@ -702,16 +472,10 @@ def _read_config(folder: Path) -> dict:
     config = read_json(path, dict)
     if config.get("format") != FORMAT:
         raise UserError(f"{path}: format: expected {FORMAT!r}, found {config.get('format')!r:.100}")
-    if config.get("format_version") != VERSION or isinstance(config["format_version"], bool):
-        found = config.get("format_version")
-        raise UserError(f"{path}: format_version: this program reads {VERSION}, found {found!r:.100}")
+    if (version := config.get("format_version")) != VERSION or isinstance(version, bool):
+        raise UserError(f"{path}: format_version: this program reads {VERSION}, found {version!r:.100}")
     if wrong := sorted(set(KEYS) ^ set(config)):
         raise UserError(f"{path}: expected the keys {', '.join(KEYS)}; missing or unknown: {', '.join(wrong)!s:.200}")
-    _check_values(path, config)
-    return config
-
-
-def _check_values(path: Path, config: dict) -> None:
     for key in ("model", "files"):
         if not isinstance(config[key], dict):
             raise UserError(f"{path}: {key}: expected an object, found {config[key]!r:.100}")
@@ -719,27 +483,18 @@ def _check_values(path: Path, config: dict) -> None:
         raise UserError(f"{path}: sample_rate: expected {SAMPLE_RATE}, found {config['sample_rate']!r:.100}")
     if config["calibration"] is not None:
         check_calibration(config["calibration"], f"{path}: calibration")
-    decoding = config["decoding"]
-    if decoding is None:
-        return
-    size = decoding.get("beam_size") if isinstance(decoding, dict) else None
+    if config["decoding"] is not None:
+        _check_decoding(config["decoding"], path)
+    return config
+
+
+def _check_decoding(decoding: object, path: Path) -> None:
     right = isinstance(decoding, dict) and set(decoding) == {"kind", "beam_size"} and decoding["kind"] in KINDS
-    if not (right and isinstance(size, int) and 1 <= size <= 10_000):
+    if not (right and isinstance(decoding["beam_size"], int) and 1 <= decoding["beam_size"] <= 10_000):
         raise UserError(f"{path}: decoding: expected kind ({', '.join(KINDS)}) and beam_size, found {decoding!r:.200}")
 
 
-def _check_presence(folder: Path, config: dict) -> None:
-    """Of each file that this model needs there must be a hash."""
-    needed = {PARAMETERS, LABELS}
-    needed |= {TOKENS} if config["decoding"] is not None else set()
-    needed |= set(BACKBONE_FILES) if has_backbone(config["model"]) else set()
-    if lacking := sorted(needed - set(config["files"])):
-        raise UserError(
-            f"{folder / CONFIG}: files: expected {', '.join(sorted(needed))}; missing: {', '.join(lacking)}"
-        )
-
-
-def _classes(folder: Path, config: dict) -> list[str]:
+def _read_classes(folder: Path, config: dict) -> list[str]:
     path, classes = folder / LABELS, read_json(folder / LABELS, list)
     right = 1 <= len(classes) <= MOST_CLASSES and all(isinstance(c, str) and 0 < len(c) <= 100 for c in classes)
     if not right or len(set(classes)) < len(classes):
@@ -749,24 +504,18 @@ def _classes(folder: Path, config: dict) -> list[str]:
     return classes
 
 
-def _tokens(folder: Path):
-    path = folder / TOKENS
+def _read_tokens(path: Path):
     state = read_json(path, dict, MOST_TOKENS_BYTES)
     labels = state.get("labels")
-    if state.get("kind") == "characters":
-        right = (
-            set(state) == {"kind", "labels"} and isinstance(labels, list) and all(isinstance(t, str) for t in labels)
-        )
-    else:
-        right = state.get("kind") == "sentencepiece" and isinstance(state.get("model"), str)
-    if not right:
+    are_texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    is_characters = state.get("kind") == "characters" and set(state) == {"kind", "labels"} and are_texts
+    if not (is_characters or (state.get("kind") == "sentencepiece" and isinstance(state.get("model"), str))):
         raise UserError(f"{path}: expected kind characters and labels, or kind sentencepiece and model, found neither")
     try:
         tokens = load_tokens(path)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{path}: expected what a run writes: {error}") from error
-    if wrong := [label for label in tokens.labels if not label.isprintable()]:  # of SentencePiece's own
-        raise UserError(f"{path}: expected text that can be printed, found {wrong[0]!a:.100}")
+    _check_content(list(tokens.labels), DEEPEST, path)  # of SentencePiece's own
     return tokens
 
 
@@ -775,34 +524,28 @@ def _filled(folder: Path, description: dict) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         with torch.device("meta"):  # sizes without memory
             expected = build_model(description, where, backbone).state_dict()
-        _compare(folder / PARAMETERS, expected)
+        _compare_tensors(folder / PARAMETERS, expected)
         model = build_model(description, where, backbone)
     model.load_state_dict(load_file(folder / PARAMETERS))
     return model
 
 
-def _compare(path: Path, expected: dict[str, torch.Tensor]) -> None:
+def _compare_tensors(path: Path, expected: dict[str, torch.Tensor]) -> None:
     """The file of parameters must hold the model's tensors, all of them and no others, of their sizes and types."""
     try:
         with safe_open(path, framework="pt") as file:
-            found = {name: file.get_slice(name) for name in file.keys()}
-            found = {name: (part.get_shape(), part.get_dtype()) for name, part in found.items()}
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            found = {name: f"{part.get_dtype()} {part.get_shape()}" for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: expected a file of safetensors: {error}") from error
-    wanted = {name: (list(value.shape), DTYPES.get(value.dtype, str(value.dtype))) for name, value in expected.items()}
+    wanted = {name: f"{DTYPES.get(value.dtype, value.dtype)} {list(value.shape)}" for name, value in expected.items()}
     problems = [f"{name} is missing" for name in wanted if name not in found]
-    problems += [
-        f"{name if name.isprintable() else ascii(name):.100} is not the model's" for name in found if name not in wanted
-    ]
+    problems += [f"{ascii(name)[1:-1]:.100} is not the model's" for name in found if name not in wanted]
     both = [name for name in wanted if name in found and found[name] != wanted[name]]
-    problems += [f"{name}: expected {_said(wanted[name])}, found {_said(found[name])}" for name in both]
+    problems += [f"{name}: expected {wanted[name]}, found {found[name]}" for name in both]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise UserError(f"{path}: expected the tensors of the model of {CONFIG}: {'; '.join(problems[:5])}{more}")
-
-
-def _said(tensor: tuple) -> str:
-    return f"{tensor[1]} {list(tensor[0])}"
 
 
 def _check_sizes(folder: Path, model: nn.Module, classes: list, tokens) -> None:
