@@ -1,6 +1,5 @@
 """Make a run's folder a package, with its model card, and SpeechBrain's own layout beside it."""
 
-import json
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ from speechbrain_ser.evaluation.calibration import read_calibration, temperature
 from speechbrain_ser.evaluation.intervals import SCALES, speaker_interval, speaker_sums
 from speechbrain_ser.evaluation.metrics import word_errors
 from speechbrain_ser.evaluation.tables import heading, unit_of, with_interval
-from speechbrain_ser.files import sha256, write_json, write_text
+from speechbrain_ser.files import read_json, sha256, write_json, write_text
 from speechbrain_ser.inference import onnx
 from speechbrain_ser.inference.package import (
     BACKBONE,
@@ -109,7 +108,7 @@ def model_card(metrics: Mapping, predictions: pd.DataFrame, config: Mapping, bac
 
 def run_card(run: Path) -> str:
     """The model card of a run that is no package, without front matter."""
-    metrics, predictions = json.loads((run / "metrics.json").read_text(encoding="utf-8")), _predictions(run)
+    metrics, predictions = read_json(run / "metrics.json"), _predictions(run)
     config = {"classes": metrics["classes"], "decoding": "hypothesis" in predictions, "files": ()}
     config |= {"calibration": read_calibration(run), "speechbrain_ser": __version__}
     return model_card(metrics, predictions, config).text

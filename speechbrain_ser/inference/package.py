@@ -278,7 +278,7 @@ def _log_mel(**arguments) -> LogMel:
 # ------------------------------------------------------------------ files
 
 
-def read_json(path: Path, kind: type, most_bytes: int = MOST_BYTES):
+def _read_json(path: Path, kind: type, most_bytes: int = MOST_BYTES):
     """Read a JSON file that holds a `kind`, dict or list, without any of the ways in which such a file can hurt.
 
     Raises
@@ -431,7 +431,7 @@ def _is_whole(folder: Path) -> bool:
     """Whether all files of a snapshot's config.json are there."""
     if not (folder / CONFIG).is_file():
         return False
-    listed = read_json(folder / CONFIG, dict).get("files", {})
+    listed = _read_json(folder / CONFIG, dict).get("files", {})
     return isinstance(listed, dict) and all((folder / name).is_file() for name in FILES if name in listed)
 
 
@@ -469,7 +469,7 @@ def load_package(source: str | os.PathLike) -> Package:
 
 def _read_config(folder: Path) -> dict:
     path = checked_path(folder, CONFIG)
-    config = read_json(path, dict)
+    config = _read_json(path, dict)
     if config.get("format") != FORMAT:
         raise UserError(f"{path}: format: expected {FORMAT!r}, found {config.get('format')!r:.100}")
     if (version := config.get("format_version")) != VERSION or isinstance(version, bool):
@@ -495,7 +495,7 @@ def _check_decoding(decoding: object, path: Path) -> None:
 
 
 def _read_classes(folder: Path, config: dict) -> list[str]:
-    path, classes = folder / LABELS, read_json(folder / LABELS, list)
+    path, classes = folder / LABELS, _read_json(folder / LABELS, list)
     right = 1 <= len(classes) <= MOST_CLASSES and all(isinstance(c, str) and 0 < len(c) <= 100 for c in classes)
     if not right or len(set(classes)) < len(classes):
         raise UserError(f"{path}: expected 1 to {MOST_CLASSES} different names of classes, found {classes!r:.200}")
@@ -505,7 +505,7 @@ def _read_classes(folder: Path, config: dict) -> list[str]:
 
 
 def _read_tokens(path: Path):
-    state = read_json(path, dict, MOST_TOKENS_BYTES)
+    state = _read_json(path, dict, MOST_TOKENS_BYTES)
     labels = state.get("labels")
     are_texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     is_characters = state.get("kind") == "characters" and set(state) == {"kind", "labels"} and are_texts
