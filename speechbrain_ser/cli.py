@@ -132,7 +132,7 @@ def _predict(commands):
         help="default: table, or OUT's ending; textgrid: a file a recording in the folder OUT, implies --window",
     )
     parser.add_argument("--recursive", action="store_true", help="look into a folder's subfolders as well")
-    parser.add_argument("--out", help="append results to this file as they come; what it has is not done again")
+    parser.add_argument("--out", help="results go to this file, a CSV at the end; what it has is not done again")
     parser.add_argument("--batch", dest="batch_size", type=int, default=8, help="at a time (default: %(default)s)")
     parser.add_argument("--no-transcript", dest="transcribe", action="store_false", help="emotions alone")
     parser.add_argument("--device", help="cpu, cuda:0, … (default: what the machine has)")

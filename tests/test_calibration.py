@@ -32,7 +32,7 @@ from speechbrain_ser.evaluation.calibration import (
 )
 from speechbrain_ser.evaluation.report import build_report
 from speechbrain_ser.files import write_csv, write_json
-from speechbrain_ser.inference.formats import Csv, JsonLines, Table
+from speechbrain_ser.inference.formats import csv_text, json_text, table_text
 from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition
 from speechbrain_ser.training.results import in_words
 
@@ -319,11 +319,10 @@ def test_wrong_thresholds(run_of, options):
 
 
 def test_an_abstention_in_every_format():
-    silent = Recognition("a.wav", None, {"happy": 0.4, "sad": 0.35}, "JA")
-    assert Table(["a.wav"], CLASSES, True).line(silent).split() == ["a.wav", "-", "0.400", "JA"]
-    assert Csv("c0ffee", ["happy", "sad"], True).line(silent) == "a.wav,,0.4,0.35,JA,c0ffee\n"
-    line = JsonLines("c0ffee", ["happy", "sad"], True).line(silent)
-    assert json.loads(line)["emotion"] is None and json.loads(line)["posteriors"] == silent.posteriors
+    silent = Recognition("a.wav", None, {"happy": 0.4, "sad": 0.35}, "JA").to_dict() | {"model": "c0ffee"}
+    assert table_text(silent).split() == ["a.wav", "-", "0.400", "JA"]
+    assert csv_text(silent) == "a.wav,,0.4,0.35,JA,c0ffee\n"
+    assert json.loads(json_text(silent)) == silent and silent["emotion"] is None
 
 
 def test_predict_with_a_threshold(run_of, small, tmp_path, capfd):

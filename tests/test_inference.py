@@ -237,23 +237,6 @@ def test_no_more_is_read_than_asked_for(run_of, wavs):
     assert [r.error for r in recognizer.classify_files([path] * 3)] == [None] * 3 and [n for n, _ in sizes] == [1] * 3
 
 
-def test_on_a_cpu_no_batch_is_much_longer_than_its_utterances(run_of, wavs):
-    """There, padding costs what speech costs."""
-    recognizer = EmotionRecognizer.from_run(run_of("cai"), CPU)
-    padding, forward = [], recognizer.model.forward
-    recognizer.model.forward = lambda sig: (
-        padding.append((1 - sig.lengths) * sig.data.shape[1] / 16_000) or forward(sig)
-    )
-    paths = sorted(wavs.iterdir())[:8]
-    seconds = [soundfile.info(path).duration for path in paths]
-    assert recognizer.max_padding == 0.5 and max(seconds) - min(seconds) > 0.1
-    for most in (0.05, 10.0):
-        recognizer.max_padding = most
-        padding.clear()
-        assert len(list(recognizer.classify_files(paths, batch_size=8))) == len(torch.cat(padding)) == 8
-        assert torch.cat(padding).max() <= most and (len(padding) == 1) == (most == 10.0)
-
-
 # ------------------------------------------------------------------ wrong input
 
 

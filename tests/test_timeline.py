@@ -1,48 +1,36 @@
-"""Long recordings: read in blocks, recognised in windows, joined without loss, written, gone on with."""
+"""Long recordings: read in blocks, recognised in windows, joined without loss, drawn (written: test_predict.py)."""
 
-import csv
-import io
-import json
-import os
+import inspect
 import re
-import shutil
-import subprocess
-import sys
-import time
 import weakref
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import soundfile
-import soxr
 import torch
 from praatio.textgrid import openTextgrid
 from torch import nn
 
-from speechbrain_ser.cli import main as cli
-from speechbrain_ser.data.batches import QUALITY, SAMPLE_RATE, load_audio
+from speechbrain_ser.data.batches import SAMPLE_RATE, load_audio
 from speechbrain_ser.data.text import CharacterTokens
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.inference.formats import ResultsFile, SegmentCsv, TimelineLines, write_textgrid
+from speechbrain_ser.inference.formats import write_textgrid
 from speechbrain_ser.inference.recognizer import EmotionRecognizer
 from speechbrain_ser.inference.timeline import (
-    Envelope,
-    LogitJoiner,
     Phrase,
     PhraseCutter,
     Segment,
-    StepPosteriors,
     Timeline,
     WindowPlan,
-    plan_windows,
-    resampled,
+    join_logits,
+    outlined,
+    step_posteriors,
     stream_audio,
 )
 from speechbrain_ser.inference.timeline_figure import plot_timeline
 from speechbrain_ser.models.decoding import Decoder
 
-from .conftest import ROOT
 from .test_inference import RUNS, odd  # noqa: F401 (a fixture)
 
 CPU = {"device": "cpu"}
@@ -98,27 +86,12 @@ def test_blocks_make_the_whole(tmp_path, rate, channels, samples):
         assert joined.shape == whole.shape and torch.allclose(joined, whole, atol=1e-6)
 
 
-def test_every_number_of_samples_is_resampled_whole():
-    torch.manual_seed(0)
-    for samples in range(1, 700, 31):
-        wav = torch.randn(samples)
-        for rate in (8_000, 22_050, 44_100, 44_101):
-            found = torch.cat(list(resampled(wav.split(100), rate)))
-            expected = torch.from_numpy(soxr.resample(wav.numpy(), rate, SAMPLE_RATE, QUALITY))
-            assert found.shape == expected.shape and torch.allclose(found, expected, atol=1e-6)
-            assert abs(len(found) - samples * SAMPLE_RATE / rate) <= 1
-
-
 def test_the_outline_is_the_waveforms():
     torch.manual_seed(0)
-    wav = torch.randn(10_007)
-    envelope = Envelope(stretch=3, most=64)
-    for block in wav.split(611):
-        envelope.add(block)
-        assert len(envelope.ends) < 64
-    found, n = envelope.finish(), envelope.stretch
-    expected = [[float(part.min()), float(part.max())] for part in wav.split(n)]
-    assert found.tolist() == pytest.approx(np.array(expected)) and 32 <= len(found) <= 64
+    wav, ends = torch.randn(10_007), []
+    assert torch.equal(torch.cat(list(outlined(wav.split(611), 96, ends))), wav)
+    expected = [[float(part.min()), float(part.max())] for part in wav.split(96)]
+    assert np.concatenate(ends).tolist() == pytest.approx(np.array(expected))
 
 
 # ------------------------------------------------------------------ windows and steps
@@ -127,28 +100,29 @@ def test_the_outline_is_the_waveforms():
 @pytest.mark.parametrize(("duration", "step", "grid"), [(400, 200, 1), (400, 400, 1), (400, 170, 32), (100, 33, 20)])
 def test_windows_cover_everything_in_order(duration, step, grid):
     for total in (1, 99, 100, 101, 400, 415, 1_000, 2_345):
-        wav = torch.arange(total).float()
-        windows = list(WindowPlan(duration, step, grid).cut(wav.split(71)))
-        assert windows[0].start == 0 and windows[-1].stop == total
-        assert all(window.start % grid == 0 and len(window.wav) <= duration for window in windows)
-        assert all(torch.equal(window.wav, wav[window.start : window.stop]) for window in windows)
-        assert all(len(window.wav) == duration for window in windows[:-1])
-        assert total <= duration or len(windows[-1].wav) > duration - grid  # no scrap
+        whole = torch.arange(total).float()
+        windows = [
+            (start, start + len(wav), wav) for start, wav in WindowPlan(duration, step, grid).cut(whole.split(71))
+        ]
+        assert windows[0][0] == 0 and windows[-1][1] == total
+        assert all(start % grid == 0 and stop - start <= duration for start, stop, _ in windows)
+        assert all(torch.equal(wav, whole[start:stop]) for start, stop, wav in windows)
+        assert all(stop - start == duration for start, stop, _ in windows[:-1])
+        assert total <= duration or len(windows[-1][2]) > duration - grid  # no scrap
         assert len(windows) == 1 or total > duration
-        for one, other in pairwise(windows):
-            assert one.start <= other.start <= max(one.stop, one.start + step) and other.stop > one.stop
+        for (start, stop, _), (next_start, next_stop, _) in pairwise(windows):
+            assert start <= next_start <= max(stop, start + step) and next_stop > stop
 
 
 def test_steps_are_means_over_time():
     rng = np.random.default_rng(1)
-    windows = list(WindowPlan(50, 20, 8).cut([torch.zeros(333)]))
-    posteriors = rng.random((len(windows), 3))
-    steps, sums, counts = StepPosteriors(20), np.zeros((333, 3)), np.zeros((333, 1))
-    for window, posterior in zip(windows, posteriors, strict=True):
-        steps.add(window.start, window.stop, posterior)
-        sums[window.start : window.stop] += posterior
-        counts[window.start : window.stop] += 1
-    edges, found = steps.finish()
+    spans = [(start, start + len(wav)) for start, wav in WindowPlan(50, 20, 8).cut([torch.zeros(333)])]
+    posteriors = rng.random((len(spans), 3))
+    sums, counts = np.zeros((333, 3)), np.zeros((333, 1))
+    for (start, stop), posterior in zip(spans, posteriors, strict=True):
+        sums[start:stop] += posterior
+        counts[start:stop] += 1
+    edges, found = step_posteriors(spans, posteriors, 20)
     assert edges.tolist() == [*range(0, 333, 20), 333]
     for start, stop, mean in zip(edges, edges[1:], found, strict=False):
         assert mean == pytest.approx(sums[start:stop].sum(0) / counts[start:stop].sum())
@@ -222,11 +196,9 @@ def test_no_word_is_lost_or_doubled_at_joints(tmp_path, duration, step):
 def test_each_frame_comes_from_the_window_where_it_is_most_central():
     """Three windows that never hear a blank; and windows that do not overlap."""
     names = [torch.nn.functional.one_hot(torch.full((8,), k), 4).float() for k in (1, 2, 3)]
-    joiner = LogitJoiner(blank=0)
-    row = torch.cat([*(joiner.add(start, each) for start, each in zip((0, 4, 7), names, strict=True)), joiner.finish()])
+    row = torch.cat(list(join_logits(zip((0, 4, 7), names, strict=True))))
     assert row.argmax(-1).tolist() == [1] * 6 + [2] * 3 + [3] * 6
-    joiner = LogitJoiner(blank=0)
-    row = torch.cat([joiner.add(0, names[0]), joiner.add(9, names[1]), joiner.finish()])
+    row = torch.cat(list(join_logits([(0, names[0]), (9, names[1])])))
     assert row.argmax(-1).tolist() == [1] * 9 + [2] * 8
 
 
@@ -237,8 +209,7 @@ def test_a_token_heard_earlier_or_later_by_the_next_window_is_said_once(late):
     tokens[10:110:5] = torch.tensor([2, 3, 4, 5, 3]).repeat(4)
     first, second = (nn.functional.one_hot(each, len(TOKENS)).float() for each in (tokens, tokens.roll(late)))
     for start in range(40, 60):
-        joiner = LogitJoiner()
-        row = torch.cat([joiner.add(0, first[:80]), joiner.add(start, second[start:]), joiner.finish()])
+        row = torch.cat(list(join_logits([(0, first[:80]), (start, second[start:])])))
         assert decode(row[None], torch.tensor([120])) == ["ABCDB" * 4]
 
 
@@ -255,11 +226,14 @@ def test_what_is_held_of_a_speech_is_bounded(kind):
     }[kind]
     logits = torch.nn.functional.one_hot(torch.from_numpy(tokens), len(TOKENS)).float()
     decode = Decoder(TOKENS, "greedy")
-    cutter = PhraseCutter(decode, 0.02, min_pause=0.5, max_phrase=4.0)
-    for part in logits.split(100):
-        cutter.add(part)
-        assert len(cutter.held) <= 200
-    phrases = cutter.finish()
+
+    def parts():
+        for part in logits.split(100):
+            yield part
+            assert len(inspect.getgeneratorlocals(cut).get("held", ())) <= 200
+
+    cut = PhraseCutter(decode, 0.02, min_pause=0.5, max_phrase=4.0).cut(parts())
+    phrases = list(cut)
     (whole,) = decode(logits[None], torch.tensor([3_000]))
     assert "".join(phrase.text for phrase in phrases).replace(" ", "") == whole.replace(" ", "")
     assert all(0 < phrase.end - phrase.start <= 4.0 + 1e-6 for phrase in phrases)
@@ -351,7 +325,7 @@ def test_a_batch_is_no_longer_than_max_seconds(recognizer_of, long_recording, mo
     sizes, outputs = [], recognizer.window_outputs
     monkeypatch.setattr(recognizer, "window_outputs", lambda wavs: sizes.append(len(wavs)) or outputs(wavs))
     recognizer.timeline(long_recording, batch_size=8)
-    assert max(sizes) == 2 and plan_windows(recognizer, 4.0, None).seconds == (4.0, 2.0)
+    assert max(sizes) == 2
 
 
 @pytest.mark.parametrize(
@@ -403,12 +377,6 @@ def test_a_textgrid_is_read_back(tmp_path):
     assert openTextgrid(str(path), includeEmptyIntervals=True).tierNames == ("emotion",)
 
 
-def test_each_phrase_is_in_one_segment():
-    found = made()
-    assert [found.text_of(segment) for segment in found.segments] == ["SO IST ES", 'EIN "WORT", JA', "ÜBER IHN"]
-    assert json.loads(found.to_json())["segments"][1]["emotion"] is None
-
-
 @pytest.mark.parametrize(
     ("seconds", "phrases", "rows"), [(12.5, True, 1), (1_800, True, 30), (3_600, False, 12), (10**5, True, 12)]
 )
@@ -426,177 +394,3 @@ def test_dollars_are_no_formula(tmp_path):
     found = made("x/a $\\frac$ b.wav")
     found.phrases[0] = Phrase(0.5, 3.0, "$^$ $")
     plot_timeline(found).savefig(tmp_path / "a.png")  # matplotlib parses formulas only now
-
-
-FORMS = {"csv": SegmentCsv, "json": TimelineLines}
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_cut_anywhere_a_file_is_repaired(tmp_path, form):
-    """All segments of a recording are there, or it is done again."""
-    names = ["a.wav", 'b, "c".wav', "line\nend.wav", os.fsdecode(b"\xe4\xff.wav")]
-    form = FORMS[form]("c0ffee", CLASSES, True, 4.0, 2.0)
-    path = tmp_path / "results"
-    with ResultsFile(path, form) as results:
-        for name in names:
-            results.add(made(name))
-    whole = path.read_bytes()
-    for end in range(0, len(whole) + 1, 3):
-        path.write_bytes(whole[:end])
-        with ResultsFile(path, form) as results:
-            left = [name for name in names if name not in results.done]
-            assert left == names[len(names) - len(left) :]
-            for name in left:
-                results.add(made(name))
-        assert path.read_bytes() == whole, end
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_other_windows_and_other_models_are_refused(tmp_path, form):
-    path, ours = tmp_path / "results", FORMS[form]("c0ffee", CLASSES, True, 4.0, 2.0)
-    others = {
-        r"\(c0ffee, windows of 4 s every 2 s\) in \S+, found those of another \(c0ffee, windows of 8 s": (
-            "c0ffee",
-            8.0,
-        ),
-        r"found those of another \(decaf, windows of 4 s every 2 s\)": ("decaf", 4.0),
-    }
-    for said, (model, window) in others.items():
-        other = FORMS[form](model, CLASSES, True, window, 2.0)
-        timeline = made()
-        object.__setattr__(timeline, "window", window)
-        content = other.header + other.line(timeline)
-        path.write_text(content)
-        with pytest.raises(UserError, match=said):
-            ResultsFile(path, ours)
-        assert path.read_text() == content
-    for content in ("my notes\n", '{"path": "a.wav"}\n', "a,b\n1,2\n"):
-        path.write_text(content)
-        with pytest.raises(UserError, match="give another file"):
-            ResultsFile(path, ours)
-        assert path.read_text() == content
-
-
-# ------------------------------------------------------------------ the command
-
-
-@pytest.fixture
-def predict(trained, capfd):
-    run_folder = trained(*RUNS["cai"][1], yaml=RUNS["cai"][0])
-
-    def run(*words, status=0):
-        capfd.readouterr()
-        found = cli(["predict", *map(str, words), f"--model={run_folder}", "--device=cpu"])
-        out, err = capfd.readouterr()
-        assert found == status, f"{out}\n{err}"
-        return out, err
-
-    run.folder = run_folder
-    return run
-
-
-@pytest.fixture
-def recordings(wavs, long_recording, tmp_path):
-    """Two recordings of one name in two folders, one of them long, and one that is none."""
-    folder = tmp_path / "recordings"
-    (folder / "x").mkdir(parents=True)
-    shutil.copy(long_recording, folder / "a.flac")
-    shutil.copy(sorted(wavs.iterdir())[0], folder / "x" / "a.wav")
-    (folder / "bad.wav").write_text("no recording")
-    return folder
-
-
-def test_segments_on_the_console(predict, recordings, recognizer_of):
-    out, err = predict(recordings, "--recursive", "--window", "--format=csv", status=1)
-    rows = list(csv.DictReader(io.StringIO(out)))
-    assert re.search(r"1 of 3 recordings gave no result:\n  \S+/bad.wav: unreadable", err)
-    expected = recognizer_of("cai").timeline(recordings / "a.flac")
-    found = [row for row in rows if row["path"].endswith("a.flac")]
-    assert [(float(r["start"]), float(r["end"]), r["emotion"]) for r in found] == [
-        (s.start, pytest.approx(s.end, abs=1e-6), s.emotion) for s in expected.segments
-    ]
-    assert [r["transcript"] for r in found] == [expected.text_of(s) for s in expected.segments]
-
-    (line, other) = predict(recordings, "--recursive", "--window=4", "--step=2", "--format=json", status=1)[
-        0
-    ].splitlines()
-    content = json.loads(line)
-    model = content.pop("model")
-    assert (
-        content == expected.to_dict() and model == recognizer_of("cai").model_id and json.loads(other)["model"] == model
-    )
-
-    table = predict(recordings / "a.flac", "--window")[0].splitlines()
-    assert table[0].split() == ["recording", "start", "end", "emotion", "posterior", "transcript"]
-    assert len(table) == 1 + len(expected.segments) and table[1].split()[1:3] == [
-        "0.00",
-        f"{expected.segments[0].end:.2f}",
-    ]
-
-
-def test_textgrids_and_pictures_resume_and_overwrite_nothing(predict, recordings, tmp_path):
-    grids, pictures = tmp_path / "grids", tmp_path / "new" / "pictures"
-    grids.mkdir()
-    (grids / "a.TextGrid").write_text("my own annotation")
-    words = [recordings, "--recursive", "--format=textgrid", f"--out={grids}", f"--picture={pictures}"]
-    predict(*words, status=1)
-    assert {path.name for path in grids.iterdir()} == {
-        "a.TextGrid",
-        "a-2.TextGrid",
-        "a-3.TextGrid",
-        "index.TextGrid.csv",
-    }
-    assert {path.name for path in pictures.iterdir()} == {"a.png", "a-2.png", "index.png.csv"}
-    assert (grids / "a.TextGrid").read_text() == "my own annotation"
-    assert all((pictures / name).read_bytes().startswith(b"\x89PNG") for name in ("a.png", "a-2.png"))
-    index = {row["path"]: row["file"] for row in csv.DictReader((grids / "index.TextGrid.csv").open())}
-    for path, name in index.items():
-        grid = openTextgrid(str(grids / name), includeEmptyIntervals=True)
-        assert grid.maxTimestamp == pytest.approx(len(load_audio(path)) / SAMPLE_RATE, abs=1e-4)
-        assert grid.tierNames == ("emotion", "transcript")
-
-    before = {path: path.stat().st_mtime_ns for path in (*grids.glob("*.TextGrid"), *pictures.glob("*.png"))}
-    lost = pictures / "a.png"
-    lost.unlink()
-    _, said = predict(*words, status=1)
-    assert "1 of 3 recordings are in" in said and lost.exists()  # the picture alone is made again
-    assert [path for path, then in before.items() if path.stat().st_mtime_ns != then] == [lost]
-    _, said = predict(*words, "--window=3", status=2)
-    assert "windows of 4 s every 2 s" in said and "windows of 3 s every 1.5 s" in said
-
-
-def test_killed_in_the_middle_it_ends_as_if_never_killed(predict, long_recording, tmp_path):
-    many = tmp_path / "many"
-    many.mkdir()
-    for k in range(12):
-        (many / f"{k:02}.flac").symlink_to(long_recording)
-    whole, out = tmp_path / "whole.csv", tmp_path / "cut.csv"
-    words = [many, "--window=1", "--step=0.5", "--batch=1"]
-    predict(*words, f"--out={whole}")
-    command = [sys.executable, "-m", "speechbrain_ser.cli", "predict", *words, f"--model={predict.folder}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process: equal to the last digit
-    process = subprocess.Popen(
-        [*command, f"--out={out}", "--device=cpu"], cwd=ROOT, stderr=subprocess.DEVNULL, env=environment
-    )
-    while process.poll() is None and not (out.is_file() and out.stat().st_size > 1_000):
-        time.sleep(0.005)
-    assert process.poll() is None, "ended before it was killed"
-    process.kill()
-    process.wait()
-    assert 0 < out.stat().st_size < whole.stat().st_size
-    predict(*words, f"--out={out}")
-    assert out.read_bytes() == whole.read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--format=textgrid"], "expected a folder for the files"),
-        (["--window=1000"], "window: expected"),
-        (["--window=4", "--step=9"], "step: expected"),
-        (["--format=textgrid", "--out=/dev/null/grids"], "expected a file that can be written"),
-        (["--picture=/dev/null/pictures"], "expected a file that can be written"),
-    ],
-)
-def test_wrong_words(predict, long_recording, words, said):
-    assert said in predict(long_recording, *words, status=2)[1]

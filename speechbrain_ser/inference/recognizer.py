@@ -15,62 +15,43 @@ from torch import nn
 from speechbrain_ser.data.audio import BadAudioError, duration_of
 from speechbrain_ser.data.batches import SAMPLE_RATE, load_audio
 from speechbrain_ser.errors import UserError, nearest
-from speechbrain_ser.evaluation.calibration import check_temperature, read_calibration, temperature_of
-from speechbrain_ser.inference.package import CONFIG, is_hub_name, load_package
+from speechbrain_ser.evaluation.calibration import check_temperature, temperature_of
+from speechbrain_ser.inference.package import CONFIG, Package, is_hub_name, load_package
 from speechbrain_ser.inference.timeline import WINDOW, Timeline, WindowPlan, follow, plan_windows
-from speechbrain_ser.inference.trained import load_model
+from speechbrain_ser.inference.trained import TrainedModel, load_model
 from speechbrain_ser.models.decoding import Decoder
 from speechbrain_ser.models.heads import padded, signals_of
 from speechbrain_ser.processing.lengths import absolute_lengths
 
 logger = logging.getLogger(__name__)
 
-
 LOOK_AHEAD = 8  # batches whose recordings are read before they are sorted by length
-
-
 CPU_PADDING = 0.5  # seconds that an utterance may lack of its batch's longest: more cost as much as a pass of its own
-
-
 RUN_OPTS = {"device": None, "precision": "fp32"}
-
-
 NOT_FINITE_OUTPUT = "the model's output is not finite"
-
-
 SILENT = "silent: all samples are the same (expected speech)"  # of which a model would say anything
 
 
 @dataclass(frozen=True)
 class Recognition:
-    """What was recognised in a recording, or why nothing was.
+    """What was recognised in a recording, or why nothing was."""
 
-    Arguments
-    ---------
-    path : str, optional
-        Of the recording; None for a waveform.
-    emotion : str, optional
-        The likeliest class; None, where there is no error, when even its posterior is below the threshold.
-    posteriors : dict of str to float
-        By class; empty where there is an error.
-    transcript : str, optional
-        Where the model has an ASR head, and it was asked for.
-    embedding : torch.Tensor, optional
-        [channels], on the CPU, what the emotion head reads; on request.
-    error : str, optional
-        What is wrong with the recording; None where all is well.
-    """
-
-    path: str | None = None
-    emotion: str | None = None
+    path: str | None = None  # None for a waveform
+    emotion: str | None = None  # the likeliest class; None where its posterior is below the threshold
     posteriors: dict[str, float] = field(default_factory=dict)
-    transcript: str | None = None
-    embedding: torch.Tensor | None = field(default=None, repr=False, compare=False)
-    error: str | None = None
+    transcript: str | None = None  # where the model has an ASR head, and it was asked for
+    embedding: torch.Tensor | None = field(default=None, repr=False, compare=False)  # [channels], on request
+    error: str | None = None  # what is wrong with the recording
+
+    def to_dict(self) -> dict:
+        """Return plain data: posteriors rounded to six digits, the transcript where there is one."""
+        content = {"path": self.path, "emotion": self.emotion}
+        content["posteriors"] = {name: round(p, 6) for name, p in self.posteriors.items()}
+        return content if self.transcript is None else content | {"transcript": self.transcript}
 
 
 class EmotionRecognizer:
-    """A trained model, ready to use.
+    """A trained model, ready to use, in the manner of ``speechbrain.inference``.
 
     What is said of a recording does not depend on the others of its batch (to 1e-4), and equals what training's own
     test says of it.
@@ -138,7 +119,7 @@ class EmotionRecognizer:
         self.model_id = model_id + _settings(self.temperature, self.threshold)
         self.device, self.autocast, half = _run_options(run_opts or {})
         self.max_padding = CPU_PADDING if torch.device(self.device).type == "cpu" else float("inf")
-        self.model = _moved(model.eval(), self.device)
+        self.model = model.eval().to(self.device)
         self.longest = getattr(getattr(model, "encoder", None), "max_samples", None)  # a Whisper has no more positions
         for lobe in [module for module in model.modules() if hasattr(module, "fix_weights")]:
             lobe.fix_weights(half)
@@ -155,11 +136,10 @@ class EmotionRecognizer:
         run_folder: str | os.PathLike,
         run_opts: Mapping[str, str] | None = None,
         transcribe: bool = True,
-        max_seconds: float = 120.0,
         calibrated: bool = True,
-        threshold: float = 0.0,
+        **options,
     ) -> "EmotionRecognizer":
-        """The model of a finished run, with the parameters that the run was tested with.
+        """Load the model of a finished run, with the parameters that the run was tested with.
 
         The run's YAML is executed, as every SpeechBrain YAML is: use only runs that you trust.
 
@@ -167,17 +147,13 @@ class EmotionRecognizer:
         ---------
         run_folder : str or os.PathLike
             ``results/<system>/<corpus>-<protocol>/<variant>/<fold>/<seed>``.
-        run_opts, max_seconds, threshold
-            See :class:`EmotionRecognizer`.
+        run_opts, **options
+            As :class:`EmotionRecognizer` has them: device and precision; ``max_seconds``, ``threshold``.
         transcribe : bool
             Give transcripts where the system has an ASR head; False computes none.
         calibrated : bool
             Use the temperature that was fitted on the run's validation utterances (``calibration.json``); where there
             is none, a log line says so. False: posteriors are those of the run's ``predictions.csv``.
-
-        Returns
-        -------
-        EmotionRecognizer
 
         Raises
         ------
@@ -188,13 +164,7 @@ class EmotionRecognizer:
         if "emotion" not in trained.model.tasks:
             system = trained.metrics.get("system", "it")
             raise UserError(f"{run_folder}: expected a run that recognises emotions, found pre-training ({system})")
-        decode = None
-        if transcribe and "asr" in trained.model.heads:
-            decode = Decoder(trained.tokens, trained.lines["decoding"], trained.lines["beam_size"])
-        temperature = _temperature(read_calibration(run_folder), trained.epoch) if calibrated else 1.0
-        return cls(
-            trained.model, trained.classes, decode, run_opts, max_seconds, trained.digest, temperature, threshold
-        )
+        return cls._of(trained, trained.epoch, run_opts, transcribe, calibrated, options)
 
     @classmethod
     def from_package(
@@ -202,92 +172,51 @@ class EmotionRecognizer:
         source: str | os.PathLike,
         run_opts: Mapping[str, str] | None = None,
         transcribe: bool = True,
-        max_seconds: float = 120.0,
         calibrated: bool = True,
-        threshold: float = 0.0,
+        **options,
     ) -> "EmotionRecognizer":
-        """The model of a package that ``speechbrain-ser export`` wrote: what its run says, to 1e-4.
+        """Load a package that ``speechbrain-ser export`` wrote: it says what its run says (:meth:`from_run`), to 1e-4.
 
-        Nothing of the package is executed, whoever it is from: it is plain JSON and safetensors, its classes are of a
-        fixed table (:mod:`speechbrain_ser.inference.package`), and the hashes of all its files are checked first.
-
-        Arguments
-        ---------
-        source : str or os.PathLike
-            The package's folder, or its name on the Hugging Face hub (``user/model``).
-        run_opts, max_seconds, threshold
-            See :class:`EmotionRecognizer`.
-        calibrated : bool
-            Posteriors with the temperature that was fitted on the run's validation utterances; False: as trained.
-        transcribe : bool
-            Give transcripts where the system has an ASR head; False computes none.
-
-        Returns
-        -------
-        EmotionRecognizer
+        `source` is its folder, or its name on the Hugging Face hub (``user/model``). Nothing of it is executed, whoever
+        it is from: it is plain JSON and safetensors, its classes are of a fixed table
+        (:mod:`speechbrain_ser.inference.package`), and the hashes of all its files are checked first.
 
         Raises
         ------
         UserError
             Naming the file of the package, what was expected and what was found.
         """
-        package, decode = load_package(source), None
-        if transcribe and package.tokens is not None:
-            decode = Decoder(package.tokens, **package.decoding)
-        temperature = _temperature(package.calibration) if calibrated else 1.0
-        return cls(
-            package.model, package.classes, decode, run_opts, max_seconds, package.digest, temperature, threshold
-        )
+        return cls._of(load_package(source), None, run_opts, transcribe, calibrated, options)
+
+    @classmethod
+    def _of(cls, learned: TrainedModel | Package, epoch: int | None, run_opts, transcribe, calibrated, options):
+        decode = Decoder(learned.tokens, **learned.decoding) if transcribe and learned.tokens is not None else None
+        temperature, reason = temperature_of(learned.calibration, epoch) if calibrated else (1.0, None)
+        if reason is not None:
+            logger.warning(f"uncalibrated: {reason}")
+        about = {"model_id": learned.digest, "temperature": temperature}
+        return cls(learned.model, learned.classes, decode, run_opts, **about, **options)
 
     # -------------------------------------------------------------- use
 
     def classify_file(self, path: str | os.PathLike, embedding: bool = False) -> Recognition:
         """Recognise one recording of any format that soundfile reads, any rate and any number of channels.
 
-        Arguments
-        ---------
-        path : str or os.PathLike
-            The recording.
-        embedding : bool
-            Also give the vector that the emotion head reads.
-
-        Returns
-        -------
-        Recognition
+        `embedding`: also give the vector that the emotion head reads.
 
         Raises
         ------
         UserError
             Saying what is wrong with the recording.
         """
-        (found,) = self.classify_files([path], embedding=embedding)
-        if found.error is not None:
-            raise UserError(f"{path}: {found.error}")
-        return found
+        return _sound(self.classify_files([path], embedding=embedding))
 
     def classify_batch(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None, embedding: bool = False
     ) -> list[Recognition]:
-        """Recognise waveforms.
+        """Recognise waveforms [batch, time], or [time], 16 kHz, right-padded where there are `wav_lens` [batch].
 
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            [batch, time], or [time] for one, 16 kHz, right-padded.
-        wav_lens : torch.Tensor, optional
-            Relative lengths [batch]; None: nothing is padded.
-        embedding : bool
-            Also give the vector that the emotion head reads.
-
-        Returns
-        -------
-        list of Recognition
-            In the batch's order; one that is too short, or not finite, carries its error.
-
-        Raises
-        ------
-        UserError
-            When these are no such tensors.
+        One that is too short, or not finite, carries its error.
         """
         wavs = wavs[None] if wavs.dim() == 1 else wavs
         if not wavs.is_floating_point():
@@ -296,80 +225,31 @@ class EmotionRecognizer:
             lengths = absolute_lengths(wavs, wav_lens).tolist()
         except ValueError as error:
             raise UserError(str(error)) from error
-        items = [self._prepare_whole(wav[:n].float().cpu()) for wav, n in zip(wavs, lengths, strict=True)]
+        items = [self._item(wav[:n].float().cpu()) for wav, n in zip(wavs, lengths, strict=True)]
         return self._classify(items, len(items), embedding)
 
     def classify_files(
         self, paths: Iterable[str | os.PathLike], batch_size: int = 8, embedding: bool = False
     ) -> Iterator[Recognition]:
-        """Recognise many recordings, in batches of similar lengths.
+        """Recognise many recordings, in batches of similar lengths; the results are in the order of `paths`.
 
-        No more than :data:`LOOK_AHEAD` batches are read ahead, so that memory does not grow with their number.
-
-        Arguments
-        ---------
-        paths : iterable of str or os.PathLike
-            The recordings; read as results are asked for.
-        batch_size : int
-            Recordings a batch, at most.
-        embedding : bool
-            Also give the vector that the emotion head reads.
-
-        Returns
-        -------
-        iterator of Recognition
-            In the order of `paths`; a recording that cannot be read, or is too short, carries its error.
-
-        Raises
-        ------
-        UserError
-            For a batch size below 1.
+        They are read as results are asked for, no more than :data:`LOOK_AHEAD` batches ahead, so that memory does not
+        grow with their number. One that cannot be read, or is too short, carries its error.
         """
         _check_batch_size(batch_size)
         return self._stream(paths, batch_size, embedding)
 
-    def timeline(
-        self,
-        path: str | os.PathLike,
-        duration: float = WINDOW,
-        step: float | None = None,
-        batch_size: int = 8,
-        progress: bool = False,
-    ) -> Timeline:
-        """Recognise a recording of any length in overlapping windows.
+    def timeline(self, path: str | os.PathLike, *args, **options) -> Timeline:
+        """Recognise one recording of any length in overlapping windows, with the options of :meth:`timelines`.
 
-        The memory does not grow with the recording. Each step's posteriors are the mean of the windows that cover it;
-        steps of the same emotion make a segment. A recording of at most `duration` is one window, and its result is
-        that of :meth:`classify_file`.
-
-        Arguments
-        ---------
-        path : str or os.PathLike
-            The recording.
-        duration : float
-            Seconds of a window. The default is about an utterance of the corpora that models are trained on (EMO-DB's
-            mean is 2.8 s, IEMOCAP's 4.4 s): what a window is to the model, and short enough to follow changes.
-        step : float, optional
-            Seconds from one window to the next, and of the posteriors. None: half of `duration`, so that every moment
-            is heard twice, and once away from a window's edge.
-        batch_size : int
-            Windows a batch, at most.
-        progress : bool
-            Show on a terminal how many seconds are done.
-
-        Returns
-        -------
-        Timeline
+        A recording of at most a window is one window, and its result is that of :meth:`classify_file`.
 
         Raises
         ------
         UserError
             Saying what is wrong with the recording, the window or the step.
         """
-        (found,) = self.timelines([path], duration, step, batch_size, progress)
-        if found.error is not None:
-            raise UserError(f"{path}: {found.error}")
-        return found
+        return _sound(self.timelines([path], *args, **options))
 
     def timelines(
         self,
@@ -379,19 +259,14 @@ class EmotionRecognizer:
         batch_size: int = 8,
         progress: bool = False,
     ) -> Iterator[Timeline]:
-        """Recognise many recordings of any lengths, one after the other (:meth:`timeline`).
+        """Recognise recordings of any lengths, one after the other, in windows of `duration` every `step` seconds.
 
-        Arguments
-        ---------
-        paths : iterable of str or os.PathLike
-            The recordings; read as results are asked for.
-        duration, step, batch_size, progress
-            See :meth:`timeline`.
+        The memory does not grow with the recording. Each step's posteriors are the mean of the windows that cover it;
+        steps of the same emotion make a segment. One that cannot be read, or is too short, carries its error.
 
-        Returns
-        -------
-        iterator of Timeline
-            In the order of `paths`; a recording that cannot be read, or is too short, carries its error.
+        By default a window is about an utterance of the corpora that models are trained on (EMO-DB's mean is 2.8 s,
+        IEMOCAP's 4.4 s): what it is to the model, and short enough to follow changes. A step is half a window, so that
+        every moment is heard twice, and once away from a window's edge. `batch_size`: windows a batch, at most.
 
         Raises
         ------
@@ -404,29 +279,16 @@ class EmotionRecognizer:
         return (self._timeline(path, plan, batch_size, progress) for path in paths)
 
     def window_outputs(self, wavs: Sequence[torch.Tensor]) -> tuple[np.ndarray, list[torch.Tensor] | None]:
-        """What the model says of windows of a recording.
+        """Return posteriors [windows, classes] of windows [time] of a recording, and each one's CTC logits.
 
-        Arguments
-        ---------
-        wavs : sequence of torch.Tensor
-            [time] each, 16 kHz.
-
-        Returns
-        -------
-        numpy.ndarray
-            Posteriors [windows, classes].
-        list of torch.Tensor, or None
-            CTC logits [frames, tokens] of each, on the CPU; None where the model does not transcribe.
+        Logits are [frames, tokens]; None where the model does not transcribe.
 
         Raises
         ------
         BadAudioError
             When the model has no answer to one of them.
         """
-        items = [self._prepare(wav) for wav in wavs]
-        if error := next((item.error for item in items if item.error), None):
-            raise BadAudioError(error)
-        outputs = self._outputs([item.signals for item in items])
+        outputs = self._outputs([self._signals(wav) for wav in wavs])
         posteriors = self._posteriors(outputs)
         if not posteriors.isfinite().all():
             raise BadAudioError(NOT_FINITE_OUTPUT)
@@ -436,7 +298,7 @@ class EmotionRecognizer:
         return posteriors.numpy(), [of_one[:n] for of_one, n in zip(logits, frames, strict=True)]
 
     def emotion_of(self, posterior: torch.Tensor | np.ndarray) -> str | None:
-        """The emotion that a posterior [classes] speaks for; None: too little for the threshold."""
+        """Return the emotion that a posterior [classes] speaks for; None: too little for the threshold."""
         likeliest = int(posterior.argmax())
         return self.classes[likeliest] if float(posterior[likeliest]) >= self.threshold else None
 
@@ -445,8 +307,7 @@ class EmotionRecognizer:
     def _timeline(self, path: str | os.PathLike, plan: WindowPlan, batch_size: int, progress: bool) -> Timeline:
         try:
             seconds = duration_of(path)
-            if error := self._too_short(seconds):
-                raise BadAudioError(error)
+            self._check_least(seconds)
             found = follow(self, path, seconds, plan, batch_size, progress)
             if found.envelope.min() == found.envelope.max():
                 raise BadAudioError(SILENT)
@@ -466,65 +327,59 @@ class EmotionRecognizer:
 
     def _read(self, path: str | os.PathLike) -> "_Item":
         try:
-            seconds = duration_of(path)
-            if error := self._wrong_length(seconds):  # known before a recording of hours is in memory
-                return _Item(os.fspath(path), error=error)
-            return self._prepare_whole(load_audio(path), os.fspath(path))
-        except BadAudioError as defect:
-            return _Item(os.fspath(path), error=defect.words)
+            self._check_length(duration_of(path))  # known before a recording of hours is in memory
+            return replace(self._item(load_audio(path)), path=os.fspath(path))
         except Exception as error:  # whatever it is, the other recordings do not suffer from it
-            return _Item(os.fspath(path), error=f"{type(error).__name__}: {error}")
+            words = error.words if isinstance(error, BadAudioError) else f"{type(error).__name__}: {error}"
+            return _Item(os.fspath(path), error=words)
 
-    def _prepare_whole(self, wav: torch.Tensor, path: str | None = None) -> "_Item":
-        """A recording; a window of one may well be silent."""
-        item = self._prepare(wav, path)
-        return _Item(path, error=SILENT) if item.error is None and wav.min() == wav.max() else item
-
-    def _wrong_length(self, seconds: float) -> str | None:
-        if seconds > self.max_seconds:
-            return (
-                f"too long: {seconds:.1f} s (expected at most max_seconds, {self.max_seconds:g} s; "
-                "--window takes recordings of any length, as does EmotionRecognizer.timeline)"
-            )
-        if self.longest and seconds * SAMPLE_RATE > self.longest:
-            return (
-                f"too long: {seconds:.1f} s (the model's Whisper encodes at most {self.longest / SAMPLE_RATE:g} s; "
-                "--window takes recordings of any length, as does EmotionRecognizer.timeline)"
-            )
-        return self._too_short(seconds)
-
-    def _too_short(self, seconds: float) -> str | None:
-        least = self.model.min_samples / SAMPLE_RATE
-        if seconds < least:
-            return f"too short: {1000 * seconds:.1f} ms (expected at least {1000 * least:.1f} ms, which make a frame)"
-        return None
+    def _item(self, wav: torch.Tensor) -> "_Item":
+        try:
+            signals = self._signals(wav)
+            if wav.min() == wav.max():  # a window of a recording may well be silent
+                raise BadAudioError(SILENT)
+            return _Item(None, signals, len(wav) / SAMPLE_RATE)
+        except BadAudioError as defect:
+            return _Item(error=defect.words)
 
     @torch.inference_mode()
-    def _prepare(self, wav: torch.Tensor, path: str | None = None) -> "_Item":
-        """What the model reads of a waveform [time], or why it can read nothing."""
-        if error := self._wrong_length(len(wav) / SAMPLE_RATE):
-            return _Item(path, error=error)
+    def _signals(self, wav: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the model reads of a waveform [time]."""
+        self._check_length(len(wav) / SAMPLE_RATE)
         if not wav.isfinite().all():
-            return _Item(path, error="NaN or infinite samples (expected finite ones)")
-        return _Item(path, signals_of(self.model, wav), len(wav) / SAMPLE_RATE)
+            raise BadAudioError("NaN or infinite samples (expected finite ones)")
+        return signals_of(self.model, wav)
+
+    def _check_length(self, seconds: float) -> None:
+        self._check_least(seconds)
+        most = None
+        if seconds > self.max_seconds:
+            most = f"expected at most max_seconds, {self.max_seconds:g} s"
+        elif self.longest and seconds * SAMPLE_RATE > self.longest:
+            most = f"the model's Whisper encodes at most {self.longest / SAMPLE_RATE:g} s"
+        if most is not None:
+            anyway = "--window takes recordings of any length, as does EmotionRecognizer.timeline"
+            raise BadAudioError(f"too long: {seconds:.1f} s ({most}; {anyway})")
+
+    def _check_least(self, seconds: float) -> None:
+        least = self.model.min_samples / SAMPLE_RATE
+        if seconds < least:
+            found, expected = f"{1000 * seconds:.1f} ms", f"expected at least {1000 * least:.1f} ms, which make a frame"
+            raise BadAudioError(f"too short: {found} ({expected})")
 
     def _classify(self, items: list["_Item"], batch_size: int, embedding: bool) -> list[Recognition]:
         """Results in the order of the items."""
         found = [Recognition(item.path, error=item.error) for item in items]
         for batch in _batches([item.seconds for item in items], batch_size, self.max_seconds, self.max_padding):
-            for k, result in zip(batch, self._forward([items[k].signals for k in batch], embedding), strict=True):
-                found[k] = replace(result, path=items[k].path)
+            outputs, nothing = self._outputs([items[k].signals for k in batch]), [None] * len(batch)
+            texts = self.decode(outputs["asr"], outputs["frames"]) if self.decode else nothing
+            vectors = outputs["embedding"].float().cpu() if embedding else nothing
+            for k, *of_one in zip(batch, self._posteriors(outputs), texts, vectors, strict=True):
+                found[k] = self._result(items[k].path, *of_one)
         return found
-
-    def _forward(self, signals: list[dict[str, torch.Tensor]], embedding: bool) -> list[Recognition]:
-        outputs = self._outputs(signals)
-        texts = self.decode(outputs["asr"], outputs["frames"]) if self.decode else [None] * len(signals)
-        vectors = outputs["embedding"].float().cpu() if embedding else [None] * len(signals)
-        return [self._result(*of_one) for of_one in zip(self._posteriors(outputs), texts, vectors, strict=True)]
 
     @torch.inference_mode()
     def _outputs(self, signals: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """What the model makes of a batch."""
         inputs = padded(signals, self.device)
         with self.autocast:
             return self.model(**inputs)
@@ -533,18 +388,18 @@ class EmotionRecognizer:
         """[batch, classes], on the CPU."""
         return (outputs["emotion"].float() / self.temperature).softmax(-1).cpu()
 
-    def _result(self, posterior: torch.Tensor, text: str | None, vector: torch.Tensor | None) -> Recognition:
+    def _result(self, path: str | None, posterior: torch.Tensor, text: str | None, vector) -> Recognition:
         if not posterior.isfinite().all():
-            return Recognition(error=NOT_FINITE_OUTPUT)
+            return Recognition(path, error=NOT_FINITE_OUTPUT)
         posteriors = dict(zip(self.classes, posterior.tolist(), strict=True))
-        return Recognition(None, self.emotion_of(posterior), posteriors, text, vector)
+        return Recognition(path, self.emotion_of(posterior), posteriors, text, vector)
 
 
 @dataclass(frozen=True)
 class _Item:
     """A recording as the model reads it, or its error."""
 
-    path: str | None
+    path: str | None = None
     signals: dict[str, torch.Tensor] = field(default_factory=dict)
     seconds: float = 0.0  # 0: nothing to recognise
     error: str | None = None
@@ -573,17 +428,17 @@ def _batches(
         order = order[n:]
 
 
+def _sound(results: Iterable[Recognition | Timeline]) -> Recognition | Timeline:
+    """The only result, which has no error."""
+    (found,) = results
+    if found.error is not None:
+        raise UserError(f"{found.path}: {found.error}")
+    return found
+
+
 def _check_batch_size(batch_size: int) -> None:
     if not isinstance(batch_size, int) or batch_size < 1:
         raise UserError(f"batch_size: expected a whole number >= 1, found {batch_size!r}")
-
-
-def _temperature(calibration: dict | None, epoch: int | None = None) -> float:
-    """That of a calibration; a log line where there is none."""
-    temperature, reason = temperature_of(calibration, epoch)
-    if reason is not None:
-        logger.warning(f"uncalibrated: {reason}")
-    return temperature
 
 
 def _checked_threshold(threshold: float) -> float:
@@ -613,38 +468,16 @@ def _run_options(run_opts: Mapping[str, str]) -> tuple[str, TorchAutocast, torch
     try:
         kind = torch.device(device).type
         dtype = AMPConfig.from_name(options["precision"]).dtype
+        torch.empty(0, device=device)
         return device, TorchAutocast(device_type=kind, dtype=dtype), None if dtype == torch.float32 else dtype
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, AssertionError, ValueError) as error:  # a driver or a build of torch without such a device
         raise UserError(f"run_opts: {error}") from error
 
 
-def _moved(model: nn.Module, device: str) -> nn.Module:
-    try:
-        return model.to(device)
-    except (RuntimeError, AssertionError) as error:  # a driver or a build of torch that has no such device
-        raise UserError(f"device: {device} cannot be used: {error}") from error
-
-
 def open_recognizer(model: str | os.PathLike, **options) -> EmotionRecognizer:
-    """A recogniser by whatever names its model.
+    """Open a run's folder, a package's folder, or ``user/model`` on the hub, with the options of either.
 
     A folder with a config.json is a package, of which nothing is executed; any other folder is a run, whose YAML is.
-
-    Arguments
-    ---------
-    model : str or os.PathLike
-        A run's folder, a package's folder, or ``user/model`` on the hub.
-    **options
-        Those of :meth:`EmotionRecognizer.from_run` and :meth:`EmotionRecognizer.from_package`.
-
-    Returns
-    -------
-    EmotionRecognizer
-
-    Raises
-    ------
-    UserError
-        As these two do.
     """
     is_package = os.path.lexists(Path(model) / CONFIG) or is_hub_name(os.fspath(model))
     return (EmotionRecognizer.from_package if is_package else EmotionRecognizer.from_run)(model, **options)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from textwrap import wrap
 
@@ -33,19 +34,10 @@ POSTERIORS, SEGMENTS, WAVEFORM = (0.0, 1.0), (1.06, 1.4), (1.46, 2.26)
 
 
 def plot_timeline(timeline: Timeline) -> Figure:
-    """Waveform, segments of one emotion, stacked posteriors and, where there are any, words.
+    """Draw waveform, segments of one emotion, stacked posteriors and, where there are any, words of a sound recording.
 
     Up to a minute and a half is one row. What is longer goes on in the next row: a minute a row where there are words,
     as many as make a dozen rows where there are none, or more than :data:`MOST_WORDS` seconds.
-
-    Arguments
-    ---------
-    timeline : Timeline
-        Of a recording without an error.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
 
     Example
     -------
@@ -58,19 +50,24 @@ def plot_timeline(timeline: Timeline) -> Figure:
     2
     """
     has_words = bool(timeline.phrases) and timeline.duration <= MOST_WORDS
-    seconds = _row_seconds(timeline.duration, has_words)
+    seconds = timeline.duration
+    if seconds > ONE_ROW:
+        seconds = ROW_SECONDS if has_words else ROW_SECONDS * math.ceil(seconds / ROW_SECONDS / ROWS)
     rows = max(1, math.ceil(timeline.duration / seconds))
     unit = 1.0 if rows == 1 else 0.45  # inches of the posteriors' height
     words = 0.0 if not has_words else (WORD_LINES * FONT * 1.3 / 72 + 0.08) / unit  # height of the words
     height = (WAVEFORM[1] + words) * unit
     figure = Figure(figsize=(WIDTH, TOP + rows * (height + GAP)))
-    colours = _colours(timeline.classes)
+    colours = {None: ABSTAINED, **dict(zip(timeline.classes, cycle(COLOURS), strict=False))}
     for row in range(rows):
-        bottom = (rows - 1 - row) * (height + GAP) + 0.1
-        tall = figure.get_figheight()
+        bottom, tall = (rows - 1 - row) * (height + GAP) + 0.1, figure.get_figheight()
         axes = figure.add_axes((MARGIN / WIDTH, bottom / tall, 1 - 2 * MARGIN / WIDTH, height / tall))
         axes.set(xlim=(row * seconds, (row + 1) * seconds), ylim=(-words, WAVEFORM[1]), yticks=[])
-        _style(axes, seconds)
+        axes.xaxis.tick_top()
+        axes.xaxis.set_major_locator(MultipleLocator(next(t for t in TICKS if seconds / t <= MOST_TICKS)))
+        axes.xaxis.set_major_formatter(FuncFormatter(_clock if seconds > ROW_SECONDS / 2 else lambda t, _: f"{t:g} s"))
+        axes.tick_params(labelsize=FONT, length=2, pad=1)
+        axes.spines[:].set_visible(False)
         _draw_waveform(axes, timeline)
         _draw_segments(axes, timeline, colours)
         _draw_posteriors(axes, timeline, colours)
@@ -78,24 +75,6 @@ def plot_timeline(timeline: Timeline) -> Figure:
             _write_words(axes, timeline.phrases, unit)
     _write_title(figure, timeline, colours)
     return figure
-
-
-def _row_seconds(duration: float, has_words: bool) -> float:
-    if duration <= ONE_ROW:
-        return duration
-    return ROW_SECONDS if has_words else ROW_SECONDS * math.ceil(duration / ROW_SECONDS / ROWS)
-
-
-def _colours(classes: Sequence[str]) -> dict[str | None, str]:
-    return {None: ABSTAINED, **{name: COLOURS[k % len(COLOURS)] for k, name in enumerate(classes)}}
-
-
-def _style(axes: Axes, seconds: float) -> None:
-    axes.xaxis.tick_top()
-    axes.xaxis.set_major_locator(MultipleLocator(next(t for t in TICKS if seconds / t <= MOST_TICKS)))
-    axes.xaxis.set_major_formatter(FuncFormatter(_clock if seconds > ROW_SECONDS / 2 else lambda t, _: f"{t:g} s"))
-    axes.tick_params(labelsize=FONT, length=2, pad=1)
-    axes.spines[:].set_visible(False)
 
 
 def _clock(seconds: float, _=None) -> str:

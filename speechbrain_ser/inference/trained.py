@@ -13,6 +13,7 @@ from torch import nn
 
 from speechbrain_ser.data.text import load_tokens
 from speechbrain_ser.errors import UserError
+from speechbrain_ser.evaluation.calibration import read_calibration
 from speechbrain_ser.files import sha256
 from speechbrain_ser.models.checkpoints import CheckpointReader, find_epoch, load_parameters
 from speechbrain_ser.training.results import SELECTIONS
@@ -20,34 +21,18 @@ from speechbrain_ser.training.results import SELECTIONS
 
 @dataclass
 class TrainedModel:
-    """What a run learned.
+    """What a run learned."""
 
-    Arguments
-    ---------
-    model : torch.nn.Module
-        In evaluation mode, on the CPU.
-    metrics : dict
-        The run's ``metrics.json``.
-    epoch : int
-        Whose parameters these are.
-    lines : dict
-        Of the run's ``hyperparams.yaml``, those that are text or numbers.
-    parameters : pathlib.Path
-        The file of the parameters.
-    folder : pathlib.Path
-        The run's.
-    """
-
-    model: nn.Module
-    metrics: dict
-    epoch: int
-    lines: dict
-    parameters: Path
-    folder: Path
+    model: nn.Module  # in evaluation mode, on the CPU
+    metrics: dict  # the run's metrics.json
+    epoch: int  # whose parameters these are
+    lines: dict  # of the run's hyperparams.yaml, those that are text or numbers
+    parameters: Path  # their file
+    folder: Path  # the run's
 
     @property
     def digest(self) -> str:
-        """Of the parameters: 16 hexadecimal digits by which the model's results are known."""
+        """16 hexadecimal digits of the parameters, by which the model's results are known."""
         return sha256(self.parameters)[:16]
 
     @property
@@ -57,8 +42,18 @@ class TrainedModel:
 
     @property
     def tokens(self):
-        """What its ASR head spells with."""
-        return _saved(load_tokens, self.folder / "save" / "tokens.json")
+        """What its ASR head spells with; None where it has none."""
+        return _saved(load_tokens, self.folder / "save" / "tokens.json") if "asr" in self.model.heads else None
+
+    @property
+    def decoding(self) -> dict:
+        """Kind and beam size of the search for a transcript."""
+        return {"kind": self.lines["decoding"], "beam_size": self.lines["beam_size"]}
+
+    @property
+    def calibration(self) -> dict | None:
+        """The content of its calibration.json, where there is one."""
+        return read_calibration(self.folder)
 
     @property
     def inputs(self) -> dict:
@@ -67,18 +62,9 @@ class TrainedModel:
 
 
 def load_model(run_folder: str | os.PathLike) -> TrainedModel:
-    """The model of a finished run.
+    """Load the model of a finished run: ``results/<system>/<corpus>-<protocol>/<variant>/<fold>/<seed>``.
 
     The run's ``hyperparams.yaml`` is executed, as every SpeechBrain YAML is: load only runs that you trust.
-
-    Arguments
-    ---------
-    run_folder : str or os.PathLike
-        ``results/<system>/<corpus>-<protocol>/<variant>/<fold>/<seed>``.
-
-    Returns
-    -------
-    TrainedModel
 
     Raises
     ------
@@ -102,13 +88,7 @@ def load_model(run_folder: str | os.PathLike) -> TrainedModel:
 
 
 def finished(run_folder: str | os.PathLike) -> Path:
-    """A run's folder, when the run is finished.
-
-    Raises
-    ------
-    UserError
-        When it is none.
-    """
+    """Return a run's folder; a run that is not finished is a UserError."""
     folder = Path(run_folder)
     if lacking := [n for n in ("hyperparams.yaml", "metrics.json") if not (folder / n).is_file()]:
         raise UserError(f"{folder}: expected the folder of a finished run, found no {' and no '.join(lacking)}")
@@ -116,7 +96,7 @@ def finished(run_folder: str | os.PathLike) -> Path:
 
 
 def read_yaml(path: Path) -> dict:
-    """The YAML with its tags, nothing of it executed."""
+    """Return the YAML with its tags, nothing of it executed."""
     try:
         tree = ruamel.yaml.YAML().load(path.read_text(encoding="utf-8"))
     except ruamel.yaml.error.YAMLError as error:
