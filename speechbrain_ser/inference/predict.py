@@ -40,13 +40,8 @@ SUFFIXES = frozenset(
 def find_recordings(paths: Iterable[str], recursive: bool = False) -> list[str]:
     """Return the recordings that paths name, each once.
 
-    Arguments
-    ---------
-    paths : iterable of str
-        A file, whatever its name (reading it will tell); a folder: the audio files in it, by their names' endings, in
-        alphabetical order; ``-``: paths on standard input, one a line.
-    recursive : bool
-        Also the audio files in a folder's subfolders.
+    A path is a file, whatever its name (reading it will tell); a folder: the audio files in it by their names' endings,
+    in alphabetical order, and with `recursive` those in its subfolders; ``-``: paths on standard input, one a line.
 
     Raises
     ------
@@ -165,7 +160,7 @@ def _outputs(
     recognizer: EmotionRecognizer,
     windows: tuple[float, float] | None,
 ) -> Iterator[tuple[Collection[str], Callable[[Recognition | Timeline], None]]]:
-    """What results go to: the paths that it has, and what takes a result; a picture before the line that says so."""
+    """What results go to: the paths that it has, and what takes a result. A recording's picture comes before its line."""
     about = {"model": recognizer.model_id, **dict(zip(("window", "step"), windows or (), strict=False))}
     origin = origin_of(about if recognizer.decode is None else about | {"transcript": ""})
 
@@ -187,10 +182,10 @@ def _outputs(
         lines = Path(out if form == "json" else f"{out}.jsonl")
         if os.path.lexists(out) and not lines.exists():
             raise UserError(f"--out: expected {lines}, of which {out} is made, found {out} alone: give another file")
-        results = stack.enter_context(results_file(lines, origin))
+        file = stack.enter_context(results_file(lines, origin))
         if form == "csv":
-            stack.callback(lambda: write_csv(results.records(), Path(out)))  # whatever ends the command
-        yield results.done, lambda found: results.add(record(found))
+            stack.callback(lambda: write_csv(file.records(), Path(out)))  # whatever ends the command
+        yield file.done, lambda found: file.add(record(found))
 
 
 def _console(text: Callable[..., str], record: Callable[[Recognition | Timeline], dict]) -> Callable:

@@ -249,19 +249,9 @@ def step_posteriors(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Average the posteriors of windows over steps: each counts for as much of a step as its window covers.
 
-    Arguments
-    ---------
-    spans : sequence of tuple of int
-        Of each window, the first sample and the first one after it.
-    posteriors : sequence of numpy.ndarray
-        [windows, classes].
-    step : int
-        Samples a step.
-
-    Returns
-    -------
-    tuple of numpy.ndarray
-        [steps + 1] samples at which steps begin and the last one ends (with the last window), and [steps, classes].
+    `spans` are the first sample of each window and the first one after it, `posteriors` [windows, classes], `step` so
+    many samples. Returned are the samples at which steps begin and the last one ends, with the last window [steps + 1],
+    and [steps, classes].
 
     Example
     -------
@@ -316,17 +306,8 @@ def join_logits(windows: Iterable[tuple[int, torch.Tensor]], blank: int = 0) -> 
     the blank: there no token is cut in two, and none is heard on both sides of the joint, or on neither, because the
     windows place it a frame apart.
 
-    Arguments
-    ---------
-    windows : iterable of tuple of int and torch.Tensor
-        Of each, its first frame, counted from the recording's, and its logits [frames, tokens].
-    blank : int
-        The CTC blank.
-
-    Returns
-    -------
-    iterator of torch.Tensor
-        [frames, tokens], as many as there are windows: the row's next frames.
+    Of each window, `windows` has the first frame, counted from the recording's, and the logits [frames, tokens]. As
+    many [frames, tokens] come out: the row's next frames.
 
     Example
     -------
