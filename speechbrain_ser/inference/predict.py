@@ -160,7 +160,7 @@ def _outputs(
     recognizer: EmotionRecognizer,
     windows: tuple[float, float] | None,
 ) -> Iterator[tuple[Collection[str], Callable[[Recognition | Timeline], None]]]:
-    """What results go to: the paths that it has, and what takes a result. A recording's picture comes before its line."""
+    """What results go to: paths that it has, and what takes a result. A recording's picture comes before its line."""
     about = {"model": recognizer.model_id, **dict(zip(("window", "step"), windows or (), strict=False))}
     origin = origin_of(about if recognizer.decode is None else about | {"transcript": ""})
 
