@@ -14,7 +14,7 @@ from praatio.data_classes.interval_tier import IntervalTier
 from praatio.data_classes.textgrid import Textgrid
 
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.files import locked, replacing
+from speechbrain_ser.files import cannot_be_written, locked, written_whole
 from speechbrain_ser.inference.timeline import Timeline
 
 SILENT = "-"  # in a table, in place of an emotion whose posterior is below the threshold; empty in CSV, null in JSON
@@ -101,12 +101,9 @@ def table_text(record: dict, header: bool = False, widths: tuple[int, int] = (0,
 
 def write_csv(records: Iterable[dict], path: Path) -> None:
     """Write records as a CSV file that appears whole."""
-    try:
-        with replacing(path) as temporary, temporary.open("w", newline="", **TEXT) as file:
-            for number, record in enumerate(records):
-                file.write(csv_text(record, header=number == 0))
-    except OSError as error:
-        raise UserError(f"--out: {path} cannot be written ({error.strerror})") from error
+    with written_whole(path) as temporary, temporary.open("w", newline="", **TEXT) as file:
+        for number, record in enumerate(records):
+            file.write(csv_text(record, header=number == 0))
 
 
 def write_textgrid(timeline: Timeline, path: str | os.PathLike) -> Path:
@@ -130,7 +127,7 @@ def write_textgrid(timeline: Timeline, path: str | os.PathLike) -> Path:
     grid = Textgrid(0.0, timeline.duration)
     for name, entries in tiers.items():
         grid.addTier(IntervalTier(name, entries, 0.0, timeline.duration))
-    with replacing(path) as temporary:
+    with written_whole(path) as temporary:
         # no interval is dropped for being short: the last step may be
         grid.save(str(temporary), "long_textgrid", includeBlankSpaces=True, minimumIntervalLength=None)
     return path
@@ -172,7 +169,7 @@ class ResultsFile:
             self.file.write(json_text(record).encode(**TEXT))
             self.file.flush()
         except OSError as error:
-            raise UserError(f"--out: {self.path} cannot be written any more ({error.strerror})") from error
+            raise cannot_be_written(self.path, error) from error
 
     def records(self) -> Iterator[dict]:
         """Read what the file holds, a record at a time."""
@@ -270,10 +267,7 @@ class ResultsFolder:
     def add(self, found: Timeline) -> None:
         """Write a recording's file."""
         path = self.folder / (self.names.get(found.path) or self._take_name(found.path))
-        try:
-            self.write(found, path)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror})") from error
+        self.write(found, path)
 
     def _take_name(self, path: str) -> str:
         stem, taken = Path(path).stem, set(self.names.values())
