@@ -237,19 +237,6 @@ def test_what_is_held_of_a_speech_is_bounded(kind):
 # ------------------------------------------------------------------ the whole
 
 
-@pytest.mark.parametrize("name", ["cai", "fu"])
-def test_the_batch_size_changes_nothing(recognizer_of, long_recording, name):
-    recognizer = recognizer_of(name)
-    one, many = (recognizer.timeline(long_recording, 2.0, 0.9, batch_size=n) for n in (1, 7))
-    assert len(one.posteriors) > 10 and one.posteriors == pytest.approx(many.posteriors, abs=1e-4)
-    assert one.phrases == many.phrases
-    assert [(s.start, s.end, s.emotion) for s in one.segments] == [(s.start, s.end, s.emotion) for s in many.segments]
-    ends = [segment.end for segment in one.segments]
-    assert [segment.start for segment in one.segments] == [0.0, *ends[:-1]] and ends[-1] == one.duration
-    first = recognizer.classify_batch(load_audio(long_recording)[: 2 * SAMPLE_RATE])[0]
-    assert one.posteriors[0] == pytest.approx([*first.posteriors.values()], abs=1e-4)  # no other window is there yet
-
-
 def test_odd_recordings_say_what_they_say_whole(recognizer_of, odd):  # noqa: F811
     folder, errors = odd
     recognizer = recognizer_of("cai", max_seconds=10.0)

@@ -67,14 +67,7 @@ def csv_text(record: dict, header: bool = False) -> str:
 def table_text(record: dict, header: bool = False, widths: tuple[int, int] = (0, 0)) -> str:
     """Return the rows of a record for people to read, times in seconds.
 
-    Arguments
-    ---------
-    record : dict
-        A record.
-    header : bool
-        With the columns' names first.
-    widths : tuple of int
-        Characters of the longest path and the longest emotion.
+    `widths` are the characters of the longest path and of the longest emotion, of all records.
 
     Example
     -------
@@ -152,10 +145,7 @@ def origin_of(record: dict) -> str:
 class ResultsFile:
     """Records of one origin as JSON lines, by path, in a file that any number of calls go on with.
 
-    Attributes
-    ----------
-    done : set of str
-        Paths of the recordings that have a record.
+    ``done`` has the paths of the recordings that had a record when it was opened.
     """
 
     def __init__(self, path: Path, file: BinaryIO, origin: str):
@@ -228,24 +218,11 @@ def results_file(path: str | os.PathLike, origin: str) -> Iterator[ResultsFile]:
 
 
 class ResultsFolder:
-    """A file a recording, named after it, in the folder of an index that says whose each is.
+    """A file a recording, named after it and made by `write`, in the folder of an index that says whose each is.
 
-    A name is taken in the index before its file is written: recordings of one name in several folders get a file each
-    (``a.png``, ``a-2.png``), and a file that somebody else has put there is never overwritten.
-
-    Arguments
-    ---------
-    index : ResultsFile
-        In the same folder.
-    suffix : str
-        Of the files: ``.png``, ``.TextGrid``.
-    write : callable
-        Timeline and path to a file that appears whole or not at all.
-
-    Attributes
-    ----------
-    done : set of str
-        Paths of the recordings that have a file.
+    A name is taken in the index before its file is written, and `write` gives it whole or not at all. Recordings of one
+    name in several folders get a file each (``a.png``, ``a-2.png``), and a file that somebody else has put there is
+    never overwritten. ``done`` has the paths of the recordings that have a file.
 
     Example
     -------
