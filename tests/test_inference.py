@@ -251,7 +251,7 @@ def test_a_run_that_cannot_be_used(run_of, tmp_path):
     with pytest.raises(UserError, match=r"tokens.json: expected what a run writes"):
         EmotionRecognizer.from_run(damaged, CPU)
     (damaged / "save" / "classes.json").unlink()
-    with pytest.raises(UserError, match=r"classes.json: expected the file of a finished run"):
+    with pytest.raises(UserError, match=r"classes.json: expected a file that can be read"):
         EmotionRecognizer.from_run(damaged, CPU, transcribe=False)
 
 

@@ -1,9 +1,7 @@
 """A trained run's model, to use: built from the run's own YAML, with the parameters of the epoch that it tested."""
 
 import io
-import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from torch import nn
 from speechbrain_ser.data.text import load_tokens
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.calibration import read_calibration
-from speechbrain_ser.files import sha256
+from speechbrain_ser.files import read_json, sha256
 from speechbrain_ser.models.checkpoints import CheckpointReader, find_epoch, load_parameters
 from speechbrain_ser.training.results import SELECTIONS
 
@@ -38,12 +36,16 @@ class TrainedModel:
     @property
     def classes(self) -> list[str]:
         """Emotion classes, in the order of the logits."""
-        return _saved(lambda path: json.loads(path.read_text(encoding="utf-8")), self.folder / "save" / "classes.json")
+        return read_json(self.folder / "save" / "classes.json")
 
     @property
     def tokens(self):
         """What its ASR head spells with; None where it has none."""
-        return _saved(load_tokens, self.folder / "save" / "tokens.json") if "asr" in self.model.heads else None
+        path = self.folder / "save" / "tokens.json"
+        try:
+            return load_tokens(path) if "asr" in self.model.heads else None
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: expected what a run writes, found something else ({error!r})") from error
 
     @property
     def decoding(self) -> dict:
@@ -72,7 +74,7 @@ def load_model(run_folder: str | os.PathLike) -> TrainedModel:
         When the folder holds no finished run, or its model cannot be built or filled.
     """
     folder = finished(run_folder)
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_json(folder / "metrics.json")
     checkpoint = find_epoch(CheckpointReader(folder / "save"), max_key=SELECTIONS[metrics["selection"]])
     if checkpoint is None:
         raise UserError(f"{folder / 'save'}: expected a checkpoint of a finished epoch, found none")
@@ -116,13 +118,3 @@ def _build(tree: dict, path: Path) -> nn.Module:
         return load_hyperpyyaml(io.StringIO(stream.getvalue()))["model"]
     except (ruamel.yaml.error.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: no model can be built from it: {error}") from error
-
-
-def _saved(load: Callable, path: Path):
-    """What a run has kept beside its parameters."""
-    try:
-        return load(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: expected the file of a finished run, found none") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: expected what a run writes, found something else ({error})") from error
