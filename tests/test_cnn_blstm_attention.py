@@ -9,7 +9,6 @@ from hyperpyyaml import load_hyperpyyaml
 from torch import nn
 
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.evaluation.figures import plot_attention
 from speechbrain_ser.lobes.cnn_blstm_attention import CNNBLSTMAttention
 from speechbrain_ser.nnet.recurrent import BLSTM
 from speechbrain_ser.processing.lengths import frame_mask
@@ -493,34 +492,3 @@ def test_shortest_input(lobe):
     vector, attention = lobe(torch.randn(1, lobe.min_frames, 6), return_attention=True)
     assert vector.isfinite().all()
     assert attention.local_attention.tolist() == [[1.0]]
-
-
-# --- the picture -----------------------------------------------------------------------------------------
-
-
-def test_picture_puts_attention_where_it_belongs():
-    local = np.zeros(16)
-    local[5] = 1.0
-    self_attention = np.stack([np.full((16, 16), 1 / 16), np.eye(16)])
-    figure = plot_attention(np.random.default_rng(0).normal(size=(20, 8)), (self_attention, local), "a01", hop=0.1)
-    spectrogram, curve, image = figure.axes[:3]
-    line = curve.lines[0]
-    assert line.get_xdata()[line.get_ydata().argmax()] == pytest.approx(0.7)  # frame 5 of the CNN is 7 of the input
-    assert spectrogram.images[0].get_extent() == pytest.approx([-0.05, 1.95, -0.5, 7.5])
-    assert image.images[0].get_extent() == pytest.approx([0.15, 1.75, 0.15, 1.75])
-    np.testing.assert_allclose(image.images[0].get_array(), self_attention.mean(0))
-    assert spectrogram.get_xlim() == curve.get_xlim() == image.get_xlim() == pytest.approx((-0.05, 1.95))
-    assert figure.get_suptitle() == "a01"
-
-
-def test_picture_of_the_lobe(lobe, features):
-    _, attention = lobe(features, LENGTHS, return_attention=True)
-    figure = plot_attention(features[2, :12].numpy(), attention.utterance(2, lobe.frame_counts(12)))
-    assert figure.axes[0].images[0].get_array().shape == (6, 12)
-    assert figure.axes[2].images[0].get_array().shape == (8, 8)
-
-
-@pytest.mark.parametrize("frames", [3, 0])
-def test_picture_of_other_shapes(frames):
-    with pytest.raises(ValueError, match=r"found \[3, 8\], \[2, 4, 4\] and \[" + str(frames)):
-        plot_attention(np.zeros((3, 8)), (np.zeros((2, 4, 4)), np.zeros(frames)))

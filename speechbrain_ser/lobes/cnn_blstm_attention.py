@@ -38,8 +38,7 @@ class AttentionWeights(NamedTuple):
     local_attention: torch.Tensor | np.ndarray
 
     def utterance(self, index: int, frames: int | None = None) -> "AttentionWeights":
-        """One utterance's weights as NumPy arrays, to draw them
-        (:func:`speechbrain_ser.evaluation.figures.plot_attention`).
+        """One utterance's weights as NumPy arrays, to draw them.
 
         Arguments
         ---------
