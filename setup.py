@@ -38,7 +38,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["speechbrain_ser", "speechbrain_ser.*"]),
-    package_data={"speechbrain_ser.inference": ["card.md"]},
+    package_data={"speechbrain_ser.inference": ["card.md"], "speechbrain_ser.evaluation": ["report.html"]},
     python_requires=">=3.10",
     install_requires=[
         # SpeechBrain imports torchaudio, which has ended as a project and whose compiled part must fit torch. pip knows
@@ -54,14 +54,13 @@ setup(
         "soxr>=0.5",
         "safetensors",
         "huggingface-hub",
-        "jinja2",
         "numpy",
         "scikit-learn>=1.4",
         "threadpoolctl>=3",  # comes with scikit-learn
         "scipy>=1.11",
-        "statsmodels>=0.14",
         "jiwer>=4",
         "pandas>=2.2",
+        "jinja2>=3.1",  # and MarkupSafe, which comes with it
         "matplotlib>=3.8",
         # Praat TextGrids: pure Python, MIT, released in 2026; others rest, or are GPL
         "praatio>=6.2",

@@ -1,6 +1,5 @@
 """Whether posteriors mean what they say, and temperature scaling (Guo et al. 2017) from validation utterances."""
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -13,24 +12,22 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from speechbrain_ser.errors import UserError
+from speechbrain_ser.files import read_json
 
 BINS = 15  # of equal width, as Guo et al. 2017 have them
-
-
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the largest posterior, fixed beforehand: none is chosen on a test part
+BOUNDS = (0.05, 20.0)  # of a temperature
+FEW = 50  # validation utterances, below which the file says how few they are
+FILES = CALIBRATION, LOGITS, RELIABILITY = "calibration.json", "logits.csv", "reliability.png"
+
+
+# ------------------------------------------------------------------ what posteriors are worth
 
 
 class Bins(NamedTuple):
-    """A reliability diagram: what each bin of the largest posterior holds, the lowest first.
+    """A reliability diagram, [bins] each: utterances by their largest posterior, the lowest bin first.
 
-    Attributes
-    ----------
-    counts : numpy.ndarray
-        [bins], utterances.
-    confidence : numpy.ndarray
-        [bins], the mean of their largest posteriors; NaN in an empty bin.
-    accuracy : numpy.ndarray
-        [bins], the share of them that is right; NaN in an empty bin.
+    ``confidence`` is the mean of the largest posteriors, ``accuracy`` the share that is right; NaN in an empty bin.
     """
 
     counts: np.ndarray
@@ -45,20 +42,7 @@ class Bins(NamedTuple):
 
 
 def reliability_bins(confidence: Sequence[float], right: Sequence[bool], bins: int = BINS) -> Bins:
-    """Utterances by their largest posterior, in bins of equal width that include their upper ends.
-
-    Arguments
-    ---------
-    confidence : sequence of float
-        The largest posterior of each utterance, above 0 and at most 1.
-    right : sequence of bool
-        Whether its class is the true one.
-    bins : int
-        How many.
-
-    Returns
-    -------
-    Bins
+    """Sort utterances by their largest posterior into bins of equal width that include their upper ends.
 
     Example
     -------
@@ -77,21 +61,9 @@ def reliability_bins(confidence: Sequence[float], right: Sequence[bool], bins: i
 
 
 def chance_error(confidence: Sequence[float], draws: int = 200, seed: int = 0) -> float:
-    """The ECE to expect of these utterances if their posteriors meant exactly what they say: few utterances have one.
+    """Return the ECE to expect if these largest posteriors meant exactly what they say: few utterances have one.
 
-    Arguments
-    ---------
-    confidence : sequence of float
-        The largest posterior of each utterance.
-    draws : int
-        How often right and wrong are drawn.
-    seed : int
-        Of the draws.
-
-    Returns
-    -------
-    float
-        The mean of the draws' ECE.
+    It is the mean over so many draws of what is right.
 
     Example
     -------
@@ -104,19 +76,9 @@ def chance_error(confidence: Sequence[float], draws: int = 200, seed: int = 0) -
 
 
 def with_temperature(log_posteriors: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Log posteriors of the logits divided by a temperature: softmax(logits / T) is softmax(log posteriors / T).
+    """Return log posteriors [utterances, classes] of logits divided by a temperature; log posteriors do as logits do.
 
-    Arguments
-    ---------
-    log_posteriors : numpy.ndarray
-        [utterances, classes]; logits will do.
-    temperature : float
-        Above 0; above 1 it flattens, below 1 it sharpens. The likeliest class stays the same.
-
-    Returns
-    -------
-    numpy.ndarray
-        [utterances, classes].
+    Above 1 a temperature flattens, below 1 it sharpens; the likeliest class stays the same.
 
     Example
     -------
@@ -127,20 +89,10 @@ def with_temperature(log_posteriors: np.ndarray, temperature: float = 1.0) -> np
 
 
 def utterance_scores(log_posteriors: np.ndarray, true: Sequence[int]) -> pd.DataFrame:
-    """What calibration is measured by, of each utterance.
+    """Return what calibration is measured by, of log posteriors [utterances, classes] and the true classes' indices.
 
-    Arguments
-    ---------
-    log_posteriors : numpy.ndarray
-        [utterances, classes].
-    true : sequence of int
-        Index of each utterance's class.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``confidence``, the largest posterior; ``right``; ``Brier``, the squared error over all classes (0 to 2);
-        ``NLL``, the negative log posterior of the true class in nats (infinite for a posterior of 0).
+    Columns: ``confidence``, the largest posterior; ``right``; ``Brier``, the squared error over all classes (0 to 2);
+    ``NLL``, the negative log posterior of the true class in nats (infinite for a posterior of 0).
 
     Example
     -------
@@ -161,17 +113,7 @@ def utterance_scores(log_posteriors: np.ndarray, true: Sequence[int]) -> pd.Data
 
 
 def calibration_figures(scores: pd.DataFrame) -> dict[str, float]:
-    """The means of utterances' scores, and their ECE.
-
-    Arguments
-    ---------
-    scores : pandas.DataFrame
-        From :func:`utterance_scores`.
-
-    Returns
-    -------
-    dict of str to float
-        ``WA``, ``confidence`` (mean of the largest posteriors), ``ECE``, ``Brier``, ``NLL``.
+    """Return WA, mean confidence, ECE, Brier score and NLL of the table of :func:`utterance_scores`.
 
     Example
     -------
@@ -185,20 +127,10 @@ def calibration_figures(scores: pd.DataFrame) -> dict[str, float]:
 
 
 def abstention(scores: pd.DataFrame, thresholds: Sequence[float] = THRESHOLDS) -> list[dict]:
-    """What keeping silent below a threshold costs and gives.
+    """Return what keeping silent below a largest posterior costs and gives.
 
-    Arguments
-    ---------
-    scores : pandas.DataFrame
-        From :func:`utterance_scores`.
-    thresholds : sequence of float
-        Of the largest posterior.
-
-    Returns
-    -------
-    list of dict
-        ``threshold``, ``coverage`` (share of utterances that get an answer), ``n`` answers, and ``WA`` among them (None
-        where nothing is answered).
+    Each threshold has ``n`` answers, ``coverage`` (the share of utterances that get one) and ``WA`` among them, None
+    where nothing is answered.
 
     Example
     -------
@@ -216,17 +148,7 @@ def abstention(scores: pd.DataFrame, thresholds: Sequence[float] = THRESHOLDS) -
 
 
 def coverage_curve(scores: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy among the surest utterances, for every share of them; equally sure ones come together.
-
-    Arguments
-    ---------
-    scores : pandas.DataFrame
-        From :func:`utterance_scores`.
-
-    Returns
-    -------
-    tuple of numpy.ndarray
-        Coverage, rising to 1, and accuracy.
+    """Return coverage, rising to 1, and accuracy among so many of the surest; equally sure ones come together.
 
     Example
     -------
@@ -238,13 +160,7 @@ def coverage_curve(scores: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return (by_confidence["count"] / len(scores)).to_numpy(), (by_confidence["sum"] / by_confidence["count"]).to_numpy()
 
 
-BOUNDS = (0.05, 20.0)
-
-
-FEW = 50  # validation utterances, below which the file says how few they are
-
-
-FILES = CALIBRATION, LOGITS, RELIABILITY = "calibration.json", "logits.csv", "reliability.png"
+# ------------------------------------------------------------------ a temperature
 
 
 class Fit(NamedTuple):
@@ -255,21 +171,11 @@ class Fit(NamedTuple):
 
 
 def fit_temperature(logits: np.ndarray, true: Sequence[int]) -> Fit:
-    """The temperature with the smallest negative log likelihood of the true classes.
+    """Fit the temperature with the smallest negative log likelihood of the true classes [utterances, classes].
 
-    Arguments
-    ---------
-    logits : numpy.ndarray
-        [utterances, classes].
-    true : sequence of int
-        Index of each utterance's class.
-
-    Returns
-    -------
-    Fit
-        Within :data:`BOUNDS`, rounded to four digits behind the point, with a remark where it stands at one of them.
-        None, and why, where no temperature is the best one: no utterances, one class, logits that are not finite, or
-        utterances that are all right, whose likelihood grows for ever as the temperature falls.
+    It is within :data:`BOUNDS`, rounded to four digits behind the point, with a remark where it stands at one of them.
+    It is None, with the reason, where no temperature is the best one: no utterances, one class, logits that are not
+    finite, or utterances that are all right, whose likelihood grows for ever as the temperature falls.
 
     Example
     -------
@@ -291,7 +197,11 @@ def fit_temperature(logits: np.ndarray, true: Sequence[int]) -> Fit:
     found = minimize_scalar(nll, bounds=ends, method="bounded", options={"xatol": 1e-7})
     best = min((found.x, *ends), key=nll)  # the search comes near a bound but never stands on it
     temperature = round(math.exp(best), 4)
-    return Fit(temperature, _remark(temperature))
+    at_bounds = {
+        BOUNDS[1]: f"at its upper bound, {BOUNDS[1]:g}: these logits tell the utterances no better than chance",
+        BOUNDS[0]: f"at its lower bound, {BOUNDS[0]:g}: these logits are very small",
+    }
+    return Fit(temperature, at_bounds.get(temperature))
 
 
 def _no_temperature(logits: np.ndarray, true: np.ndarray) -> str | None:
@@ -311,30 +221,11 @@ def _no_temperature(logits: np.ndarray, true: np.ndarray) -> str | None:
     return None
 
 
-def _remark(temperature: float) -> str | None:
-    if temperature == BOUNDS[1]:
-        return f"at its upper bound, {BOUNDS[1]:g}: these logits tell the utterances no better than chance"
-    if temperature == BOUNDS[0]:
-        return f"at its lower bound, {BOUNDS[0]:g}: these logits are very small"
-    return None
+# ------------------------------------------------------------------ a run's files
 
 
 def logit_table(frame: pd.DataFrame, logits: dict[str, Sequence[float]], classes: Sequence[str]) -> pd.DataFrame:
-    """A part's rows of ``logits.csv``.
-
-    Arguments
-    ---------
-    frame : pandas.DataFrame
-        Columns ID, speaker, emotion; those utterances of it are taken that have logits.
-    logits : dict of str to sequence of float
-        By ID, float32, in the order of the classes.
-    classes : sequence of str
-        All classes.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ID, speaker, emotion, ``logit_<class>``; sorted by ID.
+    """Return a part's rows of ``logits.csv``, of those utterances of a manifest that have logits; sorted by ID.
 
     Example
     -------
@@ -351,14 +242,14 @@ def logit_table(frame: pd.DataFrame, logits: dict[str, Sequence[float]], classes
 
 
 def logits_of(table: pd.DataFrame, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Logits [utterances, classes] and indices of the true classes [utterances] of a table like ``logits.csv``."""
+    """Return logits [utterances, classes] and indices of the true classes of a table like ``logits.csv``."""
     # a CSV's digits tell a float32 from its neighbours, and read as float64 are not yet its value
     logits = table[[f"logit_{c}" for c in classes]].to_numpy(np.float32).astype(float)
     return logits, pd.Index(classes).get_indexer(table["emotion"])
 
 
 def calibrate(valid: pd.DataFrame, test: pd.DataFrame, classes: Sequence[str]) -> dict:
-    """What ``calibration.json`` says of a temperature: itself, and figures on both parts with and without it.
+    """Return what ``calibration.json`` says of a temperature: itself, and figures on both parts with and without it.
 
     Arguments
     ---------
@@ -371,9 +262,8 @@ def calibrate(valid: pd.DataFrame, test: pd.DataFrame, classes: Sequence[str]) -
     -------
     dict
         ``temperature`` (None with a ``reason``), ``part`` and ``n`` of its utterances; ``figures`` by part, each
-        ``uncalibrated`` and, where there is a temperature, ``calibrated``; ``thresholds``: coverage and accuracy of
-        the validation utterances when the model keeps silent below some thresholds. ``note`` where there is something
-        to know.
+        ``uncalibrated`` and, where there is a temperature, ``calibrated``; ``thresholds`` of :func:`abstention` on the
+        validation utterances; ``note`` where there is something to know.
     """
     logits, true = logits_of(valid, classes)
     fit = fit_temperature(logits, true)
@@ -396,51 +286,13 @@ def _figures(logits: np.ndarray, true: np.ndarray, temperature: float | None) ->
 
 
 def read_calibration(run_folder: str | os.PathLike) -> dict | None:
-    """What a run's ``calibration.json`` says; None where there is no such file.
-
-    Arguments
-    ---------
-    run_folder : str or os.PathLike
-        The run.
-
-    Returns
-    -------
-    dict or None
-
-    Raises
-    ------
-    UserError
-        When it is none.
-    """
+    """Read and check a run's ``calibration.json``; None where there is no such file."""
     path = Path(run_folder) / CALIBRATION
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{path}: expected JSON: {error}") from error
-    return check_calibration(found, path)
+    return check_calibration(read_json(path), path) if path.is_file() else None
 
 
 def check_calibration(found, where: str | os.PathLike) -> dict:
-    """The same content, when it is that of a ``calibration.json``.
-
-    Arguments
-    ---------
-    found : object
-        What was read.
-    where : str or os.PathLike
-        From where.
-
-    Returns
-    -------
-    dict
-
-    Raises
-    ------
-    UserError
-        When the temperature is neither null nor a finite number above 0.
-    """
+    """Return the same content, when it is that of a ``calibration.json``: a mapping with a temperature, maybe null."""
     if not isinstance(found, dict) or "temperature" not in found:
         raise UserError(f"{where}: expected a mapping with a temperature, found {str(found)[:80]}")
     if found["temperature"] is not None:
@@ -449,7 +301,7 @@ def check_calibration(found, where: str | os.PathLike) -> dict:
 
 
 def check_temperature(value, name: str = "temperature") -> float:
-    """The same value, when it is a temperature.
+    """Return the same value, when it is a temperature.
 
     Example
     -------
@@ -463,18 +315,9 @@ def check_temperature(value, name: str = "temperature") -> float:
 
 
 def temperature_of(calibration: dict | None, epoch: int | None = None) -> tuple[float, str | None]:
-    """The temperature to use, and why there is none where it is 1 for want of another.
+    """Return the temperature to use, and why there is none where it is 1 for want of another.
 
-    Arguments
-    ---------
-    calibration : dict or None
-        The content of a ``calibration.json``.
-    epoch : int, optional
-        That of the parameters: a temperature fitted to those of another epoch is not theirs.
-
-    Returns
-    -------
-    tuple of float and str or None
+    `epoch` is that of the parameters: a temperature fitted to those of another epoch is not theirs.
 
     Example
     -------

@@ -18,9 +18,8 @@ from speechbrain_ser import __version__
 from speechbrain_ser.data.batches import SAMPLE_RATE
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.calibration import read_calibration, temperature_of
-from speechbrain_ser.evaluation.intervals import SCALES, speaker_interval, speaker_sums
-from speechbrain_ser.evaluation.metrics import word_errors
-from speechbrain_ser.evaluation.tables import heading, unit_of, with_interval
+from speechbrain_ser.evaluation.intervals import Interval, speaker_interval, speaker_sums
+from speechbrain_ser.evaluation.metrics import FIGURES, SELECTIONS, printed, with_interval
 from speechbrain_ser.files import read_json, sha256, write_json, write_text
 from speechbrain_ser.inference import onnx
 from speechbrain_ser.inference.package import (
@@ -55,12 +54,7 @@ ACTED = {
     "emodb": "ten actors who speak ten sentences in seven emotions, German",
     "demo": "no human speech: sentences spoken by a synthesiser",
 }
-SELECTED = {
-    "last": "the last epoch",
-    "valid": "the best epoch on the validation part",
-    "test": "test-selected (oracle): the best epoch on the test part itself, so the figures below are too high",
-}
-FIGURES = ("WA", "UA", "F1", "WER")
+MEASURED = ("WA", "UA", "F1", "WER")
 HUB_METRICS = {"WA": "accuracy", "UA": "recall", "WER": "wer"}  # as the Hugging Face hub calls them
 PATH = re.compile(r"""(?<![^\s'"\[{(=,:])(~?/|[A-Za-z]:\\)[^'",\]})]+""")  # of whoever trained it: nobody's business
 PARTS = {"all": "all", "text_heard": "whose text was heard in training", "text_disjoint": "whose text never was"}
@@ -96,10 +90,10 @@ def model_card(metrics: Mapping, predictions: pd.DataFrame, config: Mapping, bac
         config=config,
         backbone=backbone,
         acted=ACTED,
-        selected=SELECTED[metrics["selection"]],
+        selected=SELECTIONS[metrics["selection"]].in_full,
         changed=[f"`{key}: {PATH.sub('…', str(value))}`" for key, value in changed.items()],
-        recall=[f"{c} {unit_of('recall').text(r)}" for c, r in chosen["all"]["recall"].items() if r is not None],
-        second=[f"{f} {unit_of(f).text(chosen['second'][f])} %" for f in ("WA", "UA")] if with_second else [],
+        recall=[f"{c} {printed(r)}" for c, r in chosen["all"]["recall"].items() if r is not None],
+        second=[f"{f} {printed(chosen['second'][f])} %" for f in ("WA", "UA")] if with_second else [],
         calibration=calibration,
         temperature=calibration.get("temperature"),
         **_results(metrics, chosen, predictions),
@@ -142,13 +136,13 @@ def _card_data(metrics: Mapping, chosen: Mapping, corpora: list[str]) -> ModelCa
 
 def _results(metrics: Mapping, chosen: Mapping, predictions: pd.DataFrame) -> dict[str, str]:
     """The table of figures, and what it says of their spread over speakers."""
-    shown = [name for name in FIGURES if chosen["all"].get(name) is not None]
-    rows = [["test utterances", "n", *map(heading, shown)], ["---"] * (2 + len(shown))]
+    measured = [FIGURES[name] for name in MEASURED if chosen["all"].get(name) is not None]
+    rows = [["test utterances", "n", *(f.heading for f in measured)], ["---"] * (2 + len(measured))]
     intervals = _intervals(predictions, metrics["classes"])
     for part, words in PARTS.items():
         if (figures := chosen.get(part, "none")) != "none":
             ends = intervals if part == "all" else {}
-            values = [with_interval(unit_of(f).text(figures.get(f)), ends.get(f)) for f in shown]
+            values = [with_interval(f.text, figures.get(f.name), ends.get(f.name)) for f in measured]
             rows.append([words, str(figures["n"]), *values])
     spread = "The test part has one speaker, or none is known: there is no interval, and other speakers may do worse."
     if intervals:
@@ -157,14 +151,13 @@ def _results(metrics: Mapping, chosen: Mapping, predictions: pd.DataFrame) -> di
     return {"table": "\n".join(f"| {' | '.join(row)} |" for row in rows), "spread": spread}
 
 
-def _intervals(predictions: pd.DataFrame, classes: list) -> dict[str, list[str]]:
+def _intervals(predictions: pd.DataFrame, classes: list) -> dict[str, Interval]:
     """95 % intervals over speakers, by figure; empty for a single speaker, or where none is known."""
     if (predictions["speaker"] == "").any():
         return {}
-    if "hypothesis" in predictions:
-        predictions = predictions.join(word_errors(predictions["transcript"], predictions["hypothesis"]))
-    found = {n: speaker_interval(s, SCALES[n]) for n, s in speaker_sums(predictions, classes).items() if n in FIGURES}
-    return {name: [unit_of(name).text(end) for end in ends] for name, ends in found.items() if ends is not None}
+    sums = speaker_sums(predictions, classes, MEASURED)
+    found = {name: speaker_interval(of, FIGURES[name].scale) for name, of in sums.items()}
+    return {name: ends for name, ends in found.items() if ends is not None}
 
 
 def _predictions(run: Path) -> pd.DataFrame:
