@@ -12,9 +12,9 @@ from torch import nn
 from speechbrain_ser.data.text import load_tokens
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.calibration import read_calibration
+from speechbrain_ser.evaluation.metrics import SELECTIONS
 from speechbrain_ser.files import read_json, sha256
 from speechbrain_ser.models.checkpoints import CheckpointReader, find_epoch, load_parameters
-from speechbrain_ser.training.results import SELECTIONS
 
 
 @dataclass
@@ -75,7 +75,7 @@ def load_model(run_folder: str | os.PathLike) -> TrainedModel:
     """
     folder = finished(run_folder)
     metrics = read_json(folder / "metrics.json")
-    checkpoint = find_epoch(CheckpointReader(folder / "save"), max_key=SELECTIONS[metrics["selection"]])
+    checkpoint = find_epoch(CheckpointReader(folder / "save"), max_key=SELECTIONS[metrics["selection"]].score)
     if checkpoint is None:
         raise UserError(f"{folder / 'save'}: expected a checkpoint of a finished epoch, found none")
     tree = read_yaml(folder / "hyperparams.yaml")

@@ -35,7 +35,7 @@ from speechbrain_ser.evaluation.figures import (
     plot_reliability,
     save_figure,
 )
-from speechbrain_ser.evaluation.metrics import metrics, metrics_by_text, speaker_accuracy
+from speechbrain_ser.evaluation.metrics import SELECTIONS, metrics, metrics_by_text, speaker_accuracy
 from speechbrain_ser.files import (
     cannot_be_written,
     write_csv,
@@ -201,12 +201,6 @@ def in_words(calibration: dict | None) -> str:
     return "; ECE on the test utterances: ".join([said, *filter(None, [", ".join(ece)])])
 
 
-SELECTIONS = {"last": None, "valid": "valid_score", "test": "test_score"}  # name -> checkpoint key
-
-
-SELECTION_NAMES = {"last": "last epoch", "valid": "best on validation", "test": "best on TEST (oracle)"}
-
-
 def selections_of(plain: dict, fold: Fold) -> list[str]:
     """The selections one training gives."""
     every = plain["test_every_epoch"]
@@ -230,14 +224,14 @@ def evaluate_and_write(setup: Setup, brain, loaders: dict) -> None:
     heard = {part: text_heard(frame, fold, part) for part in ("test", "second")}
     selections = {}
     for selection in selections_of(plain, fold):
-        brain.evaluate(loaders["test"], max_key=SELECTIONS[selection])
+        brain.evaluate(loaders["test"], max_key=SELECTIONS[selection].score)
         predictions = _predictions(brain, heard["test"])
         if selection == plain["selection"]:
             test = logit_table(frame, brain.logits, setup.classes)
         suffix = "" if selection == plain["selection"] else f"_{selection}"
         run_on_main(write_csv, [predictions, setup.folder / f"predictions{suffix}.csv"])
         selections[selection] = {
-            "selected_by": SELECTION_NAMES[selection],
+            "selected_by": SELECTIONS[selection].words,
             "epoch": brain.tested_epoch,
             **metrics_by_text(predictions, setup.classes),
         }
@@ -289,13 +283,13 @@ def _valid_logits(setup: Setup, brain, loaders: dict) -> pd.DataFrame:
     """Logits of the validation utterances, at the epoch that the configured selection chose."""
     if not setup.fold.valid:
         return logit_table(setup.frame, {}, setup.classes)
-    brain.evaluate(loaders["valid"], max_key=SELECTIONS[setup.config.plain["selection"]])
+    brain.evaluate(loaders["valid"], max_key=SELECTIONS[setup.config.plain["selection"]].score)
     return logit_table(setup.frame, brain.logits, setup.classes)
 
 
 def _test_second(setup: Setup, brain, loaders: dict, selection: str, suffix: str, heard: pd.Series) -> dict:
     """The held-out utterances of the second corpus."""
-    brain.evaluate(loaders["second"], max_key=SELECTIONS[selection])
+    brain.evaluate(loaders["second"], max_key=SELECTIONS[selection].score)
     predictions = _predictions(brain, heard)
     run_on_main(write_csv, [predictions, setup.folder / f"predictions_second{suffix}.csv"])
     return metrics(predictions, setup.classes)
@@ -305,7 +299,7 @@ def _test_speakers(setup: Setup, brain, loaders: dict, selection: str, suffix: s
     """Speaker accuracy on held-out utterances of the training speakers."""
     if not setup.fold.seen:
         return "none"
-    brain.evaluate(loaders["seen"], max_key=SELECTIONS[selection])
+    brain.evaluate(loaders["seen"], max_key=SELECTIONS[selection].score)
     predictions = brain.predictions()[["ID", "speaker", "speaker_predicted"]]
     run_on_main(write_csv, [predictions, setup.folder / f"predictions_seen{suffix}.csv"])
     return speaker_accuracy(predictions)
@@ -381,11 +375,11 @@ def evaluate_and_write_pretraining(setup: Setup, brain, loaders: dict) -> None:
         suffix = "" if selection == setup.config.plain["selection"] else f"_{selection}"
         found = {}
         for part in (p for p in TESTED_PARTS if p in loaders):
-            brain.evaluate(loaders[part], max_key=SELECTIONS[selection])
+            brain.evaluate(loaders[part], max_key=SELECTIONS[selection].score)
             name = "predictions" if part == "test" else f"predictions_{part}"
             run_on_main(write_csv, [brain.predictions(), setup.folder / f"{name}{suffix}.csv"])
             found[part] = _figures(brain.predictions(), part == "seen" and brain.has_speaker_task)
-        selections[selection] = {"selected_by": SELECTION_NAMES[selection], "epoch": brain.tested_epoch, **found}
+        selections[selection] = {"selected_by": SELECTIONS[selection].words, "epoch": brain.tested_epoch, **found}
     results = {"kind": "pretraining", **run_facts(setup), "selections": selections}
     run_on_main(_finish_pretraining, [setup, results])
 

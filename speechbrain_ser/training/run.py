@@ -45,6 +45,7 @@ from speechbrain_ser.data.protocols import (
 )
 from speechbrain_ser.data.text import build_tokens, save_tokens
 from speechbrain_ser.errors import INTERRUPTED, TRY_LATER, UserError, nearest
+from speechbrain_ser.evaluation.metrics import SELECTIONS
 from speechbrain_ser.files import NO_ROOM, FolderInUse, locked, write_json, write_text
 from speechbrain_ser.lobes.backbone import check_backbone, fingerprint
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
@@ -63,7 +64,7 @@ from speechbrain_ser.training.distributed import (
     speaks,
     world_size,
 )
-from speechbrain_ser.training.results import SELECTIONS, check_tracker, selections_of
+from speechbrain_ser.training.results import check_tracker, selections_of
 from speechbrain_ser.training.signals import Stopped, stop_wish
 
 logger = logging.getLogger(__name__)
