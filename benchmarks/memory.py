@@ -46,7 +46,7 @@ def resident() -> float:
 def measure(argv: list[str], forget: bool = False) -> list[float]:
     """Resident megabytes after each epoch of a run, which may forget its earlier epochs' figures."""
     setup = prepare(read_config(argv, ROOT / "hparams"))
-    hparams, brain, loaders = build(setup)
+    hparams, brain = build(setup)
     sizes: list[float] = []
 
     def look(meta, parts) -> None:
@@ -55,7 +55,7 @@ def measure(argv: list[str], forget: bool = False) -> list[float]:
         sizes.append(resident())
 
     brain.log_to.append(look)
-    brain.fit(hparams["epoch_counter"], loaders["train"], loaders["valid"])
+    brain.fit(hparams["epoch_counter"], brain.loaders["train"], brain.loaders["valid"])
     return sizes
 
 

@@ -23,7 +23,7 @@ PLACES = {
     "manifest: between the two files": ("speechbrain_ser.data.manifest:write_json", "before"),
     "preparation: in a resampled recording": ("pathlib:Path.write_bytes", "half"),
     "preparation: in a file of the run's folder": ("pathlib:Path.write_text", "half"),
-    "step: after a forward pass": ("speechbrain_ser.training.brain:SERBrain.combine", "after"),
+    "step: after a forward pass": ("speechbrain_ser.training.brain:SERBrain.weighted_sum", "after"),
     "step: after a backward pass": ("torch:Tensor.backward", "after"),
     "step: before the optimiser's": ("torch.optim:AdamW.step", "before"),
     "step: after the optimiser's": ("torch.optim:AdamW.step", "after"),

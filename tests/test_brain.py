@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-import random
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,15 +31,11 @@ from speechbrain_ser.errors import UserError
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.cai import CaiModel
+from speechbrain_ser.nnet.losses import cross_entropy
 from speechbrain_ser.nnet.pooling import MaskedPooling
 from speechbrain_ser.processing.lengths import frame_mask
-from speechbrain_ser.training.brain import RunData
-from speechbrain_ser.training.checkpoints import (
-    History,
-    RandomState,
-    Tally,
-    WholeCheckpointer,
-)
+from speechbrain_ser.training.checkpoints import WholeCheckpointer
+from speechbrain_ser.training.run import Run
 
 CLASSES = ["calm", "loud"]
 TOKENS = CharacterTokens(["<blank>", "|", "A", "B"])
@@ -79,11 +74,25 @@ def frame(tmp_path_factory):
         path = folder / f"{part}{k:02d}.wav"
         soundfile.write(path, (0.05 + 0.3 * loud) * rng.uniform(-1, 1, n).astype("float32"), 16_000, "FLOAT")
         rows.append((f"{part}{k:02d}", str(path), n / 16_000, CLASSES[loud], "s", TEXTS[k % len(TEXTS)]))
-    return pd.DataFrame(rows, columns=["ID", "wav", "duration", "emotion", "speaker", "transcript"]).set_index("ID")
+    return (
+        pd.DataFrame(rows, columns=["ID", "wav", "duration", "emotion", "speaker", "transcript"])
+        .set_index("ID", drop=False)
+        .rename_axis(None)
+    )
+
+
+HEADS = {
+    "emotion": functools.partial(nn.Linear, out_features=len(CLASSES)),
+    "asr": functools.partial(nn.Linear, out_features=len(TOKENS)),
+}
+
+
+def make_model(encoder, alpha=0.1, seed=1) -> CaiModel:
+    return CaiModel(encoder, MaskedPooling("mean"), HEADS, {"emotion": 1.0, "asr": alpha}, seed)
 
 
 def make_brain(frame, folder, run_opts=None, model=None, **changes):
-    """A CaiBrain with everything that building.build gives it, and its loaders."""
+    """A CaiBrain with everything that run.build gives it."""
     options = {
         "alpha": 0.1,
         "micro": 4,
@@ -91,11 +100,11 @@ def make_brain(frame, folder, run_opts=None, model=None, **changes):
         "seed": 1,
         "dropout": 0.0,
         "valid": True,
-        "class_weights": None,
         "opt": functools.partial(torch.optim.AdamW, lr=0.01),
         "batch_size": 4,
         "early_stopping": 10_000,
         "checkpointer": True,
+        "brain_class": CaiBrain,
     }
     options.update({k: changes.pop(k) for k in list(changes) if k in options})
     o = SimpleNamespace(**options)
@@ -103,17 +112,13 @@ def make_brain(frame, folder, run_opts=None, model=None, **changes):
     ids = {p: tuple(i for i in frame.index if i.startswith(p)) for p in ("train", "valid", "test")}
     fold = Fold("f", ids["train"], ids["valid"] if o.valid else (), (), ids["test"])
     sb.utils.seed.seed_everything(o.seed)
-    loss_weights = {"emotion": 1.0, "asr": o.alpha}
-    heads = {
-        "emotion": functools.partial(nn.Linear, out_features=len(CLASSES)),
-        "asr": functools.partial(nn.Linear, out_features=len(TOKENS)),
-    }
-    model = model or CaiModel(TinyEncoder(o.dropout), MaskedPooling("mean"), heads, loss_weights, o.seed)
+    model = model or make_model(TinyEncoder(o.dropout), o.alpha, o.seed)
     hparams = {
-        "loss_weights": loss_weights,
+        "loss_weights": {"emotion": 1.0, "asr": o.alpha},
+        "class_weights": None,
+        "labels_of": [],
         "decoding": "greedy",
         "beam_size": 5,
-        "output_folder": str(folder),
         "tracker": None,
         "augment": None,
         "n_epochs": o.n_epochs,
@@ -127,20 +132,19 @@ def make_brain(frame, folder, run_opts=None, model=None, **changes):
     }
     assert not set(changes) - set(hparams), changes
     hparams.update(changes)
-    tokens = TOKENS if o.alpha else None
-    data = RunData(frame, fold, CLASSES, o.class_weights, tokens)
-    cache = AudioCache(folder / "cache")
-    frames = {p: frame.loc[list(getattr(fold, p))].reset_index() for p in ("train", "valid", "test")}
-    sampler = StepSampler(frames["train"]["duration"], o.batch_size, o.micro, o.seed)
-    loaders = {"valid": None}
-    for part, rows in frames.items():
-        if len(rows):
-            batches = sampler if part == "train" else length_sorted_batches(rows["duration"], 3)
-            dataset = make_dataset(rows, {"sig": cache}, CLASSES, tokens.encode if tokens else None)
-            loaders[part] = make_loader(dataset, batches)
-    brain = CaiBrain(
-        data=data,
-        sampler=sampler,
+    run = Run(SimpleNamespace(plain=hparams), frame, fold, ["f"], folder, {})
+    run.tokens = TOKENS if o.alpha else None
+    sampler = StepSampler(run.part("train")["duration"], o.batch_size, o.micro, o.seed)
+    cache, loaders = AudioCache(folder / "cache"), {"valid": None}
+    for part in ("train", "valid", "test"):
+        if len(rows := run.part(part)):
+            dataset = make_dataset(rows, {"sig": cache}, run.labels, run.tokens and run.tokens.encode)
+            planned = (
+                (sampler, sampler.micro_batches) if part == "train" else (length_sorted_batches(rows["duration"], 3),)
+            )
+            loaders[part] = make_loader(dataset, *planned)
+    brain = o.brain_class(
+        run=run,
         loaders=loaders,
         modules={"model": model},
         opt_class=o.opt,
@@ -168,17 +172,17 @@ class Killed(Exception):
     """A process that ends, in a test."""
 
 
-def stop_after(brain, n_batches: int):
-    """Let a brain die after so many training batches (its checkpoints of them written)."""
+def stop_after(brain, n_steps: int):
+    """Let a brain die in the step after so many (whose checkpoints are written)."""
     original, count = brain._should_save_intra_epoch_ckpt, [0]
 
-    def count_batches(*args):
-        if count[0] == n_batches:
+    def count_steps(*args):
+        if count[0] == n_steps:
             raise Killed
         count[0] += 1
         return original(*args)
 
-    brain._should_save_intra_epoch_ckpt = count_batches
+    brain._should_save_intra_epoch_ckpt = count_steps
 
 
 # ------------------------------------------------------------------ optimiser steps
@@ -217,7 +221,7 @@ def test_the_micro_batch_does_not_change_the_gradient(frame, tmp_path, micro):
 def hand_made_loop(frame, run, n_epochs, lr, alpha=0.1, class_weights=None, clip=None):
     """Plain PyTorch: one padded-free forward pass an utterance, mean over each step's own count, SGD."""
     model = run.brain.modules.model
-    ids = list(run.brain.data.fold.train)
+    ids = list(run.brain.run.fold.train)
     steps = []
     for epoch in range(1, n_epochs + 1):
         order = np.random.default_rng([1, epoch]).permutation(len(ids))
@@ -289,11 +293,10 @@ def test_clipping_is_over_all_groups_jointly(frame, tmp_path):
 
 
 def test_class_weights_are_a_weighted_sum_over_the_step_count(frame, tmp_path):
-    weights_of = torch.tensor([0.25, 1.75])
     options = dict(opt=functools.partial(torch.optim.SGD, lr=0.5), max_grad_norm=0, valid=False)
-    mine = fit(make_brain(frame, tmp_path / "mine", class_weights=weights_of, micro=3, **options))
+    mine = fit(make_brain(frame, tmp_path / "mine", class_weights={"calm": 1, "loud": 7}, micro=3, **options))
     run = make_brain(frame, tmp_path / "theirs", **options)
-    theirs, _ = hand_made_loop(frame, run, 2, 0.5, class_weights=weights_of.tolist())
+    theirs, _ = hand_made_loop(frame, run, 2, 0.5, class_weights=mine.brain.class_weights.tolist())
     for name, value in weights(mine).items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-5)
     assert not same(weights(mine), weights(fit(make_brain(frame, tmp_path / "plain", micro=3, **options))))
@@ -332,26 +335,27 @@ def test_vectors_are_not_decayed_where_asked(frame, tmp_path):
     assert decays == {True: 0.0, False: 0.3}
 
 
-@pytest.mark.parametrize("rate", ["fast", -1, float("nan")])
-def test_a_rate_that_is_none_is_refused_before_training(frame, tmp_path, rate):
-    with pytest.raises(UserError, match="backbone_lr must be a number"):
-        make_brain(frame, tmp_path, backbone_lr=rate)
-    with pytest.raises(UserError, match="opt_class: "):
-        make_brain(frame, tmp_path, opt=functools.partial(torch.optim.AdamW, lr=0.1, betas=(rate, 0.9)))
-
-
 def test_bf16_runs_with_losses_in_float32(frame, tmp_path):
     run = make_brain(frame, tmp_path, {"precision": "bf16"}, n_epochs=1)
     kinds = []
-    original = run.brain.combine
+    original = run.brain.weighted_sum
 
     def record(losses, *args):
         kinds.extend(loss.dtype for loss in losses.values())
         return original(losses, *args)
 
-    run.brain.combine = record
+    run.brain.weighted_sum = record
     fit(run)
     assert set(kinds) == {torch.float32} and np.isfinite(pd.read_csv(run.folder / "epochs.csv")["train_loss"]).all()
+
+
+def test_a_scaler_of_gradients_changes_nothing(frame, tmp_path):
+    """fp16's, by a power of two, with two micro-batches a step; nothing overflows here."""
+    plain = fit(make_brain(frame, tmp_path / "plain", micro=2))
+    scaled = make_brain(frame, tmp_path / "scaled", micro=2)
+    scaled.brain.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    fit(scaled)
+    assert scaled.brain.optimizer_step == 6 and same(weights(plain), weights(scaled))
 
 
 def test_batch_statistics_are_refused_with_several_processes(frame, tmp_path, monkeypatch):
@@ -389,11 +393,7 @@ class Recorder(TinyEncoder):
 
 def recorded(frame, folder, alpha):
     sb.utils.seed.seed_everything(1)
-    heads = {
-        "emotion": functools.partial(nn.Linear, out_features=2),
-        "asr": functools.partial(nn.Linear, out_features=len(TOKENS)),
-    }
-    model = CaiModel(Recorder(0.5), MaskedPooling("mean"), heads, {"emotion": 1.0, "asr": alpha}, seed=1)
+    model = make_model(Recorder(0.5), alpha)
     start = {k: v.clone() for k, v in model.state_dict().items()}
     return start, fit(make_brain(frame, folder, alpha=alpha, model=model, dropout=0.5))
 
@@ -408,18 +408,12 @@ def test_alpha_0_is_not_built_computed_or_logged_and_changes_no_random_draw(fram
     assert len(pairs) == 2 * 3
     for (wav, mask), (single_wav, single_mask) in pairs:
         assert torch.equal(wav, single_wav) and torch.equal(mask, single_mask)
-    assert single.brain.tokens is None and single.brain.decode is None
+    assert single.brain.run.tokens is None and single.brain.decode is None
     columns = pd.read_csv(single.folder / "epochs.csv").columns
     assert not [c for c in columns if "asr" in c or "WER" in c or "loss_" in c]
     assert {"train_loss_asr", "train_loss_emotion", "valid_WER"} <= set(pd.read_csv(mtl.folder / "epochs.csv").columns)
     single.brain.evaluate(single.loaders["test"])
     assert "hypothesis" not in single.brain.predictions()
-
-
-@pytest.mark.parametrize("weights_of", [{"emotion": 0, "asr": 1.0}, {"asr": 1.0}])
-def test_the_emotion_task_cannot_be_left_out(weights_of):
-    with pytest.raises(UserError, match="emotion"):
-        CaiModel(TinyEncoder(), MaskedPooling("mean"), {}, weights_of)
 
 
 # ------------------------------------------------------------------ what is logged
@@ -447,11 +441,6 @@ def test_epochs_and_predictions_agree_with_the_models_own_outputs(frame, tmp_pat
     assert "epoch: 1" in (run.folder / "train_log.txt").read_text()
 
 
-def test_no_test_columns_unless_asked(frame, tmp_path):
-    run = fit(make_brain(frame, tmp_path, n_epochs=1))
-    assert not [c for c in pd.read_csv(run.folder / "epochs.csv").columns if c.startswith("test")]
-
-
 def test_test_every_epoch_leaves_training_bit_identical(frame, tmp_path):
     plain = fit(make_brain(frame, tmp_path / "plain", dropout=0.3, valid=False))
     tested = fit(make_brain(frame, tmp_path / "tested", dropout=0.3, valid=False, test_every_epoch=True))
@@ -465,17 +454,40 @@ def test_test_every_epoch_leaves_training_bit_identical(frame, tmp_path):
     assert b["test_WA"].iloc[-1] == (predictions["predicted"] == predictions["emotion"]).mean()
 
 
-def test_tensorboard_file_appears_and_counts_epochs_itself(frame, tmp_path):
-    pytest.importorskip("tensorboard")
-    fit(make_brain(frame, tmp_path, tracker="tensorboard", n_epochs=1))
-    assert list((tmp_path / "tensorboard").rglob("events.out.tfevents*"))
+# ------------------------------------------------------------------ a label column of the user's
 
 
-def test_beam_decoding_runs(frame, tmp_path):
-    run = fit(make_brain(frame, tmp_path, n_epochs=1, decoding="beam"))
+class GenderModel(CaiModel):
+    tasks = (*CaiModel.tasks, "gender")
+
+    def forward(self, sig):
+        outputs = super().forward(sig)
+        return outputs | {"gender": self.heads["gender"](outputs["embedding"])}
+
+
+class GenderBrain(CaiBrain):
+    def compute_objectives(self, predictions, batch, stage, **more):
+        more["gender"] = cross_entropy(predictions["gender"], batch.gender)
+        return super().compute_objectives(predictions, batch, stage, **more)
+
+
+def test_a_further_label_is_trained_measured_and_written(frame, tmp_path):
+    frame = frame.assign(gender=np.resize(["M", "F", ""], len(frame)))  # of every third one it is not known
+    heads = {**HEADS, "gender": functools.partial(nn.Linear, out_features=2)}
+    loss_weights = {"emotion": 1.0, "asr": 0.1, "gender": 0.5}
+    model = GenderModel(TinyEncoder(), MaskedPooling("mean"), heads, loss_weights)
+    options = {"labels_of": ["gender"], "loss_weights": loss_weights, "brain_class": GenderBrain}
+    run = fit(make_brain(frame, tmp_path, model=model, augment=augmenter(True), **options))
+    assert run.brain.run.labels == {"emotion": CLASSES, "speaker": ["s"], "gender": ["F", "M"]}
+    epochs = pd.read_csv(run.folder / "epochs.csv")
+    parts = epochs[["train_loss_emotion", "train_loss_asr", "train_loss_gender"]].to_numpy() @ [1.0, 0.1, 0.5]
+    np.testing.assert_allclose(epochs["train_loss"], parts, rtol=1e-6)
     run.brain.evaluate(run.loaders["test"])
-    said = run.brain.predictions()["hypothesis"]
-    assert all(isinstance(s, str) and set(s) <= set("AB ") for s in said)
+    found = run.brain.table("test")
+    assert set(found["gender_predicted"]) <= {"F", "M"} and found["gender"].tolist() == ["F", "", "M"] * 2
+    accuracy = (found["gender"] == found["gender_predicted"]).mean()
+    assert run.brain.report({"test": found})["gender_accuracy"] == accuracy
+    assert {"train_gender_accuracy", "valid_gender_accuracy"} <= set(epochs)
 
 
 # ------------------------------------------------------------------ augmentation
@@ -544,12 +556,8 @@ class Poisoned(nn.Module):
 
 
 def poisoned(frame, folder, **options):
-    heads = {
-        "emotion": functools.partial(nn.Linear, out_features=2),
-        "asr": functools.partial(nn.Linear, out_features=len(TOKENS)),
-    }
     torch.manual_seed(0)
-    model = CaiModel(Poisoned(), MaskedPooling("mean"), heads, {"emotion": 1.0, "asr": 0.1}, seed=1)
+    model = make_model(Poisoned())
     model.encoder.poison = float(soundfile.read(frame.at["train03", "wav"], dtype="float32")[0][0])
     return make_brain(frame, folder, model=model, **options)
 
@@ -585,39 +593,7 @@ def test_patience_skips_the_whole_step(frame, tmp_path, micro):
     assert epochs[["train_loss", "train_loss_asr", "train_loss_emotion"]].notna().all(axis=None)
 
 
-def test_patience_is_exhausted(frame, tmp_path):
-    run = poisoned(frame, tmp_path, nonfinite_patience=1)
-    run.brain.modules.model.encoder.poison = None
-    run.brain.modules.model.heads["emotion"].weight.data.fill_(float("nan"))
-    with pytest.raises(UserError, match="train"):
-        fit(run)
-
-
 # ------------------------------------------------------------------ checkpoints
-
-
-def test_random_state_round_trip(tmp_path):
-    RandomState().save(tmp_path / "r")
-    drawn = [random.random(), np.random.rand(), torch.rand(3)]  # noqa: NPY002
-    random.random(), np.random.rand(), torch.rand(7)  # noqa: NPY002
-    RandomState().load(tmp_path / "r", True)
-    again = [random.random(), np.random.rand(), torch.rand(3)]  # noqa: NPY002
-    assert drawn[:2] == again[:2] and torch.equal(drawn[2], again[2])
-
-
-def test_history_and_tally_round_trip(tmp_path):
-    history, tally = History(), Tally()
-    history.rows = [{"epoch": 1, "lr": 0.1, "valid_confusion": "[[1]]"}]
-    history.save(tmp_path / "h")
-    tally.add(loss=torch.tensor([1.0, 2.0]), WA=torch.tensor([True, True]))
-    tally.save(tmp_path / "t")
-    new_history, new, fresh = History(), Tally(), Tally()
-    new_history.load(tmp_path / "h", True)
-    assert new_history.rows == history.rows
-    new.load(tmp_path / "t", end_of_epoch=False)
-    assert new.means() == {"loss": 1.5, "WA": 1.0} and new.n == 2
-    fresh.load(tmp_path / "t", end_of_epoch=True)
-    assert fresh.n == 0 and fresh.means() == {}
 
 
 @pytest.mark.parametrize("valid", [True, False])
@@ -625,7 +601,7 @@ def test_resumed_after_an_epoch_equals_uninterrupted(frame, tmp_path, valid):
     options = dict(n_epochs=3, dropout=0.4, valid=valid, test_every_epoch=True, micro=3)
     whole = fit(make_brain(frame, tmp_path / "whole", **options))
     stopped = make_brain(frame, tmp_path / "parts", **options)
-    stop_after(stopped.brain, 5)  # in the second epoch
+    stop_after(stopped.brain, 4)  # in the second epoch
     with pytest.raises(Killed):
         fit(stopped)
     resumed = fit(make_brain(frame, tmp_path / "parts", **options))
@@ -636,11 +612,10 @@ def test_resumed_after_an_epoch_equals_uninterrupted(frame, tmp_path, valid):
 
 @pytest.mark.parametrize("micro", [1, 4])
 def test_resumed_within_an_epoch_with_other_micro_batches(frame, tmp_path, micro):
-    """The checkpoint is after the second step, which is batch 4 of 6; with other micro-batches it is another one."""
     options = dict(n_epochs=1, batch_size=4, run_opts={"ckpt_interval_steps": 1})
     whole = fit(make_brain(frame, tmp_path / "whole", micro=2, **options))
     stopped = make_brain(frame, tmp_path / "parts", micro=2, **options)
-    stop_after(stopped.brain, 5)
+    stop_after(stopped.brain, 2)
     with pytest.raises(Killed):
         fit(stopped)
     resumed = fit(make_brain(frame, tmp_path / "parts", micro=micro, **options))
@@ -651,34 +626,30 @@ def test_resumed_within_an_epoch_with_other_micro_batches(frame, tmp_path, micro
     pd.testing.assert_frame_equal(*rows, rtol=1e-4)
 
 
-@pytest.mark.parametrize("n_batches", [3, 5, 8])
+@pytest.mark.parametrize("n_steps", [1, 2, 4])
 @pytest.mark.parametrize("valid", [True, False])
-def test_resumed_within_an_epoch_equals_uninterrupted(frame, tmp_path, n_batches, valid):
-    """11 utterances, steps of 4 in micro-batches of 2: six batches an epoch, checkpoints after batches 2, 4 and 6."""
+def test_resumed_within_an_epoch_equals_uninterrupted(frame, tmp_path, n_steps, valid):
+    """11 utterances: three steps an epoch."""
     options = dict(n_epochs=2, dropout=0.4, valid=valid, micro=2, run_opts={"ckpt_interval_steps": 1})
     whole = fit(make_brain(frame, tmp_path / "whole", **{**options, "run_opts": {}}))
     stopped = make_brain(frame, tmp_path / "parts", **options)
-    stop_after(stopped.brain, n_batches)
+    stop_after(stopped.brain, n_steps)
     with pytest.raises(Killed):
         fit(stopped)
     resumed = make_brain(frame, tmp_path / "parts", **options)
     resumed.brain.on_fit_start()
-    assert resumed.brain.step == (n_batches % 6) // 2 * 2
+    assert resumed.brain.step == n_steps % 3
     resumed = fit(make_brain(frame, tmp_path / "parts", **options))
     assert same(weights(whole), weights(resumed))
     assert (whole.folder / "epochs.csv").read_bytes() == (resumed.folder / "epochs.csv").read_bytes()
 
 
-@pytest.mark.parametrize("n_batches", [3, 8])
-def test_a_resumed_wav2vec2_draws_the_same_masks_and_layers(frame, tmp_path, n_batches):
+@pytest.mark.parametrize("n_steps", [1, 4])
+def test_a_resumed_wav2vec2_draws_the_same_masks_and_layers(frame, tmp_path, n_steps):
     """SpecAugment draws from NumPy, layerdrop and dropout from torch."""
     backbone = build_tiny_wav2vec2(
         tmp_path / "w2v", hidden_size=16, num_layers=2, conv_dim=8, num_heads=2, intermediate_size=16
     )
-    heads = {
-        "emotion": functools.partial(nn.Linear, out_features=2),
-        "asr": functools.partial(nn.Linear, out_features=len(TOKENS)),
-    }
 
     def make(folder, every):
         encoder = Wav2Vec2(
@@ -689,12 +660,12 @@ def test_a_resumed_wav2vec2_draws_the_same_masks_and_layers(frame, tmp_path, n_b
             mask_time_length=3,
             layerdrop=0.4,
         )
-        model = CaiModel(encoder, MaskedPooling("mean"), heads, {"emotion": 1.0, "asr": 0.1}, seed=1)
-        return make_brain(frame, folder, {"ckpt_interval_steps": every}, model=model, micro=2)
+        options = {"ckpt_interval_steps": every}
+        return make_brain(frame, folder, options, model=make_model(encoder), micro=2)
 
     whole = fit(make(tmp_path / "whole", 0))
     stopped = make(tmp_path / "parts", 1)
-    stop_after(stopped.brain, n_batches)
+    stop_after(stopped.brain, n_steps)
     with pytest.raises(Killed):
         fit(stopped)
     resumed = fit(make(tmp_path / "parts", 1))
@@ -772,7 +743,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_older_one(frame, tmp_pa
 def test_last_is_the_last_whole_epoch(frame, tmp_path):
     options = dict(micro=2, run_opts={"ckpt_interval_steps": 1})
     stopped = make_brain(frame, tmp_path, **options)
-    stop_after(stopped.brain, 6 + 3)
+    stop_after(stopped.brain, 3 + 2)
     with pytest.raises(Killed):
         fit(stopped)
     run = make_brain(frame, tmp_path, **options)

@@ -88,7 +88,7 @@ def test_a_damaged_checkpoint_within_an_epoch(frame, tmp_path, caplog):  # noqa:
     options = {"dropout": 0.4, "micro": 2, "run_opts": {"ckpt_interval_steps": 1}}
     quiet = fit(make_brain(frame, tmp_path / "quiet", **{**options, "run_opts": {}}))
     stopped = make_brain(frame, tmp_path / "parts", **options)
-    stop_after(stopped.brain, 9)
+    stop_after(stopped.brain, 5)
     with pytest.raises(Killed):
         fit(stopped)
     one_bit(newest(stopped) / "optimizer.ckpt")
@@ -99,7 +99,7 @@ def test_a_damaged_checkpoint_within_an_epoch(frame, tmp_path, caplog):  # noqa:
 
 
 def test_two_checkpoints_are_kept_while_training(frame, tmp_path):  # noqa: F811
-    run = make_brain(frame, tmp_path, n_epochs=4, micro=2, valid=False, run_opts={"ckpt_interval_steps": 2})
+    run = make_brain(frame, tmp_path, n_epochs=4, micro=2, valid=False, run_opts={"ckpt_interval_steps": 1})
     found = []
     original = run.brain.checkpointer.keep_only
 

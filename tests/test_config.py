@@ -408,8 +408,7 @@ def test_plain_has_references_resolved_and_objects_left_out():
 
 def test_resolved_is_complete_and_reads_back(write):
     config = read("--alpha=0", "--fold=03")
-    config.computed = {"n_emotions": 4, "output_folder": "/out", "fold": "03"}
-    text = config.resolved()
+    text = config.resolved({"n_emotions": 4, "output_folder": "/out", "fold": "03"})
     assert "<alpha>" not in text and "fold: '03'" in text and "n_emotions: 4" in text and "output_folder: /out" in text
 
 

@@ -24,6 +24,7 @@ from speechbrain_ser.files import (
     write_csv,
     write_json,
 )
+from speechbrain_ser.training.brain import SERBrain
 from speechbrain_ser.training.results import evaluate_and_write
 
 from .conftest import ROOT
@@ -169,21 +170,17 @@ def test_interrupted(tmp_path, number):
 # ------------------------------------------------------------------ the plan, with real configurations
 
 
-class PretendedBrain:
+class PretendedBrain(SERBrain):
     """Predicts the first class for the first utterance, and else the truth."""
 
     tested_epoch = 1
-    has_speaker_task = False
+    measures_seen = False
 
-    def facts(self):
-        return {}
-
-    def __init__(self, setup):
-        self.setup = setup
+    def __init__(self, run):
+        self.run, self.loaders = run, {"test": "test", "valid": "valid"}
 
     def evaluate(self, loader, max_key):
-        frame, classes = self.setup.frame.set_index("ID"), self.setup.classes
-        rows = frame.loc[list(getattr(self.setup.fold, loader))].reset_index()
+        classes, rows = self.run.classes, self.run.part(loader).reset_index(drop=True)
         rows["predicted"] = rows["emotion"].where(rows.index > 0, classes[0])
         logits = 5.0 * (rows["predicted"].to_numpy()[:, None] == np.array(classes))
         self.rows, self.logits = rows, dict(zip(rows["ID"], logits.tolist(), strict=True))
@@ -191,7 +188,7 @@ class PretendedBrain:
     def predictions(self):
         rows = self.rows[["ID", "speaker", "emotion", "transcript", "predicted"]]
         posteriors = softmax([self.logits[utterance] for utterance in rows["ID"]], axis=1)
-        rows = rows.join(pd.DataFrame(posteriors, columns=[f"posterior_{c}" for c in self.setup.classes]))
+        rows = rows.join(pd.DataFrame(posteriors, columns=[f"posterior_{c}" for c in self.run.classes]))
         return rows.assign(hypothesis=rows["transcript"])
 
 
@@ -215,7 +212,7 @@ class Pretender:
         run.folder.mkdir(parents=True)
         write_json(run.setup.science, run.folder / "configuration.json")
         write_csv(pd.DataFrame({"epoch": [1], "train_WA": [0.5], "valid_WA": [0.5]}), run.folder / "epochs.csv")
-        evaluate_and_write(run.setup, PretendedBrain(run.setup), {"test": "test", "valid": "valid"})
+        evaluate_and_write(PretendedBrain(run.setup))
 
     def ended(self):
         over, self.over = self.over, []

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from speechbrain import Stage
 
 from speechbrain_ser.data.batches import StepSampler
 from speechbrain_ser.evaluation.calibration import FILES
@@ -136,16 +137,16 @@ def said(folder: Path, rank: int = 0) -> str:
 @pytest.fixture
 def recorded(monkeypatch, tmp_path):
     """Every training batch's losses by utterance, as the processes go: (folder) -> [{utterance: loss} a step]."""
-    original = SERBrain.fit_batch
+    original = SERBrain.weighted_sum
 
-    def fit_batch(brain, batch):
-        loss = original(brain, batch)
-        line = {"step": brain.optimizer_step - brain.micro.ends_step, "losses": brain.utterance_losses if batch else {}}
-        with open(f"{brain.hparams.output_folder}/losses-{distributed.rank()}.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
+    def weighted_sum(brain, losses, predictions, batch, stage):
+        loss = original(brain, losses, predictions, batch, stage)
+        if stage == Stage.TRAIN:
+            with open(brain.run.folder / f"losses-{distributed.rank()}.jsonl", "a") as file:
+                file.write(json.dumps({"step": brain.optimizer_step, "losses": brain.utterance_losses}) + "\n")
         return loss
 
-    monkeypatch.setattr(SERBrain, "fit_batch", fit_batch)
+    monkeypatch.setattr(SERBrain, "weighted_sum", weighted_sum)
 
     def read(folder: Path) -> list[dict[str, float]]:
         steps: dict[int, dict[str, float]] = {}
@@ -178,22 +179,10 @@ def test_each_takes_a_share_of_the_same_steps(world_size, micro):
         plans.append(sampler.plan)
     one = StepSampler(durations, 8, micro, seed=1)
     one.set_epoch(1)
-    assert len({len(plan) for plan in plans}) == 1
-    for micros in zip(*plans, strict=True):  # all are at the same place at the same time
-        assert len({(m.step_size, m.ends_step) for m in micros}) == 1
-    assert steps_of(*plans) == steps_of(one.plan)
-    assert min(len(m.indices) for plan in plans for m in plan) == (0 if world_size > 2 else 1)
-
-
-def steps_of(*plans) -> list[tuple[list[int], int]]:
-    steps = [[]]
-    for micros in zip(*plans, strict=True):
-        steps[-1] += [i for m in micros for i in m.indices]
-        if micros[0].ends_step:
-            steps[-1] = (sorted(steps[-1]), micros[0].step_size)
-            steps.append([])
-    assert not steps.pop()
-    return steps
+    for step, *shares in zip(one.plan, *plans, strict=True):
+        assert {share.size for share in shares} == {step.size}
+        assert sorted(k for share in shares for k in share.indices) == sorted(step.indices)
+    assert min(len(share.indices) for plan in plans for share in plan) == (0 if world_size > 2 else 1)
 
 
 # ------------------------------------------------------------------ the same result
@@ -362,7 +351,7 @@ def test_one_process_alone_fails_and_tells(lines, tmp_path, monkeypatch):
 
     def fit_batch(brain, batch):
         if distributed.rank() == 1 and brain.optimizer_step == 2:
-            batch.sig.data.fill_(float("nan"))
+            batch[0].sig.data.fill_(float("nan"))
         return original(brain, batch)
 
     monkeypatch.setattr(SERBrain, "fit_batch", fit_batch)

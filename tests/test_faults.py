@@ -47,7 +47,7 @@ class Bench:
         folder = folder or self.root / name
         places = [f"--{key}_folder={folder / key}" for key in ("results", "manifest")]
         places.append(f"--cache_folder={cache or folder / 'cache'}")
-        given = () if any("ckpt_interval" in flag for flag in flags) else ("--ckpt_interval_steps=2",)
+        given = () if any("ckpt_interval" in flag for flag in flags) else ("--ckpt_interval_steps=1",)
         return train(self.context, [*self.flags, *places, *given, *flags], self.root / f"notes {name}", **kwargs)
 
     def results(self, folder: Path) -> dict:
@@ -126,8 +126,8 @@ def test_a_signal_in_training_ends_it_after_the_step_with_a_checkpoint(bench, nu
     assert ended.code == code and f"ended by {signal.Signals(number).name}" in ended.said, ended.said
     assert "Traceback" not in ended.said
     resumed = bench.run(name)
-    # two micro-batches a step: the third ends none, the fourth does
-    assert resumed.resumed == "resumed after epoch 1, within the next at batch 4", resumed.said
+    # two micro-batches a step: the third is in the second step
+    assert resumed.resumed == "resumed after epoch 1, within the next at step 2", resumed.said
     assert bench.is_same(bench.root / name)
 
 

@@ -147,9 +147,6 @@ def test_same_seed_same_files_also_with_random_cuts_and_masks(fu, tmp_path):
 
 def test_what_is_cut_is_said(fu):
     assert re.search(r"\d+ of \d+ utterances are longer than 30 frames \(0.8 s\) and cut", fu("--fixed_length=30"))
-
-
-def test_no_length_is_fixed(fu):
     assert "cut (cut:" not in fu("--fixed_length=0")
 
 

@@ -155,14 +155,6 @@ def test_what_is_kept_of_a_model_gives_what_it_gave(stage_2, reads):
     assert torch.equal(run(model, utterances)["emotion"], whole["emotion"]) and set(model.heads) == {"emotion"}
 
 
-def test_a_speaker_head_that_is_kept_keeps_its_timbre(stage_2):
-    model = stage_2(emotion_reads=("rhythm",))
-    whole = run(model, batch())
-    model.keep_tasks({"emotion", "speaker"})
-    assert torch.equal(run(model, batch())["speaker"], whole["speaker"])
-    assert set(model.decomposition.encoders) == {"rhythm", "timbre"} and "reconstruction" not in run(model, batch())
-
-
 def test_stage_1_trains_on_pieces_and_is_tested_on_whole_utterances():
     model = stage_1(crop=(10, 20), crop_padding=0)
     utterances = batch((0.1, 1.4, 0.9))
@@ -170,13 +162,10 @@ def test_stage_1_trains_on_pieces_and_is_tested_on_whole_utterances():
     frames = trained["mel_frames"].tolist()
     assert frames[0] == len(utterances[0]["mel"]) == 7 and all(10 <= f <= 20 for f in frames[1:])
     assert run(model.eval(), utterances)["mel_frames"].tolist() == [len(u["mel"]) for u in utterances]
-
-
-def test_published_pieces_are_filled_up_with_silence():
-    model = stage_1(crop=(10, 20), crop_padding=32).train()
-    outputs = model(**{n: padded([u[n] for u in batch()]) for n in model.inputs})
+    published = stage_1(crop=(10, 20), crop_padding=32).train()  # pieces are filled up with silence
+    outputs = published(**{n: padded([u[n] for u in utterances]) for n in model.inputs})
     assert outputs["mel_frames"].tolist() == [32, 32, 32] and outputs["target"].shape[1] == 32
-    assert not outputs["target"][:, 20:].any() and outputs["target"][:, :10].any()
+    assert not outputs["target"][:, 20:].any() and outputs["target"][:, :7].any()
 
 
 def test_random_crop_takes_the_same_frames_of_every_signal():
@@ -267,13 +256,6 @@ def test_removed_tasks_have_no_columns(train):
     assert "seen_speaker_accuracy" not in metrics_of(out)["selections"]["last"]
 
 
-def test_wav2vec2_alone_may_have_its_waveforms_augmented(train):
-    flags = ["--parts=[]", "--pretrain=False", "--a_MSE=0", "--a_S=0"]
-    drop = "--augment=!new:speechbrain.augment.augmenter.Augmenter {augmentations: "
-    drop += "[!new:speechbrain.augment.time_domain.DropChunk {}]}"
-    assert metrics_of(train(*flags, drop, yaml="hsu_mtl"))["selections"]["last"]["epoch"] == 1
-
-
 def test_a_stage_1_that_does_not_fit_is_refused(train, pretrained):
     folder = pretrained()
     said = train("--fold=10", f"--pretrained={folder}", yaml="hsu_mtl", code=2)
@@ -284,12 +266,6 @@ def test_a_stage_1_that_does_not_fit_is_refused(train, pretrained):
     assert "parts: there ['content', 'rhythm', 'pitch', 'timbre'], here ['rhythm', 'timbre']" in said
     assert "--pretrained=" in train("--fold=03", yaml="hsu_mtl", code=2)
     assert "no finished run" in train("--fold=03", "--pretrained=nowhere", yaml="hsu_mtl", code=2)
-
-
-def test_a_stage_1_trained_otherwise_fits(train, pretrained):
-    """How it was trained is its own affair; who was, on what and in which size is not."""
-    folder = pretrained("--lr=0.01", "--omega=0.5", "--crop=[20, 30]", "--resample=False")
-    assert f"started from {folder}" in train("--fold=03", f"--pretrained={folder}", yaml="hsu_mtl")
 
 
 def test_pretraining_on_everybody_is_leaky_in_both_stages(train, pretrained):

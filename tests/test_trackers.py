@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.training.results import check_tracker, make_loggers
+from speechbrain_ser.training.trackers import check_tracker, make_loggers
 
 META = {"epoch": 7, "lr": 0.1}
 PARTS = {"train": {"loss": 1.5}, "valid": None, "test": {"WA": 0.25, "WER": 1}}

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from speechbrain_ser.data.protocols import choose_fold
 from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.training import run as training
 from speechbrain_ser.training.config import Config, read_config
-from speechbrain_ser.training.run import Preparation, Setup, prepare, rehearse
+from speechbrain_ser.training.run import Preparation, prepare, rehearse
 
 EXECUTORS = ("local", "slurm")
 
@@ -344,7 +345,7 @@ class Run:
     ---------
     name : str
         Its variant, in the report's words.
-    setup : Setup
+    setup : speechbrain_ser.training.run.Run
         Checked.
     argv : list of str
         What train.py is given.
@@ -353,7 +354,7 @@ class Run:
     """
 
     name: str
-    setup: Setup
+    setup: training.Run
     argv: list[str]
     needs: list["Run"] = field(default_factory=list)
 

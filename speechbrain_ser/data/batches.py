@@ -1,4 +1,4 @@
-"""Manifest -> SpeechBrain datasets and batches: audio at 16 kHz mono, and steps of exactly N utterances."""
+"""From a manifest to batches: audio at 16 kHz mono, labels as indices, and optimiser steps of exactly N utterances."""
 
 import hashlib
 import io
@@ -6,10 +6,9 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,10 +22,9 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from tqdm import tqdm
 
 from speechbrain_ser.data.audio import sound_name
+from speechbrain_ser.data.labels import UNKNOWN
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.files import written_whole
-from speechbrain_ser.nnet.losses import UNKNOWN_SPEAKER
-from speechbrain_ser.training.signals import leave_signals_to_parent
 
 logger = logging.getLogger(__name__)
 
@@ -34,25 +32,13 @@ SAMPLE_RATE = 16_000
 QUALITY = "HQ"  # of soxr: 20 bits, linear phase
 RESAMPLER = f"soxr {QUALITY}"  # by which waveforms at other rates are made: part of what keys their copies and features
 MEMORY = 1 << 30  # bytes of waveforms that a process keeps: four and a half hours
-LABELS = ("emotion_index", "speaker_index", "token_list")  # items that are no inputs
 
 
 # ------------------------------------------------------------------ audio
 
 
 def load_audio(path: str | os.PathLike) -> torch.Tensor:
-    """A recording of any rate, format and channel count as a 16 kHz mono waveform.
-
-    Arguments
-    ---------
-    path : str or os.PathLike
-        Anything soundfile reads.
-
-    Returns
-    -------
-    torch.Tensor
-        [time] float32; channels are averaged.
-    """
+    """Return a recording of any rate and format as a waveform [time], 16 kHz, float32, its channels averaged."""
     wav, rate = audio_io.load(sound_name(path))  # (channels, time)
     wav = wav.float().mean(0)
     if rate == SAMPLE_RATE:
@@ -61,7 +47,7 @@ def load_audio(path: str | os.PathLike) -> torch.Tensor:
 
 
 def samples_of(durations: pd.Series) -> torch.LongTensor:
-    """Samples at 16 kHz of durations in seconds.
+    """Return the samples at 16 kHz of durations in seconds.
 
     Example
     -------
@@ -72,18 +58,17 @@ def samples_of(durations: pd.Series) -> torch.LongTensor:
 
 
 class AudioCache:
-    """16 kHz mono copies of recordings that are not: resampled once, then read.
+    """Waveforms by recording: 16 kHz mono is read where it lies, anything else resampled once and kept as a copy.
 
-    A recording that is 16 kHz mono already is read where it lies. Copies are named by the recording's path, size and
-    time of change and by what resampled them, and appear in one step, so that a killed process leaves none
-    half-written. Waveforms are decoded once, as long as there is room for them in memory.
+    A copy is named by the recording's path, size and time of change and by what resampled it, and appears in one step.
+    Waveforms are decoded once, as long as there is room for them in memory.
 
     Arguments
     ---------
     folder : str or os.PathLike
         Where the copies go.
     memory : int
-        Bytes of waveforms to keep in memory. What was read first stays: an epoch finds the same share each time.
+        Bytes of waveforms to keep. What was read first stays: an epoch finds the same share each time.
     """
 
     def __init__(self, folder: str | os.PathLike, memory: int = MEMORY):
@@ -107,9 +92,9 @@ class AudioCache:
         return wav
 
     def fill(self, paths: Sequence[str], progress: bool = True) -> int:
-        """Resample what needs it, on all cores; returns how many recordings have a copy."""
+        """Resample what needs it, on all cores; return how many recordings have a copy."""
         # once each: two threads must not write one copy
-        todo = [p for p in dict.fromkeys(paths) if p not in self.paths and not _is_plain(p)]
+        todo = [p for p in dict.fromkeys(paths) if p not in self.paths and _needs_copy(p)]
         if todo:
             self.folder.mkdir(parents=True, exist_ok=True)
             pool = ThreadPoolExecutor(os.cpu_count())
@@ -133,118 +118,97 @@ class AudioCache:
         return str(copy)
 
 
-def _is_plain(path: str) -> bool:
+def _needs_copy(path: str) -> bool:
     info = soundfile.info(path)
-    return info.samplerate == SAMPLE_RATE and info.channels == 1
+    return info.samplerate != SAMPLE_RATE or info.channels != 1
 
 
-# ------------------------------------------------------------------ datasets
-
-
-class SupportsGetItem(Protocol):
-    """Gives a tensor [time, …] for a recording's path."""
-
-    def __getitem__(self, path: str) -> torch.Tensor: ...
+# ------------------------------------------------------------------ datasets and batches
 
 
 def make_dataset(
     frame: pd.DataFrame,
-    inputs: Mapping[str, SupportsGetItem],
-    classes: Sequence[str],
-    encode: Callable | None = None,
-    speakers: Sequence[str] = (),
-):
-    """The utterances of a manifest as a SpeechBrain dataset.
+    inputs: Mapping[str, Mapping[str, torch.Tensor]],
+    labels: Mapping[str, Sequence[str]],
+    encode: Callable[[str], list[int]] | None = None,
+) -> DynamicItemDataset:
+    """Return the utterances of a manifest as a SpeechBrain dataset.
 
     Arguments
     ---------
     frame : pandas.DataFrame
-        Rows of a manifest.
-    inputs : mapping of str to object
-        What the model reads, by name: something that gives a tensor [time, …] for a recording's path, such as
-        :class:`AudioCache` for ``sig``.
-    classes : sequence of str
-        Emotion classes, in the order of the logits.
+        Rows of a manifest, by ID.
+    inputs : mapping of str to mapping
+        What the model reads, by name: tensors [time, …] by a recording's path, such as :class:`AudioCache` for ``sig``.
+    labels : mapping of str to sequence of str
+        By column of the manifest, the values that are trained on, in the order of the logits.
     encode : callable, optional
         Transcript to token indices, where there is an ASR head.
-    speakers : sequence of str
-        The training speakers, in the order of the speaker logits.
 
     Returns
     -------
     speechbrain.dataio.dataset.DynamicItemDataset
-        Items ``id``, each input, ``emotion_index``, ``speaker_index`` (:data:`UNKNOWN_SPEAKER` for others),
-        ``token_list``.
+        Of ``id``, each input, each label as an index (:data:`UNKNOWN` for other values), ``tokens``.
     """
+    indices = {
+        label: frame[label].map({value: k for k, value in enumerate(values)}).fillna(UNKNOWN).astype(int)
+        for label, values in labels.items()
+    }
+    tokens = [encode(text) if encode else [] for text in frame["transcript"]]
     # a dictionary, not from_csv: its replacements would also touch braces in transcripts
-    data = frame.set_index("ID")[["wav", "emotion", "speaker", "transcript"]].to_dict("index")
-    dataset = DynamicItemDataset(data)
+    columns = frame[["wav"]].assign(**indices, tokens=pd.Series(tokens, frame.index, dtype=object))
+    dataset = DynamicItemDataset(columns.to_dict("index"))
     for name, source in inputs.items():
         dataset.add_dynamic_item(source.__getitem__, takes="wav", provides=name)
-    index = {c: i for i, c in enumerate(classes)}
-    dataset.add_dynamic_item(index.__getitem__, takes="emotion", provides="emotion_index")
-    known = {s: i for i, s in enumerate(speakers)}
-    dataset.add_dynamic_item(lambda s: known.get(s, UNKNOWN_SPEAKER), takes="speaker", provides="speaker_index")
-    dataset.add_dynamic_item(encode or (lambda transcript: []), takes="transcript", provides="token_list")
-    dataset.set_output_keys(["id", *inputs, *LABELS])
+    dataset.set_output_keys(["id", *inputs, *labels, "tokens"])
     return dataset
 
 
 class Batch(PaddedBatch):
-    """A padded batch: lists ``id``, ``tokens``; each input (data, lengths); ``emotion``, ``speaker`` [batch].
+    """SpeechBrain's: lists ``id`` and ``tokens``, each input padded (data, lengths), each label [batch].
 
     Tokens stay a list of tensors, because an utterance may have none (laughter) and CTC needs no padding.
     """
 
     def __init__(self, examples: list[dict]):
-        super().__init__([{k: v for k, v in e.items() if k not in LABELS} for e in examples])
-        self.emotion = torch.tensor([e["emotion_index"] for e in examples])
-        self.speaker = torch.tensor([e["speaker_index"] for e in examples])
-        self.tokens = [torch.tensor(e["token_list"], dtype=torch.long) for e in examples]
-
-    def to(self, *args, **kwargs):
-        """In-place move of everything a device computes with."""
-        super().to(*args, **kwargs)
-        self.emotion = self.emotion.to(*args, **kwargs)
-        self.speaker = self.speaker.to(*args, **kwargs)
-        return self
-
-    def pin_memory(self):
-        """In-place pinning."""
-        super().pin_memory()
-        self.emotion = self.emotion.pin_memory()
-        self.speaker = self.speaker.pin_memory()
-        return self
+        super().__init__([{k: v for k, v in e.items() if k != "tokens"} for e in examples])
+        self.tokens = [torch.tensor(e["tokens"], dtype=torch.long) for e in examples]
 
 
-def _collate(examples: list[dict]) -> Batch | None:
-    """None for no utterances: what a process gets of a step that has fewer than there are processes."""
-    return Batch(examples) if examples else None
+def make_loader(dataset, batch_sampler, collate_fn: Callable = Batch, **options) -> SaveableDataLoader:
+    """Return a SpeechBrain loader over planned batches that draws nothing from the global random state.
+
+    `batch_sampler` is a :class:`StepSampler`, whose ``micro_batches`` are then the `collate_fn`, or
+    :func:`length_sorted_batches`; `options` are those of ``torch.utils.data.DataLoader``.
+    """
+    # PyTorch draws a seed for the workers at every epoch: from here, not from training's random state
+    generator = torch.Generator().manual_seed(0)
+    return SaveableDataLoader(
+        dataset, batch_sampler=batch_sampler, collate_fn=collate_fn, generator=generator, **options
+    )
 
 
-# ------------------------------------------------------------------ batches
+# ------------------------------------------------------------------ steps
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """One forward pass: which utterances (or none), how many its step has in all, and whether it ends the step."""
+class Step(NamedTuple):
+    """An optimiser step: this process's utterances, longest first (or none), and how many the step has in all."""
 
-    indices: tuple[int, ...]
-    step_size: int
-    ends_step: bool
+    indices: list[int]
+    size: int
 
 
 class StepSampler:
-    """Batches of an epoch: every optimiser step takes exactly ``step_size`` utterances, the last one the rest.
+    """Steps of an epoch: each takes exactly ``step_size`` utterances, the last one the rest.
 
     A step's utterances are drawn at random (as in the papers), then sorted by length and cut into micro-batches, so
     that little is padded and the micro-batch changes nothing but memory and speed. The order is a function of
     (seed, epoch) alone: seeds do not overlap and a resumed epoch goes on where it was. SpeechBrain's
     DynamicBatchSampler can do neither this nor a fixed number of utterances a step.
 
-    On a device that wants many utterances at a time, steps drawn at random waste half of it on padding (50 % at 8
-    utterances of IEMOCAP's lengths, benchmarks/padding.py). `bucket_steps` deals the utterances of so many steps to
-    these by length, anew every epoch. It changes who is in a step together, and so the results, unlike the micro-batch.
+    Steps drawn at random are half padding (8 utterances of IEMOCAP's lengths at a time, benchmarks/padding.py).
+    `bucket_steps` deals the utterances of so many steps to these by length, anew every epoch: it changes who is in a
+    step together, and so the results, unlike the micro-batch.
 
     Arguments
     ---------
@@ -265,21 +229,18 @@ class StepSampler:
     bucket_steps : int
         Steps whose utterances are drawn together and then dealt by length. 1: every step at random.
     rank, world_size : int
-        Which of how many processes this is. The plan of steps is the same in all; each takes its share of every step,
-        in as many micro-batches as the others, of which some may be empty.
+        Which of how many processes this is. The plan of steps is the same in all; each takes its share of every step.
 
     Example
     -------
     >>> sampler = StepSampler([1.0, 3.0, 2.0, 5.0, 4.0], step_size=4, micro_batch_size=2, seed=0)
     >>> sampler.set_epoch(1)
-    >>> [len(batch) for batch in sampler], [m.ends_step for m in sampler.plan]
-    ([2, 2, 1], [False, True, True])
-    >>> sorted(i for batch in sampler for i in batch)
-    [0, 1, 2, 3, 4]
+    >>> list(sampler)
+    [[3, 4, 1, 0], [2]]
     >>> second = StepSampler([1.0, 3.0, 2.0, 5.0, 4.0], 4, 2, seed=0, rank=1, world_size=2)
     >>> second.set_epoch(1)
-    >>> [len(batch) for batch in second], [m.step_size for m in second.plan]
-    ([2, 0], [4, 1])
+    >>> second.plan
+    [Step(indices=[4, 0], size=4), Step(indices=[], size=1)]
     """
 
     def __init__(
@@ -295,16 +256,12 @@ class StepSampler:
         world_size: int = 1,
     ):
         numbers = {"batch_size": step_size, "micro_batch_size": micro_batch_size, "bucket_steps": bucket_steps}
-        numbers |= {"epoch_steps": epoch_steps} if epoch_steps else {}
-        for name, value in numbers.items():
+        for name, value in (numbers | ({"epoch_steps": epoch_steps} if epoch_steps else {})).items():
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} must be a whole number >= 1, found {value!r}")
         self.durations = np.asarray(durations)
-        self.step_size = step_size
-        self.micro_batch_size = min(micro_batch_size, step_size)
-        self.seed = seed
-        self.epoch_steps = epoch_steps
-        self.bucket_steps = bucket_steps
+        self.step_size, self.micro_batch_size = step_size, min(micro_batch_size, step_size)
+        self.seed, self.epoch_steps, self.bucket_steps = seed, epoch_steps, bucket_steps
         self.rank, self.world_size = rank, world_size
         self.probabilities = None if weights is None else np.asarray(weights, float) / np.sum(weights)
         self.set_epoch(0)
@@ -315,16 +272,15 @@ class StepSampler:
         self.__dict__.pop("plan", None)
 
     @cached_property
-    def plan(self) -> list[MicroBatch]:
-        """The epoch's micro-batches."""
+    def plan(self) -> list[Step]:
+        """The epoch's steps."""
         rng, n = np.random.default_rng([self.seed, self.epoch]), len(self.durations)
         wanted = self.epoch_steps * self.step_size or n
         rounds = [
             rng.permutation(n) if self.probabilities is None else rng.choice(n, n, p=self.probabilities)
             for _ in range(-(-wanted // n))
         ]
-        order = np.concatenate(rounds)[:wanted]
-        return [micro for step in self._steps(order, rng) for micro in self._cut(step)]
+        return [self._share(step) for step in self._steps(np.concatenate(rounds)[:wanted], rng)]
 
     def _steps(self, order: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
         whole, size = len(order) - len(order) % self.step_size, self.bucket_steps * self.step_size
@@ -338,18 +294,18 @@ class StepSampler:
         if whole < len(order):  # the last, smaller step: whom chance has left over
             yield order[whole:]
 
-    def _cut(self, step: np.ndarray) -> Iterator[MicroBatch]:
-        step = step[np.argsort(self.durations[step], kind="stable")[::-1]]
-        mine = step[self.rank :: self.world_size]  # short and long ones for everybody
-        largest = -(-len(step) // self.world_size)
-        for i in range(0, largest, self.micro_batch_size):
-            part = tuple(int(k) for k in mine[i : i + self.micro_batch_size])
-            yield MicroBatch(part, len(step), i + self.micro_batch_size >= largest)
+    def _share(self, step: np.ndarray) -> Step:
+        longest_first = step[np.argsort(self.durations[step], kind="stable")[::-1]]
+        return Step(
+            longest_first[self.rank :: self.world_size].tolist(), len(step)
+        )  # short and long ones for everybody
 
-    def batches_of(self, steps: int) -> int:
-        """Micro-batches of the epoch's first so many optimiser steps."""
-        ends = [k for k, micro in enumerate(self.plan, 1) if micro.ends_step]
-        return ends[steps - 1] if steps else 0
+    def micro_batches(self, items: list) -> list[Batch]:
+        """Collate a step's items into its micro-batches: none for a process that gets no utterance of it."""
+        return [Batch(part) for part in self._cut(items)]
+
+    def _cut(self, step: list) -> list[list]:
+        return [step[i : i + self.micro_batch_size] for i in range(0, len(step), self.micro_batch_size)]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -357,12 +313,12 @@ class StepSampler:
         return self.epoch_steps or -(-len(self.durations) // self.step_size)
 
     def padding_share(self) -> float:
-        """Share of the epoch's samples that are padding."""
-        lengths = [self.durations[list(m.indices)] for m in self.plan if m.indices]
+        """Return the share of the epoch's samples that are padding."""
+        lengths = [self.durations[part] for step in self.plan for part in self._cut(step.indices)]
         return float(1 - sum(x.sum() for x in lengths) / sum(x.max() * len(x) for x in lengths))
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter([list(m.indices) for m in self.plan])
+        return (step.indices for step in self.plan)
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -374,7 +330,7 @@ def balanced_weights(
     second_corpus: str | None = None,
     second_share: float | None = None,
 ) -> np.ndarray | None:
-    """How often each training utterance is drawn, for :class:`StepSampler`.
+    """Return how often each training utterance is drawn [utterances]; None where each is to be drawn once an epoch.
 
     Arguments
     ---------
@@ -382,20 +338,8 @@ def balanced_weights(
         The training rows of a manifest.
     columns : sequence of str, optional
         Groups that are drawn equally often: ``[emotion]``, ``[corpus, emotion]``, …
-    second_corpus : str, optional
-        Name of a joined corpus.
-    second_share : float, optional
-        Share of it among the utterances drawn, 0 to 1.
-
-    Returns
-    -------
-    numpy.ndarray or None
-        [utterances]; None where each utterance is to be drawn once an epoch.
-
-    Raises
-    ------
-    UserError
-        For a column that is not there, or a share that cannot be.
+    second_corpus, second_share : str and float, optional
+        A joined corpus, and its share among the utterances drawn, 0 to 1.
 
     Example
     -------
@@ -417,15 +361,13 @@ def balanced_weights(
         is_second = (frame["corpus"] == second_corpus).to_numpy()
         if second_corpus is None or not 0 <= second_share <= 1 or not is_second.any():
             raise UserError(f"second_share: expected a second_corpus and a share of 0 to 1, found {second_share!r}")
-        shares = {True: second_share, False: 1 - second_share}
-        weights = sum(
-            np.where(is_second == s, share * weights / weights[is_second == s].sum(), 0) for s, share in shares.items()
-        )
+        for whose, share in ((is_second, second_share), (~is_second, 1 - second_share)):
+            weights[whose] = share * weights[whose] / weights[whose].sum()
     return weights
 
 
 def length_sorted_batches(durations: Sequence[float], batch_size: int) -> list[list[int]]:
-    """Batches for evaluation: longest first, so that little is padded and too little memory shows at once.
+    """Return batches for evaluation: longest first, so that little is padded and too little memory shows at once.
 
     Example
     -------
@@ -434,33 +376,3 @@ def length_sorted_batches(durations: Sequence[float], batch_size: int) -> list[l
     """
     order = np.argsort(np.asarray(durations), kind="stable")[::-1].tolist()
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-
-
-def make_loader(dataset, batch_sampler, num_workers: int = 0, pin_memory: bool = False) -> SaveableDataLoader:
-    """A SpeechBrain loader over planned batches that draws nothing from the global random state.
-
-    Arguments
-    ---------
-    dataset : speechbrain.dataio.dataset.DynamicItemDataset
-        From :func:`make_dataset`.
-    batch_sampler : iterable of list of int
-        :class:`StepSampler` or :func:`length_sorted_batches`.
-    num_workers : int
-        Loading processes.
-    pin_memory : bool
-        Whether batches go to page-locked memory, from which a GPU fetches them faster.
-
-    Returns
-    -------
-    speechbrain.dataio.dataloader.SaveableDataLoader
-    """
-    return SaveableDataLoader(
-        dataset,
-        batch_sampler=batch_sampler,
-        collate_fn=_collate,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        worker_init_fn=leave_signals_to_parent,
-        # PyTorch draws a seed for the workers at every epoch: from here, not from training's random state
-        generator=torch.Generator().manual_seed(0),
-    )

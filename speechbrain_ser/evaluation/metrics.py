@@ -269,11 +269,6 @@ def label_accuracy(predictions: pd.DataFrame, label: str) -> float:
     return float((predictions[label] == predictions[f"{label}_predicted"]).mean())
 
 
-def speaker_accuracy(predictions: pd.DataFrame) -> float:
-    """Return the share of utterances whose speaker is told."""
-    return label_accuracy(predictions, "speaker")
-
-
 def metrics(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
     """Return every figure of a table of predictions.
 

@@ -1,6 +1,6 @@
 """Fu et al. 2021: a CNN-BLSTM with two kinds of attention, an emotion head and a speaker head on its vector."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 from speechbrain.dataio.batch import PaddedData
@@ -77,6 +77,13 @@ class FuModel(nn.Module):
         while self.features.frame_counts(samples) < frames:
             samples += self.features.hop_length
         return samples
+
+    def measure(self, items: Iterable[Mapping[str, torch.Tensor]]) -> None:
+        """Measure the bands' mean and deviation, where they are standardised, on the training part's items."""
+        if self.standardize is not None:
+            (name,) = self.inputs
+            signals = (item[name] for item in items)
+            self.standardize.fit(signals if name == "feats" else (self.features(x[None])[0].cpu() for x in signals))
 
     def keep_tasks(self, tasks: Collection[str]) -> None:
         """Remove what only other tasks need, for a model that is used and not trained any more; the emotion stays.

@@ -5,6 +5,7 @@ import itertools
 import torch
 import torch.nn.functional as F
 
+from speechbrain_ser.data.labels import UNKNOWN
 from speechbrain_ser.nnet.pooling import MaskedPooling
 from speechbrain_ser.processing.lengths import frame_mask
 
@@ -54,20 +55,15 @@ def mean_spectrum_mse(target: torch.Tensor, frame_counts: torch.Tensor) -> torch
     return masked_mse(mean.expand_as(target), target, frame_counts)
 
 
-UNKNOWN_SPEAKER = -1  # index of a speaker who is not trained on
-
-
-def emotion_loss(
-    logits: torch.Tensor, emotion: torch.Tensor, class_weights: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Cross-entropy of the emotion, in float32.
+def cross_entropy(logits: torch.Tensor, label: torch.Tensor, class_weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the cross-entropy of a label, in float32; 0 where nobody of the training part has that label.
 
     Arguments
     ---------
     logits : torch.Tensor
         [batch, classes].
-    emotion : torch.Tensor
-        [batch], class indices.
+    label : torch.Tensor
+        [batch], class indices or :data:`speechbrain_ser.data.labels.UNKNOWN`.
     class_weights : torch.Tensor, optional
         [classes].
 
@@ -78,33 +74,10 @@ def emotion_loss(
 
     Example
     -------
-    >>> emotion_loss(torch.zeros(1, 4), torch.tensor([2])).exp()
-    tensor([4.])
-    """
-    return F.cross_entropy(logits.float(), emotion, class_weights, reduction="none")
-
-
-def speaker_loss(logits: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the speaker, in float32; 0 for speakers who are not trained on.
-
-    Arguments
-    ---------
-    logits : torch.Tensor
-        [batch, speakers].
-    speaker : torch.Tensor
-        [batch], indices or :data:`UNKNOWN_SPEAKER`.
-
-    Returns
-    -------
-    torch.Tensor
-        [batch].
-
-    Example
-    -------
-    >>> speaker_loss(torch.zeros(2, 4), torch.tensor([2, UNKNOWN_SPEAKER])).exp()
+    >>> cross_entropy(torch.zeros(2, 4), torch.tensor([2, UNKNOWN])).exp()
     tensor([4., 1.])
     """
-    return F.cross_entropy(logits.float(), speaker, ignore_index=UNKNOWN_SPEAKER, reduction="none")
+    return F.cross_entropy(logits.float(), label, class_weights, ignore_index=UNKNOWN, reduction="none")
 
 
 def reconstruction_loss(outputs: dict[str, torch.Tensor]) -> torch.Tensor:

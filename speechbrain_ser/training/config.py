@@ -18,7 +18,7 @@ import pkgutil
 import pydoc
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -81,7 +81,6 @@ class Config:
     tree: CommentedMap
     shipped: CommentedMap
     run_opts: RunOptions
-    computed: dict = field(default_factory=dict)
 
     @property
     def system(self) -> str:
@@ -122,14 +121,14 @@ class Config:
         keys = sorted(set(self.tree) - NEUTRAL_KEYS - set(self.plain.get("needs") or {}))
         return {**{k: _text(self.tree, k) for k in keys}, **self.changed()}
 
-    def resolved(self) -> str:
-        """The complete YAML, overrides and computed sizes in it and references resolved."""
-        return resolve_references(io.StringIO(_dump(self.tree)), self.computed).getvalue()
+    def resolved(self, sizes: dict) -> str:
+        """Return the complete YAML, overrides and the sizes that come from the data in it and references resolved."""
+        return resolve_references(io.StringIO(_dump(self.tree)), sizes).getvalue()
 
-    def build(self) -> dict:
-        """Everything the YAML declares, built (HyperPyYAML)."""
+    def build(self, sizes: dict) -> dict:
+        """Build everything the YAML declares (HyperPyYAML), with the sizes that come from the data."""
         try:
-            return load_hyperpyyaml(io.StringIO(_dump(self.tree)), self.computed)
+            return load_hyperpyyaml(io.StringIO(_dump(self.tree)), sizes)
         except (TypeError, ValueError) as error:  # what a constructor says of its arguments
             raise UserError(str(error)) from error
 

@@ -7,21 +7,27 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import speechbrain as sb
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from speechbrain.utils.distributed import run_on_main
 from threadpoolctl import threadpool_limits
 
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.metrics import emotion_metrics
+from speechbrain_ser.files import write_csv
+from speechbrain_ser.nnet.losses import cross_entropy
+from speechbrain_ser.training.brain import SERBrain
 
 logger = logging.getLogger(__name__)
 
 # so small are the products that threads wait for each other, spinning, forty times longer than they compute
 one_thread = threadpool_limits.wrap(limits=1)
 
+SCORES = "inner_scores.csv"
 FEWEST_SPEAKERS = 3  # below, too few would be trained on where one is left out
 INNER_FOLDS = 5  # where it is not speakers who are left out
 COARSE, FINE = 1e-4, 1e-6  # the optimiser's tolerance: to compare by accuracies, and for the model that is kept
@@ -40,11 +46,6 @@ class LayerChoice:
         States to choose from: 0 is the transformer's input, k the output of layer k. None: all.
     C : sequence of float
         Inverse strengths of the L2 penalty, as scikit-learn has them: the smaller, the simpler.
-
-    Raises
-    ------
-    UserError
-        For a layer that the encoder does not have, or a C that is no number > 0.
     """
 
     def __init__(self, encoder, layers: Sequence[int] | None, C: Sequence[float]):
@@ -61,23 +62,21 @@ class LayerChoice:
     def scores(
         self, x: np.ndarray, emotion: np.ndarray, speaker: np.ndarray, weight: np.ndarray | None = None
     ) -> pd.DataFrame:
-        """WA and UA of every layer and C on utterances that were left out, all of them pooled.
+        """Return WA and UA of every layer and C on utterances that were left out, all of them pooled.
 
         Arguments
         ---------
         x : numpy.ndarray
             [utterances, states, values], of the training part alone.
-        emotion : numpy.ndarray
-            [utterances], the classes by index.
-        speaker : numpy.ndarray
-            [utterances], who speaks; ``""`` where that is not known.
+        emotion, speaker : numpy.ndarray
+            [utterances], the class by index and who speaks; ``""`` where that is not known.
         weight : numpy.ndarray, optional
             [utterances], of each in the loss.
 
         Returns
         -------
         pandas.DataFrame
-            A row a layer and C: ``layer``, ``C``, ``WA``, ``UA``; layers and C in ascending order.
+            A row a layer and C, in ascending order: ``layer``, ``C``, ``WA``, ``UA``.
         """
         folds, how = inner_folds(emotion, speaker)
         logger.info(f"{len(self.layers)} layers x {len(self.strengths)} C are compared on {how}")
@@ -91,7 +90,7 @@ class LayerChoice:
 
     @one_thread
     def _left_out(self, x, emotion, folds, weight) -> np.ndarray:
-        """What is said of each utterance by a model that has not seen it [C, utterances]."""
+        """Return what is said of each utterance by a model that has not seen it [C, utterances]."""
         said = np.empty((len(self.strengths), len(emotion)), emotion.dtype)
         for train, test in folds:
             if len(classes := np.unique(emotion[train])) == 1:
@@ -109,20 +108,52 @@ class LayerChoice:
         return said
 
 
+class RegressionBrain(SERBrain):
+    """A Brain of one epoch, in which scikit-learn solves what others step towards; all around it is SERBrain's."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.hparams.n_epochs != 1:
+            raise UserError(f"n_epochs: a regression is solved at once, expected 1, found {self.hparams.n_epochs}")
+
+    def init_optimizers(self):
+        """Make none."""
+        self.scheduler = None
+
+    def settings(self):
+        """Return what was chosen, in the place of a learning rate."""
+        return {"layer": int(self.model.layer), "C": float(f"{self.model.C.item():.6g}")}
+
+    facts = settings  # of metrics.json, too
+
+    def _fit_train(self, train_set, epoch, enable):
+        """In the place of gradient steps: choose on inner speakers, fit on the whole training part."""
+        self.on_stage_start(sb.Stage.TRAIN, epoch)
+        items = [train_set.dataset[k] for k in range(len(train_set.dataset))]
+        x = torch.stack([item["sig"] for item in items])  # (utterances, states, values), the same in every process
+        emotion = torch.tensor([item["emotion"] for item in items])
+        weights = None if self.class_weights is None else self.class_weights.cpu()
+        self._fit(x.numpy(), emotion.numpy(), None if weights is None else weights.numpy()[emotion])
+        with torch.no_grad():
+            logits = self.model((x.to(self.device), None))["emotion"].cpu()
+        self.tally.add(loss=cross_entropy(logits, emotion, weights), WA=logits.argmax(-1) == emotion)
+        self.on_stage_end(sb.Stage.TRAIN, None, epoch)
+
+    def _fit(self, x: np.ndarray, emotion: np.ndarray, weight: np.ndarray | None) -> None:
+        rows = self.run.part("train")
+        speaker = (rows["corpus"] + ":" + rows["speaker"]).where(rows["speaker"] != "", "").to_numpy(str)
+        scores = self.hparams.choice.scores(x, emotion, speaker, weight)
+        layer, strength = best(scores)
+        run_on_main(write_csv, [scores, self.run.folder / SCORES])
+        logger.info(f"chosen: layer {layer}, C {strength:g} (inner WA {scores['WA'].max():.1%})")
+        pipeline = fit_regression(x[:, layer], emotion, strength, weight)
+        self.model.set(layer=layer, C=strength, **parameters_of(pipeline, len(self.run.classes)))
+
+
 def inner_folds(emotion: np.ndarray, speaker: np.ndarray) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
-    """Who is left out in turn: each speaker; stratified fifths where speakers are not known, or too few.
+    """Return who is trained on and who is left out in turn (indices), and the same in words.
 
-    Arguments
-    ---------
-    emotion, speaker
-        See :meth:`LayerChoice.scores`.
-
-    Returns
-    -------
-    list of tuple of numpy.ndarray
-        Indices to train on and indices left out.
-    str
-        The same in words.
+    Each speaker is left out; stratified fifths where speakers are not known, or too few.
 
     Example
     -------
@@ -145,7 +176,7 @@ def inner_folds(emotion: np.ndarray, speaker: np.ndarray) -> tuple[list[tuple[np
 
 
 def best(scores: pd.DataFrame) -> tuple[int, float]:
-    """Layer and C of the highest WA; of equal ones the lowest layer, then the smallest C.
+    """Return layer and C of the highest WA; of equal ones the lowest layer, then the smallest C.
 
     Example
     -------
@@ -158,42 +189,16 @@ def best(scores: pd.DataFrame) -> tuple[int, float]:
 
 @one_thread
 def fit_regression(x: np.ndarray, emotion: np.ndarray, C: float, weight: np.ndarray | None = None) -> Pipeline:
-    """Standardisation and multinomial logistic regression.
-
-    Arguments
-    ---------
-    x : numpy.ndarray
-        [utterances, values].
-    emotion : numpy.ndarray
-        [utterances], the classes by index.
-    C : float
-        Inverse strength of the penalty.
-    weight : numpy.ndarray, optional
-        [utterances], of each in the loss.
-
-    Returns
-    -------
-    sklearn.pipeline.Pipeline
-    """
+    """Fit standardisation and multinomial logistic regression to `x` [utterances, values]."""
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=C, tol=FINE, max_iter=STEPS))
     return pipeline.fit(x.astype(np.float64), emotion, logisticregression__sample_weight=weight)
 
 
 def parameters_of(pipeline: Pipeline, n_classes: int) -> dict[str, np.ndarray]:
-    """A fitted pipeline as a standardisation and a linear layer with a logit for every class.
+    """Return a fitted pipeline as a standardisation and a linear layer with a logit for every class.
 
-    Arguments
-    ---------
-    pipeline : sklearn.pipeline.Pipeline
-        From :func:`fit_regression`.
-    n_classes : int
-        Of the corpus, some of which the training part may lack.
-
-    Returns
-    -------
-    dict of str to numpy.ndarray
-        ``mean``, ``deviation`` [values], ``weight`` [classes, values], ``bias`` [classes]; their softmax is the
-        pipeline's ``predict_proba``.
+    The training part may lack some of the corpus's classes. Of ``mean``, ``deviation`` [values], ``weight``
+    [classes, values] and ``bias`` [classes] the softmax is the pipeline's ``predict_proba``.
     """
     scaler, regression = pipeline.steps[0][1], pipeline.steps[1][1]
     weight, bias, present = regression.coef_, regression.intercept_, regression.classes_
@@ -205,7 +210,6 @@ def parameters_of(pipeline: Pipeline, n_classes: int) -> dict[str, np.ndarray]:
 
 
 def _each(values, name: str) -> list:
-    """The values of a grid; a single one is a list of one."""
     values = list(values) if isinstance(values, list | tuple) else [values]
     if not values or len(set(map(str, values))) < len(values):
         raise UserError(f"{name}: expected a list of different values, found {values}")

@@ -11,165 +11,189 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import if_main_process, infer_device
 
-from speechbrain_ser.data import manifest as corpora
-from speechbrain_ser.data.batches import (
-    SAMPLE_RATE,
-    AudioCache,
-    StepSampler,
-    balanced_weights,
-    length_sorted_batches,
-    make_dataset,
-    make_loader,
-    samples_of,
-)
+from speechbrain_ser.data import batches, manifest, protocols
 from speechbrain_ser.data.labels import apply_labels, join
-from speechbrain_ser.data.protocols import (
-    PARTS,
-    Fold,
-    choose_fold,
-    leakage,
-    make_folds,
-    text_heard,
-    train_on_all,
-    who_validates,
-    why_none_validates,
-)
+from speechbrain_ser.data.protocols import PARTS, Fold
 from speechbrain_ser.data.text import build_tokens, save_tokens
-from speechbrain_ser.errors import INTERRUPTED, TRY_LATER, UserError, nearest
+from speechbrain_ser.errors import INTERRUPTED, TRY_LATER, UserError, nearest, shown
 from speechbrain_ser.evaluation.metrics import SELECTIONS
+from speechbrain_ser.evaluation.summary import summary
 from speechbrain_ser.files import NO_ROOM, FolderInUse, locked, write_json, write_text
 from speechbrain_ser.lobes.backbone import check_backbone, fingerprint
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
 from speechbrain_ser.nnet.losses import frames_needed
 from speechbrain_ser.processing.cache import feature_source
-from speechbrain_ser.training import results
-from speechbrain_ser.training.brain import RunData, check_optimizer
+from speechbrain_ser.training import distributed
 from speechbrain_ser.training.checkpoints import WholeCheckpointer, has_optimizer
 from speechbrain_ser.training.config import NEUTRAL_KEYS, Config, read_config, text_of
-from speechbrain_ser.training.distributed import (
-    is_first_to_fail,
-    main_first,
-    on_main,
-    process_group,
-    rank,
-    speaks,
-    world_size,
-)
-from speechbrain_ser.training.results import check_tracker, selections_of
-from speechbrain_ser.training.signals import Stopped, stop_wish
+from speechbrain_ser.training.distributed import main_first, on_main
+from speechbrain_ser.training.signals import Stopped, leave_signals_to_parent, stop_wish
+from speechbrain_ser.training.trackers import check_tracker
 
 logger = logging.getLogger(__name__)
 
+# Lines of its data that a run shares with the run it starts from
+COMMON_LINES = ("corpus", "second_corpus", "protocol", "fold", "split_seed", "seen_fraction", "utterances")
+CORPUS_LINES = (
+    "corpus data_folder manifest_folder table_file table_columns labels protocol seen_fraction split_seed "
+    "second_corpus second_data_folder second_labels"
+).split()
+
 
 @dataclass
-class Setup:
-    """A run that has passed its checks."""
+class Run:
+    """A run that has passed its checks: what its Brain is built from, trains and is tested on."""
 
     config: Config
-    frame: pd.DataFrame
+    frame: pd.DataFrame  # the manifest after label selection, by ID (which stays a column)
     fold: Fold
-    folds: list[str]
+    folds: list[str]  # the names of all folds
     folder: Path
-    science: dict
+    science: dict[str, str]  # what the folder must agree in when the run is continued
+
+    def part(self, name: str) -> pd.DataFrame:
+        """Return the rows of a part: train, valid, seen, test or second."""
+        return self.frame.loc[list(getattr(self.fold, name))]
+
+    @property
+    def recognises(self) -> bool:
+        """Whether it recognises emotions; pre-training does not (the YAML's line ``kind``)."""
+        return self.config.plain.get("kind", "recognition") == "recognition"
+
+    @property
+    def selections(self) -> list[str]:
+        """The selections that one training gives."""
+        every, chosen = self.config.plain["test_every_epoch"], self.config.plain["selection"]
+        available = {"last": True, "valid": bool(self.fold.valid) and every, "test": every}
+        return [name for name in SELECTIONS if available[name] or name == chosen]
+
+    @cached_property
+    def leak(self) -> str | None:
+        """In words, who is tested although the model knows them; None where nobody is."""
+        if self.config.needs() and self.config.plain.get("pretrain_on") == "all":
+            return "pre-trained on all speakers, those of the test part among them (pretrain_on: all)"
+        return protocols.leakage(self.frame, self.fold)
+
+    @cached_property
+    def labels(self) -> dict[str, list[str]]:
+        """By column of the manifest, the training part's values in the order of the logits; the emotion's: all.
+
+        The columns are emotion, speaker and those of the YAML's ``labels_of``; an empty value is none.
+        """
+        columns = dict.fromkeys(["emotion", "speaker", *self.config.plain.get("labels_of", [])])
+        if unknown := [f"{c}{nearest(c, self.frame)}" for c in columns if c not in self.frame]:
+            raise UserError(f"labels_of: no column {', '.join(unknown)}; there are: {', '.join(self.frame)}")
+        rows = {column: self.frame if column == "emotion" else self.part("train") for column in columns}
+        return {column: sorted(set(of[column]) - {""}) for column, of in rows.items()}
+
+    @cached_property
+    def heard(self) -> dict[str, pd.Series]:
+        """By tested part, whether an utterance's text is also said in training (bool by ID)."""
+        return {part: protocols.text_heard(self.frame, self.fold, part) for part in ("test", "second")}
 
     @property
     def classes(self) -> list[str]:
-        """Emotion classes, sorted; the order of the logits."""
-        return sorted(set(self.frame["emotion"]))
+        """Emotion classes."""
+        return self.labels["emotion"]
 
-    @property
-    def leak(self) -> str | None:
-        """In words, who is tested although the model knows them; None where nobody is."""
-        plain = self.config.plain
-        if self.config.needs() and plain.get("pretrain_on") == "all":
-            return "pre-trained on all speakers, those of the test part among them (pretrain_on: all)"
-        return leakage(self.frame, self.fold)
-
-    @property
-    def speakers(self) -> tuple[str, ...]:
-        """The fold's training speakers, sorted; the order of the speaker logits."""
-        return tuple(sorted(_speakers_of(self.frame, self.fold.train)))
-
-    def finished(self) -> bool:
-        """Whether this very run has its results already."""
-        found, plain = self.results(), self.config.plain
-        if found is None or self.config.run_opts.test_only or not self.trained():
-            return False
-        wanted = set(selections_of(plain, self.fold))
-        return found["selection"] == plain["selection"] and wanted <= set(found["selections"])
-
-    def trained(self) -> bool:
-        """Whether nothing is left but to test: all epochs that are asked for are behind a tested run."""
-        found, n_epochs = self.results(), self.config.plain["n_epochs"]
-        if found is not None and found["n_epochs"] > n_epochs:
-            raise UserError(
-                f"{self.folder} was trained for {found['n_epochs']} epochs, --n_epochs={n_epochs} asks for "
-                "fewer: name another output_folder"
+    @cached_property
+    def tokens(self):
+        """What the ASR head spells with, None where there is none."""
+        plain, transcripts = self.config.plain, self.part("train")["transcript"]
+        if not plain["loss_weights"].get("asr"):
+            return None
+        tokens = build_tokens(plain["tokens"], transcripts, plain["n_pieces"])
+        if deleted := tokens.deleted(transcripts):
+            listed = ", ".join(f"{c} ({n})" for c, n in deleted.most_common())
+            logger.warning(
+                f"characters outside `tokens: {plain['tokens']}` are deleted from training transcripts: {listed}"
             )
-        return found is not None and found["n_epochs"] == n_epochs
+        return tokens
+
+    @cached_property
+    def class_weights(self) -> torch.Tensor | None:
+        """Weights of the emotion loss [classes]; their mean over the training utterances is 1."""
+        wanted, classes = self.config.plain["class_weights"], self.classes
+        if not wanted:
+            return None
+        counts = self.part("train")["emotion"].value_counts().reindex(classes, fill_value=0)
+        weights = 1.0 / counts.clip(lower=1)
+        if wanted != "balanced":
+            if not isinstance(wanted, dict) or set(wanted) != set(classes):
+                raise UserError(f"class_weights: expected balanced or a weight for each of {classes}, found {wanted}")
+            weights = pd.to_numeric(pd.Series(wanted), errors="coerce").reindex(classes)
+            if not weights.between(0, float("inf"), inclusive="neither").all():
+                raise UserError(f"class_weights: expected numbers > 0, found {wanted}")
+        return torch.tensor((weights / (weights * counts).sum() * counts.sum()).to_numpy(), dtype=torch.float32)
+
+    def sizes(self) -> dict:
+        """Return the YAML's lines that the data fills in: ``n_emotions``, ``n_speakers``, …, ``n_tokens``."""
+        found = {f"n_{label}s": len(values) for label, values in self.labels.items()}
+        found["n_tokens"] = len(self.tokens) if self.tokens else None
+        found = {key: size for key, size in found.items() if key in self.config.tree}
+        return {**found, "output_folder": str(self.folder), "fold": self.fold.name}
 
     def results(self) -> dict | None:
-        """What metrics.json says, where it is."""
+        """Return what metrics.json says, where it is."""
         path = self.folder / "metrics.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
+    def trained(self) -> bool:
+        """Return whether nothing is left but to test: all epochs that are asked for are behind a tested run."""
+        found, n_epochs = self.results(), self.config.plain["n_epochs"]
+        if found is not None and found["n_epochs"] > n_epochs:
+            more = f"{self.folder} was trained for {found['n_epochs']} epochs, --n_epochs={n_epochs} asks for fewer"
+            raise UserError(f"{more}: name another output_folder")
+        return found is not None and found["n_epochs"] == n_epochs
 
-@dataclass
-class Data:
-    """A corpus under one protocol.
+    def finished(self) -> bool:
+        """Return whether this very run has its results already."""
+        found = self.results()
+        if found is None or self.config.run_opts.test_only or not self.trained():
+            return False
+        chosen = self.config.plain["selection"]
+        return found["selection"] == chosen and set(self.selections) <= set(found["selections"])
 
-    Arguments
-    ---------
-    frame : pandas.DataFrame
-        The manifest after label selection.
-    folds : dict of str to Fold
-        By name.
-    digest : int
-        Of what the frame says of its utterances.
-    """
+
+# ------------------------------------------------------------------ prepare
+
+
+class Corpus(NamedTuple):
+    """A manifest after label selection, its folds by name, and a digest of what it says of its utterances."""
 
     frame: pd.DataFrame
     folds: dict[str, Fold]
     digest: int
 
 
-@dataclass
 class Preparation:
     """What several runs share: corpora are read, and backbones built and hashed, once for all of them.
 
-    Arguments
-    ---------
-    needed : dict of pathlib.Path to dict
-        Runs that are planned but not run yet: by folder, the configuration that others rely on.
+    ``needed`` holds the runs that are planned but not run yet: by folder, the configuration that others rely on.
     """
 
-    needed: dict[Path, dict] = field(default_factory=dict)
-    _made: dict[str, object] = field(default_factory=dict)
+    def __init__(self):
+        self.needed: dict[Path, dict] = {}
+        self._made: dict[str, object] = {}
 
-    DATA_KEYS = (
-        "corpus data_folder manifest_folder table_file table_columns labels protocol seen_fraction split_seed "
-        "second_corpus second_data_folder second_labels"
-    ).split()
-    BACKBONE_KEYS = ("encoder", "build_backbone", "cache_folder")
-
-    def data(self, plain: dict) -> Data:
-        """The corpus that a configuration names."""
-        return self._once(_read_data, plain, self.DATA_KEYS)
+    def data(self, plain: dict) -> Corpus:
+        """Return the corpus that a configuration names."""
+        return self._once(_read_data, plain, CORPUS_LINES)
 
     def backbone(self, plain: dict) -> dict:
-        """The fingerprint of a configuration's backbone, which is made first where it asks for one."""
-        if "encoder" not in plain:
-            return {}
-        return {"backbone": self._once(_ready_backbone, plain, self.BACKBONE_KEYS)}
+        """Return the fingerprint of a configuration's backbone, which is made first where it asks for one."""
+        lines = ("encoder", "build_backbone", "cache_folder")
+        return {"backbone": self._once(_ready_backbone, plain, lines)} if "encoder" in plain else {}
 
     def _once(self, make, plain: dict, keys):
         key = json.dumps([make.__name__, *(plain[k] for k in keys)], default=str)
@@ -178,8 +202,8 @@ class Preparation:
         return self._made[key]
 
 
-def prepare(config: Config, shared: Preparation | None = None) -> Setup:
-    """Everything that can go wrong before training: corpus, labels, fold, backbone, output folder.
+def prepare(config: Config, shared: Preparation | None = None) -> Run:
+    """Check everything that can go wrong before training: corpus, labels, fold, backbone, output folder.
 
     Arguments
     ---------
@@ -187,523 +211,378 @@ def prepare(config: Config, shared: Preparation | None = None) -> Setup:
         The checked configuration.
     shared : Preparation, optional
         Of other runs that are prepared together.
-
-    Returns
-    -------
-    Setup
     """
-    shared = shared or Preparation()
-    plain = config.plain
+    shared, plain = shared or Preparation(), config.plain
     _check_lines(plain)
-    backbone, data = shared.backbone(plain), shared.data(plain)
-    fold = choose_fold(data.folds, plain["fold"])
-    if plain.get("train_on", "fold") != "fold":
-        fold = _train_on(plain["train_on"], fold, data)
-    _check_fold(plain, fold, data)
+    backbone, corpus = shared.backbone(plain), shared.data(plain)
+    fold = protocols.choose_fold(corpus.folds, plain["fold"])
+    if (whom := plain.get("train_on", "fold")) != "fold":
+        if whom != "all":
+            raise UserError(f"train_on: expected fold (the fold's training part) or all (leaky), found {whom!r}")
+        fold = protocols.train_on_all(fold, corpus.frame["ID"])
+    _check_fold(plain, fold, corpus.frame)
     parts = hashlib.sha256(repr(fold).encode()).hexdigest()[:16]  # of a run that goes on, they must be the same
-    science = {**config.science(), "fold": fold.name, "parts_digest": parts, **backbone, "utterances": data.digest}
-    science = {k: str(v) for k, v in science.items()}
+    science = {**config.science(), "fold": fold.name, "parts_digest": parts, **backbone, "utterances": corpus.digest}
+    science = {key: str(value) for key, value in science.items()}
+    run = Run(config, corpus.frame, fold, list(corpus.folds), _folder(config, fold), science)
+    run.labels, run.class_weights  # noqa: B018 (they refuse what cannot be)
     for key, need in config.needs().items():
-        theirs = _needed_science(key, plain[key], need["yaml"], shared)
-        _check_needed(key, plain[key], theirs, _common_lines(science, need), _speakers_of(data.frame, fold.test))
-        science[key] = hashlib.sha256(json.dumps(theirs, sort_keys=True).encode()).hexdigest()[:16]
-    setup = Setup(config, data.frame, fold, list(data.folds), _output_folder(config, fold), science)
-    _check_folder(setup)
-    return setup
+        run.science[key] = _check_needed(run, key, need, shared)
+    _check_folder(run)
+    return run
 
 
 def _check_lines(plain: dict) -> None:
     check_tracker(plain["tracker"])
-    if plain["selection"] not in SELECTIONS:
-        known = ", ".join(SELECTIONS)
-        raise UserError(
-            f"selection '{plain['selection']}' is unknown{nearest(plain['selection'], SELECTIONS)}; known: {known}"
-        )
-    if plain["selection"] == "test" and not plain["test_every_epoch"]:
+    if (name := plain["selection"]) not in SELECTIONS:
+        raise UserError(f"selection '{name}' is unknown{nearest(name, SELECTIONS)}; known: {', '.join(SELECTIONS)}")
+    if name == "test" and not plain["test_every_epoch"]:
         raise UserError("selection: test (an oracle) needs --test_every_epoch=True")
-
-
-def _check_fold(plain: dict, fold: Fold, data: Data) -> None:
-    if plain["selection"] == "valid" and not fold.valid:
-        raise UserError(f"selection: valid needs a validation part: {why_none_validates(plain['protocol'])}")
-    if plain["loss_weights"].get("speaker") and (data.frame["speaker"] == "").any():
-        raise UserError("the speaker task needs a speaker for every utterance: some have none")
     patience = plain.get("early_stopping", plain["n_epochs"])
     if not isinstance(patience, int) or patience < 1:
         raise UserError(f"early_stopping must be a whole number >= 1 (n_epochs: off), found {patience!r}")
-    if patience < plain["n_epochs"] and not fold.valid:
-        raise UserError(f"early_stopping needs a validation part: {why_none_validates(plain['protocol'])}")
 
 
-def _read_data(plain: dict) -> Data:
+def _check_fold(plain: dict, fold: Fold, frame: pd.DataFrame) -> None:
+    needy = {"selection: valid": plain["selection"] == "valid"}
+    needy["early_stopping"] = plain.get("early_stopping", plain["n_epochs"]) < plain["n_epochs"]
+    if not fold.valid and (lines := [line for line, is_on in needy.items() if is_on]):
+        why = protocols.why_none_validates(plain["protocol"])
+        raise UserError(f"{lines[0]} needs a validation part: {why}")
+    if plain["loss_weights"].get("speaker") and (frame["speaker"] == "").any():
+        raise UserError("the speaker task needs a speaker for every utterance: some have none")
+
+
+def _read_data(plain: dict) -> Corpus:
     second = plain["second_corpus"]
     frame = _read_corpus(plain, plain["corpus"], plain["data_folder"], plain["labels"])
     if second is not None:
         if plain["second_data_folder"] is None:
             raise UserError(f"second_corpus: {second} needs its folder: give --second_data_folder=…")
         frame = join(frame, _read_corpus(plain, second, plain["second_data_folder"], plain["second_labels"]))
-    folds = make_folds(frame, plain["protocol"], plain["seen_fraction"], plain["split_seed"], second)
-    return Data(frame, folds, pd.util.hash_pandas_object(frame.drop(columns="wav"), index=False).sum().item())
+    folds = protocols.make_folds(frame, plain["protocol"], plain["seen_fraction"], plain["split_seed"], second)
+    digest = pd.util.hash_pandas_object(frame.drop(columns="wav"), index=False).sum().item()
+    return Corpus(frame.set_axis(frame["ID"].tolist()), folds, digest)
 
 
 def _read_corpus(plain: dict, corpus: str, folder: str, labels) -> pd.DataFrame:
     options = {"file": plain["table_file"], "columns": plain["table_columns"]} if corpus == "table" else {}
-    manifest = corpora.prepare(corpus, folder, plain["manifest_folder"], **options)
-    return apply_labels(corpora.read_manifest(manifest, folder), labels)
+    path = manifest.prepare(corpus, folder, plain["manifest_folder"], **options)
+    return apply_labels(manifest.read_manifest(path, folder), labels)
 
 
 def _ready_backbone(plain: dict) -> str:
-    if plain["build_backbone"]:
-        _build_backbone(plain["encoder"], plain["build_backbone"])
-    hub = Path(plain["cache_folder"]) / "hub"
-    check_backbone(plain["encoder"], hub)
-    return fingerprint(plain["encoder"], hub)
+    folder, sizes, hub = plain["encoder"], plain["build_backbone"], Path(plain["cache_folder"]) / "hub"
+    if sizes:
+        known = inspect.signature(build_tiny_wav2vec2).parameters
+        if unknown := [f"{k}{nearest(k, known)}" for k in sizes if k not in known]:
+            raise UserError(f"build_backbone: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+        try:
+            build_tiny_wav2vec2(folder, **sizes)
+        except ValueError as error:
+            raise UserError(f"build_backbone: {error}") from error
+    check_backbone(folder, hub)
+    return fingerprint(folder, hub)
 
 
-def _train_on(whom: str, fold: Fold, data: Data) -> Fold:
-    if whom != "all":
-        raise UserError(f"train_on: expected fold (the fold's training part) or all (leaky), found {whom!r}")
-    return train_on_all(fold, data.frame["ID"])
+def _check_needed(run: Run, key: str, need: dict, shared: Preparation) -> str:
+    """Return a digest of the configuration that this run starts from, whose folder may move.
 
-
-def _speakers_of(frame: pd.DataFrame, utterances: tuple[str, ...]) -> set[str]:
-    return set(frame["speaker"][frame["ID"].isin(utterances)])
-
-
-# Lines of its data that a run shares with the run it starts from
-COMMON_LINES = ("corpus", "second_corpus", "protocol", "fold", "split_seed", "seen_fraction", "utterances")
-
-
-def _common_lines(science: dict[str, str], need: dict) -> dict[str, str]:
-    """What a needed run's configuration must say: the same data, and of the lines it is given those that must fit."""
-    lines = need.get("lines") or {}
-    given = {k: text_of(lines[k]) for k in need.get("fits", lines) if k not in NEUTRAL_KEYS}
-    return {**{k: science[k] for k in COMMON_LINES}, **given}
-
-
-def _check_needed(key: str, folder: str, theirs: dict, ours: dict, tested: set[str]) -> None:
-    """A run of other sizes does not fit; one of another fold has heard the speakers who are tested here."""
-    differing = [k for k in ours if theirs.get(k) != ours[k]]
-    if not differing:
-        return
-    lines = [f"{k}: there {theirs.get(k, '(absent)')}, here {ours[k]}" for k in differing]
-    path = Path(folder) / "save" / "speakers.json"
-    heard = set(json.loads(path.read_text(encoding="utf-8"))) & tested if path.is_file() else set()
-    if heard and ours.get("train_on", "fold") == "fold":
-        lines.append(f"it was trained on speakers who are tested here ({', '.join(sorted(heard))}): it would leak")
-    raise UserError("\n  ".join([f"{key}: {folder} does not fit this run:", *lines]))
-
-
-def _needed_science(key: str, folder: str | None, yaml: str, shared: Preparation) -> dict[str, str]:
-    """The configuration of a run that another one starts from: its folder may move."""
+    It must be of the same data, and agree in those of the lines it is given that must fit. One of another fold has
+    heard the speakers who are tested here.
+    """
+    folder, yaml, lines = run.config.plain[key], need["yaml"], need.get("lines") or {}
     if folder is None:
         raise UserError(f"this needs a run of {yaml} first: give its folder as --{key}=…, or let crossval.py do both")
-    science = shared.needed.get(Path(folder))
-    if science is None:
+    if (theirs := shared.needed.get(Path(folder))) is None:
         path = Path(folder) / "configuration.json"
         if not path.is_file() or not (path.parent / "metrics.json").is_file():
             raise UserError(f"{key}: {folder} holds no finished run of {yaml}")
-        science = json.loads(path.read_text(encoding="utf-8"))
-    return science
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+    ours = {k: run.science[k] for k in COMMON_LINES}
+    ours |= {k: text_of(lines[k]) for k in need.get("fits", lines) if k not in NEUTRAL_KEYS}
+    if wrong := _differences(theirs, ours, ours):
+        path = Path(folder) / "save" / "speakers.json"
+        known = set(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else set()
+        heard = sorted(known & set(run.part("test")["speaker"]))
+        if heard and ours.get("train_on", "fold") == "fold":
+            wrong.append(f"it was trained on speakers who are tested here ({', '.join(heard)}): it would leak")
+        raise UserError("\n  ".join([f"{key}: {folder} does not fit this run:", *wrong]))
+    return hashlib.sha256(json.dumps(theirs, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _build_backbone(folder: str, sizes: dict) -> None:
-    known = inspect.signature(build_tiny_wav2vec2).parameters
-    if unknown := [f"{k}{nearest(k, known)}" for k in sizes if k not in known]:
-        raise UserError(f"build_backbone: unknown {', '.join(unknown)}; known: {', '.join(known)}")
-    try:
-        build_tiny_wav2vec2(folder, **sizes)
-    except ValueError as error:
-        raise UserError(f"build_backbone: {error}") from error
+def _differences(theirs: dict, ours: dict, keys) -> list[str]:
+    return [
+        f"{k}: there {theirs.get(k, '(absent)')}, here {ours.get(k, '(absent)')}"
+        for k in keys
+        if theirs.get(k) != ours.get(k)
+    ]
 
 
-def _output_folder(config: Config, fold: Fold) -> Path:
+def _folder(config: Config, fold: Fold) -> Path:
     plain = config.plain
     if config.run_opts.debug and not config.run_opts.debug_persistently:
         return Path(tempfile.mkdtemp(prefix="speechbrain-ser-debug-"))
     if plain["output_folder"]:
         return Path(plain["output_folder"])
-    place = (
-        config.system,
-        f"{plain['corpus']}-{plain['protocol']}",
-        config.variant(),
-        fold.name,
-        str(plain["seed"]),
-    )
-    return Path(plain["results_folder"]).joinpath(*place)
+    corpus = f"{plain['corpus']}-{plain['protocol']}"
+    return Path(plain["results_folder"], config.system, corpus, config.variant(), fold.name, str(plain["seed"]))
 
 
-def _check_folder(setup: Setup) -> None:
+def _check_folder(run: Run) -> None:
     """An existing folder must be of this configuration; more epochs may be asked of it, nothing else."""
-    path = setup.folder / "configuration.json"
+    path = run.folder / "configuration.json"
     if not path.is_file():
         # a name with a dot is what a killed process had not finished writing
-        if setup.folder.is_dir() and any(not p.name.startswith(".") for p in setup.folder.iterdir()):
-            raise UserError(f"{setup.folder} exists, is not empty and is no run folder: name another output_folder")
+        if run.folder.is_dir() and any(not p.name.startswith(".") for p in run.folder.iterdir()):
+            raise UserError(f"{run.folder} exists, is not empty and is no run folder: name another output_folder")
         return
     theirs = json.loads(path.read_text(encoding="utf-8"))
-    keys = sorted(k for k in {*theirs, *setup.science} if theirs.get(k) != setup.science.get(k))
-    if keys:
-        lines = [f"{k}: there {theirs.get(k, '(absent)')}, here {setup.science.get(k, '(absent)')}" for k in keys]
-        raise UserError("\n  ".join([f"{setup.folder} belongs to another configuration:", *lines]))
-    if setup.results() is not None and not setup.trained() and not has_optimizer(setup.folder / "save"):
+    if wrong := _differences(theirs, run.science, sorted({*theirs, *run.science})):
+        raise UserError("\n  ".join([f"{run.folder} belongs to another configuration:", *wrong]))
+    if run.results() is not None and not run.trained() and not has_optimizer(run.folder / "save"):
         raise UserError(
-            f"{setup.folder} finished after {setup.results()['n_epochs']} epochs and its optimiser state was dropped "
+            f"{run.folder} finished after {run.results()['n_epochs']} epochs and its optimiser state was dropped "
             f"(crossval.py keeps it with --keep_optimizer): it can be tested, but not be trained for "
-            f"{setup.config.plain['n_epochs']} epochs. Delete the folder to train anew, or give another results_folder"
+            f"{run.config.plain['n_epochs']} epochs. Delete the folder to train anew, or give another results_folder"
         )
 
 
-def build(setup: Setup):
-    """The run's folder, data loaders and Brain.
+# ------------------------------------------------------------------ build
 
-    Arguments
-    ---------
-    setup : Setup
-        From :func:`prepare`.
 
-    Returns
-    -------
-    tuple
-        The built YAML (dict), the Brain, and the loaders by part.
-    """
-    is_new = not (setup.folder / "configuration.json").exists()
+def build(run: Run) -> tuple[dict, sb.Brain]:
+    """Make the run's folder and Brain; return what the YAML declares, too."""
+    is_new = not (run.folder / "configuration.json").exists()
     try:
-        return _build(setup)
+        if if_main_process():
+            _fill_folder(run)
+        _log_split(run)
+        hparams, loaders = _parts(run)
+        brain = hparams["brain_class"](
+            run=run,
+            loaders=loaders,
+            modules=hparams["modules"],
+            opt_class=hparams.get("opt_class"),
+            hparams=hparams,
+            run_opts=run.config.run_opts,
+            checkpointer=WholeCheckpointer(run.folder / "save", {"model": hparams["model"]}),
+        )
+        return hparams, brain
     except Exception:
         if is_new and if_main_process():  # else a corrected line would meet a folder of another configuration
-            shutil.rmtree(setup.folder, ignore_errors=True)
+            shutil.rmtree(run.folder, ignore_errors=True)
         raise
 
 
-def _build(setup: Setup):
-    config = setup.config
-    tokens = _tokens(config.plain, setup.frame.set_index("ID").loc[list(setup.fold.train), "transcript"])
-    config.computed = _computed(setup, tokens)
-    if if_main_process():
-        _fill_folder(setup, tokens)
-    _log_split(setup)
-
-    hparams, data, loaders, sampler = _parts(setup, tokens)
-    checkpointer = WholeCheckpointer(setup.folder / "save", {"model": hparams["model"]})
-    brain = hparams["brain_class"](
-        data=data,
-        sampler=sampler,
-        loaders=loaders,
-        modules=hparams["modules"],
-        opt_class=hparams.get("opt_class"),
-        hparams=hparams,
-        run_opts=config.run_opts,
-        checkpointer=checkpointer,
-    )
-    return hparams, brain, loaders
-
-
-def _fill_folder(setup: Setup, tokens) -> None:
-    setup.folder.mkdir(parents=True, exist_ok=True)
-    write_json(setup.science, setup.folder / "configuration.json")  # first: by it a killed run's folder is known
-    sb.create_experiment_directory(str(setup.folder))
-    write_text(setup.config.resolved(), setup.folder / "hyperparams.yaml")
-    save = setup.folder / "save"
-    save.mkdir(exist_ok=True)
-    write_json(setup.classes, save / "classes.json")
-    write_json(setup.speakers, save / "speakers.json")
-    if tokens:
-        save_tokens(tokens, save / "tokens.json")
-
-
-def _parts(setup: Setup, tokens):
-    """What the YAML declares and the data, which judge each other."""
-    hparams = setup.config.build()
-    frame = setup.frame.set_index("ID")
-    weights = _class_weights(hparams["class_weights"], setup)
-    data = RunData(frame, setup.fold, setup.classes, weights, tokens, setup.speakers)
-    _refuse_too_short(data, hparams["model"])
-    _refuse_too_long(data, hparams["model"])
-    _warn_ctc(data, hparams["model"])
-    loaders, sampler = _loaders(hparams, data, torch.device(setup.config.run_opts.device or infer_device()).type)
-    return hparams, data, loaders, sampler
-
-
-def rehearse(setup: Setup) -> None:
-    """Build everything that a run needs and forget it: what a constructor refuses is known before many runs start.
-
-    Arguments
-    ---------
-    setup : Setup
-        From :func:`prepare`; nothing is written into its folder.
-
-    Raises
-    ------
-    UserError
-        As training would.
-    """
-    config = replace(setup.config)  # what is computed here is not the run's
+def rehearse(run: Run) -> None:
+    """Build everything that a run needs and forget it: what a constructor refuses is known before many runs start."""
     with tempfile.TemporaryDirectory() as folder:
-        setup = replace(setup, config=config, folder=Path(folder))
-        tokens = _tokens(config.plain, setup.frame.set_index("ID").loc[list(setup.fold.train), "transcript"])
-        config.computed = _computed(setup, tokens)
-        hparams, *_ = _parts(setup, tokens)
-        check_optimizer(hparams, hparams.get("opt_class"))
+        _parts(replace(run, folder=Path(folder)))
 
 
-def _computed(setup: Setup, tokens) -> dict:
-    sizes = {
-        "n_emotions": len(setup.classes),
-        "n_tokens": len(tokens) if tokens else None,
-        "n_speakers": len(setup.speakers),
-    }
-    sizes = {key: size for key, size in sizes.items() if key in setup.config.tree}
-    return {**sizes, "output_folder": str(setup.folder), "fold": setup.fold.name}
+def _fill_folder(run: Run) -> None:
+    resolved = run.config.resolved(run.sizes())
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_json(run.science, run.folder / "configuration.json")  # first: by it a killed run's folder is known
+    sb.create_experiment_directory(str(run.folder))
+    write_text(resolved, run.folder / "hyperparams.yaml")
+    save = run.folder / "save"
+    save.mkdir(exist_ok=True)
+    write_json(run.classes, save / "classes.json")
+    write_json(run.labels.get("speaker", []), save / "speakers.json")
+    if run.tokens:
+        save_tokens(run.tokens, save / "tokens.json")
 
 
-def _tokens(plain: dict, transcripts: pd.Series):
-    if not plain["loss_weights"].get("asr"):
-        return None
-    tokens = build_tokens(plain["tokens"], transcripts, plain["n_pieces"])
-    if deleted := tokens.deleted(transcripts):
-        listed = ", ".join(f"{c} ({n})" for c, n in deleted.most_common())
-        logger.warning(
-            f"characters outside `tokens: {plain['tokens']}` are deleted from training transcripts: {listed}"
-        )
-    return tokens
+def _parts(run: Run) -> tuple[dict, dict]:
+    """Return what the YAML declares, and the loaders; model and data judge each other."""
+    hparams = run.config.build(run.sizes())
+    _check_optimizer(hparams)
+    _refuse_lengths(run, hparams["model"])
+    _warn_cut(run, hparams["model"])
+    return hparams, _loaders(run, hparams, torch.device(run.config.run_opts.device or infer_device()).type)
 
 
-def _class_weights(wanted, setup: Setup) -> torch.Tensor | None:
-    """Weights of the emotion loss, mean 1 over the training utterances, so that a step's size does not matter."""
-    if not wanted:
-        return None
-    emotion = setup.frame.set_index("ID").loc[list(setup.fold.train), "emotion"]
-    counts = emotion.value_counts().reindex(setup.classes, fill_value=0)
-    if wanted == "balanced":
-        weights = 1.0 / counts.clip(lower=1)
-    elif isinstance(wanted, dict) and set(wanted) == set(setup.classes):
-        weights = pd.to_numeric(pd.Series(wanted), errors="coerce").reindex(setup.classes)
-        if not (weights > 0).all() or not (weights < float("inf")).all():
-            raise UserError(f"class_weights: expected numbers > 0, found {wanted}")
-    else:
-        raise UserError(f"class_weights: expected balanced or a weight for each of {setup.classes}, found {wanted}")
-    return torch.tensor((weights / (weights * counts).sum() * counts.sum()).to_numpy(), dtype=torch.float32)
+def _check_optimizer(hparams: dict) -> None:
+    """Say what is wrong with it now; SpeechBrain makes it only when training starts (and a probe has none)."""
+    if "opt_class" not in hparams:
+        return
+    for key in ("lr", "backbone_lr"):
+        rate = hparams.get(key)
+        if rate is not None and not (isinstance(rate, (int, float)) and 0 <= rate < float("inf")):
+            raise UserError(f"{key} must be a number >= 0, found {rate!r}")
+    try:
+        hparams["opt_class"]([torch.nn.Parameter(torch.zeros(1))])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"opt_class: {error}") from error
 
 
-def _micro_batch_size(hparams: dict, device: str) -> int:
-    """Utterances at a time: what the YAML says, else what is fastest on a device."""
-    if hparams["micro_batch_size"] is not None:
-        return hparams["micro_batch_size"]
-    # a CPU gains nothing from more at a time, and loses by their padding and by activations that leave its caches
+def _loaders(run: Run, hparams: dict, device: str) -> dict:
+    # a CPU gains nothing from more than one, and loses by their padding and by activations that leave its caches
     # (benchmarks/README.md); other devices want all they can get
-    return 1 if device == "cpu" else hparams["batch_size"]
-
-
-def _loaders(hparams: dict, data: RunData, device: str):
-    frames = {part: data.frame.loc[list(getattr(data.fold, part))].reset_index() for part in PARTS}
-    train = frames["train"]
-    sampler = StepSampler(
+    micro_batch_size = hparams["micro_batch_size"]
+    if micro_batch_size is None:
+        micro_batch_size = 1 if device == "cpu" else hparams["batch_size"]
+    train, rank, world_size = run.part("train"), distributed.rank(), distributed.world_size()
+    sampler = batches.StepSampler(
         train["duration"],
         hparams["batch_size"],
-        _micro_batch_size(hparams, device),
+        micro_batch_size,
         hparams["seed"],
-        balanced_weights(train, hparams.get("balance"), hparams["second_corpus"], hparams.get("second_share")),
+        batches.balanced_weights(train, hparams.get("balance"), hparams["second_corpus"], hparams.get("second_share")),
         hparams.get("epoch_steps", 0),
         hparams.get("bucket_steps", 1),
-        rank(),
-        world_size(),
+        rank,
+        world_size,
     )
     if hparams.get("opt_class"):
         logger.info(
             f"{sampler.steps_per_epoch} steps of {hparams['batch_size']} utterances an epoch, "
             f"micro-batches of {sampler.micro_batch_size}, padding {sampler.padding_share():.0%}"
-            + (f", shared by {world_size()} processes" if world_size() > 1 else "")
+            + (f", shared by {world_size} processes" if world_size > 1 else "")
         )
-    inputs = _inputs(hparams, data.frame)
-    encode = data.tokens.encode if data.tokens else None
+    inputs, encode = _inputs(run, hparams), run.tokens.encode if run.tokens else None
+    options = {"num_workers": hparams["num_workers"], "pin_memory": device == "cuda"}
+    options["worker_init_fn"] = leave_signals_to_parent
     loaders = {"valid": None}
-    for part, frame in frames.items():
-        if len(frame):
-            batches = sampler
-            if part != "train":  # the batches are those of one process: so are the predictions, each in one of them
-                batches = length_sorted_batches(frame["duration"], hparams["eval_batch_size"])[rank() :: world_size()]
-            dataset = make_dataset(frame, inputs, data.classes, encode, data.speakers)
-            loaders[part] = make_loader(dataset, batches, hparams["num_workers"], pin_memory=device == "cuda")
-    return loaders, sampler
+    for part in (part for part in PARTS if getattr(run.fold, part)):
+        rows, planned, collate = run.part(part), sampler, sampler.micro_batches
+        if part != "train":  # the batches are those of one process: so are the predictions, each in one of them
+            planned = batches.length_sorted_batches(rows["duration"], hparams["eval_batch_size"])[rank::world_size]
+            collate = batches.Batch
+        dataset = batches.make_dataset(rows, inputs, run.labels, encode)
+        loaders[part] = batches.make_loader(dataset, planned, collate, **options)
+    return loaders
 
 
-def _inputs(hparams: dict, frame: pd.DataFrame) -> dict:
-    """What the model reads of a recording, by name: waveforms, or features that are computed once and kept."""
+def _inputs(run: Run, hparams: dict) -> dict:
+    """Return what the model reads of a recording, by name: waveforms, or features that are computed once and kept."""
     folder, inputs = Path(hparams["cache_folder"]), {}
     for name, features in hparams["model"].inputs.items():
         if features is None:
-            inputs[name] = AudioCache(folder / "audio")
+            inputs[name] = batches.AudioCache(folder / "audio")
         elif hparams.get("augment") is not None:
             switches = ("cache_features", "cache_front_end", "cache_embeddings")
             lines = [f"--{line}=False" for line in switches if hparams.get(line)]
             way_out = f"give {lines[0]}" if lines else "leave augment: null"
             raise UserError(f"augment changes waveforms, but {name} are computed once: {way_out}")
         else:
-            inputs[name] = feature_source(features, folder / "features", frame)
-        inputs[name].fill(frame["wav"].tolist(), progress=if_main_process())
+            inputs[name] = feature_source(features, folder / "features", run.frame)
+        inputs[name].fill(run.frame["wav"].tolist(), progress=if_main_process())
     return inputs
 
 
-def _log_split(setup: Setup) -> None:
-    fold, plain = setup.fold, setup.config.plain
+def _log_split(run: Run) -> None:
+    fold, plain = run.fold, run.config.plain
     sizes = ", ".join(f"{p} {len(getattr(fold, p))}" for p in PARTS if getattr(fold, p))
     logger.info(f"{plain['corpus']}, protocol {plain['protocol']}, fold {fold.name}: {sizes}")
-    logger.info(f"validation: {who_validates(setup.frame, fold, plain['protocol'])}")
-    if leak := setup.leak:
-        logger.warning(f"LEAKY PROTOCOL: {leak}")
-    heard = text_heard(setup.frame, fold)
-    logger.info(f"{heard.mean():.0%} of the test utterances say a text that is also said in training")
+    logger.info(f"validation: {protocols.who_validates(run.frame, fold, plain['protocol'])}")
+    if run.leak:
+        logger.warning(f"LEAKY PROTOCOL: {run.leak}")
+    heard = run.heard["test"].mean()
+    logger.info(f"{heard:.0%} of the test utterances say a text that is also said in training")
 
 
-def _refuse_too_short(data: RunData, model) -> None:
-    """An utterance without a single frame would stop an epoch in its middle."""
-    samples = zip(data.frame.index, samples_of(data.frame["duration"]).tolist(), strict=True)
-    if short := [f"{utterance} ({n / 16:.0f} ms)" for utterance, n in samples if n < model.min_samples]:
+def _refuse_lengths(run: Run, model) -> None:
+    """An utterance without a frame, or longer than an encoder has positions for, would stop an epoch in its middle."""
+    seconds, rate, least = run.frame["duration"], batches.SAMPLE_RATE, model.min_samples
+    if short := [f"{k} ({1000 * s:.0f} ms)" for k, s in seconds.items() if round(s * rate) < least]:
         raise UserError(
-            f"{len(short)} utterances are shorter than the {model.min_samples / 16:.0f} ms the model needs for a "
-            f"frame: {', '.join(short[:20])}{' …' if len(short) > 20 else ''}"
+            f"{len(short)} utterances are shorter than the {1000 * least / rate:.0f} ms the model needs for a frame: "
+            f"{', '.join(shown(short))}"
+        )
+    most = getattr(getattr(model, "encoder", None), "max_samples", None)
+    if most and (long := [f"{k} ({s:.1f} s)" for k, s in seconds.items() if s * rate > most]):
+        raise UserError(
+            f"{len(long)} utterances are longer than the {most / rate:g} s that Whisper encodes (--windows=True takes "
+            f"them in pieces): {', '.join(shown(long))}"
         )
 
 
-def _refuse_too_long(data: RunData, model) -> None:
-    """What an encoder has no positions for would stop an epoch in its middle as well."""
-    if (most := getattr(getattr(model, "encoder", None), "max_samples", None)) is None:
-        return
-    durations = data.frame["duration"]
-    if long := [f"{k} ({n:.1f} s)" for k, n in durations.items() if n * SAMPLE_RATE > most]:
-        raise UserError(
-            f"{len(long)} utterances are longer than the {most / SAMPLE_RATE:g} s that Whisper encodes: "
-            f"{', '.join(long[:20])}{' …' if len(long) > 20 else ''} (--windows=True encodes them in pieces)"
-        )
+def _warn_cut(run: Run, model) -> None:
+    """Say which utterances teach less than they could: too short for CTC to spell them, or longer than is taken."""
+    if run.tokens:
+        train = run.part("train")
+        frames = model.frame_counts(batches.samples_of(train["duration"])).tolist()
+        needed = [frames_needed(run.tokens.encode(text)) for text in train["transcript"]]
+        if short := [k for k, f, n in zip(train.index, frames, needed, strict=True) if n > f]:
+            logger.warning(
+                f"{len(short)} utterances are too short for their transcript, CTC leaves them out: {short[:20]}"
+            )
+    if length := getattr(model, "fixed_length", 0):
+        counts = model.features.frame_counts(batches.samples_of(run.frame["duration"]))
+        if n := int((counts > length).sum()):
+            logger.warning(
+                f"{n} of {len(counts)} utterances are longer than {length} frames "
+                f"({length * model.features.hop_seconds:.1f} s) and cut (cut: {model.cut}); the longest has "
+                f"{counts.max()}. fixed_length: 0 takes them whole"
+            )
 
 
-def _warn_ctc(data: RunData, model) -> None:
-    """CTC cannot spell more tokens than there are frames: such utterances teach only the other tasks."""
-    if not data.tokens:
-        return
-    train = data.frame.loc[list(data.fold.train)]
-    frames = model.frame_counts(samples_of(train["duration"]))
-    needed = [frames_needed(data.tokens.encode(t)) for t in train["transcript"]]
-    if short := [i for i, f, n in zip(train.index, frames.tolist(), needed, strict=True) if n > f]:
-        logger.warning(f"{len(short)} utterances are too short for their transcript, CTC leaves them out: {short[:20]}")
-
-
-# by the YAML's line `kind`: what writes the results, and what tells them
-WRITERS = {
-    "recognition": (results.evaluate_and_write, results.print_results),
-    "pretraining": (results.evaluate_and_write_pretraining, results.print_results_pretraining),
-}
+# ------------------------------------------------------------------ fit, test
 
 
 def main(argv: list[str], hparams_folder: Path) -> int:
-    """Run one configuration; errors of the user's are printed without a traceback.
-
-    Arguments
-    ---------
-    argv : list of str
-        The command line after the program's name.
-    hparams_folder : pathlib.Path
-        Where the shipped YAMLs are.
-
-    Returns
-    -------
-    int
-        0, or 2 after an error that the user can mend, or `TRY_LATER`, or `INTERRUPTED`.
-    """
-    _set_up_messages()
+    """Run a command line of train.py and return the exit status; what a user can mend is told without a traceback."""
+    speaks = distributed.speaks()  # of several processes one does
+    # force: a second run of one process (a notebook, the tests) must not write to the first one's streams
+    logging.basicConfig(level=logging.INFO if speaks else logging.ERROR, format="%(message)s", force=True)
+    if not speaks:
+        warnings.simplefilter("ignore")
     try:
-        with stop_wish.heard(), _disk_and_loaders_named():
-            run(read_config(argv, hparams_folder))
-    except UserError as error:
-        return _tell(f"error: {error}", TRY_LATER if isinstance(error, FolderInUse) else 2)
-    except torch.OutOfMemoryError as error:
-        return _tell(
-            f"error: the device has too little memory: {error}\n  A smaller --micro_batch_size changes nothing else "
-            "(nor does --gradient_checkpointing=True, where the YAML has it); the same command goes on",
-            2,
-        )
-    except Stopped as stopped:
-        status = INTERRUPTED if stopped.number == signal.SIGINT else TRY_LATER
-        return _tell(f"\nended by {stopped}: the same command goes on from here", status)
-    except Exception:
-        if is_first_to_fail():
+        with stop_wish.heard():
+            train_and_test(read_config(argv, hparams_folder))
+    except (Exception, Stopped) as error:
+        message, status = _in_words(error)
+        is_first = distributed.is_first_to_fail()  # of several processes another one tells why
+        if message is None and is_first:
             raise
-        return 2  # of several processes another one tells why
+        if is_first:
+            print(message, file=sys.stderr)
+        return status
     return 0
 
 
-def _set_up_messages() -> None:
-    """Of several processes one speaks."""
-    # force: a second run of one process (a notebook, the tests) must not write to the first one's streams
-    logging.basicConfig(level=logging.INFO if speaks() else logging.ERROR, format="%(message)s", force=True)
-    if not speaks():
-        warnings.simplefilter("ignore")
-
-
-def _tell(message: str, status: int) -> int:
-    if is_first_to_fail():
-        print(message, file=sys.stderr)
-    return status
-
-
-@contextlib.contextmanager
-def _disk_and_loaders_named() -> Iterator[None]:
-    """What is nobody's mistake in the configuration, but can be mended."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
+def _in_words(error: BaseException) -> tuple[str | None, int]:
+    """Return what the user is told of an error (None: its traceback), and the exit status."""
+    if isinstance(error, Stopped):
+        status = INTERRUPTED if error.number == signal.SIGINT else TRY_LATER
+        return f"\nended by {error}: the same command goes on from here", status
+    message = None
+    if isinstance(error, UserError):
+        message = str(error)
+    elif isinstance(error, torch.OutOfMemoryError):
+        message = (
+            f"the device has too little memory: {error}\n  A smaller --micro_batch_size changes nothing else "
+            "(nor does --gradient_checkpointing=True, where the YAML has it); the same command goes on"
+        )
+    elif isinstance(error, OSError) and error.errno in NO_ROOM:
         where = error.filename or "a file could not be written (in the run's folder, a cache or a log)"
-        raise UserError(f"{where}: {error.strerror}") from error
-    except RuntimeError as error:
-        # torch: "DataLoader worker (pid 7) is killed by signal: Killed." or "DataLoader worker (pid(s) 7) exited …"
-        if not (found := re.search(r"DataLoader worker \(pid\S* ([\d, ]+)\) .*", str(error))):
-            raise
-        raise UserError(
+        message = f"{where}: {error.strerror}"
+    # torch: "DataLoader worker (pid 7) is killed by signal: Killed." or "DataLoader worker (pid(s) 7) exited …"
+    elif found := re.search(r"DataLoader worker \(pid\S* ([\d, ]+)\) .*", str(error)):
+        message = (
             f"a loading process died: {found[0]} The system ends processes that want more memory than there is: fewer "
             "num_workers need less. The same command goes on from the last checkpoint"
-        ) from error
+        )
+    return message and f"error: {message}", TRY_LATER if isinstance(error, FolderInUse) else 2
 
 
-def run(config: Config) -> Path:
-    """Train and test one configuration, with the processes that torchrun has started, or alone.
-
-    Arguments
-    ---------
-    config : Config
-        From :func:`speechbrain_ser.training.config.read_config`.
-
-    Returns
-    -------
-    pathlib.Path
-        The run's folder.
-
-    Raises
-    ------
-    UserError
-        Before training, for everything a user can have given wrong.
-    """
-    with process_group(config.run_opts) as config.run_opts:
-        setup = on_main(lambda: prepare(config))
-        setup.config.run_opts = config.run_opts  # the main process's device is another one
-        evaluate_and_write, print_results = WRITERS[config.plain.get("kind", "recognition")]
-        with contextlib.ExitStack() as stack:
-            on_main(lambda: stack.enter_context(locked(setup.folder)))
-            _train_and_test(setup, evaluate_and_write)
+def train_and_test(config: Config) -> Path:
+    """Train and test one configuration, with the processes that torchrun has started, or alone; return its folder."""
+    with distributed.process_group(config.run_opts) as config.run_opts, contextlib.ExitStack() as stack:
+        run = on_main(lambda: prepare(config))
+        run.config.run_opts = config.run_opts  # the main process's device is another one
+        on_main(lambda: stack.enter_context(locked(run.folder)))
+        if on_main(run.finished):
+            logger.info(f"finished already: {run.folder} (delete the folder to train again)")
+        else:
+            hparams, brain = main_first(lambda: build(run))
+            if not on_main(run.trained):
+                with stop_wish.deferred():
+                    brain.fit(hparams["epoch_counter"], brain.loaders["train"], brain.loaders["valid"])
+            brain.test()
         if if_main_process():
-            print_results(setup)
-    return setup.folder
-
-
-def _train_and_test(setup: Setup, evaluate_and_write) -> None:
-    if on_main(setup.finished):
-        logger.info(f"finished already: {setup.folder} (delete the folder to train again)")
-        return
-    hparams, brain, loaders = main_first(lambda: build(setup))
-    if not on_main(setup.trained):
-        with stop_wish.deferred():
-            brain.fit(hparams["epoch_counter"], loaders["train"], loaders["valid"])
-    evaluate_and_write(setup, brain, loaders)
-    brain.checkpointer.keep_for_tests()
+            print(summary(run.folder))
+    return run.folder
