@@ -1,6 +1,7 @@
 """Hsu et al. 2023, decomposed speech beside wav2vec2: L = a_S L_S + a_MSE L_MSE + a_CTC L_CTC + a_E L_E (eq. 5)."""
 
 from recipes.cai_mtl.brain import CaiBrain
+from speechbrain_ser.models.hsu import load_stage_1
 from speechbrain_ser.nnet.losses import cross_entropy, reconstruction_loss
 from speechbrain_ser.training.pretraining import PretrainingBrain
 
@@ -22,6 +23,12 @@ class HsuPretrainBrain(PretrainingBrain):
 
 class HsuBrain(CaiBrain):
     """Stage 2: Cai's equations, the reconstruction and the speaker of the timbre, from stage 1's parameters."""
+
+    def on_fit_start(self):
+        """Start from stage 1; a checkpoint of this run, where there is one, replaces it."""
+        if self.hparams.pretrained:
+            load_stage_1(self.model, self.hparams.pretrained, self.run.labels["speaker"])
+        super().on_fit_start()
 
     def compute_forward(self, batch, stage):
         """Call the model: wav2vec2 and the codes for the emotion, each for tasks of its own (figure 1)."""

@@ -21,7 +21,6 @@ from speechbrain_ser.evaluation.metrics import label_accuracy, metrics, metrics_
 from speechbrain_ser.files import write_csv
 from speechbrain_ser.models.checkpoints import BEST, find_epoch, load_parameters
 from speechbrain_ser.models.decoding import Decoder
-from speechbrain_ser.models.hsu import load_stage_1
 from speechbrain_ser.nnet.losses import reconstruction_loss
 from speechbrain_ser.training import distributed
 from speechbrain_ser.training.checkpoints import History, RandomState, Tally
@@ -269,9 +268,7 @@ class SERBrain(sb.Brain):
         super().fit(epoch_counter, train_set, valid_set, *args, **kwargs)
 
     def on_fit_start(self):
-        """Start from another run's parameters where the YAML says so, then resume from the newest checkpoint."""
-        if pretrained := getattr(self.hparams, "pretrained", None):
-            load_stage_1(self.model, pretrained, self.run.labels["speaker"])
+        """Resume from the newest checkpoint, and say so."""
         if hasattr(self.model, "measure"):  # what the training part is like, before a checkpoint replaces it
             dataset = self.loaders["train"].dataset
             self.model.measure(dataset[k] for k in range(len(dataset)))
