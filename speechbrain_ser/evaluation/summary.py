@@ -1,6 +1,5 @@
 """What the files in a run's folder say of it, for the console."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,13 +7,14 @@ from pathlib import Path
 import pandas as pd
 
 from speechbrain_ser.evaluation.calibration import FILES, read_calibration
+from speechbrain_ser.files import read_json
 
 PRETRAINING_PARTS = {"test": "test speakers", "seen": "known speakers, held out"}
 
 
 def summary(folder: Path) -> str:
     """Return the figures of a finished run and where its files are, in words."""
-    results = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    results = read_json(folder / "metrics.json")
     is_pretraining = results.get("kind") == "pretraining"
     where = f"{results['corpus']}, protocol {results['protocol']}, fold {results['fold']}, seed {results['seed']}"
     lines = ["", f"{results['system']}{' (pre-training)' if is_pretraining else ''}: {where}"]

@@ -28,7 +28,7 @@ from speechbrain_ser.data.text import build_tokens, save_tokens
 from speechbrain_ser.errors import INTERRUPTED, TRY_LATER, UserError, nearest, shown
 from speechbrain_ser.evaluation.metrics import SELECTIONS
 from speechbrain_ser.evaluation.summary import summary
-from speechbrain_ser.files import NO_ROOM, FolderInUse, locked, write_json, write_text
+from speechbrain_ser.files import NO_ROOM, FolderInUse, locked, read_json, write_json, write_text
 from speechbrain_ser.lobes.backbone import check_backbone, fingerprint
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
 from speechbrain_ser.nnet.losses import frames_needed
@@ -146,7 +146,7 @@ class Run:
     def results(self) -> dict | None:
         """Return what metrics.json says, where it is."""
         path = self.folder / "metrics.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return read_json(path) if path.is_file() else None
 
     def trained(self) -> bool:
         """Return whether nothing is left but to test: all epochs that are asked for are behind a tested run."""
@@ -298,12 +298,12 @@ def _check_needed(run: Run, key: str, need: dict, shared: Preparation) -> str:
         path = Path(folder) / "configuration.json"
         if not path.is_file() or not (path.parent / "metrics.json").is_file():
             raise UserError(f"{key}: {folder} holds no finished run of {yaml}")
-        theirs = json.loads(path.read_text(encoding="utf-8"))
+        theirs = read_json(path)
     ours = {k: run.science[k] for k in COMMON_LINES}
     ours |= {k: text_of(lines[k]) for k in need.get("fits", lines) if k not in NEUTRAL_KEYS}
     if wrong := _differences(theirs, ours, ours):
         path = Path(folder) / "save" / "speakers.json"
-        known = set(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else set()
+        known = set(read_json(path)) if path.is_file() else set()
         heard = sorted(known & set(run.part("test")["speaker"]))
         if heard and ours.get("train_on", "fold") == "fold":
             wrong.append(f"it was trained on speakers who are tested here ({', '.join(heard)}): it would leak")
@@ -337,7 +337,7 @@ def _check_folder(run: Run) -> None:
         if run.folder.is_dir() and any(not p.name.startswith(".") for p in run.folder.iterdir()):
             raise UserError(f"{run.folder} exists, is not empty and is no run folder: name another output_folder")
         return
-    theirs = json.loads(path.read_text(encoding="utf-8"))
+    theirs = read_json(path)
     if wrong := _differences(theirs, run.science, sorted({*theirs, *run.science})):
         raise UserError("\n  ".join([f"{run.folder} belongs to another configuration:", *wrong]))
     if run.results() is not None and not run.trained() and not has_optimizer(run.folder / "save"):
