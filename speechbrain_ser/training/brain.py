@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from speechbrain_ser.data.batches import Batch
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.evaluation.metrics import label_accuracy, metrics, metrics_by_text
+from speechbrain_ser.evaluation.metrics import RECOGNITION, label_accuracy, metrics, metrics_by_text
 from speechbrain_ser.files import write_csv
 from speechbrain_ser.models.checkpoints import BEST, find_epoch, load_parameters
 from speechbrain_ser.models.decoding import Decoder
@@ -32,7 +32,6 @@ from speechbrain_ser.training.trackers import make_loggers
 logger = logging.getLogger(__name__)
 
 NO_CLIPPING = 1e30
-PLAIN_METRICS = ("WA", "UA", "F1", "WER", "MSE")
 
 
 class SERBrain(sb.Brain):
@@ -141,7 +140,7 @@ class SERBrain(sb.Brain):
     def figures(self, predictions: pd.DataFrame) -> dict:
         """Return what epochs.csv says of the predictions of a part, by name."""
         found = metrics(predictions, self.run.classes)
-        return {**{k: found[k] for k in PLAIN_METRICS if k in found}, "confusion": json.dumps(found["confusion"])}
+        return {**{k: found[k] for k in RECOGNITION if k in found}, "confusion": json.dumps(found["confusion"])}
 
     def score(self, figures: dict) -> float:
         """Return what the best epoch has the most of."""
