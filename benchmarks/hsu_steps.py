@@ -56,8 +56,7 @@ def build(stage: int, lines: list[str], backbone: str, folder: str) -> dict:
     more = [f"--encoder={backbone}", "--spec_augment=False"] if stage == 2 else []
     config = read_config([str(yaml), f"--data_folder={folder}", *more, *lines], ROOT / "hparams")
     sizes = {"n_emotions": 4, "n_tokens": 32, "n_speakers": 8}
-    config.computed = {k: v for k, v in sizes.items() if k in config.tree}
-    return config.build()
+    return config.build({k: v for k, v in sizes.items() if k in config.tree})
 
 
 def batch(inputs, utterances: int, seconds: float) -> dict[str, PaddedData]:

@@ -378,7 +378,6 @@ def build(setup: Setup):
 def _build(setup: Setup):
     config = setup.config
     tokens = _tokens(config.plain, setup.frame.set_index("ID").loc[list(setup.fold.train), "transcript"])
-    config.computed = _computed(setup, tokens)
     if if_main_process():
         _fill_folder(setup, tokens)
     _log_split(setup)
@@ -402,7 +401,7 @@ def _fill_folder(setup: Setup, tokens) -> None:
     setup.folder.mkdir(parents=True, exist_ok=True)
     write_json(setup.science, setup.folder / "configuration.json")  # first: by it a killed run's folder is known
     sb.create_experiment_directory(str(setup.folder))
-    write_text(setup.config.resolved(), setup.folder / "hyperparams.yaml")
+    write_text(setup.config.resolved(_sizes(setup, tokens)), setup.folder / "hyperparams.yaml")
     save = setup.folder / "save"
     save.mkdir(exist_ok=True)
     write_json(setup.classes, save / "classes.json")
@@ -413,7 +412,7 @@ def _fill_folder(setup: Setup, tokens) -> None:
 
 def _parts(setup: Setup, tokens):
     """What the YAML declares and the data, which judge each other."""
-    hparams = setup.config.build()
+    hparams = setup.config.build(_sizes(setup, tokens))
     frame = setup.frame.set_index("ID")
     weights = _class_weights(hparams["class_weights"], setup)
     data = RunData(frame, setup.fold, setup.classes, weights, tokens, setup.speakers)
@@ -437,16 +436,14 @@ def rehearse(setup: Setup) -> None:
     UserError
         As training would.
     """
-    config = replace(setup.config)  # what is computed here is not the run's
     with tempfile.TemporaryDirectory() as folder:
-        setup = replace(setup, config=config, folder=Path(folder))
-        tokens = _tokens(config.plain, setup.frame.set_index("ID").loc[list(setup.fold.train), "transcript"])
-        config.computed = _computed(setup, tokens)
+        setup = replace(setup, folder=Path(folder))
+        tokens = _tokens(setup.config.plain, setup.frame.set_index("ID").loc[list(setup.fold.train), "transcript"])
         hparams, *_ = _parts(setup, tokens)
         check_optimizer(hparams, hparams.get("opt_class"))
 
 
-def _computed(setup: Setup, tokens) -> dict:
+def _sizes(setup: Setup, tokens) -> dict:
     sizes = {
         "n_emotions": len(setup.classes),
         "n_tokens": len(tokens) if tokens else None,
@@ -684,9 +681,9 @@ def run(config: Config) -> Path:
     UserError
         Before training, for everything a user can have given wrong.
     """
-    with process_group(config.run_opts) as config.run_opts:
-        setup = on_main(lambda: prepare(config))
-        setup.config.run_opts = config.run_opts  # the main process's device is another one
+    with process_group(config.run_opts) as run_opts:
+        config = replace(config, run_opts=run_opts)
+        setup = replace(on_main(lambda: prepare(config)), config=config)  # the main process's device is another one
         evaluate_and_write, print_results = WRITERS[config.plain.get("kind", "recognition")]
         with contextlib.ExitStack() as stack:
             on_main(lambda: stack.enter_context(locked(setup.folder)))
