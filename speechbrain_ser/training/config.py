@@ -49,9 +49,7 @@ REFUSED = {
     "auto_mix_prec": "use --precision=fp16",
     "bfloat16_mix_prec": "use --precision=bf16",
     "system": "a system is chosen by its YAML, the first argument",
-    "n_emotions": "comes from the data",
-    "n_tokens": "comes from the data",
-    "n_speakers": "comes from the data",
+    **dict.fromkeys(("n_emotions", "n_tokens", "n_speakers"), "comes from the data"),
 }
 PRECISIONS = ("fp32", "fp16", "bf16")
 # what training needs of every system, beside the lines of hparams/base/run.yaml
@@ -225,16 +223,19 @@ def _check_lines(tree: CommentedMap, needed: Iterable[str], path: Path) -> None:
         raise UserError(f"{path}: missing lines: {', '.join(missing)} (what all systems have: `base: base/run.yaml`)")
     if not re.fullmatch(r"[\w.+-]+", str(tree["system"])):
         raise UserError(f"{path}: system: expected a name that is fit for a folder, found '{tree['system']}'")
+    if not (_tag(tree["brain_class"]) or "").startswith("!name:"):
+        raise UserError(f"{path}: brain_class: expected !name:module.Class, found {tree['brain_class']!r}")
 
 
 def _warn_unread(tree: CommentedMap, hparams_folder: Path, path: Path) -> None:
-    """A key of the user's own should be read by another line or by the Brain."""
+    """A key that no shipped YAML has should be read by another line, or by the Brain."""
     shipped = "\n".join(file.read_text(encoding="utf-8") for file in hparams_folder.rglob("*.yaml"))
-    known = {*re.findall(r"^(\w+):", shipped, re.MULTILINE), *RunOptions().as_dict()}
-    own = [key for key in tree if key not in known and key not in set(_references(tree)) and key[:2] != "__"]
+    known = {*re.findall(r"^(\w+):", shipped, re.MULTILINE), *RunOptions().as_dict(), *_references(tree)}
+    own = [key for key in tree if key not in known and not key.startswith("__")]
     if own:
         brain = _locate(_tag(tree["brain_class"])[len("!name:") :])
-        code = "\n".join(inspect.getsource(sys.modules[c.__module__]) for c in brain.__mro__ if c is not object)
+        files = [*Path(__file__).parent.glob("*.py"), *map(inspect.getfile, brain.__mro__[:-1])]
+        code = "\n".join(Path(file).read_text(encoding="utf-8") for file in files)
         for key in own:
             if not re.search(rf"\b{re.escape(key)}\b", code):
                 logger.warning(f"{path}: nothing reads the line '{key}:'{nearest(key, known)}")
