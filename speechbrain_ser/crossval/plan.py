@@ -146,19 +146,7 @@ def split_values(text: str) -> list[str]:
 
 @dataclass(eq=False)
 class PlannedRun:
-    """One run of train.py.
-
-    Arguments
-    ---------
-    name : str
-        Its variant, in the report's words.
-    setup : Setup
-        Checked.
-    argv : list of str
-        What train.py is given.
-    needs : list of PlannedRun
-        Must be finished before this one starts.
-    """
+    """One run of train.py: its name in the report, what train.py is given, and what must be finished first."""
 
     name: str
     setup: Setup
@@ -167,7 +155,7 @@ class PlannedRun:
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
+        """Where its results are."""
         return self.setup.folder
 
     @property
@@ -216,14 +204,7 @@ class Plan:
 
 
 def make_plan(request: argparse.Namespace, hparams_folder: Path) -> Plan:
-    """Every run that a request asks for, checked as train.py would, before anything long starts.
-
-    Arguments
-    ---------
-    request : argparse.Namespace
-        From :func:`read_arguments`.
-    hparams_folder : pathlib.Path
-        Where the shipped YAMLs are.
+    """Return every run that a command line asks for, checked as train.py would, before anything long starts.
 
     Raises
     ------

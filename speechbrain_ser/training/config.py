@@ -93,9 +93,9 @@ class Config:
 
     def changed(self) -> dict[str, str]:
         """Lines that change the science compared to the defaults: key -> value as text, sorted."""
-        keys = {*self.tree, *self.defaults} - PATH_KEYS - NEUTRAL_KEYS - set(self.plain.get("needs") or {})
-        texts = {key: _text(self.tree, key) for key in keys}
-        changed = {key: text for key, text in texts.items() if text != _text(self.defaults, key)}
+        mine, defaults = self._texts(self.tree), self._texts(self.defaults)
+        keys = {*mine, *defaults} - PATH_KEYS
+        changed = {key: mine.get(key, "") for key in keys if mine.get(key) != defaults.get(key)}
         options = self.run_opts.overridden_args - NEUTRAL_OPTIONS
         return dict(sorted({**changed, **{key: str(self.run_opts[key]) for key in options}}.items()))
 
@@ -117,8 +117,12 @@ class Config:
 
     def science(self) -> dict[str, str]:
         """Everything that a run folder must agree on with itself when a run is continued."""
-        keys = sorted(set(self.tree) - NEUTRAL_KEYS - set(self.plain.get("needs") or {}))
-        return {**{key: _text(self.tree, key) for key in keys}, **self.changed()}
+        return {**self._texts(self.tree), **self.changed()}
+
+    def _texts(self, tree: CommentedMap) -> dict[str, str]:
+        """Lines that change the science, as text."""
+        keys = sorted(set(tree) - NEUTRAL_KEYS - set(self.plain.get("needs") or {}))
+        return {key: text_of(tree[key]) for key in keys}
 
     def resolved(self, sizes: Mapping | None = None) -> str:
         """The complete YAML, overrides and what comes from the data (``n_emotions``, …) in it, references resolved."""
@@ -434,10 +438,6 @@ def _dump(tree) -> str:
     stream = io.StringIO()
     _yaml().dump(tree, stream)
     return stream.getvalue()
-
-
-def _text(tree: CommentedMap, key: str) -> str:
-    return text_of(tree[key]) if key in tree else ""
 
 
 def text_of(value) -> str:
