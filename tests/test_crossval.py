@@ -16,6 +16,7 @@ from scipy.special import softmax
 
 from speechbrain_ser.crossval import program
 from speechbrain_ser.crossval.paper import read_table
+from speechbrain_ser.crossval.plan import make_plan, read_arguments
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.files import (
     FolderInUse,
@@ -227,17 +228,36 @@ class Pretender:
 
 
 @pytest.fixture
-def crossval(small, tmp_path, monkeypatch, capfd):
-    """crossval.py's main on the smallest of everything, its runs only pretended; gives what was run."""
-    monkeypatch.setattr(program, "LocalProcesses", Pretender)
+def argv(small, tmp_path):
+    """A command line on the smallest of everything."""
 
-    def run(*flags: str, yaml: str = "cai_mtl.yaml", code: int = 0, root: Path = ROOT):
-        Pretender.started = []
+    def make(*flags: str, yaml: str | Path = "cai_mtl.yaml", root: Path = ROOT) -> list[str]:
         argv = [str(root / "hparams" / yaml), "--corpus=emodb", f"--data_folder={small.corpus('emodb')}"]
         argv += [f"--encoder={small.backbone()}", f"--manifest_folder={small.folder / 'manifests'}"]
-        argv += [f"--results_folder={tmp_path / 'results'}", "--tokens=characters", "--device=cpu", *flags]
+        return [*argv, f"--results_folder={tmp_path / 'results'}", "--tokens=characters", "--device=cpu", *flags]
+
+    return make
+
+
+@pytest.fixture
+def planned(argv):
+    """The runs of a command line."""
+
+    def runs(*flags: str, root: Path = ROOT, **where) -> list:
+        return make_plan(read_arguments(argv(*flags, root=root, **where)), root / "hparams").runs
+
+    return runs
+
+
+@pytest.fixture
+def crossval(argv, monkeypatch, capfd):
+    """crossval.py's main, its runs only pretended; gives what was run and said."""
+    monkeypatch.setattr(program, "LocalProcesses", Pretender)
+
+    def run(*flags: str, code: int = 0, root: Path = ROOT, **where):
+        Pretender.started = []
         capfd.readouterr()
-        assert program.main(argv, root) == code
+        assert program.main(argv(*flags, root=root, **where), root) == code
         out, err = capfd.readouterr()
         return (Pretender.started, out) if code == 0 else err
 
@@ -259,8 +279,8 @@ def test_folds_seeds_and_sweeps(crossval):
     assert {r.setup.fold.name for r in runs} == {"09"} and "12 runs, 8 of them finished" in out
 
 
-def test_all_folds_and_a_yaml_seed(crossval):
-    runs, _ = crossval("--seed=5")
+def test_all_folds_and_a_yaml_seed(planned):
+    runs = planned("--seed=5")
     assert len(runs) == 10 and {r.folder.name for r in runs} == {"5"}
 
 
@@ -310,22 +330,26 @@ def test_an_unfinished_fold_is_named(crossval, monkeypatch, capfd):
     assert "FAILED 2 times: default, fold 08" in err and "(no log)" in err
 
 
-def test_table_and_the_papers_numbers(crossval):
-    runs, out = crossval("--folds=03", "--test_every_epoch=False", yaml="tables/cai_table4.yaml")
-    assert [r.name for r in runs] == ["alpha = 0", "alpha = 0.001", "alpha = 0.01", "alpha = 0.1"]
+def test_table_and_the_papers_numbers(crossval, planned):
+    table = {"yaml": "tables/cai_table4.yaml"}
+    runs = planned("--folds=03", "--test_every_epoch=False", "--sweep=pooling=sum", **table)
     assert not runs[0].setup.config.plain["test_every_epoch"]  # the user's word, not the table's
+    assert runs[0].name == "alpha = 0, pooling=sum"
+    runs, out = crossval("--folds=03", "--test_every_epoch=False", **table)
+    assert [r.name for r in runs] == ["alpha = 0", "alpha = 0.001", "alpha = 0.01", "alpha = 0.1"]
     assert "Table 4" in out and "paper" in out and re.search(r"78\.[12]", out) and re.search(r"19\.[23]", out)
 
 
 def test_rows_of_several_systems_stand_in_one_table(crossval, tmp_path):
     path = tmp_path / "systems.yaml"
+    (tmp_path / "mine.yaml").write_text("base: ha_speaker_norm.yaml\nsystem: mine\n")  # beside the table
     path.write_text(
         "table: Two systems\nhparams: cai_mtl.yaml\nrows:\n- {name: Cai, lines: {alpha: 0}}\n"
-        "- {name: Ha, hparams: ha_speaker_norm.yaml, lines: {alpha: 0}}\n- {name: Cai and ASR}\n"
+        "- {name: Ha, hparams: mine.yaml, lines: {alpha: 0}}\n- {name: Cai and ASR}\n"
     )
     runs, out = crossval("--folds=03", yaml=path)
     assert [(run.name, run.setup.config.system) for run in runs] == [
-        *(("Cai", "cai_mtl"), ("Ha", "ha_speaker_norm"), ("Cai and ASR", "cai_mtl"))
+        *(("Cai", "cai_mtl"), ("Ha", "mine"), ("Cai and ASR", "cai_mtl"))
     ]
     shown = [re.match(r"(Cai and ASR|Cai|Ha) ", line) for line in out.splitlines()]
     assert [match[1] for match in shown if match][:3] == ["Cai", "Ha", "Cai and ASR"]
@@ -394,7 +418,7 @@ def two_stages(tmp_path):
     return root
 
 
-def test_needed_runs_are_shared_between_variants(crossval, two_stages):
+def test_needed_runs_are_shared_between_variants(crossval, planned, two_stages):
     flags = ("--folds=03,08", "--sweep=alpha=0,0.1")
     runs, out = crossval(*flags, yaml="joint.yaml", root=two_stages)
     systems = [r.setup.config.system for r in runs]
@@ -406,17 +430,15 @@ def test_needed_runs_are_shared_between_variants(crossval, two_stages):
             assert run.setup.config.plain["pretrained"] == str(run.needs[0].folder)
     assert pre["03"].n_epochs == 7 and "pre," not in out.split("\n\n")[1]
     assert crossval(*flags, yaml="joint.yaml", root=two_stages)[0] == []  # the digest on disk is the planned one
-    runs, _ = crossval("--folds=03", "--sweep=pooling=sum", yaml="joint.yaml", root=two_stages)
+    runs = planned("--folds=03", "--sweep=pooling=sum", yaml="joint.yaml", root=two_stages)
     assert [r.setup.config.system for r in runs] == ["pre", "joint"]  # another pooling is another pre-training
 
 
-def test_a_needed_run_is_asked_for_by_train(small, two_stages, tmp_path, capfd):
+def test_a_needed_run_is_asked_for_by_train(argv, two_stages, tmp_path, capfd):
     from speechbrain_ser.training.run import main
 
-    argv = [str(two_stages / "hparams" / "joint.yaml"), "--corpus=emodb", f"--data_folder={small.corpus('emodb')}"]
-    argv += [f"--encoder={small.backbone()}", f"--manifest_folder={small.folder / 'manifests'}"]
     for flags, words in (([], "--pretrained="), ([f"--pretrained={tmp_path}"], "holds no finished run of pre.yaml")):
-        assert main([*argv, *flags], two_stages / "hparams") == 2
+        assert main(argv(*flags, yaml="joint.yaml", root=two_stages), two_stages / "hparams") == 2
         assert words in capfd.readouterr().err
 
 

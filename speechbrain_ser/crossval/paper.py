@@ -62,19 +62,25 @@ def read_table(path: Path, hparams_folder: Path) -> Table | None:
         return None
     if not isinstance(found, Mapping) or "table" not in found:
         return None
-    if problems := list(_problems(found, hparams_folder)):
+    if problems := list(_problems(found, path, hparams_folder)):
         raise UserError("\n  ".join([f"{path}:", *problems]))
     rows = [
         Row(
             str(row.get("name", "")),
             as_texts(row.get("lines") or {}),
             dict(row.get("paper") or {}),
-            hparams_folder / row["hparams"] if row.get("hparams") else None,
+            beside_or_shipped(row["hparams"], path, hparams_folder) if row.get("hparams") else None,
         )
         for row in found["rows"]
     ]
-    lines = as_texts(found.get("lines") or {})
-    return Table(found["table"], hparams_folder / found["hparams"], str(found.get("published", "")), lines, rows)
+    hparams = beside_or_shipped(found["hparams"], path, hparams_folder)
+    return Table(found["table"], hparams, str(found.get("published", "")), as_texts(found.get("lines") or {}), rows)
+
+
+def beside_or_shipped(name: str, path: Path, hparams_folder: Path) -> Path:
+    """Find the system's YAML that another file names: beside that file, or else among the shipped ones."""
+    beside = path.parent / name
+    return beside if beside.is_file() else hparams_folder / name
 
 
 def as_texts(lines: Mapping) -> dict[str, str]:
@@ -91,7 +97,7 @@ def as_texts(lines: Mapping) -> dict[str, str]:
     }
 
 
-def _problems(found: Mapping, hparams_folder: Path) -> Iterator[str]:
+def _problems(found: Mapping, path: Path, hparams_folder: Path) -> Iterator[str]:
     yield from (f"unknown line {k}{nearest(k, KEYS)}" for k in found if k not in KEYS)
     yield from (f"no line '{k}:'" for k in ("hparams", "rows") if not found.get(k))
     systems = sorted(p.name for p in hparams_folder.glob("*.yaml"))
@@ -99,7 +105,8 @@ def _problems(found: Mapping, hparams_folder: Path) -> Iterator[str]:
         if not isinstance(row, Mapping):
             yield f"row {number}: expected name, lines, paper, found {row!r}"
             continue
-        if (name := str(row.get("hparams", ""))) and name not in systems:
+        name = str(row.get("hparams", ""))
+        if name and not beside_or_shipped(name, path, hparams_folder).is_file():
             yield f"hparams: no {name} among {', '.join(systems)}{nearest(name, systems)}"
         if number:
             yield from (f"row {number}: unknown {k}{nearest(k, ROW_KEYS)}" for k in row if k not in ROW_KEYS)

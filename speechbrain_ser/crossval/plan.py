@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from speechbrain_ser.crossval.paper import Row, Table, as_texts, read_table
+from speechbrain_ser.crossval.paper import Row, Table, as_texts, beside_or_shipped, read_table
 from speechbrain_ser.data.protocols import choose_fold
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.training.config import Config, given_names, read_config, strict
@@ -60,7 +60,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
         )
     )
     option = parser.add_argument
-    option("yaml", type=Path, help="hparams/X.yaml: a system, or a table of a paper (hparams/tables/)")
+    option("yaml", type=Path, metavar="hparams/X.yaml", help="a system, or a table of a paper (hparams/tables/)")
     option("--folds", type=_different, metavar="01F,03M", help="some of them (default: all)")
     option("--seeds", type=_different, metavar="1,2,3", help="training seeds (default: the YAML's)")
     option(
@@ -303,18 +303,18 @@ class _Planner:
         config, needs = read_config(argv, self.hparams_folder), []
         for key, need in config.needs().items():
             if config.plain[key] is None:
-                needs.append(self._needed(config, need))
+                yaml = beside_or_shipped(need["yaml"], Path(argv[0]), self.hparams_folder)
+                needs.append(self._needed(config, yaml, need.get("lines") or {}))
                 argv = [*argv, f"--{key}={needs[-1].folder}"]
         if needs:
             config = read_config(argv, self.hparams_folder)
         run = PlannedRun(name, prepare(config, self.shared), argv, needs)
         return self.by_folder.setdefault(run.folder, run)
 
-    def _needed(self, config: Config, need: dict) -> PlannedRun:
-        yaml = self.hparams_folder / need["yaml"]
+    def _needed(self, config: Config, yaml: Path, lines: dict) -> PlannedRun:
         options = config.run_opts.overridden_args - set(config.tree)
         flags = [f"--{k}" if config.run_opts[k] is True else f"--{k}={config.run_opts[k]}" for k in sorted(options)]
-        lines = as_texts({**{k: config.plain[k] for k in SHARED_LINES}, **(need.get("lines") or {})})
+        lines = as_texts({**{k: config.plain[k] for k in SHARED_LINES}, **lines})
         run = self._run(yaml.stem, [str(yaml), *flags, *(f"--{k}={v}" for k, v in lines.items())])
         self.shared.needed[run.folder] = run.setup.science
         return run
