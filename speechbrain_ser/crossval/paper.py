@@ -84,7 +84,7 @@ def beside_or_shipped(name: str, path: Path, hparams_folder: Path) -> Path:
 
 
 def as_texts(lines: Mapping) -> dict[str, str]:
-    """Values as the command line has them.
+    """Write values as the command line has them.
 
     Example
     -------

@@ -142,7 +142,7 @@ class LocalProcesses:
 
 
 def visible_gpus() -> list[str]:
-    """GPUs to share out, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs to share out, as CUDA_VISIBLE_DEVICES names them."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [gpu for gpu in chosen.split(",") if gpu]
     import torch

@@ -117,7 +117,7 @@ class SlurmJobs:
 
 
 def parameters(settings: dict) -> dict:
-    """The YAML's `slurm` lines in submitit's words; lines that are null, or no GPU, are left to Slurm.
+    """Say the YAML's `slurm` lines in submitit's words; lines that are null, or no GPU, are left to Slurm.
 
     Example
     -------
@@ -139,7 +139,7 @@ def parameters(settings: dict) -> dict:
 
 
 def processes(settings: dict) -> tuple[int, int]:
-    """Machines of a job, and the processes that train together on each: one a GPU, unless `processes` says otherwise.
+    """Return a job's machines, and the processes that train together on each: one a GPU, or as `processes` says.
 
     Example
     -------
@@ -160,7 +160,7 @@ def job_file(run: PlannedRun) -> Path:
 
 
 def queued() -> set[str] | None:
-    """The numbers of this user's jobs that wait or run; None where Slurm gives no answer."""
+    """Return the numbers of this user's jobs that wait or run; None where Slurm gives no answer."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         found = subprocess.run(["squeue", "-h", "--me", "-o", "%A"], capture_output=True, text=True, timeout=60)
         if found.returncode == 0:
@@ -182,16 +182,8 @@ def _number(run: PlannedRun) -> str | None:
 class TrainJob:
     """One run of train.py, which resumes by itself: a job that was pre-empted or ran out of time starts again.
 
-    Arguments
-    ---------
-    command : list of str
-        The process.
-    log : str
-        Where what it says is appended.
-    nodes : int
-        Machines; this runs once on each.
-    processes : int
-        That train together on each machine; above 1, or with several machines, torchrun starts them.
+    This runs once on each of the job's machines, and appends what the process says to `log`; where several `processes`
+    a machine, or several machines (`nodes`) train together, torchrun starts them.
     """
 
     command: list[str]

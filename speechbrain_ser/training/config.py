@@ -92,7 +92,7 @@ class Config:
         return dict(yaml.load(self.resolved()))
 
     def changed(self) -> dict[str, str]:
-        """Lines that change the science compared to the defaults: key -> value as text, sorted."""
+        """Return the lines that change the science compared to the defaults, sorted, with their values as text."""
         mine, defaults = self._texts(self.tree), self._texts(self.defaults)
         keys = {*mine, *defaults} - PATH_KEYS
         changed = {key: mine.get(key, "") for key in keys if mine.get(key) != defaults.get(key)}
@@ -100,7 +100,7 @@ class Config:
         return dict(sorted({**changed, **{key: str(self.run_opts[key]) for key in options}}.items()))
 
     def needs(self) -> dict[str, dict]:
-        """Runs that this one starts from, by the line that takes such a run's folder.
+        """Return the runs that this one starts from, by the line that takes such a run's folder.
 
         Declared as ``needs: {pretrained: {yaml: hsu_pretrain.yaml, when: [!ref <parts>], lines: {…}, fits: […]}}``:
         `lines` are what the needed run is given beyond the data, fold and seed, and `fits` those in which a run that
@@ -110,13 +110,13 @@ class Config:
         return {key: need for key, need in (self.plain.get("needs") or {}).items() if all(need.get("when", ()))}
 
     def variant(self) -> str:
-        """The changed lines as a folder name: ``default``, or ``alpha=0,lr=0.002``."""
+        """Return the changed lines as a folder name: ``default``, or ``alpha=0,lr=0.002``."""
         name = ",".join(f"{k}={_short(k, v)}" for k, v in self.changed().items()) or "default"
         # file systems take 255 bytes
         return name if len(name.encode()) <= 200 else f"{name[:150]},{_hash(name)}"
 
     def science(self) -> dict[str, str]:
-        """Everything that a run folder must agree on with itself when a run is continued."""
+        """Return everything that a run folder must agree on with itself when a run is continued."""
         return {**self._texts(self.tree), **self.changed()}
 
     def _texts(self, tree: CommentedMap) -> dict[str, str]:
@@ -125,14 +125,14 @@ class Config:
         return {key: text_of(tree[key]) for key in keys}
 
     def resolved(self, sizes: Mapping | None = None) -> str:
-        """The complete YAML, overrides and what comes from the data (``n_emotions``, …) in it, references resolved."""
+        """Return the whole YAML, overrides and sizes from the data (``n_emotions``, …) in it, references resolved."""
         text = resolve_references(io.StringIO(_dump(self.tree)), dict(sizes or {})).getvalue()
-        if re.search(r"^[^#\n]*!ref <", text, re.MULTILINE):  # to a later line that is a reference itself
+        if re.search(r"^[^#\n]*!ref ", text, re.MULTILINE):  # to a later line that is a reference itself
             text = resolve_references(io.StringIO(text)).getvalue()
         return text
 
     def build(self, sizes: Mapping | None = None) -> dict:
-        """Everything the YAML declares, built (HyperPyYAML)."""
+        """Build everything the YAML declares (HyperPyYAML)."""
         try:
             return load_hyperpyyaml(io.StringIO(self.resolved(sizes)))
         except (TypeError, ValueError) as error:  # what a constructor says of its arguments
@@ -143,13 +143,6 @@ def read_config(argv: list[str], hparams_folder: Path) -> Config:
     """Read and check a command line such as ``hparams/cai_mtl.yaml --data_folder=… --alpha=0``.
 
     Modules beside the YAML can be imported from then on: ``brain_class: !name:my_brain.MyBrain``.
-
-    Arguments
-    ---------
-    argv : list of str
-        The arguments, the YAML first.
-    hparams_folder : pathlib.Path
-        Where the project's own YAMLs are.
 
     Raises
     ------
@@ -281,7 +274,7 @@ def _update(tree: CommentedMap, changes: CommentedMap) -> None:
 
 
 def strict(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Without argparse's abbreviations (``--test`` for ``--test_only``), and its errors as `UserError`."""
+    """Forbid abbreviations (``--test`` for ``--test_only``), and have argparse raise its errors as `UserError`."""
 
     def error(message: str):
         raise UserError(message)
@@ -292,7 +285,7 @@ def strict(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def given_names(argv: Iterable[str]) -> Counter[str]:
-    """The options of a command line, ``--alpha=0`` as ``--alpha``, and how often each is given."""
+    """Count the options of a command line, ``--alpha=0`` as ``--alpha``."""
     return Counter(word.partition("=")[0] for word in argv if word.startswith("--"))
 
 
@@ -441,7 +434,7 @@ def _dump(tree) -> str:
 
 
 def text_of(value) -> str:
-    """A value as text, comments left out, so that equal values give equal texts.
+    """Write a value as text, comments left out, so that equal values give equal texts.
 
     Example
     -------
