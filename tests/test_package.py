@@ -388,7 +388,9 @@ def test_classes_that_are_not_in_the_table(package, canary, place, content):
         config[last] = content
 
     change(package, put)
-    refused(package, r"config.json: model.*expected a (model|class) of the table in speechbrain_ser/inference/package.py")
+    refused(
+        package, r"config.json: model.*expected a (model|class) of the table in speechbrain_ser/inference/package.py"
+    )
 
 
 CODE = ("auto_map", "attn_implementation", "_attn_implementation", "quantization_config", "configuration_files")
