@@ -20,7 +20,13 @@ from speechbrain_ser.files import is_locked
 from speechbrain_ser.training.signals import PARENT
 
 if TYPE_CHECKING:
-    from speechbrain_ser.crossval.plan import Run
+    from speechbrain_ser.crossval.plan import PlannedRun
+
+
+ATTEMPTS = 2
+GRACE = 30.0  # seconds between asking a process to end and ending it: a step, and its checkpoint
+TAIL = 15  # lines of a failed run's log
+SHOW = (1.0, 60.0)  # seconds between two pictures of the bar: on a terminal, in a file
 
 
 class Interrupted(BaseException):
@@ -48,7 +54,23 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-GRACE = 30.0  # seconds between asking a process to end and ending it: a step, and its checkpoint
+class Executor(Protocol):
+    """Where runs go."""
+
+    def room(self, run: PlannedRun) -> bool:
+        """Whether a run can be given to it now."""
+
+    def has(self, run: PlannedRun) -> bool:
+        """Whether it works on the run since an earlier start of this program; to start it is then to follow it."""
+
+    def start(self, run: PlannedRun) -> None:
+        """Begin it; returns at once."""
+
+    def ended(self) -> list[PlannedRun]:
+        """Runs that are no longer going, each told once; how they ended is seen from their results."""
+
+    def stop(self) -> None:
+        """End everything that goes on; it can be resumed."""
 
 
 @dataclass(eq=False)
@@ -56,20 +78,12 @@ class _Slot:
     """One of the places for a run: its process, and the GPU it gets where there are several."""
 
     gpu: str | None = None
-    run: Run | None = None
+    run: PlannedRun | None = None
     process: subprocess.Popen | None = None
 
 
 class LocalProcesses:
-    """At most so many processes at a time.
-
-    Arguments
-    ---------
-    jobs : int
-        How many.
-    command : list of str
-        What a run's arguments are appended to.
-    """
+    """At most `jobs` processes at a time (an `Executor`); a run's arguments are appended to `command`."""
 
     def __init__(self, jobs: int, command: Sequence[str]):
         self.command = list(command)
@@ -78,16 +92,13 @@ class LocalProcesses:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self.threads = max(1, cores // jobs) if jobs > 1 else None
 
-    def room(self, run: Run) -> bool:
-        """Whether a place is free and nothing that the run needs is missing."""
+    def room(self, run: PlannedRun) -> bool:
         return any(slot.process is None for slot in self.slots) and all(need.finished() for need in run.needs)
 
-    def has(self, run: Run) -> bool:
-        """Never: our processes end when we do."""
-        return False
+    def has(self, run: PlannedRun) -> bool:
+        return False  # our processes end when we do
 
-    def start(self, run: Run) -> None:
-        """Start a process; what it says goes to the run's log."""
+    def start(self, run: PlannedRun) -> None:
         slot = next(slot for slot in self.slots if slot.process is None)
         run.log.parent.mkdir(parents=True, exist_ok=True)
         with run.log.open("ab") as log:
@@ -101,8 +112,7 @@ class LocalProcesses:
                 start_new_session=True,  # Ctrl-C reaches us alone, and we tell the children
             )
 
-    def ended(self) -> list[Run]:
-        """Runs whose process is over."""
+    def ended(self) -> list[PlannedRun]:
         over = [slot for slot in self.slots if slot.process is not None and slot.process.poll() is not None]
         runs = [slot.run for slot in over]
         for slot in over:
@@ -132,7 +142,7 @@ class LocalProcesses:
 
 
 def visible_gpus() -> list[str]:
-    """GPUs to share out, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs to share out, as CUDA_VISIBLE_DEVICES names them."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [gpu for gpu in chosen.split(",") if gpu]
     import torch
@@ -146,51 +156,13 @@ def _signal(process: subprocess.Popen, number: int) -> None:
         os.killpg(process.pid, number)
 
 
-ATTEMPTS = 2
-
-
-TAIL = 15  # lines of a failed run's log
-
-
-SHOW = (1.0, 60.0)  # seconds between two pictures of the bar: on a terminal, in a file
-
-
-class Executor(Protocol):
-    """Where runs go."""
-
-    def room(self, run: Run) -> bool:
-        """Whether a run can be given to it now."""
-
-    def has(self, run: Run) -> bool:
-        """Whether it works on the run since an earlier start of this program; to start it is then to follow it."""
-
-    def start(self, run: Run) -> None:
-        """Begin it; returns at once."""
-
-    def ended(self) -> list[Run]:
-        """Runs that are no longer going, each told once; how they ended is seen from their results."""
-
-    def stop(self) -> None:
-        """End everything that goes on; it can be resumed."""
-
-
 @dataclass
 class Outcome:
-    """What came of the runs.
-
-    Arguments
-    ---------
-    skipped : int
-        Were finished before.
-    failed : list of Run
-        Twice.
-    blocked : list of Run
-        Not tried, for a run they need has failed.
-    """
+    """What came of the runs: finished before, failed twice, or not tried since a run that they need has failed."""
 
     skipped: int = 0
-    failed: list[Run] = field(default_factory=list)
-    blocked: list[Run] = field(default_factory=list)
+    failed: list[PlannedRun] = field(default_factory=list)
+    blocked: list[PlannedRun] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = []
@@ -201,45 +173,28 @@ class Outcome:
         return "\n".join(lines)
 
 
-def tail(path: Path, n_lines: int = TAIL) -> list[str]:
-    """The last lines of a log, indented."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 20_000))
-            said = file.read().decode("utf-8", "replace").splitlines()
-    except FileNotFoundError:
-        return ["    (no log)"]
-    return [f"    {line}" for line in [line for line in said if line.strip()][-n_lines:]]
+def tail(log: Path) -> list[str]:
+    """Return the last lines of a log, indented."""
+    said = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else ["(no log)"]
+    return [f"    {line}" for line in said if line.strip()][-TAIL:]
 
 
 class Schedule:
-    """Takes runs through an executor.
+    """Takes runs, needed ones first, through an executor, looking after them every `poll` seconds.
 
-    Arguments
-    ---------
-    runs : list of Run
-        Needed ones first.
-    executor : Executor
-        Where they go.
-    keep_optimizer : bool
-        Whether finished runs keep their optimiser's state.
-    progress : bool
-        Whether to show the bar.
-    poll : float
-        Seconds between two looks.
+    Finished runs keep their optimiser's state, which is twice the model's size, only where `keep_optimizer` says so.
     """
 
-    def __init__(self, runs: list[Run], executor: Executor, keep_optimizer=False, progress=True, poll=0.2):
+    def __init__(self, runs: list[PlannedRun], executor: Executor, keep_optimizer=False, progress=True, poll=0.2):
         self.executor, self.keep_optimizer, self.poll = executor, keep_optimizer, poll
         self.runs = runs
-        self.running: list[Run] = []
-        self.attempts: Counter[Run] = Counter()
-        self.finished: set[Run] = set()
-        self.outcome = Outcome()
+        self.running: list[PlannedRun] = []
+        self.attempts: Counter[PlannedRun] = Counter()
+        self.finished: set[PlannedRun] = set()
         for run in runs:
             if run.finished():
                 self._finish(run)
-        self.outcome.skipped = len(self.finished)
+        self.outcome = Outcome(len(self.finished))
         self.waiting = [run for run in runs if run not in self.finished]
         self.bar = tqdm(
             desc="runs",
@@ -252,12 +207,7 @@ class Schedule:
         )
 
     def work(self) -> Outcome:
-        """Until nothing is left to do; an interruption stops what is going and leaves it resumable.
-
-        Returns
-        -------
-        Outcome
-        """
+        """Work until nothing is left to do; an interruption stops what is going and leaves it resumable."""
         looked = 0.0
         try:
             while self.waiting or self.running:
@@ -305,13 +255,13 @@ class Schedule:
                     self.executor.start(run)
                     self.running.append(run)
 
-    def _finish(self, run: Run) -> None:
+    def _finish(self, run: PlannedRun) -> None:
         self.finished.add(run)
         if not self.keep_optimizer and not is_locked(run.folder):
             for state in run.folder.glob("save/CKPT*/optimizer.ckpt"):
                 state.unlink(missing_ok=True)
 
-    def _held(self, run: Run) -> bool:
+    def _held(self, run: PlannedRun) -> bool:
         return is_locked(run.folder)
 
     def _epochs(self) -> int:

@@ -1,14 +1,11 @@
 """From a command line to a checked configuration, before anything long starts.
 
-SpeechBrain's own parsing has traps (each seen): argparse takes abbreviations, so ``--opt=…`` or ``--test`` silently
-become other options; an ``=`` inside a value is lost; mistyped arguments of a ``!new:`` entry surface late or never.
-They are dealt with here, and only here. What is read is HyperPyYAML, plus one line of ours: ``base: other.yaml`` takes
-every line of another file first, so that an ablation is a file of a few lines.
+What is read is HyperPyYAML, plus one line of ours: ``base: other.yaml`` takes every line of another file first, so that
+a system is what differs from `hparams/base/`, and an ablation a file of a few lines.
 """
 
 import argparse
-import contextlib
-import dataclasses
+import copy
 import hashlib
 import inspect
 import io
@@ -17,7 +14,9 @@ import math
 import pkgutil
 import pydoc
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -50,13 +49,11 @@ REFUSED = {
     "auto_mix_prec": "use --precision=fp16",
     "bfloat16_mix_prec": "use --precision=bf16",
     "system": "a system is chosen by its YAML, the first argument",
-    "n_emotions": "comes from the data",
-    "n_tokens": "comes from the data",
-    "n_speakers": "comes from the data",
+    **dict.fromkeys(("n_emotions", "n_tokens", "n_speakers"), "comes from the data"),
 }
-#: keys that have another name now: they are understood, with a warning
-RENAMED = {"wav2vec2_hub": "encoder"}
-REFERENCE = re.compile(r"<([^>\[\]]+)")
+PRECISIONS = ("fp32", "fp16", "bf16")
+# what training needs of every system, beside the lines of hparams/base/run.yaml
+NEEDED = ("system", "n_epochs", "batch_size", "loss_weights", "model", "modules", "brain_class")
 CALLS = ("!new:", "!name:", "!apply:")
 
 # HyperPyYAML teaches ruamel for good what (a, tuple) is when it first builds something: done now, so that a YAML read
@@ -64,44 +61,46 @@ CALLS = ("!new:", "!name:", "!apply:")
 load_hyperpyyaml("tuple: (1, 2)")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
-    """A checked configuration: the YAML with every override in it, unresolved.
+    """A checked configuration.
 
     Arguments
     ---------
     tree : CommentedMap
-        The user's YAML and overrides.
-    shipped : CommentedMap
-        The project's YAML of the same system.
+        The user's YAML with every override in it, unresolved.
+    defaults : CommentedMap
+        What a run is named after its differences from: the shipped YAML of the same system, or the user's own YAML.
     run_opts : RunOptions
         SpeechBrain's run options.
     """
 
     tree: CommentedMap
-    shipped: CommentedMap
+    defaults: CommentedMap
     run_opts: RunOptions
 
     @property
     def system(self) -> str:
-        """The system's name, that of its YAML in hparams/."""
+        """The system's name; of a shipped one, that of its YAML."""
         return str(self.tree["system"])
 
     @cached_property
     def plain(self) -> dict:
         """The values that are plain data, references resolved; objects to be built later appear as ``None``."""
-        return _plain(_dump(self.tree))
+        yaml = ruamel.yaml.YAML(typ="safe", pure=True)
+        yaml.Constructor = _Plain
+        return dict(yaml.load(self.resolved()))
 
     def changed(self) -> dict[str, str]:
-        """Lines that change the science compared to the shipped YAML: key -> value as text, sorted."""
-        keys = (set(self.tree) | set(self.shipped)) - set(self.plain.get("needs") or {})
-        texts = {k: (_text(self.tree, k), _text(self.shipped, k)) for k in keys - PATH_KEYS - NEUTRAL_KEYS}
-        changed = {k: mine for k, (mine, theirs) in texts.items() if mine != theirs}
+        """Return the lines that change the science compared to the defaults, sorted, with their values as text."""
+        mine, defaults = self._texts(self.tree), self._texts(self.defaults)
+        keys = {*mine, *defaults} - PATH_KEYS
+        changed = {key: mine.get(key, "") for key in keys if mine.get(key) != defaults.get(key)}
         options = self.run_opts.overridden_args - NEUTRAL_OPTIONS
-        return dict(sorted({**changed, **{k: str(self.run_opts[k]) for k in options}}.items()))
+        return dict(sorted({**changed, **{key: str(self.run_opts[key]) for key in options}}.items()))
 
     def needs(self) -> dict[str, dict]:
-        """Runs that this one starts from, by the line that takes such a run's folder.
+        """Return the runs that this one starts from, by the line that takes such a run's folder.
 
         Declared as ``needs: {pretrained: {yaml: hsu_pretrain.yaml, when: [!ref <parts>], lines: {…}, fits: […]}}``:
         `lines` are what the needed run is given beyond the data, fold and seed, and `fits` those in which a run that
@@ -111,24 +110,31 @@ class Config:
         return {key: need for key, need in (self.plain.get("needs") or {}).items() if all(need.get("when", ()))}
 
     def variant(self) -> str:
-        """The changed lines as a folder name: ``default``, or ``alpha=0,lr=0.002``."""
+        """Return the changed lines as a folder name: ``default``, or ``alpha=0,lr=0.002``."""
         name = ",".join(f"{k}={_short(k, v)}" for k, v in self.changed().items()) or "default"
         # file systems take 255 bytes
         return name if len(name.encode()) <= 200 else f"{name[:150]},{_hash(name)}"
 
     def science(self) -> dict[str, str]:
-        """Everything that a run folder must agree on with itself when a run is continued."""
-        keys = sorted(set(self.tree) - NEUTRAL_KEYS - set(self.plain.get("needs") or {}))
-        return {**{k: _text(self.tree, k) for k in keys}, **self.changed()}
+        """Return everything that a run folder must agree on with itself when a run is continued."""
+        return {**self._texts(self.tree), **self.changed()}
 
-    def resolved(self, sizes: dict) -> str:
-        """Return the complete YAML, overrides and the sizes that come from the data in it and references resolved."""
-        return resolve_references(io.StringIO(_dump(self.tree)), sizes).getvalue()
+    def _texts(self, tree: CommentedMap) -> dict[str, str]:
+        """Lines that change the science, as text."""
+        keys = sorted(set(tree) - NEUTRAL_KEYS - set(self.plain.get("needs") or {}))
+        return {key: text_of(tree[key]) for key in keys}
 
-    def build(self, sizes: dict) -> dict:
-        """Build everything the YAML declares (HyperPyYAML), with the sizes that come from the data."""
+    def resolved(self, sizes: Mapping | None = None) -> str:
+        """Return the whole YAML, overrides and sizes from the data (``n_emotions``, …) in it, references resolved."""
+        text = resolve_references(io.StringIO(_dump(self.tree)), dict(sizes or {})).getvalue()
+        if re.search(r"^[^#\n]*!ref ", text, re.MULTILINE):  # to a later line that is a reference itself
+            text = resolve_references(io.StringIO(text)).getvalue()
+        return text
+
+    def build(self, sizes: Mapping | None = None) -> dict:
+        """Build everything the YAML declares (HyperPyYAML)."""
         try:
-            return load_hyperpyyaml(io.StringIO(_dump(self.tree)), sizes)
+            return load_hyperpyyaml(io.StringIO(self.resolved(sizes)))
         except (TypeError, ValueError) as error:  # what a constructor says of its arguments
             raise UserError(str(error)) from error
 
@@ -136,41 +142,36 @@ class Config:
 def read_config(argv: list[str], hparams_folder: Path) -> Config:
     """Read and check a command line such as ``hparams/cai_mtl.yaml --data_folder=… --alpha=0``.
 
-    Arguments
-    ---------
-    argv : list of str
-        The arguments, the YAML first.
-    hparams_folder : pathlib.Path
-        Where the project's own YAMLs are.
-
-    Returns
-    -------
-    Config
+    Modules beside the YAML can be imported from then on: ``brain_class: !name:my_brain.MyBrain``.
 
     Raises
     ------
     UserError
-        Naming every unknown key, mistyped argument or missing value at once, with the nearest known one.
+        Naming unknown options, mistyped arguments and missing values, with the nearest known ones.
     """
     if not argv or argv[0].startswith("-"):
         if set(argv) & {"-h", "--help"}:
-            RunOptions.from_command_line_args(["--help"])
+            RunOptions._create_parser().parse_args(["--help"])
         raise UserError("usage: python train.py hparams/SYSTEM.yaml --data_folder=… [--KEY=VALUE …]")
-    tree = _load(Path(argv[0]), hparams_folder)
-    shipped = _shipped(tree, hparams_folder, argv[0])
-    _check_against_shipped(tree, shipped, argv[0])
-    options, overrides, problems = _split([_by_new_name(word) for word in argv[1:]], tree)
+    path = Path(argv[0])
+    tree = _load(path, hparams_folder)
+    if (folder := str(path.parent.resolve())) not in sys.path:
+        sys.path.append(folder)
+    shipped = hparams_folder / f"{tree.get('system')}.yaml"
+    is_own = not shipped.is_file()
+    defaults = copy.deepcopy(tree) if is_own or shipped.samefile(path) else _load(shipped, hparams_folder)
+    _check_lines(tree, _load(hparams_folder / "base" / "run.yaml", hparams_folder) if is_own else defaults, path)
+    run_opts, overrides, problems = _read_options(argv, tree)
     _update(tree, overrides)
-    if problems := [*problems, *_wrong_values(tree, shipped), *_wrong_arguments(tree, "")]:
-        raise UserError("\n  ".join([f"on the command line or in {argv[0]}:", *problems]))
-    config = Config(tree, shipped, _run_options([argv[0], *options]))
-    missing = [k for k, v in tree.items() if _tag(v) == "!PLACEHOLDER"]
-    if missing:
-        raise UserError("please give " + " and ".join(f"--{k}=…" for k in missing))
-    return config
+    if problems := [*problems, *_wrong_values(tree, defaults), *_wrong_arguments(tree, "")]:
+        raise UserError("\n  ".join([f"on the command line or in {path}:", *problems]))
+    if missing := [key for key, value in tree.items() if _tag(value) == "!PLACEHOLDER"]:
+        raise UserError("please give " + " and ".join(f"--{key}=…" for key in missing))
+    _warn_unread(tree, hparams_folder, path)
+    return Config(tree, defaults, run_opts)
 
 
-# ------------------------------------------------------------------ reading
+# ------------------------------------------------------------------ files
 
 
 def _yaml() -> ruamel.yaml.YAML:
@@ -179,7 +180,15 @@ def _yaml() -> ruamel.yaml.YAML:
     return yaml
 
 
+class _Plain(ruamel.yaml.constructor.SafeConstructor):
+    """Tagged nodes, which are objects of later, are None."""
+
+
+_Plain.add_multi_constructor("!", lambda constructor, suffix, node: None)
+
+
 def _load(path: Path, hparams_folder: Path, above: tuple[Path, ...] = ()) -> CommentedMap:
+    """Read a YAML and its bases, each beside the file that names it or shipped."""
     if not path.is_file():
         known = sorted(p.name for p in hparams_folder.glob("*.yaml"))
         raise UserError(f"no such file: {path}{nearest(path.name, known)}; shipped: {', '.join(known)}")
@@ -190,172 +199,52 @@ def _load(path: Path, hparams_folder: Path, above: tuple[Path, ...] = ()) -> Com
     if not isinstance(tree, CommentedMap):
         raise UserError(f"{path}: expected lines of the form 'key: value'")
     _to_block_style(tree)
-    for old in [key for key in tree if key in RENAMED]:
-        _warn_renamed(f"{path}: {old}", RENAMED[old])
-        tree.insert(list(tree).index(old), RENAMED[old], tree.pop(old))
     if "base" not in tree:
         return tree
-    name = str(tree.pop("base"))
-    above = (*above, path.resolve())
-    places = [p for p in (path.parent / name, hparams_folder / name) if p.is_file()]
+    name, above = str(tree.pop("base")), (*above, path.resolve())
+    places = [place for place in (path.parent / name, hparams_folder / name) if place.is_file()]
     # a file may have the name of the shipped one that it starts from
-    ahead = [p for p in places if p.resolve() not in above]
+    ahead = [place for place in places if place.resolve() not in above]
     if places and not ahead:
         raise UserError(f"{path}: 'base: {name}' goes in a circle")
     base = _load(ahead[0] if ahead else hparams_folder / name, hparams_folder, above)
-    _refuse_unknown(tree, base, f"{path} (base {name})")
+    if problems := list(_wrong_values({**base, **tree}, base)):
+        raise UserError("\n  ".join([f"{path}:", *problems]))
+    base.ca.comment = tree.ca.comment
     _update(base, tree)
     return base
 
 
-def _by_new_name(word: str) -> str:
-    name, equals, value = word.partition("=")
-    if (key := name.removeprefix("--")) not in RENAMED or key == name:
-        return word
-    _warn_renamed(name, f"--{RENAMED[key]}")
-    return f"--{RENAMED[key]}{equals}{value}"
+def _check_lines(tree: CommentedMap, needed: Iterable[str], path: Path) -> None:
+    if missing := [key for key in dict.fromkeys([*NEEDED, *needed]) if key not in tree]:
+        raise UserError(f"{path}: missing lines: {', '.join(missing)} (what all systems have: `base: base/run.yaml`)")
+    if not re.fullmatch(r"[\w.+-]+", str(tree["system"])):
+        raise UserError(f"{path}: system: expected a name that is fit for a folder, found '{tree['system']}'")
+    if not (_tag(tree["brain_class"]) or "").startswith("!name:"):
+        raise UserError(f"{path}: brain_class: expected !name:module.Class, found {tree['brain_class']!r}")
 
 
-def _warn_renamed(old: str, new: str) -> None:
-    logger.warning(f"{old} is named {new} now")
-
-
-def _shipped(tree: CommentedMap, hparams_folder: Path, name: str) -> CommentedMap:
-    known = sorted(p.stem for p in hparams_folder.glob("*.yaml"))
-    system = str(tree.get("system", ""))
-    if system not in known:
-        raise UserError(
-            f"{name}: the line 'system:' must name one of {', '.join(known)}; found '{system}'{nearest(system, known)}"
-        )
-    return _load(hparams_folder / f"{system}.yaml", hparams_folder)
-
-
-def _check_against_shipped(tree: CommentedMap, shipped: CommentedMap, name: str) -> None:
-    _refuse_unknown(tree, shipped, name)
-    if missing := [k for k in shipped if k not in tree]:
-        raise UserError(f"{name}: missing lines (the shipped {tree['system']}.yaml has them): {', '.join(missing)}")
-
-
-def _refuse_unknown(tree: CommentedMap, known: CommentedMap, name: str) -> None:
-    """A key that nobody knows must at least be used by another line of the file."""
-    used = set(_references(tree))
-    if unknown := [k for k in tree if k not in known and k not in used and not str(k).startswith("__")]:
-        hints = "\n  ".join(f"{k}{nearest(k, known)}" for k in unknown)
-        raise UserError(f"{name}: keys that nothing reads:\n  {hints}")
+def _warn_unread(tree: CommentedMap, hparams_folder: Path, path: Path) -> None:
+    """A key that no shipped YAML has should be read by another line, or by the Brain."""
+    shipped = "\n".join(file.read_text(encoding="utf-8") for file in hparams_folder.rglob("*.yaml"))
+    known = {*re.findall(r"^(\w+):", shipped, re.MULTILINE), *RunOptions().as_dict(), *_references(tree)}
+    own = [key for key in tree if key not in known and not key.startswith("__")]
+    if own:
+        brain = _locate(_tag(tree["brain_class"])[len("!name:") :])
+        files = [*Path(__file__).parent.glob("*.py"), *map(inspect.getfile, brain.__mro__[:-1])]
+        code = "\n".join(Path(file).read_text(encoding="utf-8") for file in files)
+        for key in own:
+            if not re.search(rf"\b{re.escape(key)}\b", code):
+                logger.warning(f"{path}: nothing reads the line '{key}:'{nearest(key, known)}")
 
 
 def _references(node) -> Iterator[str]:
     """Keys that `!ref <key>` and its like name below a node; what comments say does not count."""
-    if isinstance(node, Mapping):
-        for value in node.values():
-            yield from _references(value)
-    elif isinstance(node, CommentedSeq):
-        for value in node:
+    if isinstance(node, Mapping | CommentedSeq):
+        for value in node.values() if isinstance(node, Mapping) else node:
             yield from _references(value)
     elif _tag(node):
-        yield from REFERENCE.findall(str(node.value))
-
-
-def _split(argv: list[str], tree: CommentedMap) -> tuple[list[str], CommentedMap, list[str]]:
-    """Tell run options from overrides of the YAML; abbreviations and unknown names come back as problems."""
-    actions = _run_option_actions()
-    options, overrides, problems = [], CommentedMap(), []
-    rest = list(argv)
-    while rest:
-        word = rest.pop(0)
-        name, equals, value = word.partition("=")
-        key = name[2:]
-        if word in ("-h", "--help"):
-            options.append(word)
-        elif not name.startswith("--") or not key:
-            problems.append(f"{word}: expected --key=value")
-        elif key in REFUSED:
-            problems.append(f"{name}: {REFUSED[key]}")
-        elif key in tree:  # also where a run option has the same name: then the YAML's line is what counts
-            if not equals:
-                if not rest or rest[0].startswith("--"):
-                    problems.append(f"{name} needs a value: {name}=…")
-                    continue
-                value = rest.pop(0)
-            if key in overrides:
-                problems.append(f"{name} is given twice")
-                continue
-            try:
-                overrides[key] = _value(tree, key, value)
-            except UserError as error:
-                problems.append(str(error))
-        elif name in actions:
-            if name in (o.partition("=")[0] for o in options):
-                problems.append(f"{name} is given twice")
-            options.append(word)
-            if actions[name].nargs == 0 or equals:
-                continue
-            while rest and not rest[0].startswith("--"):
-                options.append(rest.pop(0))
-                if actions[name].nargs != "*":
-                    break
-        else:
-            problems.append(f"{name} is unknown{_hint(name, [*(f'--{k}' for k in tree), *actions])}")
-    return options, overrides, problems
-
-
-def _hint(name: str, known: list[str]) -> str:
-    """Of an abbreviation, what it may have meant; else the nearest name."""
-    longer = sorted({k for k in known if k.startswith(name)})
-    return f" (names are written in full: {', '.join(longer)})" if longer else nearest(name, known)
-
-
-def _run_option_actions() -> dict[str, argparse.Action]:
-    return {o: a for a in RunOptions._create_parser()._actions for o in a.option_strings}
-
-
-def _run_options(argv: list[str]) -> RunOptions:
-    """SpeechBrain's own reading of its run options; what argparse says of them becomes a short error."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            options = RunOptions.from_command_line_args(argv)[1]
-        if options.optimizer_step_limit is not None:  # SpeechBrain leaves it a text, and fails in comparing it
-            options = dataclasses.replace(options, optimizer_step_limit=int(options.optimizer_step_limit))
-    except SystemExit as exit:
-        if not exit.code:  # --help
-            raise
-        raise UserError(f"on the command line:\n  {said.getvalue().strip().rpartition('error: ')[2]}") from None
-    except ValueError as error:
-        raise UserError(f"--optimizer_step_limit: {error}") from None
-    return options
-
-
-def _value(tree: CommentedMap, key: str, text: str):
-    """A value as YAML reads it, except that a line of text stays text (a fold 03 is not the number 3)."""
-    default = tree[key]
-    is_text = isinstance(default, str) or _tag(default) == "!PLACEHOLDER" or key.endswith(("_folder", "_file"))
-    if is_text and text[:1] not in "!{[" and text not in ("", "null", "~"):
-        return text
-    try:
-        value = _yaml().load(f"{key}: {text}")[key]
-    except ruamel.yaml.error.YAMLError as error:
-        raise UserError(f"--{key}={text} is not valid YAML: {error}") from None
-    _to_block_style(value)
-    if value is not None and (expected := _expected(value, default)):
-        raise UserError(f"--{key} expects {expected}, found '{text}'")
-    return value
-
-
-def _expected(value, default) -> str | None:
-    """What a value should have been, by the kind of its default; None where it is right or cannot be judged."""
-    if _tag(value) or _tag(default):  # computed, or an object
-        return None
-    if isinstance(default, bool):
-        return None if isinstance(value, bool) else f"true or false (like {default})"
-    if isinstance(default, int):
-        return None if isinstance(value, int) and not isinstance(value, bool) else f"a whole number (like {default})"
-    if isinstance(default, float):
-        right = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        return None if right else f"a number (like {default})"
-    if isinstance(default, Mapping):
-        return None if isinstance(value, Mapping) else "{name: value, …}"
-    return None
+        yield from re.findall(r"<([^>\[\]]+)", str(node.value))
 
 
 def _to_block_style(node) -> bool:
@@ -369,43 +258,125 @@ def _to_block_style(node) -> bool:
     return around or (isinstance(node, Mapping) and _tag(node) is not None)
 
 
-def _update(tree: CommentedMap, changes: Mapping) -> None:
+def _update(tree: CommentedMap, changes: CommentedMap) -> None:
     """Like SpeechBrain's recursive_update, but a mapping with a ``!new:`` tag of its own replaces, never merges."""
     for key, value in changes.items():
         old = tree.get(key)
-        merge = isinstance(value, Mapping) and isinstance(old, Mapping) and _tag(value) in (None, _tag(old))
-        if merge:
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and _tag(value) in (None, _tag(old)):
             _update(old, value)
-        else:
-            tree[key] = value
+            continue
+        if key not in tree and key in changes.ca.items:
+            tree.ca.items[key] = changes.ca.items[key]  # its comment
+        tree[key] = value
 
 
-# ------------------------------------------------------------------ checking
+# ------------------------------------------------------------------ the command line
 
 
-def _tag(node) -> str | None:
-    tag = getattr(node, "tag", None)
-    value = getattr(tag, "value", None)
-    return value if isinstance(value, str) and value.startswith("!") else None
+def strict(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Forbid abbreviations (``--test`` for ``--test_only``), and have argparse raise its errors as `UserError`."""
+
+    def error(message: str):
+        raise UserError(message)
+
+    parser.allow_abbrev = False
+    parser.error = error
+    return parser
 
 
-def _wrong_values(tree: CommentedMap, shipped: CommentedMap) -> Iterator[str]:
-    """Values of another kind than the shipped YAML's, or outside a run option's choices."""
-    actions = _run_option_actions()
-    for key, default in shipped.items():
+def given_names(argv: Iterable[str]) -> Counter[str]:
+    """Count the options of a command line, ``--alpha=0`` as ``--alpha``."""
+    return Counter(word.partition("=")[0] for word in argv if word.startswith("--"))
+
+
+def _read_options(argv: list[str], tree: CommentedMap) -> tuple[RunOptions, CommentedMap, list[str]]:
+    """SpeechBrain's run options, the overrides of the YAML, and what is wrong with the rest."""
+    parser = strict(RunOptions._create_parser())
+    # a YAML's line comes before a run option of its name
+    group = parser.add_argument_group("lines of the YAML", conflict_handler="resolve")
+    group.add_argument("--optimizer_step_limit", type=int)  # SpeechBrain leaves it a text, and fails in comparing it
+    lines = [key for key in tree if not key.startswith("__")]
+    for key in lines:
+        group.add_argument(f"--{key}", default=argparse.SUPPRESS, metavar="…")
+    names = given_names(argv)
+    problems = [f"{name}: {REFUSED[name[2:]]}" for name in names if name[2:] in REFUSED]
+    problems += [f"{name} is given twice" for name, times in names.items() if times > 1]
+    try:
+        found, rest = parser.parse_known_args(argv)
+    except UserError as error:
+        return RunOptions(), CommentedMap(), [*problems, str(error).removeprefix("argument ")]
+    problems += _unknown(rest, [f"--{name}" for name in [*lines, *RunOptions().as_dict()]])
+    options, overrides = {}, CommentedMap()
+    for key, value in vars(found).items():
+        if key not in tree:
+            options[key] = value
+            continue
+        try:
+            overrides[key] = _value(key, value, tree[key])
+        except UserError as error:
+            problems.append(str(error))
+    given = {name[2:] for name in names} & set(options)
+    return RunOptions(**{**options, "overridden_args": given}), overrides, problems
+
+
+def _unknown(rest: list[str], known: list[str]) -> Iterator[str]:
+    """What argparse did not take: options nobody knows, or else words that belong to none."""
+    names = [word.partition("=")[0] for word in rest if word.startswith("--")]
+    if not names:
+        yield from (f"{word}: expected --key=value" for word in rest)
+    for name in names:
+        longer = sorted(k for k in known if k.startswith(name))  # an abbreviation
+        if name[2:] not in REFUSED:
+            hint = f" (names are written in full: {', '.join(longer)})" if longer else nearest(name, known)
+            yield f"{name} is unknown{hint}"
+
+
+def _value(key: str, text: str, default):
+    """A value as YAML reads it, except that a line of text stays text (a fold 03 is not the number 3)."""
+    is_text = isinstance(default, str) or _tag(default) == "!PLACEHOLDER" or key.endswith(("_folder", "_file"))
+    if is_text and text[:1] not in "!{[" and text not in ("", "null", "~"):
+        return text
+    try:
+        value = _yaml().load(f"{key}: {text}")[key]
+    except ruamel.yaml.error.YAMLError as error:
+        raise UserError(f"--{key}={text} is not valid YAML: {error}") from None
+    _to_block_style(value)
+    if value is not None and (expected := _expected(value, default)):
+        raise UserError(f"--{key} expects {expected}, found '{text}'")
+    return value
+
+
+# ------------------------------------------------------------------ checks
+
+
+def _expected(value, default) -> str | None:
+    """What a value should have been, by the kind of its default; None where it is right or cannot be judged."""
+    if _tag(value) or _tag(default):  # computed, or an object
+        return None
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    kinds = (
+        (bool, isinstance(value, bool), f"true or false (like {default})"),
+        (int, is_number and isinstance(value, int), f"a whole number (like {default})"),
+        (float, is_number, f"a number (like {default})"),
+        (Mapping, isinstance(value, Mapping), "{name: value, …}"),
+    )
+    return next((None if right else words for kind, right, words in kinds if isinstance(default, kind)), None)
+
+
+def _wrong_values(tree: Mapping, defaults: Mapping) -> Iterator[str]:
+    """Values of another kind than the defaults', or no choice."""
+    for key, default in defaults.items():
         value = tree[key]
         if expected := _expected(value, default):
             yield f"{key}: expected {expected}, found {value!r}"
-        choices = getattr(actions.get(f"--{key}"), "choices", None)
-        if choices and value not in choices:
-            yield f"{key}: expected one of {', '.join(choices)}, found {value!r}{nearest(value, choices)}"
+        if key == "precision" and value not in PRECISIONS:
+            yield f"{key}: expected one of {', '.join(PRECISIONS)}, found {value!r}{nearest(value, PRECISIONS)}"
 
 
 def _wrong_arguments(node, where: str) -> Iterator[str]:
     """Mistyped names and arguments of every ``!new:``, ``!name:`` and ``!apply:`` below a node."""
     tag = _tag(node) or ""
-    call = next((c for c in CALLS if tag.startswith(c)), None)
-    if call:
+    if call := next((call for call in CALLS if tag.startswith(call)), None):
         name = tag[len(call) :]
         target = _locate(name)
         if target is None:
@@ -431,8 +402,7 @@ def _nearest_sibling(name: str) -> str:
     module, _, leaf = name.rpartition(".")
     if not module:
         return ""
-    parent = _locate(module)
-    if parent is None:
+    if (parent := _locate(module)) is None:
         return _nearest_sibling(module)
     modules = (m.name for m in pkgutil.iter_modules(getattr(parent, "__path__", ())))
     return nearest(leaf, [*dir(parent), *modules])
@@ -443,14 +413,18 @@ def _unknown_parameters(target, name: str, node: Mapping, where: str) -> Iterato
         parameters = inspect.signature(target).parameters
     except (TypeError, ValueError):  # some builtins tell no signature
         return
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    for key in node:
-        if key not in parameters:
-            yield f"{where}: {name} has no argument '{key}'{nearest(key, parameters)}"
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for key in node:
+            if key not in parameters:
+                yield f"{where}: {name} has no argument '{key}'{nearest(key, parameters)}"
 
 
-# ------------------------------------------------------------------ writing
+# ------------------------------------------------------------------ values as text
+
+
+def _tag(node) -> str | None:
+    value = getattr(getattr(node, "tag", None), "value", None)
+    return value if isinstance(value, str) and value.startswith("!") else None
 
 
 def _dump(tree) -> str:
@@ -459,13 +433,8 @@ def _dump(tree) -> str:
     return stream.getvalue()
 
 
-def _text(tree: CommentedMap, key: str) -> str:
-    """A line's value as text; empty where there is no such line."""
-    return text_of(tree[key]) if key in tree else ""
-
-
 def text_of(value) -> str:
-    """A value as text, comments left out, so that equal values give equal texts.
+    """Write a value as text, comments left out, so that equal values give equal texts.
 
     Example
     -------
@@ -494,21 +463,8 @@ def _bare(node):
 def _short(key: str, text: str) -> str:
     """A value fit for a folder name: a path by its last part, anything long by a hash."""
     text = text.rstrip("/").rsplit("/", 1)[-1] if key == "encoder" else text
-    if len(text) <= 40 and re.fullmatch(r"[\w.+-]+", text):
-        return text
-    return _hash(text)
+    return text if len(text) <= 40 and re.fullmatch(r"[\w.+-]+", text) else _hash(text)
 
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _plain(text: str) -> dict:
-    loader = ruamel.yaml.YAML(typ="safe", pure=True)
-
-    class Constructor(ruamel.yaml.constructor.SafeConstructor):
-        """Tagged nodes are objects of later: None."""
-
-    Constructor.add_multi_constructor("!", lambda constructor, suffix, node: None)
-    loader.Constructor = Constructor
-    return dict(loader.load(resolve_references(io.StringIO(text)).getvalue()))

@@ -571,9 +571,9 @@ def _in_words(error: BaseException) -> tuple[str | None, int]:
 
 def train_and_test(config: Config) -> Path:
     """Train and test one configuration, with the processes that torchrun has started, or alone; return its folder."""
-    with distributed.process_group(config.run_opts) as config.run_opts, contextlib.ExitStack() as stack:
-        run = on_main(lambda: prepare(config))
-        run.config.run_opts = config.run_opts  # the main process's device is another one
+    with distributed.process_group(config.run_opts) as run_opts, contextlib.ExitStack() as stack:
+        config = replace(config, run_opts=run_opts)
+        run = replace(on_main(lambda: prepare(config)), config=config)  # the main process's device is another one
         on_main(lambda: stack.enter_context(locked(run.folder)))
         if on_main(run.finished):
             logger.info(f"finished already: {run.folder} (delete the folder to train again)")
