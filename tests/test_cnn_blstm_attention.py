@@ -85,16 +85,6 @@ def test_frame_counts(published):
     assert published.frame_counts(torch.tensor([256, 5, 4])).tolist() == [252, 1, 0]
 
 
-def test_every_size_is_an_argument():
-    lobe = CNNBLSTMAttention(
-        input_size=3, channels=[4], kernels=[2], bottleneck=5, lstm_size=6, lstm_layers=1, heads=5, head_size=12
-    )
-    vector, attention = lobe(torch.randn(2, 9, 3), return_attention=True)
-    assert (lobe.min_frames, lobe.output_size, vector.shape) == (2, 12, (2, 12))
-    assert attention.self_attention.shape == (2, 5, 8, 8)
-    assert lobe.self_attention.output.weight.shape == (12, 5 * 12)
-
-
 # --- the equations, in loops -----------------------------------------------------------------------------
 
 
@@ -273,13 +263,6 @@ def test_equal_frames_are_computed_once(lobe, features):
         if not name.startswith("self_attention.key.bias"):
             assert_close(found[name], gradient)
     assert (with_input.grad[1, 20:] != 0).any()
-
-
-@pytest.mark.parametrize("value", [-1.0, 0.0])
-@torch.no_grad()
-def test_silence_throughout(lobe, value):
-    silence = torch.full((2, 30, 6), value)
-    assert_close(lobe(silence)[0].double(), torch.from_numpy(in_loops(lobe, array(silence[0]))["vector"]))
 
 
 def test_padding_counts_without_lengths(lobe, features):

@@ -99,10 +99,10 @@ class PretrainedEncoder(nn.Module):
     BackboneError
         When the encoder cannot be found, read or used, or does not have a setting.
     ValueError
-        When an argument is out of range; nothing has been built by then.
+        When an argument is out of range.
     """
 
-    # what a family says of itself, beside `frame_counts`, `_states` and `_set_up`
+    # what a family says of itself, beside `input_settings`, `frame_counts`, `_states` and `_set_up`
     model_types: tuple[str, ...]
     absent: tuple[str, ...]  # settings that it does not have
     dropout_keys: tuple[str, ...]  # of config.json
@@ -150,37 +150,16 @@ class PretrainedEncoder(nn.Module):
         _check_ranges(given)
         backbone = source if isinstance(source, Backbone) else resolve_backbone(source, save_path, load_weights)
         self._check_settings(given, backbone)
-        config = AutoConfig.from_pretrained(str(backbone.folder))
-        rates = dict.fromkeys(self.dropout_keys, dropout) | {self.layerdrop_key: layerdrop}
-        config.update({key: rate for key, rate in rates.items() if rate is not None})
-        # whatever the settings, `masked_spec_embed` exists: checkpoints with and without SpecAugment interchange
-        config.mask_time_prob = 0.05
-        model_class = self.model_class or MODEL_MAPPING[type(config)]
-        self._check_attention(model_class, attn_implementation, backbone)
-        self.model = build_model(
-            model_class, backbone.folder, config, attn_implementation, load_weights, self.key_mapping
-        )
-        config = self.model.config
-        self.output_size: int = config.hidden_size
         self.freeze, self.freeze_layers, self.output_norm = freeze, freeze_layers, output_norm
         self.freeze_feature_extractor = freeze_feature_extractor or lora is not None
         self.normalize_wav, self.pad_to_30s, self.windows = normalize_wav, pad_to_30s, windows
-        transformer = self.transformer
-        transformer.layers = _lowest(transformer.layers, n_layers)
-        config.num_hidden_layers = len(transformer.layers)
-        self.layer_weights = nn.Parameter(torch.zeros(len(transformer.layers) + 1)) if weighted_sum else None
+        self._build(given, backbone)
+        self.layer_weights = nn.Parameter(torch.zeros(len(self.transformer.layers) + 1)) if weighted_sum else None
         self._set_up(backbone.folder)
-        self.apply_spec_augment = apply_spec_augment
-        least = (getattr(config, "mask_time_min_masks", 2), getattr(config, "mask_feature_min_masks", 0))
-        self.time_spans = {"prob": mask_time_prob, "length": mask_time_length, "min_spans": least[0]}
-        self.feature_spans = {"prob": mask_feature_prob, "length": mask_feature_length, "min_spans": least[1]}
-        if mask_feature_prob > 0 and mask_feature_length > self.output_size:
-            raise ValueError(
-                f"mask_feature_length is {mask_feature_length}: the encoder has {self.output_size} channels"
-            )
+        self._set_up_spec_augment(given)
         self._freeze()
         if lora is not None:
-            add_lora(self.model, transformer.layers[freeze_layers:], lora, seed)
+            add_lora(self.model, self.transformer.layers[freeze_layers:], lora, seed)
         if gradient_checkpointing and not freeze:
             _enable_gradient_checkpointing(self.model)
         self.features = FrontEnd(self) if cache_front_end else None
@@ -233,6 +212,36 @@ class PretrainedEncoder(nn.Module):
         if given["cache_embeddings"] and not (freeze or (self.starts_above_frozen and given["freeze_layers"])):
             also = ", or not all of it (freeze_layers)" if self.starts_above_frozen else ""
             raise ValueError(f"cache_embeddings: expected an encoder that is not trained (freeze){also}")
+
+    def _build(self, given: Mapping, backbone: Backbone) -> None:
+        config = AutoConfig.from_pretrained(str(backbone.folder))
+        rates = dict.fromkeys(self.dropout_keys, given["dropout"]) | {self.layerdrop_key: given["layerdrop"]}
+        config.update({key: rate for key, rate in rates.items() if rate is not None})
+        # whatever the settings, `masked_spec_embed` exists: checkpoints with and without SpecAugment interchange
+        config.mask_time_prob = 0.05
+        model_class, attention = self.model_class or MODEL_MAPPING[type(config)], given["attn_implementation"]
+        self._check_attention(model_class, attention, backbone)
+        self.model = build_model(
+            model_class, backbone.folder, config, attention, given["load_weights"], self.key_mapping
+        )
+        self.transformer.layers = _lowest(self.transformer.layers, given["n_layers"])
+        self.model.config.num_hidden_layers = len(self.transformer.layers)
+        self.output_size: int = self.model.config.hidden_size
+
+    def _set_up_spec_augment(self, given: Mapping) -> None:
+        config, self.apply_spec_augment = self.model.config, given["apply_spec_augment"]
+        spans = {
+            kind: {
+                "prob": given[f"mask_{kind}_prob"],
+                "length": given[f"mask_{kind}_length"],
+                "min_spans": getattr(config, f"mask_{kind}_min_masks", least),
+            }
+            for kind, least in (("time", 2), ("feature", 0))
+        }
+        self.time_spans, self.feature_spans = spans["time"], spans["feature"]
+        if self.feature_spans["prob"] > 0 and self.feature_spans["length"] > self.output_size:
+            length = self.feature_spans["length"]
+            raise ValueError(f"mask_feature_length is {length}: the encoder has {self.output_size} channels")
 
     def _check_attention(self, model_class: type, requested: str | None, backbone: Backbone) -> None:
         has = {"sdpa": model_class._supports_sdpa, "flash_attention_2": model_class._supports_flash_attn}
