@@ -117,8 +117,8 @@ class Encoder(nn.Module):
         Of the convolution blocks.
     units, layers : int
         Of the BLSTM; the code has 2 * units channels.
-    hop : int
-        Frames a code stands for.
+    hop : int, optional
+        Frames a code stands for; None: all of an utterance.
     resampling : callable, optional
         Builds the :class:`RandomResampling` of the input and of every block's output in training; in a YAML, ``!name:``
         with its settings. None: rhythm stays.
@@ -142,14 +142,16 @@ class Encoder(nn.Module):
         units: int,
         layers: int,
         kernel_size: int = 5,
-        hop: int = 8,
+        hop: int | None = 8,
         resampling: Callable[[], RandomResampling] | None = None,
     ):
         super().__init__()
         sizes = [input_size] + [channels] * blocks
         self.blocks = nn.ModuleList(ConvBlock(sizes[i], channels, groups, kernel_size) for i in range(blocks))
         self.blstm = BLSTM(sizes[-1], units, layers)
-        self.output_size, self.hop = 2 * units, hop
+        self.output_size = 2 * units
+        if hop is not None:  # a code that varies in time has one
+            self.hop = hop
         self.resampling = None if resampling is None else resampling()
 
     def forward(
@@ -279,7 +281,7 @@ class TimbreEncoder(Encoder):
     sizes: ClassVar = {"channels": 256, "groups": 16, "blocks": 3, "units": 32, "layers": 1}
 
     def __init__(self, mel_size: int = 80, **sizes: int):
-        super().__init__(mel_size, **{**self.sizes, **sizes})
+        super().__init__(mel_size, hop=None, **{**self.sizes, **sizes})
 
     def _codes(self, states: torch.Tensor, frame_counts: torch.Tensor | None) -> torch.Tensor:
         return states.mean(dim=1) if frame_counts is None else MaskedPooling("mean")(states, frame_counts)
