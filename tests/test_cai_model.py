@@ -112,7 +112,7 @@ def test_a_further_head_reads_the_utterances_vector(small, kind):
     for wrong, said in (({"emotion": 1, "age": 1}, "unknown task 'age'"), ({"gender": 1}, "without the emotion task")):
         with pytest.raises(UserError, match=said):
             CaiModel(encoder, pooling, heads, wrong)
-    with pytest.raises(UserError, match="heads: expected one for each task, found emotion, none for asr"):
+    with pytest.raises(UserError, match="heads: no model can be built without one for task 'asr', found emotion"):
         CaiModel(encoder, pooling, {"emotion": HEADS["emotion"]}, {"emotion": 1, "asr": 1})
 
 

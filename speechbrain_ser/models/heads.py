@@ -65,7 +65,8 @@ class MultitaskModel(nn.Module):
             raise UserError("loss_weights: without the emotion task (weight 0) there is nothing to recognise")
         wanted = [task for task in active if task not in self.without_head]
         if lacking := [task for task in wanted if task not in makers]:
-            raise UserError(f"heads: expected one for each task, found {', '.join(makers)}, none for {lacking[0]}")
+            found = ", ".join(makers) or "none"
+            raise UserError(f"heads: no model can be built without one for task '{lacking[0]}', found {found}")
         sizes = {task: others.get(task, in_features) for task in wanted}
         self.heads = nn.ModuleDict({t: build_seeded(makers[t], t, seed, in_features=n) for t, n in sizes.items()})
 
