@@ -34,12 +34,7 @@ MODEL_TYPES = {
 }
 
 #: in the order transformers prefers them
-WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 EXPECTED = "config.json and model.safetensors or pytorch_model.bin"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 GIT_LFS_POINTER = b"version https://git-lfs"

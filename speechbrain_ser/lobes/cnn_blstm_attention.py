@@ -64,10 +64,8 @@ class CNNBLSTMAttention(nn.Module):
 
     Attributes
     ----------
-    output_size : int
-        Channels of the utterance's vector, 2 x ``lstm_size``.
-    min_frames : int
-        Frames of the shortest utterance that can be computed (5).
+    output_size, min_frames : int
+        Channels of the utterance's vector, 2 x ``lstm_size``; frames of the shortest utterance (5).
 
     Raises
     ------

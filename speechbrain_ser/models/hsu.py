@@ -302,17 +302,10 @@ DECOMPOSITION, SPEAKER = "decomposition.", "heads.speaker."
 
 
 def load_stage_1(model: nn.Module, run_folder: str | os.PathLike, speakers: Sequence[str]) -> None:
-    """Take over the parameters of a pre-training run.
+    """Take over the parameters of `run_folder`, a run of hsu_pretrain.yaml.
 
-    Arguments
-    ---------
-    model : HsuModel
-        Its decomposition may have fewer parts than stage 1's; its speaker head, where it has one, is stage 1's as
-        far as the speakers are.
-    run_folder : str or os.PathLike
-        Of a run of hsu_pretrain.yaml.
-    speakers : sequence of str
-        Of the model's speaker head, in the order of its logits.
+    The model's decomposition may have fewer parts than stage 1's. Its speaker head, where it has one, is stage 1's as
+    far as the speakers are; `speakers` are the model's, in the order of its logits.
 
     Raises
     ------
