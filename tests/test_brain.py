@@ -457,14 +457,6 @@ def test_test_every_epoch_leaves_training_bit_identical(frame, tmp_path):
 # ------------------------------------------------------------------ a label column of the user's
 
 
-class GenderModel(CaiModel):
-    tasks = (*CaiModel.tasks, "gender")
-
-    def forward(self, sig):
-        outputs = super().forward(sig)
-        return outputs | {"gender": self.heads["gender"](outputs["embedding"])}
-
-
 class GenderBrain(CaiBrain):
     def compute_objectives(self, predictions, batch, stage, **more):
         more["gender"] = cross_entropy(predictions["gender"], batch.gender)
@@ -475,7 +467,7 @@ def test_a_further_label_is_trained_measured_and_written(frame, tmp_path):
     frame = frame.assign(gender=np.resize(["M", "F", ""], len(frame)))  # of every third one it is not known
     heads = {**HEADS, "gender": functools.partial(nn.Linear, out_features=2)}
     loss_weights = {"emotion": 1.0, "asr": 0.1, "gender": 0.5}
-    model = GenderModel(TinyEncoder(), MaskedPooling("mean"), heads, loss_weights)
+    model = CaiModel(TinyEncoder(), MaskedPooling("mean"), heads, loss_weights)
     options = {"labels_of": ["gender"], "loss_weights": loss_weights, "brain_class": GenderBrain}
     run = fit(make_brain(frame, tmp_path, model=model, augment=augmenter(True), **options))
     assert run.brain.run.labels == {"emotion": CLASSES, "speaker": ["s"], "gender": ["F", "M"]}

@@ -9,11 +9,15 @@ import torch
 from safetensors.torch import load_file
 
 from speechbrain_ser.errors import UserError
+from speechbrain_ser.lobes.cnn_blstm_attention import CNNBLSTMAttention
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.cai import CaiModel
+from speechbrain_ser.models.fu import FuModel
+from speechbrain_ser.models.ha import HaModel
 from speechbrain_ser.models.heads import active_tasks
 from speechbrain_ser.nnet.losses import ctc_loss, frames_needed
 from speechbrain_ser.nnet.pooling import MaskedPooling
+from speechbrain_ser.processing.log_mel import LogMel
 
 DATA = Path(__file__).parent / "data" / "cai_tiny"
 HEADS = {"emotion": functools.partial(torch.nn.Linear, out_features=4)}
@@ -88,6 +92,28 @@ def test_a_task_of_weight_0_is_not_built_and_changes_no_draw(small):
     other = model(small.backbone(), seed=4)
     assert not torch.equal(other.heads["emotion"].weight, both.heads["emotion"].weight)
     assert "asr" not in one((torch.randn(1, 800), torch.ones(1)))
+
+
+@pytest.mark.parametrize("kind", [CaiModel, HaModel, FuModel])
+def test_a_further_head_reads_the_utterances_vector(small, kind):
+    """A line of `heads` and one of `loss_weights`, and no model knows of it."""
+    heads = {**HEADS, "gender": functools.partial(torch.nn.Linear, out_features=2)}
+    encoder, pooling, weights = Wav2Vec2(str(small.backbone())), MaskedPooling("mean"), {"emotion": 1, "gender": 0.5}
+    if kind is FuModel:
+        lobe = CNNBLSTMAttention(channels=(8, 8, 8), bottleneck=8, lstm_size=4, heads=2)
+        net, x = FuModel(LogMel(), lobe, heads, weights, cached=False).eval(), {"sig": (torch.randn(2, 8000), None)}
+    else:
+        net, x = kind(encoder, pooling, heads, weights).eval(), {"sig": (torch.randn(2, 8000), None)}
+    out = net(**x)
+    assert list(net.heads) == ["emotion", "gender"] and out["gender"].shape == (2, 2)
+    assert torch.equal(out["gender"], net.heads["gender"](out["embedding"]))
+    net.keep_tasks({"asr"})
+    assert list(net.heads) == ["emotion"]
+    for wrong, said in (({"emotion": 1, "age": 1}, "unknown task 'age'"), ({"gender": 1}, "without the emotion task")):
+        with pytest.raises(UserError, match=said):
+            CaiModel(encoder, pooling, heads, wrong)
+    with pytest.raises(UserError, match="heads: no model can be built without one for task 'asr', found emotion"):
+        CaiModel(encoder, pooling, {"emotion": HEADS["emotion"]}, {"emotion": 1, "asr": 1})
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from speechbrain_ser.inference.export import export_run
 from speechbrain_ser.inference.recognizer import EmotionRecognizer
 from speechbrain_ser.inference.trained import load_model
 from speechbrain_ser.lobes.encoder import Encoder
-from speechbrain_ser.lobes.layers import LayerStatistics
+from speechbrain_ser.lobes.pretrained import LayerStatistics
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.probe import ProbeModel
 from speechbrain_ser.training.probing import (

@@ -7,7 +7,6 @@ vector an utterance; the output layers (emotion, speaker) are the reader's.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -25,35 +24,12 @@ INITIALIZATIONS = ("keras", "pytorch")
 class AttentionWeights(NamedTuple):
     """What each frame and the utterance attended to; frames are the CNN's (two fewer a side than the input's).
 
-    Arguments
-    ---------
-    self_attention : torch.Tensor or numpy.ndarray
-        [batch, heads, frames (attending), frames (attended)]; over the last axis it sums to 1 on own frames, and
-        it is 0 on padding.
-    local_attention : torch.Tensor or numpy.ndarray
-        [batch, frames]; sums to 1, 0 on padding.
+    ``self_attention`` [batch, heads, frames (attending), frames (attended)] sums to 1 over the last axis on own frames,
+    ``local_attention`` [batch, frames] to 1; both are 0 on padding.
     """
 
-    self_attention: torch.Tensor | np.ndarray
-    local_attention: torch.Tensor | np.ndarray
-
-    def utterance(self, index: int, frames: int | None = None) -> "AttentionWeights":
-        """One utterance's weights as NumPy arrays, to draw them.
-
-        Arguments
-        ---------
-        index : int
-            Which of the batch.
-        frames : int, optional
-            Own frames after the CNN (:meth:`CNNBLSTMAttention.frame_counts`); None keeps all.
-
-        Returns
-        -------
-        AttentionWeights
-            [heads, frames, frames] and [frames].
-        """
-        self_attention = self.self_attention[index, :, :frames, :frames].detach().cpu().numpy()
-        return AttentionWeights(self_attention, self.local_attention[index, :frames].detach().cpu().numpy())
+    self_attention: torch.Tensor
+    local_attention: torch.Tensor
 
 
 class CNNBLSTMAttention(nn.Module):
@@ -72,20 +48,14 @@ class CNNBLSTMAttention(nn.Module):
     ---------
     input_size : int
         Mel bands.
-    channels : sequence of int
-        Filters of each convolution.
-    kernels : sequence of int
-        Frames each convolution looks at; none is padded ("valid").
+    channels, kernels : sequence of int
+        Filters of each convolution, and frames it looks at; none is padded ("valid").
     bottleneck : int
         Channels of the dense layer after the convolutions.
-    lstm_size : int
-        Units of a direction of the BLSTM.
-    lstm_layers : int
-        Layers of the BLSTM.
-    heads : int
-        Heads of the self-attention.
-    head_size : int, optional
-        Channels of a head; None divides the BLSTM's 2 x ``lstm_size`` among the heads.
+    lstm_size, lstm_layers : int
+        Units of a direction of the BLSTM, and its layers.
+    heads, head_size : int
+        Of the self-attention, and channels of a head; None divides the BLSTM's 2 x ``lstm_size`` among the heads.
     dropout : float
         Probability, 0 to 1 (excluded).
     initialization : str
@@ -94,10 +64,8 @@ class CNNBLSTMAttention(nn.Module):
 
     Attributes
     ----------
-    output_size : int
-        Channels of the utterance's vector, 2 x ``lstm_size``.
-    min_frames : int
-        Frames of the shortest utterance that can be computed (5).
+    output_size, min_frames : int
+        Channels of the utterance's vector, 2 x ``lstm_size``; frames of the shortest utterance (5).
 
     Raises
     ------
@@ -144,17 +112,7 @@ class CNNBLSTMAttention(nn.Module):
             keras_init_(self)
 
     def frame_counts(self, frames: int | torch.Tensor) -> int | torch.Tensor:
-        """Frames after the convolutions.
-
-        Arguments
-        ---------
-        frames : int or torch.LongTensor
-            Frames of the spectrograms, any shape.
-
-        Returns
-        -------
-        int or torch.LongTensor
-            Like `frames`; 0 where no frame is left.
+        """Return the frames after the convolutions of so many of spectrograms; 0 where none is left.
 
         Example
         -------
@@ -167,7 +125,7 @@ class CNNBLSTMAttention(nn.Module):
     def forward(
         self, features: torch.Tensor, lengths: torch.Tensor | None = None, return_attention: bool = False
     ) -> torch.Tensor | tuple[torch.Tensor, AttentionWeights]:
-        """From spectrograms to a vector an utterance.
+        """Bring spectrograms to a vector an utterance.
 
         Arguments
         ---------
@@ -177,14 +135,12 @@ class CNNBLSTMAttention(nn.Module):
             Own frames of each utterance [batch], ``min_frames`` to frames; what stands past them is ignored, whatever
             it is. None: all frames count, as in the paper.
         return_attention : bool
-            Also give the attention weights (more memory).
+            Also return the attention weights (more memory), over ``frame_counts(frames)`` frames.
 
         Returns
         -------
         torch.Tensor
-            [batch, output_size], float32.
-        AttentionWeights, only with ``return_attention``
-            Over ``frame_counts(frames)`` frames, 0 on padding.
+            [batch, output_size], float32; with ``return_attention`` a tuple of it and :class:`AttentionWeights`.
 
         Raises
         ------
@@ -200,13 +156,14 @@ class CNNBLSTMAttention(nn.Module):
             counts = self.frame_counts(counts)
             own = frame_mask(counts, hidden.shape[1])  # [batch, frames]
         hidden = self.blstm(hidden, counts)  # [batch, frames, 2 lstm_size]
-        hidden, *weights = _tuple(self.self_attention(hidden, own, return_attention))
+        attended = self.self_attention(hidden, own, return_attention)
+        hidden, weights = attended if return_attention else (attended, None)
         vectors, local = self.local_attention(hidden, own)  # [batch, 2 lstm_size], [batch, frames]
         vectors = self.dropout(vectors)
         if not return_attention:
             return vectors
         missing = frames - local.shape[1]  # the padding that all utterances had
-        return vectors, AttentionWeights(F.pad(weights[0], (0, missing, 0, missing)), F.pad(local, (0, missing)))
+        return vectors, AttentionWeights(F.pad(weights, (0, missing, 0, missing)), F.pad(local, (0, missing)))
 
     def _convolve(self, features: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor:
         """[batch, frames, bands] -> [batch, frames', bottleneck], computing no frame twice and no padding.
@@ -267,10 +224,6 @@ def _without_common_padding(
     lengths = lengths.to(features.device)
     shortest, longest = torch.stack(lengths.aminmax()).tolist()
     return features[:, :longest], None if shortest == longest else lengths
-
-
-def _tuple(value) -> tuple:
-    return value if isinstance(value, tuple) else (value,)
 
 
 def _check_arguments(channels: Sequence[int], kernels: Sequence[int], dropout: float, initialization: str) -> None:

@@ -12,21 +12,7 @@ KINDS = ("greedy", "beam")
 
 
 class Decoder:
-    """Turns a batch of CTC logits into texts.
-
-    Arguments
-    ---------
-    tokens : CharacterTokens or SentencePieceTokens
-        What the logits spell with.
-    kind : str
-        ``greedy`` or ``beam``.
-    beam_size : int
-        Of the beam search.
-
-    Raises
-    ------
-    UserError
-        For an unknown kind.
+    """Turns a batch of CTC logits into texts, spelled with `tokens`, by ``greedy`` or ``beam`` search.
 
     Example
     -------
@@ -50,19 +36,7 @@ class Decoder:
             self.searcher = CTCBeamSearcher(tokens.blank, vocabulary, beam_size=beam_size)
 
     def __call__(self, logits: torch.Tensor, frames: torch.Tensor) -> list[str]:
-        """Texts of a batch.
-
-        Arguments
-        ---------
-        logits : torch.Tensor
-            [batch, frames, tokens].
-        frames : torch.Tensor
-            [batch], valid frames.
-
-        Returns
-        -------
-        list of str
-        """
+        """Return the texts of logits [batch, frames, tokens], of which `frames` [batch] are valid."""
         log_probs = logits.float().log_softmax(-1).cpu()
         # SpeechBrain rounds length * frames in the greedy search, and cuts its decimals off in the beam search
         lengths = (frames.cpu() + 0.25) / logits.shape[1]

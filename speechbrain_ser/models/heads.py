@@ -1,4 +1,4 @@
-"""What a model reads of waveforms, and its heads: which tasks have one, with initial weights of their own."""
+"""What all models have in common: heads by task, with initial weights of their own, and what they read of waveforms."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -11,53 +11,98 @@ from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.nnet.initialization import build_seeded
 
 
-def signals_of(model: nn.Module, wav: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What a model reads of one waveform, by name.
+class MultitaskModel(nn.Module):
+    """An encoder and a head a task.
+
+    A head that a model does not name itself reads the utterance's vector: a further task (gender, age) is a line of
+    ``heads`` and one of ``loss_weights`` in the YAML, and its logits are among the outputs under its name.
+
+    Every ``forward`` takes what ``inputs`` names, each a pair of data, right-padded, and relative lengths [batch]
+    (PaddedData): ``sig`` waveforms [batch, time] at 16 kHz, or the encoder's ``features`` of them; ``feats`` and
+    ``mel`` [batch, frames, bands]; ``f0`` [batch, frames]. It returns by task logits [batch, classes] (``asr``:
+    [batch, frames, tokens], with ``frames`` [batch] valid ones), and ``embedding`` [batch, channels], the utterance's
+    vector.
 
     Arguments
     ---------
-    model : torch.nn.Module
-        One of :mod:`speechbrain_ser.models`.
-    wav : torch.Tensor
-        [time], 16 kHz, on the CPU.
+    heads : mapping of str to callable
+        By task, constructors that still lack ``in_features``.
+    loss_weights : mapping of str to float
+        A weight a task; a head of weight 0 is not built, and the emotion needs a weight.
+    seed : int
+        Of the initial weights; those of a head depend on it and the task's name alone.
 
-    Returns
-    -------
-    dict of str to torch.Tensor
-        [time] or [frames, …] each.
+    Attributes
+    ----------
+    tasks : tuple of str
+        Those that the model knows of itself.
+    inputs : dict
+        By name, None for waveforms, else the features (with ``extract``) that make the input of a waveform.
+    heads : torch.nn.ModuleDict
+        By task.
     """
-    return {name: wav if features is None else features.extract(wav) for name, features in model.inputs.items()}
+
+    tasks: tuple[str, ...] = ("emotion",)
+    without_head: tuple[str, ...] = ()
+
+    def build_heads(
+        self,
+        makers: Mapping[str, Callable[..., nn.Module]],
+        loss_weights: Mapping[str, float],
+        in_features: int | None,
+        seed: int,
+        **others: int,
+    ) -> None:
+        """Build a head for each task of a weight above 0; it reads `in_features` channels, or what `others` has for it.
+
+        Raises
+        ------
+        UserError
+            For weights that :func:`active_tasks` refuses, a task without a head, or a model without the emotion.
+        """
+        active = active_tasks(loss_weights, [*self.tasks, *(task for task in makers if task not in self.tasks)])
+        if "emotion" in self.tasks and "emotion" not in active:
+            raise UserError("loss_weights: without the emotion task (weight 0) there is nothing to recognise")
+        wanted = [task for task in active if task not in self.without_head]
+        if lacking := [task for task in wanted if task not in makers]:
+            found = ", ".join(makers) or "none"
+            raise UserError(f"heads: no model can be built without one for task '{lacking[0]}', found {found}")
+        sizes = {task: others.get(task, in_features) for task in wanted}
+        self.heads = nn.ModuleDict({t: build_seeded(makers[t], t, seed, in_features=n) for t, n in sizes.items()})
+
+    def logits(self, vector: torch.Tensor, **others: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return each head's output of the utterances' vectors [batch, channels], or of what `others` has for it."""
+        return {task: head(self.read(task, others.get(task, vector))) for task, head in self.heads.items()}
+
+    def read(self, task: str, x: torch.Tensor) -> torch.Tensor:
+        """Return what a task's head reads of what it is given; a model may change it on the way."""
+        return x
+
+    @property
+    def min_samples(self) -> int:
+        """Samples of the shortest utterance that gives a frame."""
+        return self.encoder.min_samples
+
+    def frame_counts(self, n_samples: torch.Tensor) -> torch.Tensor:
+        """Return the frames that the encoder gives for so many samples."""
+        return self.encoder.frame_counts(n_samples)
+
+    def keep_tasks(self, tasks: Collection[str]) -> None:
+        """Remove what only other tasks need, for a model that is used and not trained any more; the emotion stays.
+
+        Tasks that the model does not have are passed over.
+        """
+        for task in set(self.heads) - {"emotion", *tasks}:
+            del self.heads[task]
 
 
-def padded(signals: Sequence[Mapping[str, torch.Tensor]], device: str | torch.device) -> dict[str, PaddedData]:
-    """Several waveforms' signals as the keyword arguments of a model's forward pass.
-
-    Example
-    -------
-    >>> batch = padded([{"sig": torch.ones(4)}, {"sig": torch.ones(2)}], "cpu")
-    >>> batch["sig"].data.shape, batch["sig"].lengths.tolist()
-    (torch.Size([2, 4]), [1.0, 0.5])
-    """
-    inputs = {}
-    for name in signals[0]:
-        data, lengths = batch_pad_right([each[name] for each in signals])
-        inputs[name] = PaddedData(data.to(device), lengths.to(device))
-    return inputs
-
-
-@torch.no_grad()
-def model_inputs(model: nn.Module, wavs: Sequence[torch.Tensor], device: str | torch.device) -> dict[str, PaddedData]:
-    """The keyword arguments of a model's forward pass on several waveforms [time], 16 kHz, on the CPU."""
-    return padded([signals_of(model, wav) for wav in wavs], device)
-
-
-def active_tasks(loss_weights: Mapping[str, float], known: tuple[str, ...]) -> list[str]:
-    """The tasks that a set of weights asks for, in the model's order.
+def active_tasks(loss_weights: Mapping[str, float], known: Sequence[str]) -> list[str]:
+    """Return the tasks of a weight above 0, in the order of `known`.
 
     Raises
     ------
     UserError
-        For a task the model does not have, or a weight that is not a number >= 0.
+        For a task that is not known, or a weight that is not a number >= 0.
 
     Example
     -------
@@ -74,59 +119,30 @@ def active_tasks(loss_weights: Mapping[str, float], known: tuple[str, ...]) -> l
     return [task for task in known if loss_weights.get(task, 0) > 0]
 
 
-def build_heads(
-    makers: Mapping[str, Callable[..., nn.Module]],
-    in_features: int,
-    tasks: Sequence[str],
-    seed: int,
-    sizes: Mapping[str, int] | None = None,
-) -> nn.ModuleDict:
-    """A head for each task (:func:`build_seeded`).
-
-    Arguments
-    ---------
-    makers : mapping of str to callable
-        By task, constructors that still lack ``in_features``.
-    in_features : int
-        Channels of what the heads read.
-    tasks : sequence of str
-        Those that get a head; the emotion is one of them.
-    seed : int
-        The run's seed.
-    sizes : mapping of str to int, optional
-        By task, channels of those that read something else.
-
-    Returns
-    -------
-    torch.nn.ModuleDict
-
-    Raises
-    ------
-    UserError
-        Without an emotion task.
-    """
-    if "emotion" not in tasks:
-        raise UserError("loss_weights: without the emotion task (weight 0) there is nothing to recognise")
-    sizes = dict.fromkeys(tasks, in_features) | {t: n for t, n in (sizes or {}).items() if t in tasks}
-    return nn.ModuleDict({t: build_seeded(makers[t], t, seed, in_features=sizes[t]) for t in tasks})
+def signals_of(model: MultitaskModel, wav: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return what a model reads of one waveform [time], 16 kHz, on the CPU: [time] or [frames, …], by name."""
+    return {name: wav if features is None else features.extract(wav) for name, features in model.inputs.items()}
 
 
-def keep_heads(heads: nn.ModuleDict, tasks: Collection[str]) -> None:
-    """Remove the heads of other tasks; the emotion's stays.
-
-    Arguments
-    ---------
-    heads : torch.nn.ModuleDict
-        By task; changed in place.
-    tasks : collection of str
-        Whose heads stay, where there are such heads.
+def padded(signals: Sequence[Mapping[str, torch.Tensor]], device: str | torch.device) -> dict[str, PaddedData]:
+    """Return several waveforms' signals as the keyword arguments of a model's forward pass.
 
     Example
     -------
-    >>> heads = nn.ModuleDict({task: nn.Linear(2, 2) for task in ("emotion", "asr", "speaker")})
-    >>> keep_heads(heads, {"asr"})
-    >>> list(heads)
-    ['emotion', 'asr']
+    >>> batch = padded([{"sig": torch.ones(4)}, {"sig": torch.ones(2)}], "cpu")
+    >>> batch["sig"].data.shape, batch["sig"].lengths.tolist()
+    (torch.Size([2, 4]), [1.0, 0.5])
     """
-    for task in set(heads) - {"emotion", *tasks}:
-        del heads[task]
+    inputs = {}
+    for name in signals[0]:
+        data, lengths = batch_pad_right([each[name] for each in signals])
+        inputs[name] = PaddedData(data.to(device), lengths.to(device))
+    return inputs
+
+
+@torch.no_grad()
+def model_inputs(
+    model: MultitaskModel, wavs: Sequence[torch.Tensor], device: str | torch.device
+) -> dict[str, PaddedData]:
+    """Return the keyword arguments of a model's forward pass on several waveforms [time], 16 kHz, on the CPU."""
+    return padded([signals_of(model, wav) for wav in wavs], device)

@@ -21,9 +21,10 @@ from speechbrain_ser.lobes.speech_decomposition import (
     TimbreEncoder,
 )
 from speechbrain_ser.models.checkpoints import CheckpointReader, find_epoch
-from speechbrain_ser.models.heads import active_tasks, build_heads, keep_heads
+from speechbrain_ser.models.heads import MultitaskModel, active_tasks
 from speechbrain_ser.nnet.augment import RandomResampling, random_crop
 from speechbrain_ser.nnet.initialization import build_seeded
+from speechbrain_ser.nnet.pooling import MaskedPooling
 from speechbrain_ser.processing.lengths import absolute_lengths, frame_mask, own_frames
 from speechbrain_ser.processing.pitch import PitchTrack
 from speechbrain_ser.processing.split_mel import SplitMel
@@ -38,50 +39,17 @@ ENCODERS = {
     "timbre": TimbreEncoder,
     "single": RhythmEncoder,
 }
-
-
 RESAMPLED = ("content", "pitch")
+Heads = Mapping[str, Callable[..., nn.Module]]
+Sizes = Mapping[str, Mapping[str, int]]
 
 
-def build_decomposition(
-    parts: Sequence[str],
-    sizes: Mapping[str, Mapping[str, int]],
-    resampling: Mapping[str, float] | None,
-    seed: int,
-    with_decoder: bool = True,
+def _build_decomposition(
+    parts: Sequence[str], sizes: Sizes, resampling: Mapping[str, float] | None, seed: int, with_decoder: bool = True
 ) -> SpeechDecomposition | None:
-    """Encoders by name, and a decoder that fits them; each part's initial weights depend on its name alone.
-
-    Arguments
-    ---------
-    parts : sequence of str
-        Which of :data:`ENCODERS`; none gives None.
-    sizes : mapping of str to mapping
-        Arguments of each encoder and of the ``decoder``; what is missing is the class's default.
-    resampling : mapping, optional
-        Arguments of :class:`~speechbrain_ser.nnet.augment.RandomResampling`; None: rhythm stays.
-    seed : int
-        The run's seed.
-    with_decoder : bool
-        Whether the spectrogram is to be put together again.
-
-    Returns
-    -------
-    SpeechDecomposition or None
-
-    Raises
-    ------
-    UserError
-        Naming an unknown part, or a size that its class does not have or cannot take.
-
-    Example
-    -------
-    >>> sizes = {"rhythm": {"units": 1}, "timbre": {"channels": 32, "groups": 4}, "decoder": {"units": 16}}
-    >>> build_decomposition(["rhythm", "timbre"], sizes, None, seed=1).output_sizes
-    {'rhythm': 2, 'timbre': 64}
-    """
-    check_names("parts", parts, ENCODERS)
-    check_names("sizes", sizes, [*ENCODERS, "decoder"])
+    """Encoders by name, and a decoder that fits them; each part's initial weights depend on its name alone."""
+    _check_names("parts", parts, ENCODERS)
+    _check_names("sizes", sizes, [*ENCODERS, "decoder"])
     if not parts:
         return None
     makers = {name: partial(ENCODERS[name], **sizes.get(name, {})) for name in parts}
@@ -93,18 +61,8 @@ def build_decomposition(
     return _make("sizes: decoder", SpeechDecomposition, encoders, decoder if with_decoder else None)
 
 
-def check_names(line: str, names: Sequence[str] | Mapping, known: Iterable[str]) -> None:
-    """Refuse a line of names that are not known, or given twice.
-
-    Raises
-    ------
-    UserError
-        Naming the line, what was found and what is known.
-
-    Example
-    -------
-    >>> check_names("parts", ["content", "pitch"], ENCODERS)
-    """
+def _check_names(line: str, names: Sequence[str] | Mapping, known: Iterable[str]) -> None:
+    """Refuse a line of names that are not known, or given twice."""
     if isinstance(names, str) or not isinstance(names, Sequence | Mapping):
         raise UserError(f"{line}: expected names of {', '.join(known)}, found {names!r}")
     if unknown := [f"{n}{nearest(str(n), known)}" for n in names if n not in known]:
@@ -114,33 +72,30 @@ def check_names(line: str, names: Sequence[str] | Mapping, known: Iterable[str])
 
 
 def _make(where: str, make, *args, **kwargs):
-    """What a constructor says of its arguments, with the line that has them."""
+    """Build; what a constructor says of its arguments is told with the line that has them."""
     try:
         return make(*args, **kwargs)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {error}") from error
 
 
-class _Decomposed(nn.Module):
-    """What both stages have: the decomposition, its features, and the tasks on it.
+class _Decomposed(MultitaskModel):
+    """What both stages have: the decomposition and its features, and the check that parts serve the tasks."""
 
-    Arguments
-    ---------
-    parts, sizes, resampling, seed, with_decoder
-        See :func:`speechbrain_ser.models.hsu.build_decomposition`.
-    mel : SplitMel
-        Spectrograms of waveforms.
-    pitch : PitchTrack
-        F0 of waveforms.
-    """
+    without_head = ("reconstruction",)
 
-    def __init__(self, parts, sizes, resampling, seed, with_decoder, mel, pitch):
+    def __init__(self, tasks, parts, sizes, resampling, seed, mel, pitch, used=None):
         super().__init__()
-        self.decomposition = build_decomposition(parts, sizes, resampling, seed, with_decoder)
+        _check_names("parts", parts, ENCODERS)
+        if "reconstruction" in tasks and not parts:
+            raise UserError("the reconstruction needs encoders: give parts, or its weight 0")
+        if "speaker" in tasks and "timbre" not in parts:
+            raise UserError(f"the speaker task reads the timbre, which is not among the parts ({', '.join(parts)})")
+        used = parts if used is None else used
+        self.decomposition = _build_decomposition(used, sizes, resampling, seed, "reconstruction" in tasks)
         read = set() if self.decomposition is None else self.decomposition.reads
         # the decoder's target is the spectrogram, whatever the encoders read
-        features = {"mel": mel} if read else {}
-        self.inputs = features | ({"f0": pitch} if "f0" in read else {})
+        self.inputs = ({"mel": mel} if read else {}) | ({"f0": pitch} if "f0" in read else {})
 
     @property
     def min_samples(self) -> int:
@@ -148,29 +103,15 @@ class _Decomposed(nn.Module):
         return max((f.min_samples for f in self.inputs.values() if f is not None), default=1)
 
     def decompose(self, mel: torch.Tensor, f0: torch.Tensor | None, counts: torch.LongTensor) -> dict:
-        """Codes, and what the decoder makes of them.
+        """Take spectrograms [batch, frames, bands] and F0 [batch, frames] of own frames `counts` [batch] apart.
 
-        Arguments
-        ---------
-        mel : torch.Tensor
-            [batch, frames, bands].
-        f0 : torch.Tensor, optional
-            [batch, frames].
-        counts : torch.LongTensor
-            Own frames of each utterance [batch].
-
-        Returns
-        -------
-        dict of str to torch.Tensor
-            ``codes`` by encoder; with a decoder ``reconstruction`` and ``target`` [batch, frames, bands] and
-            ``mel_frames`` [batch]; with a speaker head ``speaker`` [batch, speakers] logits.
+        Return ``codes`` by encoder; with a decoder ``reconstruction`` and ``target`` [batch, frames, bands] and
+        ``mel_frames`` [batch].
         """
         codes, reconstruction = self.decomposition(mel, f0, counts)
         outputs = {"codes": codes}
         if reconstruction is not None:
             outputs |= {"reconstruction": reconstruction, "target": mel, "mel_frames": counts}
-        if "speaker" in self.heads:
-            outputs["speaker"] = self.heads["speaker"](codes["timbre"])
         return outputs
 
 
@@ -189,17 +130,13 @@ class HsuPretrainModel(_Decomposed):
         Whether content and pitch are randomly resampled in training.
     resampling : mapping
         Settings of that.
-    heads : mapping of str to callable
-        ``speaker``, a constructor that still lacks ``in_features``.
-    loss_weights : mapping of str to float
-        Of ``reconstruction`` and ``speaker``; a head of weight 0 is not built.
+    heads, loss_weights, seed
+        As :class:`MultitaskModel` says: ``reconstruction``, ``speaker`` and any other, which reads the timbre as well.
     crop : sequence of int, optional
         Frames of the shortest and longest random piece that is trained on; None: whole utterances.
     crop_padding : int
         Pieces are filled up with silence to so many frames, which count as theirs (the published program's 192);
         0: pieces as they are.
-    seed : int
-        Seed of the initial weights.
 
     Raises
     ------
@@ -214,43 +151,26 @@ class HsuPretrainModel(_Decomposed):
         mel: SplitMel,
         pitch: PitchTrack,
         parts: Sequence[str],
-        sizes: Mapping[str, Mapping[str, int]],
+        sizes: Sizes,
         resample: bool,
         resampling: Mapping[str, float],
-        heads: Mapping[str, Callable[..., nn.Module]],
+        heads: Heads,
         loss_weights: Mapping[str, float],
         crop: Sequence[int] | None = (64, 128),
         crop_padding: int = 192,
         seed: int = 0,
     ):
-        tasks = active_tasks(loss_weights, self.tasks)
+        tasks = active_tasks(loss_weights, [*self.tasks, *heads])
         if "reconstruction" not in tasks:
             raise UserError("loss_weights: pre-training without the reconstruction (weight 0) would train no decoder")
-        _check_parts(tasks, parts)
-        super().__init__(parts, sizes, resampling if resample else None, seed, True, mel, pitch)
+        super().__init__(tasks, parts, sizes, resampling if resample else None, seed, mel, pitch)
         self.crop, self.crop_padding = _checked_crop(crop), crop_padding
         if crop_padding and (self.crop is None or crop_padding < self.crop[1]):
             raise UserError(f"crop_padding is {crop_padding}, expected 0 or at least the longest crop ({crop})")
-        sizes = self.decomposition.output_sizes
-        self.heads = nn.ModuleDict(
-            {t: build_seeded(heads[t], t, seed, in_features=sizes["timbre"]) for t in tasks if t == "speaker"}
-        )
+        self.build_heads(heads, loss_weights, self.decomposition.output_sizes.get("timbre"), seed)
 
     def forward(self, mel: PaddedData, f0: PaddedData | None = None) -> dict:
-        """Spectrograms and F0 to codes, reconstruction and logits; random pieces of them in training.
-
-        Arguments
-        ---------
-        mel : PaddedData
-            Spectrograms [batch, frames, bands], right-padded, and relative lengths [batch]; any pair of these.
-        f0 : PaddedData, optional
-            Normalised F0 [batch, frames] and relative lengths; needed by a pitch encoder.
-
-        Returns
-        -------
-        dict of str to torch.Tensor
-            See :meth:`decompose`.
-        """
+        """Bring spectrograms and F0 to codes, reconstruction and logits; random pieces of them in training."""
         frames, lens = mel
         signals = {"mel": frames} | ({} if f0 is None else {"f0": f0[0]})
         counts = absolute_lengths(frames[:, :, 0], lens)
@@ -258,7 +178,8 @@ class HsuPretrainModel(_Decomposed):
             signals, counts = random_crop(signals, counts, *self.crop)
             if self.crop_padding:
                 signals, counts = _with_silence(signals, counts, self.crop_padding)
-        return self.decompose(signals["mel"], signals.get("f0"), counts)
+        outputs = self.decompose(signals["mel"], signals.get("f0"), counts)
+        return outputs | self.logits(outputs["codes"].get("timbre"))
 
 
 class HsuModel(_Decomposed):
@@ -277,13 +198,9 @@ class HsuModel(_Decomposed):
     mel, pitch, parts, sizes, resample, resampling
         As in :class:`HsuPretrainModel`; no parts: wav2vec2 alone (M1, M2 in the paper's table 3).
     emotion_reads : sequence of str
-        Which codes reach the emotion head (the paper's table 2).
-    heads : mapping of str to callable
-        ``emotion``, ``asr``, ``speaker``: constructors that still lack ``in_features``.
-    loss_weights : mapping of str to float
-        Of ``emotion``, ``reconstruction``, ``asr``, ``speaker``; 0 removes the task.
-    seed : int
-        Seed of the initial weights.
+        Which codes reach the emotion head, and any other but those below (the paper's table 2).
+    heads, loss_weights, seed
+        As :class:`MultitaskModel` says: ``emotion``, ``reconstruction``, ``asr``, ``speaker`` and any other.
 
     Raises
     ------
@@ -296,57 +213,43 @@ class HsuModel(_Decomposed):
     def __init__(
         self,
         encoder: nn.Module,
-        pooling: nn.Module,
+        pooling: MaskedPooling,
         mel: SplitMel,
         pitch: PitchTrack,
         parts: Sequence[str],
         emotion_reads: Sequence[str],
-        sizes: Mapping[str, Mapping[str, int]],
+        sizes: Sizes,
         resample: bool,
         resampling: Mapping[str, float],
-        heads: Mapping[str, Callable[..., nn.Module]],
+        heads: Heads,
         loss_weights: Mapping[str, float],
         seed: int = 0,
     ):
-        tasks = active_tasks(loss_weights, self.tasks)
-        _check_parts(tasks, parts)
+        tasks = active_tasks(loss_weights, [*self.tasks, *heads])
         if unknown := [name for name in emotion_reads if name not in parts]:
             raise UserError(f"emotion_reads: {', '.join(unknown)} not among the parts ({', '.join(parts) or 'none'})")
         read = {*emotion_reads, *(["timbre"] if "speaker" in tasks else [])}
         used = [p for p in parts if p in read or "reconstruction" in tasks]
-        resampling = resampling if resample else None
-        super().__init__(used, sizes, resampling, seed, "reconstruction" in tasks, mel, pitch)
+        super().__init__(tasks, parts, sizes, resampling if resample else None, seed, mel, pitch, used)
         self.inputs = {"sig": getattr(encoder, "features", None), **self.inputs}
         self.encoder, self.pooling = encoder, pooling
         self.emotion_reads = tuple(emotion_reads)
         codes = {} if self.decomposition is None else self.decomposition.output_sizes
         pooled = build_seeded(pooling.set_up, "pooling", seed, channels=encoder.output_size)
         width = pooled + sum(codes[name] for name in emotion_reads)
-        self.heads = build_heads(heads, width, [t for t in tasks if t == "emotion"], seed)
-        for task, size in (("asr", encoder.output_size), ("speaker", codes.get("timbre"))):
-            if task in tasks:
-                self.heads[task] = build_seeded(heads[task], task, seed, in_features=size)
+        self.build_heads(heads, loss_weights, width, seed, asr=encoder.output_size, speaker=codes.get("timbre"))
 
     @property
     def min_samples(self) -> int:
         """Samples of the shortest utterance that gives a frame."""
         return max(self.encoder.min_samples, super().min_samples)
 
-    def frame_counts(self, n_samples: torch.Tensor) -> torch.Tensor:
-        """Frames z that wav2vec2 gives for so many samples."""
-        return self.encoder.frame_counts(n_samples)
-
     def keep_tasks(self, tasks: Collection[str]) -> None:
         """Remove what only other tasks need, for a model that is used and not trained any more; the emotion stays.
 
         Encoders that only the decoder or the speaker head reads go with them, and then perhaps the F0 that they read.
-
-        Arguments
-        ---------
-        tasks : collection of str
-            Whose outputs are still wanted; those that the model does not have are passed over.
         """
-        keep_heads(self.heads, tasks)
+        super().keep_tasks(tasks)
         if self.decomposition is None or "reconstruction" in tasks:
             return
         used = {*self.emotion_reads, *(["timbre"] if "speaker" in self.heads else [])}
@@ -358,44 +261,20 @@ class HsuModel(_Decomposed):
         self.inputs = {name: features for name, features in self.inputs.items() if name == "sig" or name in read}
 
     def forward(self, sig: PaddedData, mel: PaddedData | None = None, f0: PaddedData | None = None) -> dict:
-        """Waveforms, their spectrograms and F0 to the outputs of every task.
-
-        Arguments
-        ---------
-        sig : PaddedData
-            Waveforms [batch, time], 16 kHz, right-padded, and relative lengths [batch]; any pair of these.
-        mel, f0 : PaddedData, optional
-            As in :class:`HsuPretrainModel`; needed where there are parts that read them.
-
-        Returns
-        -------
-        dict of str to torch.Tensor
-            ``emotion`` [batch, classes] logits; ``asr`` [batch, frames, tokens] logits; ``frames`` [batch] of z;
-            ``embedding`` [batch, channels] what the emotion head reads; and those of :meth:`decompose`.
-        """
+        """Bring waveforms, and the spectrograms and F0 that parts read, to the outputs of every task."""
         wavs, wav_lens = sig
         z = self.encoder(wavs, wav_lens)  # (batch, frames, channels)
         frames = own_frames(wavs, wav_lens, self.encoder.frame_counts)
-        outputs, vectors = {"frames": frames}, [self.pooling(z, frames)]
+        outputs, vectors, codes = {"frames": frames}, [self.pooling(z, frames)], {}
         if self.decomposition is not None:
             spectrograms, lens = mel
             counts = absolute_lengths(spectrograms[:, :, 0], lens)
             outputs |= self.decompose(spectrograms, None if f0 is None else f0[0], counts)
-            pooled = self.decomposition.pool(outputs["codes"], counts)
+            codes = outputs["codes"]
+            pooled = self.decomposition.pool(codes, counts)
             vectors += [pooled[name] for name in self.emotion_reads]
         outputs["embedding"] = torch.cat(vectors, dim=-1)
-        outputs["emotion"] = self.heads["emotion"](outputs["embedding"])
-        if "asr" in self.heads:
-            outputs["asr"] = self.heads["asr"](z)
-        return outputs
-
-
-def _check_parts(tasks: Sequence[str], parts: Sequence[str]) -> None:
-    check_names("parts", parts, ENCODERS)
-    if "reconstruction" in tasks and not parts:
-        raise UserError("the reconstruction needs encoders: give parts, or its weight 0")
-    if "speaker" in tasks and "timbre" not in parts:
-        raise UserError(f"the speaker task reads the timbre, which is not among the parts ({', '.join(parts)})")
+        return outputs | self.logits(outputs["embedding"], asr=z, speaker=codes.get("timbre"))
 
 
 def _checked_crop(crop) -> tuple[int, int] | None:
@@ -423,17 +302,10 @@ DECOMPOSITION, SPEAKER = "decomposition.", "heads.speaker."
 
 
 def load_stage_1(model: nn.Module, run_folder: str | os.PathLike, speakers: Sequence[str]) -> None:
-    """Take over the parameters of a pre-training run.
+    """Take over the parameters of `run_folder`, a run of hsu_pretrain.yaml.
 
-    Arguments
-    ---------
-    model : HsuModel
-        Its decomposition may have fewer parts than stage 1's; its speaker head, where it has one, is stage 1's as
-        far as the speakers are.
-    run_folder : str or os.PathLike
-        Of a run of hsu_pretrain.yaml.
-    speakers : sequence of str
-        Of the model's speaker head, in the order of its logits.
+    The model's decomposition may have fewer parts than stage 1's. Its speaker head, where it has one, is stage 1's as
+    far as the speakers are; `speakers` are the model's, in the order of its logits.
 
     Raises
     ------
