@@ -9,10 +9,10 @@ from pathlib import Path
 import ruamel.yaml
 
 from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.evaluation.metrics import FIGURES
 
 KEYS = ("table", "hparams", "published", "lines", "rows")
 ROW_KEYS = ("name", "hparams", "lines", "paper")
-FIGURES = ("WA", "UA", "F1", "WER", "MSE", "speaker")
 
 
 @dataclass
