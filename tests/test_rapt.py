@@ -175,7 +175,7 @@ def test_linear_prediction_solves_the_normal_equations():
 
 def test_the_path_is_the_cheapest_of_all():
     rng = np.random.default_rng(0)
-    grid = module._grid(RATE, HOP, 50, 600)
+    grid = module.grid_of(RATE, HOP, 50, 600)
     for _ in range(20):
         lags = np.round(80 * 2.0 ** rng.integers(0, 3, (5, 2)) * rng.uniform(0.9, 1.1, (5, 2)))  # octaves apart
         candidates = module.Candidates(lags, lags, rng.random((5, 2)), rng.random(5))
@@ -215,7 +215,7 @@ def test_what_drowns_in_noise_is_unvoiced(monkeypatch):
 
 def test_levels_are_those_around_a_frame(mix, monkeypatch):
     monkeypatch.setattr(module, "NOISE_POWER", 1e-12)
-    level, _ = module._changes(mix, 100, module._grid(RATE, HOP, 50, 600))
+    level, _ = module._changes(mix, 100, module.grid_of(RATE, HOP, 50, 600))
     hann = np.sin(np.pi * (np.arange(480) + 0.5) / 480) ** 2
     for frame in (3, 20, 31, 47, 99):
         after, before = (mix[i - 80 :][:480] * hann for i in (frame * HOP, (frame - 1) * HOP))
@@ -224,7 +224,7 @@ def test_levels_are_those_around_a_frame(mix, monkeypatch):
 
 def test_rms_and_spectrum_at_an_onset():
     wav = np.concatenate([1e-3 * noise(0.5), steady(120, 0.5)])
-    grid = module._grid(RATE, HOP, 50, 600)
+    grid = module.grid_of(RATE, HOP, 50, 600)
     level, stationarity = module._changes(wav, grid.analysed(len(wav)), grid)
     assert abs(level.argmax() - 8000 / HOP) < 2 and level.max() > 10
     onset = 8000 // HOP

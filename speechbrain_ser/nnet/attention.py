@@ -43,26 +43,15 @@ class LocalAttentionPooling(nn.Module):
 class SelfAttention(nn.Module):
     """Every frame becomes a weighted sum of all frames, in several heads, mixed by an output projection.
 
-    The scores' softmax is taken in float32 under mixed precision too.
-
-    Arguments
-    ---------
-    size : int
-        Channels of input and output.
-    heads : int
-        Attention heads.
-    head_size : int, optional
-        Channels of a head; None divides ``size`` among the heads.
+    `size` is the channels of input and output, `head_size` those of a head: None divides `size` among the heads. The
+    scores' softmax is taken in float32 under mixed precision too.
 
     Example
     -------
     >>> attention = SelfAttention(size=8, heads=2)
     >>> own = torch.tensor([[True, True, True], [True, True, False]])
-    >>> attended, weights = attention(torch.randn(2, 3, 8), own, return_weights=True)
-    >>> attended.shape, weights.shape
-    (torch.Size([2, 3, 8]), torch.Size([2, 2, 3, 3]))
-    >>> weights[1, :, :, 2].abs().sum().item()  # nobody attends to padding
-    0.0
+    >>> attention(torch.randn(2, 3, 8), own).shape
+    torch.Size([2, 3, 8])
     """
 
     def __init__(self, size: int, heads: int, head_size: int | None = None):
@@ -82,21 +71,18 @@ class SelfAttention(nn.Module):
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Attend within [batch, frames, size], finite on padding; what the result has on padding means nothing.
 
-        Arguments
-        ---------
-        x : torch.Tensor
-            [batch, frames, size].
-        own : torch.BoolTensor, optional
-            True on own frames [batch, frames], at least one an utterance; None: all are.
-        return_weights : bool
-            Also give the weights [batch, heads, frames (attending), frames (attended)], 0 on padding either way, which
-            are otherwise never held in memory.
+        `own` is True on own frames [batch, frames], at least one an utterance; None: all are. `return_weights` also
+        gives the weights [batch, heads, frames (attending), frames (attended)], 0 on padding either way, which are
+        otherwise never held in memory.
         """
         query, key, value = (self._split(layer(x)) for layer in (self.query, self.key, self.value))
         attended_to = None if own is None else own[:, None, None, :]  # [batch, 1, 1, frames]
         with torch.autocast(x.device.type, enabled=False):
             if return_weights:
-                weights = _softmax_scores(query, key, attended_to)
+                scores = query @ key.transpose(-2, -1) / self.head_size**0.5  # [batch, heads, frames, frames]
+                if own is not None:
+                    scores = scores.masked_fill(~attended_to, -torch.inf)
+                weights = scores.softmax(dim=-1)
                 heads = weights @ value
             else:
                 heads = F.scaled_dot_product_attention(query, key, value, attn_mask=attended_to)
@@ -109,10 +95,3 @@ class SelfAttention(nn.Module):
         """[batch, frames, heads * head_size] -> [batch, heads, frames, head_size], float32 at least."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         return x.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)
-
-
-def _softmax_scores(query: torch.Tensor, key: torch.Tensor, attended_to: torch.Tensor | None) -> torch.Tensor:
-    scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5  # [batch, heads, frames, frames]
-    if attended_to is not None:
-        scores = scores.masked_fill(~attended_to, -torch.inf)
-    return scores.softmax(dim=-1)

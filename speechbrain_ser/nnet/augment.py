@@ -20,25 +20,19 @@ def random_crop(
     Arguments
     ---------
     signals : dict of str to torch.Tensor
-        [batch, frames, …] each, frame by frame of the same utterances.
+        [batch, frames, …] each, frame by frame of the same utterances; past a returned piece's end stand whatever
+        frames.
     counts : torch.LongTensor
-        Own frames of each utterance [batch], 1 to frames.
+        Own frames of each utterance [batch], 1 to frames; of each piece, what is returned.
     shortest, longest : int
         Frames of a piece, both possible.
-
-    Returns
-    -------
-    dict of str to torch.Tensor
-        [batch, longest piece, …] each; past a piece's end stand whatever frames.
-    torch.LongTensor
-        Own frames of each piece [batch].
 
     Example
     -------
     >>> mel = torch.arange(10.0).repeat(2, 1)[:, :, None]  # two utterances of up to ten frames
     >>> cropped, counts = random_crop({"mel": mel}, torch.tensor([10, 3]), 4, 4)
-    >>> cropped["mel"].shape, counts, cropped["mel"][1, :3, 0]
-    (torch.Size([2, 4, 1]), tensor([4, 3]), tensor([0., 1., 2.]))
+    >>> cropped["mel"].shape, counts
+    (torch.Size([2, 4, 1]), tensor([4, 3]))
     """
     if not 1 <= shortest <= longest:
         raise ValueError(f"expected 1 <= shortest <= longest, found {shortest} and {longest}")
@@ -68,26 +62,16 @@ class RandomResampling(nn.Module):
     Output frame i of a segment reads its position i / stretch, interpolated linearly between the frames on either
     side, as long as both belong to the segment. The pieces are joined, and the result is cut or padded with zeros to
     the utterance's own frames. (SpeechSplit's program cuts at the padded batch's frames instead, so that what an
-    utterance becomes depends on its batch. With `frame_counts` left out the two are the same.)
+    utterance becomes depends on its batch.)
 
-    Draws come from torch's global CPU generator on every device, so that checkpointed training repeats them.
-
-    Arguments
-    ---------
-    min_segment, max_segment : int
-        Frames of the shortest and of the longest segment.
-    min_stretch, max_stretch : float
-        Bounds of the uniformly distributed stretch; the upper one is never reached.
+    Draws come from torch's global CPU generator on every device, so that checkpointed training repeats them. Segments
+    are `min_segment` to `max_segment` frames; a stretch is uniform, the upper bound never reached.
 
     Example
     -------
     >>> resampling = RandomResampling()
-    >>> mel, f0 = torch.rand(2, 100, 80), torch.rand(2, 100, 1)
     >>> draws = resampling.draw(batch=2, frames=100)
-    >>> resampling(mel, draws=draws).shape, resampling(f0, draws=draws).shape
-    (torch.Size([2, 100, 80]), torch.Size([2, 100, 1]))
-    >>> resampling.eval()(mel) is mel
-    True
+    >>> mel, f0 = (resampling(torch.rand(2, 100, bands), draws=draws) for bands in (80, 1))  # in step
     """
 
     def __init__(
@@ -100,9 +84,6 @@ class RandomResampling(nn.Module):
             raise ValueError(f"expected 0 < min_stretch <= max_stretch, found {min_stretch} and {max_stretch}")
         self.min_segment, self.max_segment = min_segment, max_segment
         self.min_stretch, self.max_stretch = min_stretch, max_stretch
-
-    def extra_repr(self) -> str:
-        return f"segments of {self.min_segment}-{self.max_segment}, stretch {self.min_stretch}-{self.max_stretch}"
 
     def draw(self, batch: int, frames: int) -> Draws:
         """Draw enough segments to cover utterances of so many frames, however short they turn out, on the CPU."""
@@ -122,15 +103,8 @@ class RandomResampling(nn.Module):
 def resample(x: torch.Tensor, draws: Draws, frame_counts: torch.Tensor | None = None) -> torch.Tensor:
     """Resample by given draws; an utterance's result depends on its own frames and its own draws only.
 
-    Arguments
-    ---------
-    x : torch.Tensor
-        [batch, frames, channels]; what stands past an utterance's end is not read. The result is 0 there, and where
-        an utterance's pieces are shorter than it was.
-    draws : Draws
-        The same for several signals keep them in step.
-    frame_counts : torch.LongTensor, optional
-        Own frames of each utterance [batch]; None when there is no padding.
+    `x` is [batch, frames, channels]; what stands past an utterance's end (`frame_counts` [batch], None: all frames are
+    its own) is not read. The result is 0 there, and where an utterance's pieces are shorter than it was.
 
     Example
     -------
@@ -180,24 +154,8 @@ def span_mask(counts: np.ndarray, size: int, prob: float, length: int, min_spans
     `prob` is an upper bound of the masked share. Draws come from NumPy's global generator, whose state
     checkpoints hold.
 
-    Arguments
-    ---------
-    counts : numpy.ndarray
-        Own frames of each utterance [batch].
-    size : int
-        Frames of the padded batch, and of the mask [batch, size].
-    prob : float
-        Share of frames to mask, 0 to 1. At 0 nothing is drawn.
-    length : int
-        Frames of a span.
-    min_spans : int
-        Least number of spans of an utterance in which that many fit.
-
-    Example
-    -------
-    >>> mask = span_mask(np.array([40, 9]), size=40, prob=0.5, length=10)
-    >>> mask[0].any(), mask[1].any()
-    (np.True_, np.False_)
+    `counts` are own frames [batch], `size` those of the padded batch and of the mask [batch, size], `length` those of a
+    span; `prob` is the share of frames to mask: at 0 nothing is drawn.
     """
     counts = np.asarray(counts)
     if prob <= 0:

@@ -16,23 +16,7 @@ def frame_conv(
     wav2vec2-base's front end takes 0.6 of transformers' time in bfloat16 and 0.8 in float32
     (benchmarks/conv_front_end.py). Elsewhere, and in a graph that is being captured, it is the convolution.
 
-    Arguments
-    ---------
-    hidden : torch.Tensor
-        [batch, time, channels_in].
-    weight : torch.Tensor
-        [channels, channels_in, kernel].
-    bias : torch.Tensor, optional
-        [channels].
-    stride : int
-        Samples from a frame to the next.
-
-    Example
-    -------
-    >>> hidden, weight = torch.randn(2, 11, 4), torch.randn(8, 4, 3)
-    >>> found = frame_conv(hidden, weight, stride=2)
-    >>> found.shape, torch.allclose(found, F.conv1d(hidden.mT, weight, stride=2).mT, atol=1e-5)
-    (torch.Size([2, 5, 8]), True)
+    `hidden` is [batch, time, channels_in], `weight` [channels, channels_in, kernel] as in the convolution.
     """
     if not as_matrix_product(hidden):
         return F.conv1d(hidden.transpose(1, 2), weight, bias, stride).transpose(1, 2)
@@ -107,20 +91,7 @@ class ConvHead(nn.Module):
     """Two convolutions over frames, with GELU between them and dropout before each.
 
     Frames past an utterance's end must be 0, as encoders leave them: then it gets in any batch what it gets alone.
-
-    Arguments
-    ---------
-    in_features, out_features, hidden : int
-        Channels of a frame, of its logits, and between the convolutions.
-    kernel : int
-        Frames that each looks at, an odd number.
-    dropout : float
-        In training.
-
-    Example
-    -------
-    >>> ConvHead(512, 30)(torch.randn(2, 50, 512)).shape
-    torch.Size([2, 50, 30])
+    `hidden` is the channels between the convolutions, `kernel` the frames that each looks at, an odd number.
     """
 
     def __init__(self, in_features: int, out_features: int, hidden: int = 128, kernel: int = 5, dropout: float = 0.3):

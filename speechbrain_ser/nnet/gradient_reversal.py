@@ -21,13 +21,7 @@ class _Reverse(torch.autograd.Function):
 
 
 def dann_schedule(progress: float) -> float:
-    """Grow from 0 to 1 along a training's progress: 2 / (1 + exp(-10 p)) - 1 (Ganin et al. 2016, section 5.2.2).
-
-    Example
-    -------
-    >>> dann_schedule(0.0), round(dann_schedule(1.0), 4)
-    (0.0, 0.9999)
-    """
+    """Grow from 0 to 1 along a training's progress: 2 / (1 + exp(-10 p)) - 1 (Ganin et al. 2016, section 5.2.2)."""
     return 2 / (1 + math.exp(-10 * progress)) - 1
 
 

@@ -16,24 +16,8 @@ def build_seeded(make: Callable[..., T], name: str, seed: int, **arguments) -> T
     Leaving a part out then changes no other random draw: with ``alpha: 0`` the emotion head, the shuffling and every
     dropout mask are what they are with the ASR head beside them.
 
-    Arguments
-    ---------
-    make : callable
-        A constructor, perhaps with some of its arguments, as ``!name:torch.nn.Linear`` gives it.
-    name : str
-        The part's name: for a head, its task's.
-    seed : int
-        The run's seed.
-    **arguments
-        What the constructor still lacks.
-
-    Example
-    -------
-    >>> from functools import partial
-    >>> make = partial(nn.Linear, out_features=4)
-    >>> a, b = (build_seeded(make, "emotion", seed=1, in_features=8) for _ in range(2))
-    >>> torch.equal(a.weight, b.weight)
-    True
+    `make` is a constructor, perhaps with some of its arguments, as ``!name:torch.nn.Linear`` gives it; `arguments` are
+    those it still lacks; `name` is the part's: for a head, its task's.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(zlib.crc32(f"{name}:{seed}".encode()))
@@ -46,10 +30,8 @@ def keras_init_(module: nn.Module) -> nn.Module:
 
     Convolutions and dense layers: Glorot-uniform weights, zero bias. LSTMs: Glorot-uniform input kernels, orthogonal
     recurrent kernels, zero bias but 1 for the forget gate (Keras' ``unit_forget_bias``). The fans are Keras': an LSTM's
-    four gates are one kernel of 4 x units columns, both for Glorot's bound and for orthogonality. Keras has one bias a
-    gate, PyTorch has two that are summed: the input's holds it and the recurrent one starts at zero (both learn).
-
-    All randomness comes from torch's global generator. Modules of other kinds keep their values.
+    four gates are one kernel of 4 x units columns. Keras has one bias a gate, PyTorch has two that are summed: the
+    input's holds it, the recurrent one starts at zero. Modules of other kinds keep their values.
 
     Example
     -------

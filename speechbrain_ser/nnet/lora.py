@@ -28,13 +28,11 @@ class LoRALinear(LoRA):
 
     @property
     def weight(self) -> torch.Tensor:
-        """Both in one [out, in]."""
         product = self.adapter_up_proj.weight @ self.adapter_down_proj.weight
         return self.pretrained_module.weight + self.scaling * product
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """As pretrained [out]."""
         return self.pretrained_module.bias
 
 
@@ -46,9 +44,7 @@ def add_lora(model: nn.Module, blocks: nn.ModuleList, settings: Mapping, seed: i
     Arguments
     ---------
     model : torch.nn.Module
-        Changed in place.
-    blocks : torch.nn.ModuleList
-        Those of its transformer blocks that learn.
+        Changed in place; `blocks` are those of its transformer blocks that learn.
     settings : mapping
         Perhaps without some of them: ``rank``, columns of the thin matrices; ``alpha``, their product counts
         alpha / rank times; ``layers``, names in a block or patterns of names (``["*"]``: every linear layer).

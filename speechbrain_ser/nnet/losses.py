@@ -15,14 +15,8 @@ _MEAN = MaskedPooling("mean")
 def masked_mse(prediction: torch.Tensor, target: torch.Tensor, frame_counts: torch.Tensor) -> torch.Tensor:
     """Return the squared error [batch] averaged over an utterance's own frames and all bands (Hsu et al. 2023, eq. 3).
 
-    Long and short utterances count alike, and padding not at all, whatever it holds.
-
-    Arguments
-    ---------
-    prediction, target : torch.Tensor
-        Spectrograms [batch, frames, bands].
-    frame_counts : torch.LongTensor
-        Own frames of each utterance [batch], 1 to frames.
+    Long and short utterances count alike, and padding not at all, whatever it holds: both spectrograms are
+    [batch, frames, bands], of which `frame_counts` [batch] are an utterance's own.
 
     Example
     -------
@@ -45,11 +39,6 @@ def mean_spectrum_mse(target: torch.Tensor, frame_counts: torch.Tensor) -> torch
     """Return the error [batch] of an utterance's own mean spectrum on every frame of `target` [batch, frames, bands].
 
     That is what a decoder that knows who speaks, but not what, can reach: an oracle to be well below.
-
-    Example
-    -------
-    >>> mean_spectrum_mse(torch.tensor([[[1.0], [3.0], [99.0]]]), torch.tensor([2]))
-    tensor([1.])
     """
     mean = _MEAN(target, frame_counts)[:, None, :]  # (batch, 1, bands)
     return masked_mse(mean.expand_as(target), target, frame_counts)
@@ -89,17 +78,7 @@ def ctc_loss(logits: torch.Tensor, frames: torch.Tensor, targets: list[torch.Ten
     """Return CTC summed over an utterance's tokens [batch] (Cai et al. 2021, eq. 1).
 
     It is 0 where no path exists (fewer frames than :func:`frames_needed`), which the caller reports beforehand.
-
-    Arguments
-    ---------
-    logits : torch.Tensor
-        [batch, frames, tokens], before the softmax.
-    frames : torch.LongTensor
-        Own frames of each utterance [batch].
-    targets : list of torch.Tensor
-        Token indices of each utterance; may be empty.
-    blank : int
-        Index of the blank.
+    `logits` are [batch, frames, tokens], `frames` an utterance's own [batch], `targets` its token indices, perhaps none.
 
     Example
     -------

@@ -9,14 +9,8 @@ from torch import nn
 def normalize_own(x: torch.Tensor, mask: torch.Tensor, eps: float) -> torch.Tensor:
     """Return zero mean and unit variance over each utterance's own values, in float32 at least; padding becomes 0.
 
-    Arguments
-    ---------
-    x : torch.Tensor
-        [batch, time] or [batch, time, channels] (then over both axes).
-    mask : torch.BoolTensor
-        True on own samples or frames [batch, time].
-    eps : float
-        Added to the variance, so that silence stays silence.
+    `x` is [batch, time] or [batch, time, channels] (then over both axes), `mask` True on own samples or frames
+    [batch, time]; `eps` is added to the variance, so that silence stays silence.
 
     Example
     -------
@@ -38,16 +32,7 @@ def _standardized(x: torch.Tensor, padding: torch.Tensor, axes: tuple, width: in
 
 
 class MaskedGroupNorm(nn.GroupNorm):
-    """PyTorch's GroupNorm, with the padding of a batch left out of mean and variance.
-
-    Example
-    -------
-    >>> norm = MaskedGroupNorm(2, 4)
-    >>> x = torch.randn(1, 4, 6)
-    >>> own = torch.tensor([[True, True, True, True, False, False]])
-    >>> torch.allclose(norm(x, own)[:, :, :4], norm(x[:, :, :4]), atol=1e-5)
-    True
-    """
+    """PyTorch's GroupNorm, with the padding of a batch left out of mean and variance."""
 
     def forward(self, x: torch.Tensor, own: torch.Tensor | None = None) -> torch.Tensor:
         """Normalise [batch, channels, frames]; padding, whatever it is, becomes 0.
@@ -67,16 +52,15 @@ class MaskedGroupNorm(nn.GroupNorm):
 class StandardizeBands(nn.Module):
     """(x - mean) / standard deviation of each band, measured once and then fixed.
 
-    SpeechBrain's InputNormalization measures while it trains, so that an epoch's first steps see other input than
-    its last ones, and a result depends on the batches. Here training starts from the whole training part's figures,
-    which are part of the model's checkpoint. `eps` is added to the variance: a band that never changes stays finite.
+    SpeechBrain's InputNormalization measures while it trains: a result depends on the batches. Here training starts
+    from the whole training part's figures, which are part of the checkpoint; `eps` is added to the variance.
 
     Example
     -------
-    >>> standardize = StandardizeBands(2)
-    >>> standardize.fit([torch.tensor([[1.0, 5.0], [3.0, 5.0]]), torch.tensor([[5.0, 5.0]])])
-    >>> standardize(torch.tensor([[[3.0, 5.0]]]))
-    tensor([[[0., 0.]]])
+    >>> standardize = StandardizeBands(1)
+    >>> standardize.fit([torch.tensor([[1.0], [3.0]]), torch.tensor([[5.0]])])
+    >>> standardize(torch.tensor([[[3.0]]]))
+    tensor([[[0.]]])
     """
 
     def __init__(self, n_bands: int, eps: float = 1e-5):
@@ -96,7 +80,6 @@ class StandardizeBands(nn.Module):
         self.variance.copy_((squares / n - mean.square()).clamp(min=0))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Standardise [batch, frames, bands]."""
         return (x - self.mean) * torch.rsqrt(self.variance + self.eps)
 
 
@@ -107,10 +90,9 @@ class MaskedPositionalConv(nn.Module):
     there), and some HuBERT checkpoints normalise with a BatchNorm first, which lifts zeros. One plain convolution (the
     others) reads the encoder's own zeros and needs nothing.
 
-    The encoder sets padding to exactly zero just before it calls this module without a mask: a frame of zeros
-    is padding. (A state set from outside would be neither thread-safe nor right under recomputation.)
-
-    `embedding` is transformers' module, with `layers` (data2vec) or `batch_norm`, `conv`, `padding`, `activation`.
+    The encoder sets padding to exactly zero just before it calls this module without a mask: a frame of zeros is
+    padding. `embedding` is transformers' module: its `layers` (data2vec) or `batch_norm`, `conv`, `padding`,
+    `activation` are used.
     """
 
     def __init__(self, embedding: nn.Module):
@@ -121,7 +103,6 @@ class MaskedPositionalConv(nn.Module):
 
     @staticmethod
     def needed_by(embedding: nn.Module) -> bool:
-        """Whether a published module lets something leak into the padding."""
         return len(getattr(embedding, "layers", ())) > 1 or getattr(embedding, "batch_norm", None) is not None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -141,8 +122,6 @@ class MaskedPositionalConv(nn.Module):
 
 def constant_tail_start(features: torch.Tensor) -> torch.LongTensor:
     """Return the frame at which each last run of equal frames begins [batch], such as padding with one value.
-
-    `features` are [batch, frames, bands].
 
     Example
     -------

@@ -25,8 +25,6 @@ class MaskedPooling(nn.Module):
     >>> x = torch.tensor([[[1.0], [3.0], [99.0]]])  # one utterance of two frames, one frame of padding
     >>> MaskedPooling("mean")(x, torch.tensor([2]))
     tensor([[2.]])
-    >>> MaskedPooling("sum")(x, torch.tensor([2]))
-    tensor([[4.]])
     >>> MaskedPooling("mean_std")(x, torch.tensor([2]))
     tensor([[2., 1.]])
     """
@@ -39,22 +37,13 @@ class MaskedPooling(nn.Module):
         self.attention = None
 
     def set_up(self, channels: int) -> int:
-        """Draw what attentive pooling of frames with so many channels learns; return the channels of their vector.
-
-        Example
-        -------
-        >>> MaskedPooling("sum").set_up(768), MaskedPooling("mean_std").set_up(768)
-        (768, 1536)
-        """
+        """Draw what attentive pooling of frames with so many channels learns; return the channels of their vector."""
         if self.mode == "attentive":
             self.attention = AttentiveStatisticsPooling(channels)
             # batch norm would mix utterances, and padding, of a micro-batch; of the rest only the layers are used: its
             # own forward rounds relative lengths, and fixes the batch's size in a graph that is exported
             self.attention.tdnn.norm = nn.Identity()
         return channels * (2 if self.mode in ("mean_std", "attentive") else 1)
-
-    def extra_repr(self) -> str:
-        return repr(self.mode)
 
     def forward(self, x: torch.Tensor, frame_counts: torch.Tensor) -> torch.Tensor:
         """Pool [batch, frames, channels], whatever stands on padding, to [batch, channels] or [batch, 2 * channels].

@@ -12,14 +12,7 @@ class BLSTM(nn.Module):
     (256) as long as the fused LSTM (benchmarks/cnn_blstm_attention.py). There each direction runs fused instead, the
     backward one over utterances turned round within their own frames. Utterances of one length need neither.
 
-    Arguments
-    ---------
-    input_size, size : int
-        Channels of the input, units of a direction.
-    layers : int
-        Stacked layers, each reading both directions of the one below.
-    dropout : float
-        Share of a layer's outputs set to zero before the next layer, in training.
+    `size` is the units of a direction; `dropout` the share of a layer's outputs set to zero before the next layer.
 
     Example
     -------
@@ -42,11 +35,8 @@ class BLSTM(nn.Module):
         """
         if frame_counts is None:
             return self.lstm(x)[0]
-        if x.is_cuda:
-            return self._packed(x, frame_counts)  # cuDNN's own way
-        return self._turned(x, frame_counts)
-
-    def _packed(self, x: torch.Tensor, frame_counts: torch.Tensor) -> torch.Tensor:
+        if not x.is_cuda:
+            return self._turned(x, frame_counts)
         packed = pack_padded_sequence(x, frame_counts.cpu(), batch_first=True, enforce_sorted=False)
         return pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0]
 

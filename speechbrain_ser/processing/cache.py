@@ -32,43 +32,33 @@ _computing = threading.Lock()  # torch's number of threads belongs to the proces
 class FeatureCache:
     """Features by recording: from memory, else from disk, else computed and kept.
 
-    An entry is found by the settings and by the recording's bytes: under another path it is the same recording, with
-    other samples under the same path it is another one, and with other settings nothing old is found. Entries are
-    written whole, and one that safetensors cannot read is computed again, with a warning. Any number of processes may
-    use and fill a folder at once.
-
-    Within one cache object a recording is looked at once (and again by :meth:`fill`), so that a training reads the
-    same features in every epoch.
+    An entry is found by the settings and by the recording's bytes, whatever its path. It is written whole; one that
+    safetensors cannot read is computed again, with a warning. Any number of processes may use and fill a folder at
+    once. One cache object looks at a recording once (and again in :meth:`fill`), so that a training reads the same
+    features in every epoch.
 
     Arguments
     ---------
     folder : str or os.PathLike
-        Where the entries go; one folder serves any number of settings.
+        One serves any number of settings.
     settings : dict
         Everything that identifies what `extract` gives, as plain values, such as `LogMel.settings`.
     extract : callable
         Waveform [time] -> tensor [frames, …] of finite values. A function of the waveform alone (a dither must have a
         seed of its own) that several threads may call at once.
-    load : callable
-        Path -> waveform [time].
     memory : int
         Bytes of features to keep in memory. What was read first stays: an epoch that reads more than fits still
         finds the same share in memory each time, where keeping the latest would find none.
     workers : int, optional
-        Threads that compute; None takes all cores. The features do not depend on it.
+        Threads that compute; None takes all cores.
 
     Example
     -------
-    >>> from speechbrain_ser.processing.log_mel import LogMel
-    >>> folder, log_mel = getfixture("tmp_path"), LogMel()
-    >>> paths = [folder / "a.wav", folder / "b.wav"]
-    >>> for path in paths:
-    ...     _ = path.write_bytes(path.name.encode())
-    >>> cache = FeatureCache(folder / "features", log_mel.settings, log_mel.extract, lambda path: torch.randn(8000))
-    >>> cache.fill(paths, progress=False)  # how many had to be computed
-    2
-    >>> cache[folder / "b.wav"].shape
-    torch.Size([21, 128])
+    >>> path = getfixture("tmp_path") / "a.wav"
+    >>> _ = path.write_bytes(b"a recording")
+    >>> cache = FeatureCache(path.parent / "features", {"factor": 2}, lambda wav: wav * 2, lambda path: torch.ones(3))
+    >>> cache.fill([path], progress=False), cache[path]  # one had to be computed
+    (1, tensor([2., 2., 2.]))
     """
 
     def __init__(
@@ -110,26 +100,10 @@ class FeatureCache:
         return features.clone()
 
     def fill(self, paths: Iterable[str | os.PathLike], progress: bool = True) -> int:
-        """Compute what is missing, on all cores, and read into memory what it has room for.
+        """Compute what is missing, on all cores, and return how many were; read into memory what it has room for.
 
-        Processes that fill the same folder at the same time share the work.
-
-        Arguments
-        ---------
-        paths : iterable of path
-            The recordings.
-        progress : bool
-            Show a bar, when it takes more than a second and there is a terminal.
-
-        Returns
-        -------
-        int
-            How many recordings had to be computed.
-
-        Raises
-        ------
-        UserError
-            Listing the recordings whose features cannot be computed; those of the others are kept.
+        Processes that fill the same folder at the same time share the work. A UserError lists the recordings whose
+        features cannot be computed; those of the others are kept. A bar shows where there is a terminal.
         """
         paths = list(dict.fromkeys(map(os.fspath, paths)))
         order = random.Random().sample(paths, len(paths))  # processes that started together meet each other's entries
@@ -149,16 +123,16 @@ class FeatureCache:
     def _fill_one(self, path: str) -> "bool | _Failure":
         """Whether the features had to be computed, or why there are none."""
         try:
-            digest, computed = _digest(path), False
+            digest = _digest(path)
             entry = self._entry(digest)
             is_too_big = entry.exists() and entry.stat().st_size > self._room  # it is read when it is asked for
-            if not is_too_big and self._find(digest) is None:
+            missing = not is_too_big and self._find(digest) is None
+            if missing:
                 self._add(path, digest)
-                computed = True
         except _Failure as failure:
             return failure
         self._digest_of[path] = digest
-        return computed
+        return missing
 
     def _find(self, digest: str) -> torch.Tensor | None:
         """Features from memory or disk."""
@@ -182,10 +156,16 @@ class FeatureCache:
             if not torch.isfinite(features).all():
                 raise ValueError("NaN or infinite values in its features")
         except Exception as error:  # whatever it is, the user wants to know of which recording
-            raise _Failure(error) from error
+            raise _Failure(f"{type(error).__name__}: {error}") from error
         # a copy: a view would keep all of its tensor in memory
         features = features.clone(memory_format=torch.contiguous_format)
-        self._make_folder()
+        note = self.folder / "settings.json"  # for the human reader
+        if not note.exists():
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise cannot_be_written(self.folder, error) from error
+            write_json(self.settings, note)
         with written_whole(self._entry(digest)) as temporary:
             temporary.write_bytes(safetensors.torch.save({"features": features}))
         return self._keep(features, digest)
@@ -199,22 +179,9 @@ class FeatureCache:
     def _entry(self, digest: str) -> Path:
         return self.folder / f"{digest}.safetensors"
 
-    def _make_folder(self) -> None:
-        """The folder of these settings, with a note for the human reader on what they are."""
-        note = self.folder / "settings.json"
-        if not note.exists():
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise cannot_be_written(self.folder, error) from error
-            write_json(self.settings, note)
-
 
 class _Failure(Exception):
     """A recording has no features."""
-
-    def __init__(self, error: Exception):
-        super().__init__(f"{type(error).__name__}: {error}")
 
 
 def _no_features(failures: list[str], total: int) -> UserError:
@@ -225,7 +192,7 @@ def _digest(path: str) -> str:
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError as error:
-        raise _Failure(error) from error
+        raise _Failure(f"{type(error).__name__}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -241,25 +208,15 @@ def _one_thread_each() -> Iterator[None]:
 
 
 class ByGender:
-    """Features by recording, extracted in the way of its speaker's gender.
-
-    Arguments
-    ---------
-    caches : mapping of str to FeatureCache
-        By gender.
-    gender_of : mapping of str to str
-        By path.
-    """
+    """Features by recording, extracted in the way of its speaker's gender: a cache by gender, a gender by path."""
 
     def __init__(self, caches: Mapping[str, FeatureCache], gender_of: Mapping[str, str]):
         self.caches, self.gender_of = caches, gender_of
 
     def __getitem__(self, path: str) -> torch.Tensor:
-        """Return the features of a recording, the caller's own to change."""
         return self.caches[self.gender_of[path]][path]
 
     def fill(self, paths: Iterable[str], progress: bool = True) -> int:
-        """Compute what is missing; return how many recordings had to be computed."""
         paths = list(paths)
         return sum(
             cache.fill([path for path in paths if self.gender_of[path] == gender], progress)
@@ -270,19 +227,8 @@ class ByGender:
 def feature_source(features, folder: str | os.PathLike, frame: pd.DataFrame) -> FeatureCache | ByGender:
     """Return a cache of features for the utterances of a manifest.
 
-    Arguments
-    ---------
-    features : object
-        Has ``settings`` and ``extract``; where it has ``by_gender``, such objects by gender, they are asked instead.
-    folder : str or os.PathLike
-        Of the cache.
-    frame : pandas.DataFrame
-        Rows of a manifest: wav, gender, speaker.
-
-    Raises
-    ------
-    UserError
-        Where features depend on the gender and some speakers have none.
+    `features` has ``settings`` and ``extract``; where it has ``by_gender``, such objects by gender, they are asked
+    instead, and every speaker must have one. `frame` has a manifest's columns wav, gender and speaker.
     """
     by_gender = getattr(features, "by_gender", None)
     if not by_gender:

@@ -32,19 +32,8 @@ def own_frames(
 ) -> torch.LongTensor:
     """Return the frames of each utterance [batch] of waveforms, or of features, which are frames already.
 
-    Arguments
-    ---------
-    x : torch.Tensor
-        Padded waveforms [batch, time] or features [batch, frames, …].
-    lens : torch.Tensor, optional
-        Relative lengths [batch]; None when there is no padding.
-    frame_counts : callable
-        Samples to frames, by the encoder's own formula.
-
-    Example
-    -------
-    >>> own_frames(torch.zeros(2, 800), torch.tensor([1.0, 0.5]), lambda samples: samples // 400).tolist()
-    [2, 1]
+    `x` is [batch, time] or [batch, frames, …], `lens` its relative lengths [batch] (None: no padding), `frame_counts`
+    the encoder's own formula, samples to frames.
     """
     if x.dim() == 2:
         return frame_counts(absolute_lengths(x, lens))
@@ -65,13 +54,7 @@ def frame_mask(frame_counts: torch.Tensor, max_frames: int) -> torch.BoolTensor:
 
 
 def check_frame_counts(frame_counts: torch.Tensor, max_frames: int) -> int:
-    """Refuse an utterance without a frame, or with more than its batch has; return the frames of the shortest.
-
-    Example
-    -------
-    >>> check_frame_counts(torch.tensor([2, 3]), 3)
-    2
-    """
+    """Refuse an utterance without a frame, or with more than its batch has; return the frames of the shortest."""
     lowest, highest = torch.stack(frame_counts.aminmax()).tolist()  # one look at the device for both bounds
     if lowest < 1 or highest > max_frames:
         raise ValueError(f"frame_counts must lie in 1 to {max_frames}, found {lowest} to {highest}")
@@ -86,11 +69,7 @@ def fix_length(
     Arguments
     ---------
     feats : torch.Tensor
-        Features [batch, frames, bands]; what stands past an utterance's end is not read.
-    counts : torch.LongTensor
-        Own frames of each utterance [batch], 1 to frames.
-    length : int
-        Frames wanted.
+        [batch, frames, bands]; what stands past an utterance's own frames, `counts` [batch], is not read.
     where : str
         The part of a longer utterance to keep: `start` (the paper's), `centre`, or `random`, which draws one
         number an utterance from torch's global CPU generator, longer or not and on any device, so that

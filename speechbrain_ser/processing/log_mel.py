@@ -28,12 +28,8 @@ class LogMel(nn.Module):
 
     Arguments
     ---------
-    n_fft : int
-        Samples of the window and of the Fourier transform (50 ms).
-    hop_length : int
-        Samples from frame to frame (25 ms).
-    n_mels : int
-        Mel bands.
+    n_fft, hop_length, n_mels : int
+        Samples of the window and of the Fourier transform (50 ms), samples from frame to frame (25 ms), mel bands.
     scale : str
         `peak_db`: dB below the utterance's own peak, floored at -80 and divided by 80, thus -1 to 0; a recording
         without any sound is all -1. `db`: dB over 1, the value of a band when a waveform has full scale 1 (neither
@@ -41,25 +37,14 @@ class LogMel(nn.Module):
 
     Attributes
     ----------
-    output_size : int
-        Bands.
-    min_samples : int
-        Samples of the shortest utterance that gives a frame.
-    hop_seconds : float
-        From frame to frame.
     padding_value : float
         What silence gives and what fills frames past an utterance's end: -1 for `peak_db`.
-    settings : dict
-        Everything that identifies the output, for a cache's key.
 
     Example
     -------
     >>> log_mel = LogMel()
-    >>> wavs = torch.randn(2, 16000)  # the second utterance is half a second
-    >>> log_mel(wavs, torch.tensor([1.0, 0.5])).shape
-    torch.Size([2, 41, 128])
-    >>> log_mel.frame_counts(torch.tensor([16000, 8000]))
-    tensor([41, 21])
+    >>> log_mel(torch.randn(2, 16000), torch.tensor([1.0, 0.5])).shape, log_mel.frame_counts(8000)
+    (torch.Size([2, 41, 128]), tensor(21))
     """
 
     min_samples = 1
@@ -83,9 +68,6 @@ class LogMel(nn.Module):
         # neither is learned: checkpoints do without them
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
         self.register_buffer("filters", torch.from_numpy(filters), persistent=False)  # float64 [bins, bands]
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
 
     def frame_counts(self, n_samples: torch.LongTensor | int) -> torch.LongTensor:
         """Return the frames of so many samples, of any shape: one at each multiple of the hop, the end included."""

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from speechbrain_ser.errors import UserError, nearest
-from speechbrain_ser.processing.rapt import check_range, frame_count, rapt
+from speechbrain_ser.processing.rapt import frame_count, grid_of, rapt
 from speechbrain_ser.processing.split_mel import HOP, MIN_SAMPLES, SAMPLE_RATE, prepare
 
+METHODS = ("rapt", "pysptk")
 UNVOICED = -1e10  # interpolated with any voiced frame it stays far below 0, hence unvoiced
 BINS = 256  # of voiced frames
 DEVIATIONS = 4.0  # standard deviations that fill the bins on either side of the mean
@@ -30,11 +31,6 @@ def extract_f0(wav: np.ndarray, method: str = "rapt", f_min: float = 50.0, f_max
         Lowest and highest frequency, in Hz. SpeechSplit has 50 to 250 for men and 100 to 600 for women, which loses a
         shouting man's voice.
 
-    Raises
-    ------
-    UserError
-        An unknown method, pysptk not installed, or frequencies that do not fit the sample rate.
-
     Example
     -------
     >>> pulses = np.zeros(16_000)
@@ -42,11 +38,15 @@ def extract_f0(wav: np.ndarray, method: str = "rapt", f_min: float = 50.0, f_max
     >>> extract_f0(pulses)[30].round(2)
     np.float32(100.0)
     """
-    return _tracker(method)(np.asarray(wav), f_min, f_max).astype(np.float32)
+    _check(method)
+    wav = np.asarray(wav)
+    f0 = rapt(wav, SAMPLE_RATE, HOP, f_min, f_max) if method == "rapt" else _pysptk(wav, f_min, f_max)
+    return f0.astype(np.float32)
 
 
-def _rapt(wav, f_min, f_max):
-    return rapt(wav, SAMPLE_RATE, HOP, f_min, f_max)
+def _check(method: str) -> None:
+    if method not in METHODS:
+        raise UserError(f"F0: method is {method!r}, expected {' or '.join(METHODS)}{nearest(method, METHODS)}")
 
 
 def _pysptk(wav, f_min, f_max):
@@ -57,7 +57,7 @@ def _pysptk(wav, f_min, f_max):
             f"F0: method is 'pysptk', but it cannot be imported ({error}). Install the extra: pip install "
             "'speechbrain-ser[rapt]' (it needs a C compiler and setuptools < 82), or use the method 'rapt'"
         ) from error
-    check_range(SAMPLE_RATE, f_min, f_max)
+    grid_of(SAMPLE_RATE, HOP, f_min, f_max)  # refuses what cannot be
     peak = np.abs(wav.astype(np.float64)).max(initial=0.0)
     if not peak or len(wav) < 2 * HOP + 0.0075 * SAMPLE_RATE:  # SPTK refuses shorter ones
         return np.zeros(frame_count(len(wav), HOP))
@@ -67,51 +67,23 @@ def _pysptk(wav, f_min, f_max):
     return pysptk.rapt(scaled, SAMPLE_RATE, HOP, min=f_min, max=f_max, otype="f0")
 
 
-METHODS = {"rapt": _rapt, "pysptk": _pysptk}
-
-
-def _tracker(method: str):
-    if method not in METHODS:
-        raise UserError(f"F0: method is {method!r}, expected {' or '.join(METHODS)}{nearest(method, METHODS)}")
-    return METHODS[method]
-
-
-def log_f0(f0: np.ndarray) -> np.ndarray:
-    """Return the natural logarithm of F0 in Hz [frames], float64, and `UNVOICED` where F0 is 0.
-
-    Example
-    -------
-    >>> log_f0(np.array([100.0, 0.0])).round(3).tolist()
-    [4.605, -10000000000.0]
-    """
-    f0 = np.asarray(f0, dtype=np.float64)
-    return np.log(f0, out=np.full_like(f0, UNVOICED), where=f0 > 0)
-
-
 def normalize(f0: np.ndarray) -> np.ndarray:
     """Return pitch relative to the utterance's own: its mean becomes 0.5, four deviations below and above 0 and 1.
 
-    Arguments
-    ---------
-    f0 : np.ndarray
-        [frames], in Hz, 0 where unvoiced.
-
-    Returns
-    -------
-    np.ndarray
-        float32 [frames], in 0 to 1 where voiced, `UNVOICED` elsewhere. Mean and (population) deviation are those of
-        log F0 over the voiced frames; a pitch that never changes is 0.5.
+    From Hz, 0 where unvoiced [frames], to float32 in 0 to 1 where voiced, `UNVOICED` elsewhere. Mean and (population)
+    deviation are those of log F0 over the voiced frames; a pitch that never changes is 0.5.
 
     Example
     -------
     >>> normalize(np.array([100.0, 0.0, 121.0, 110.0])).round(3)
     array([ 3.47e-01, -1.00e+10,  6.53e-01,  5.00e-01], dtype=float32)
     """
-    logs = log_f0(f0)
-    voiced = logs > UNVOICED
-    normalized = np.full(logs.shape, UNVOICED, dtype=np.float32)
+    f0 = np.asarray(f0, dtype=np.float64)
+    voiced = f0 > 0
+    normalized = np.full(f0.shape, UNVOICED, dtype=np.float32)
     if voiced.any():
-        pitch = logs[voiced] - logs[voiced].mean()
+        pitch = np.log(f0[voiced])
+        pitch = pitch - pitch.mean()
         pitch = pitch / max(DEVIATIONS * pitch.std(), 1e-6)  # a steady pitch is its own mean
         normalized[voiced] = (pitch.clip(-1, 1) + 1) / 2
     return normalized
@@ -144,23 +116,9 @@ class PitchTrack:
         Lowest and highest frequency in Hz, for everybody; or a range for each gender, as SpeechSplit's program has
         it: ``{M: [50, 250], F: [100, 600]}``, which needs a corpus that tells the gender.
 
-    Attributes
-    ----------
-    by_gender : dict of str to PitchTrack
-        Who extracts for whom; empty where one range serves everybody.
-    settings : dict
-        Everything that identifies the output, for a cache's key.
-
-    Raises
-    ------
-    UserError
-        When the method is unknown or a range cannot be.
-
     Example
     -------
-    >>> track = PitchTrack()
-    >>> wav = torch.sin(torch.arange(16000) * 2 * torch.pi * 200 / 16000)
-    >>> track.extract(wav).shape
+    >>> PitchTrack().extract(torch.randn(16000)).shape
     torch.Size([63])
     >>> sorted(PitchTrack(f_range={"M": [50, 250], "F": [100, 600]}).by_gender)
     ['F', 'M']
@@ -169,9 +127,9 @@ class PitchTrack:
     min_samples = MIN_SAMPLES
 
     def __init__(self, method: str = "rapt", f_range: Sequence[float] | Mapping[str, Sequence[float]] = (50.0, 600.0)):
-        _tracker(method)
+        _check(method)
         self.method = method
-        self.by_gender: dict[str, PitchTrack] = {}
+        self.by_gender: dict[str, PitchTrack] = {}  # stays empty where one range serves everybody
         if isinstance(f_range, Mapping):
             if set(f_range) != set(GENDERS):
                 raise UserError(f"f0_range: expected [low, high], or a range for each of {GENDERS}, found {f_range}")
@@ -181,14 +139,11 @@ class PitchTrack:
         if not isinstance(f_range, Sequence) or len(f_range) != 2:
             raise UserError(f"f0_range: expected [low, high] in Hz, found {f_range!r}")
         self.f_range = tuple(map(float, f_range))
-        check_range(SAMPLE_RATE, *self.f_range)
+        grid_of(SAMPLE_RATE, HOP, *self.f_range)  # refuses what cannot be
         self.settings = {"features": "pitch_track", "version": VERSION, "method": method, "f_range": [*self.f_range]}
 
     def extract_hz(self, wav: torch.Tensor) -> torch.Tensor:
-        """Return F0 in Hz of a waveform [time], 16 kHz: float32, 0 where unvoiced, as many frames as the spectrogram.
-
-        A spectrogram is :class:`speechbrain_ser.processing.split_mel.SplitMel`'s.
-        """
+        """Return F0 in Hz of a waveform [time], 16 kHz: float32, 0 where unvoiced, as many frames as SplitMel gives."""
         return torch.from_numpy(extract_f0(prepare(wav), self.method, *self.f_range))
 
     def extract(self, wav: torch.Tensor) -> torch.Tensor:

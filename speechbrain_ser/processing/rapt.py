@@ -52,7 +52,6 @@ class Grid:
 
     @property
     def lags(self) -> int:
-        """Number of lags."""
         return self.last_lag - self.first_lag + 1
 
     @property
@@ -72,13 +71,7 @@ class Grid:
 def frame_count(n_samples: int, hop: int = 256) -> int:
     """Return the frames of a recording: those of SpeechSplit's mel spectrogram, n_samples // hop + 1.
 
-    `pysptk.rapt` gives ceil(n_samples / hop), one less where hop divides n_samples; SpeechSplit's program appends a
-    sample then.
-
-    Example
-    -------
-    >>> frame_count(30372), frame_count(512)
-    (119, 3)
+    `pysptk.rapt` gives one less where hop divides n_samples; SpeechSplit's program appends a sample then.
     """
     return n_samples // hop + 1
 
@@ -93,36 +86,24 @@ def rapt(
     Arguments
     ---------
     wav : np.ndarray
-        Samples [time] at any level; only their ratio to the largest matters.
-    sample_rate : int
-        In Hz.
+        Finite samples [time] at any level; only their ratio to the largest matters.
     hop : int
         Samples from frame to frame. Frame i correlates what starts at sample i * hop.
     f_min, f_max : float
         Lowest and highest frequency, in Hz.
 
-    Raises
-    ------
-    ValueError
-        Samples that are not finite or not [time].
-    UserError
-        Frequencies that do not fit the sample rate, or too close to each other.
-
     Example
     -------
     >>> pulses = np.zeros(16_000)
     >>> pulses[::160] = 1.0
-    >>> f0 = rapt(pulses)
-    >>> f0.shape, f0[30].round(2)
-    ((63,), np.float64(100.0))
+    >>> rapt(pulses)[30].round(2)
+    np.float64(100.0)
     """
     wav = np.asarray(wav, dtype=np.float64)
-    if wav.ndim != 1:
-        raise ValueError(f"expected samples [time], found the shape {list(wav.shape)}")
-    if not np.isfinite(wav).all():
-        raise ValueError("expected finite samples, found NaN or infinity")
-    check_range(sample_rate, f_min, f_max)
-    grid = _grid(sample_rate, hop, f_min, f_max)
+    if wav.ndim != 1 or not np.isfinite(wav).all():
+        found = f"the shape {list(wav.shape)}" if wav.ndim != 1 else "NaN or infinity"
+        raise ValueError(f"expected finite samples [time], found {found}")
+    grid = grid_of(sample_rate, hop, f_min, f_max)
     f0 = np.zeros(frame_count(len(wav), hop))
     frames = grid.analysed(len(wav))
     peak = np.abs(wav).max(initial=0.0)
@@ -135,15 +116,10 @@ def rapt(
     return f0
 
 
-def check_range(sample_rate: int, f_min: float, f_max: float) -> None:
-    """Refuse frequencies that do not fit the sample rate, or so close that the coarse pass has no peak between them.
+def grid_of(sample_rate: int, hop: int, f_min: float, f_max: float) -> Grid:
+    """Lay out frames and lags; a UserError where frequencies do not fit the sample rate or are too close to each other.
 
-    Example
-    -------
-    >>> check_range(16_000, 600, 50)
-    Traceback (most recent call last):
-    speechbrain_ser.errors.UserError: F0: expected 1.6 < f_min < f_max < 8000 Hz at a sample rate of 16000,
-    found f_min=600, f_max=50
+    Between those that are too close the coarse pass has no peak.
     """
     lowest, highest = sample_rate / 10_000, sample_rate / 2
     found = f"found f_min={f_min:g}, f_max={f_max:g}"
@@ -151,14 +127,11 @@ def check_range(sample_rate: int, f_min: float, f_max: float) -> None:
         raise UserError(
             f"F0: expected {lowest:g} < f_min < f_max < {highest:g} Hz at a sample rate of {sample_rate}, {found}"
         )
-    grid = _grid(sample_rate, 1, f_min, f_max)
+    first, last = (int(sample_rate / f + 0.5) for f in (f_max, f_min))
+    grid = Grid(sample_rate, hop, int(WINDOW * sample_rate + 0.5), first, last)
     if grid.lags < 3 * grid.decimation:
         raise UserError(f"F0: expected f_min and f_max at least {3000 / COARSE_RATE:g} ms of period apart, {found}")
-
-
-def _grid(sample_rate, hop, f_min, f_max):
-    first, last = (int(sample_rate / f + 0.5) for f in (f_max, f_min))
-    return Grid(sample_rate, hop, int(WINDOW * sample_rate + 0.5), first, last)
+    return grid
 
 
 class Candidates(NamedTuple):
@@ -361,12 +334,9 @@ def _best_path(candidates, level, stationarity, grid):
         sums = step + total
         came_from[i] = sums.argmin(axis=1)
         total = sums.min(axis=1) + local[i]
-    return _trace(total.argmin(), came_from, np.pad(candidates.periods, ((0, 0), (0, 1))))
-
-
-def _trace(last, came_from, periods):
-    path = np.empty(len(periods))
-    for i in range(len(periods) - 1, -1, -1):
+    periods, last = np.pad(candidates.periods, ((0, 0), (0, 1))), total.argmin()
+    path = np.empty(frames)
+    for i in reversed(range(frames)):
         path[i] = periods[i, last]
         last = came_from[i, last]
     return path

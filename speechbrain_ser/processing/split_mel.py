@@ -36,42 +36,21 @@ class SplitMel:
     magnitudes of a Fourier transform of 1024 samples every 256, frames centred on multiples of the hop over a recording
     reflected at its ends; 80 mel bands of 90 to 7600 Hz of equal area; decibels from -84 (0) to 16 (1).
 
-    The dither lifts digital silence a little; the program draws it speaker by speaker in the order of its files. Here
-    it is drawn from a generator seeded by the recording itself: the same recording always gives the same spectrogram.
-
-    Arguments
-    ---------
-    dither : bool
-        Whether to. Without it values close to 0 differ by up to 7e-4.
-
-    Attributes
-    ----------
-    output_size : int
-        Bands.
-    min_samples : int
-        Samples of the shortest recording.
-    hop_seconds : float
-        From frame to frame.
-    padding_value : float
-        What silence gives, and what may fill up a batch.
-    settings : dict
-        Everything that identifies the output, for a cache's key.
+    The `dither` lifts digital silence a little (without it values close to 0 differ by up to 7e-4). The program draws
+    it speaker by speaker in the order of its files; here it is seeded by the recording itself, which always gives the
+    same spectrogram.
 
     Example
     -------
     >>> split_mel = SplitMel()
-    >>> wav = torch.sin(torch.arange(16000) * 2 * torch.pi * 440 / 16000)
-    >>> mel = split_mel.extract(wav)
-    >>> mel.shape, mel.dtype
-    (torch.Size([63, 80]), torch.float32)
-    >>> split_mel.frame_counts(torch.tensor([16000, 8000]))
-    tensor([63, 32])
+    >>> split_mel.extract(torch.randn(16000)).shape, split_mel.frame_counts(8000)
+    (torch.Size([63, 80]), tensor(32))
     """
 
     output_size = N_MELS
     min_samples = MIN_SAMPLES
     hop_seconds = HOP / SAMPLE_RATE
-    padding_value = 0.0
+    padding_value = 0.0  # what silence gives
 
     def __init__(self, dither: bool = True):
         self.dither = dither
@@ -89,23 +68,19 @@ class SplitMel:
         """
         if noise is None and not self.dither:
             noise = np.zeros(1)
-        return torch.from_numpy(_compress(_mel_magnitudes(prepare(wav, noise))))
+        reflected = np.pad(prepare(wav, noise), N_FFT // 2, mode="reflect")
+        frames = sliding_window_view(reflected, N_FFT)[::HOP]  # [frames, samples]
+        magnitudes = np.abs(fft.rfft(frames * signal.get_window("hann", N_FFT), axis=1))  # [frames, bins]
+        decibels = 20 * np.log10(np.maximum(magnitudes @ mel_filters(), FLOOR)) - REFERENCE_DB
+        return torch.from_numpy(np.clip((decibels + RANGE_DB) / RANGE_DB, 0.0, 1.0).astype(np.float32))
 
 
 def prepare(wav: torch.Tensor | np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
     """High-pass, scale and dither a waveform [time], 16 kHz, as SpeechSplit does before it takes spectrogram and F0.
 
-    Arguments
-    ---------
-    wav : torch.Tensor or np.ndarray
-        At least 19 finite samples, else a ValueError.
-    noise : np.ndarray, optional
-        The dither, of the result's length (or one value for all); None draws it, seeded by the recording.
-
-    Returns
-    -------
-    np.ndarray
-        float64 [time], one sample longer where the hop divides the recording's length.
+    Return float64 [time], one sample longer where the hop divides the recording's length. Fewer than 19 samples, or any
+    that is not finite, are a ValueError. `noise` is the dither, of the result's length (or one value for all); None
+    draws it, seeded by the recording.
 
     Example
     -------
@@ -131,16 +106,3 @@ def mel_filters() -> np.ndarray:
     """Return Slaney's mel bands, each of area 1, float64 [bins, bands]."""
     slaney = {"norm": "slaney", "mel_scale": "slaney"}
     return mel_filter_bank(N_FFT // 2 + 1, N_MELS, F_MIN, F_MAX, SAMPLE_RATE, **slaney)
-
-
-def _mel_magnitudes(samples: np.ndarray) -> np.ndarray:
-    """[frames, bands]."""
-    reflected = np.pad(samples, N_FFT // 2, mode="reflect")
-    frames = sliding_window_view(reflected, N_FFT)[::HOP]  # [frames, samples]
-    magnitudes = np.abs(fft.rfft(frames * signal.get_window("hann", N_FFT), axis=1))  # [frames, bins]
-    return magnitudes @ mel_filters()
-
-
-def _compress(magnitudes: np.ndarray) -> np.ndarray:
-    decibels = 20 * np.log10(np.maximum(magnitudes, FLOOR)) - REFERENCE_DB
-    return np.clip((decibels + RANGE_DB) / RANGE_DB, 0.0, 1.0).astype(np.float32)
