@@ -2,9 +2,7 @@
 
 import json
 import multiprocessing
-import os
 import pickle
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -51,39 +49,24 @@ def paths(tmp_path) -> list[str]:
 @pytest.fixture
 def make(tmp_path):
     """A new cache object on the same folder, as another run has it."""
-
-    def make(extract=None, settings=None, **options) -> FeatureCache:
-        return FeatureCache(tmp_path / "cache", settings or SETTINGS, extract or Doubled(), **options)
-
-    return make
+    return lambda extract=None, settings=SETTINGS, **options: FeatureCache(
+        tmp_path / "cache", settings, extract or Doubled(), **options
+    )
 
 
 def entries(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "cache").glob("*/*.safetensors"))
 
 
-# ------------------------------------------------------------------ hit and miss
-
-
 def test_computed_once_then_found(make, paths):
     first, second = make(), make()
-    assert first.fill(paths, progress=False) == first.extract.calls == 6
+    assert torch.equal(first[Path(paths[0])], expected(paths[0]))  # a miss without fill
+    assert first.fill(paths, progress=False) == 5 and first.extract.calls == 6
     assert first.fill(paths, progress=False) == 0
     assert second.fill(paths, progress=False) == second.extract.calls == 0
+    first[paths[0]].zero_()  # the caller's own to change
     for path in paths:
         assert torch.equal(first[path], expected(path)) and torch.equal(second[path], expected(path))
-
-
-def test_miss_without_fill_is_computed_and_kept(make, paths):
-    first, second = make(), make()
-    assert torch.equal(first[paths[0]], expected(paths[0]))
-    assert torch.equal(second[Path(paths[0])], first[paths[0]])
-    assert (first.extract.calls, second.extract.calls) == (1, 0)
-
-
-def test_half_precision_stays_so(make, paths):
-    extract = lambda wav: wav.half()  # noqa: E731
-    assert [make(extract)[paths[0]].dtype for _ in range(2)] == [torch.float16] * 2
 
 
 @pytest.mark.parametrize("name", ["RESAMPLER", "FORMAT"])
@@ -117,15 +100,8 @@ def test_content_decides_and_not_the_path(make, paths, tmp_path):
     assert torch.equal(cache[paths[0]], expected(paths[0])) and len(entries(tmp_path)) == 7
 
 
-# ------------------------------------------------------------------ damage
-
-
 @pytest.mark.parametrize("fill", [True, False])
-@pytest.mark.parametrize(
-    "damage",
-    [lambda data: data[: len(data) // 2], lambda data: data[:-1], lambda data: b"", lambda data: bytes(len(data))],
-    ids=["truncated", "one byte short", "empty", "zeros"],
-)
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: bytes(len(data))], ids=["short", "zeros"])
 def test_damaged_entry_is_rebuilt_with_a_warning(make, paths, tmp_path, caplog, damage, fill):
     make().fill(paths, progress=False)
     victim = entries(tmp_path)[2]
@@ -139,27 +115,10 @@ def test_damaged_entry_is_rebuilt_with_a_warning(make, paths, tmp_path, caplog, 
     assert caplog.text.count("computed again") == 1 and victim.name in caplog.text
 
 
-def test_a_full_disk_leaves_nothing_behind(make, paths, tmp_path, monkeypatch):
-    make().fill(paths[:1], progress=False)
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", full)
-        with pytest.raises(UserError, match=r"safetensors cannot be written: No space left"):
-            make()[paths[1]]
-    assert len(list((tmp_path / "cache").rglob("*.safetensors*"))) == 1
-    assert make().fill(paths[:2], progress=False) == 1
-
-
 def test_folder_that_cannot_be(tmp_path, paths):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UserError, match=r"file/\w+ cannot be written: Not a directory"):
         FeatureCache(tmp_path / "file", SETTINGS, Doubled()).fill(paths, progress=False)
-
-
-# ------------------------------------------------------------------ several at once
 
 
 def _fill_and_check(folder, paths, barrier, results):
@@ -195,33 +154,12 @@ def test_number_of_workers_changes_no_byte(tmp_path, paths):
     assert contents[0] == contents[1] and len(contents[0]) == 7  # six entries and the note
 
 
-def test_all_workers_work_on_one_thread_each(make, paths):
-    """Four recordings are in work at once, each with one thread of torch."""
-    meet, threads = threading.Barrier(4), []
-
-    def extract(wav):
-        meet.wait(60)
-        threads.append(torch.get_num_threads())
-        return wav
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        make(extract, workers=4).fill(paths[:4], progress=False)
-        assert threads == [1] * 4 and torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_loading_processes_take_the_cache_along(make, paths):
     cache = make()
     cache.fill(paths, progress=False)
     copy = pickle.loads(pickle.dumps(cache))
     assert len(pickle.dumps(cache)) < 10_000  # without what it keeps
     assert torch.equal(copy[paths[0]], cache[paths[0]]) and copy.extract.calls == 6
-
-
-# ------------------------------------------------------------------ failures
 
 
 def test_all_offenders_are_listed(make, paths, tmp_path):
@@ -241,15 +179,8 @@ def test_all_offenders_are_listed(make, paths, tmp_path):
     assert make().fill(paths, progress=False) == 0  # the others were kept
     write_wav(Path(bad[1]), 8)
     assert torch.equal(cache[bad[1]], expected(bad[1]))  # mended
-
-
-def test_features_that_are_not_finite(make, paths, tmp_path):
     with pytest.raises(UserError, match=rf"{paths[1]}: ValueError: NaN or infinite values in its features"):
-        make(lambda wav: wav / 0).fill(paths, progress=False)
-    assert not entries(tmp_path)
-
-
-# ------------------------------------------------------------------ memory
+        make(lambda wav: wav / 0, {"features": "infinite"}).fill(paths, progress=False)
 
 
 def test_memory_has_a_limit(make, paths, tmp_path):
@@ -263,25 +194,3 @@ def test_memory_has_a_limit(make, paths, tmp_path):
             entry.unlink()
         assert all(torch.equal(cache[path], expected(path)) for path in paths)
         assert cache.extract.calls - before == 6 - kept
-
-
-def test_what_was_handed_out_may_be_changed(make, paths):
-    cache = make()
-    for _ in range(2):
-        cache[paths[0]].zero_()
-    assert torch.equal(cache[paths[0]], expected(paths[0]))
-
-
-# ------------------------------------------------------------------ real speech
-
-
-def test_real_speech(make, emodb_folder):
-    log_mel = LogMel()
-    paths = sorted(map(str, (emodb_folder / "wav").glob("*.wav")))[::30]
-    cache = make(log_mel.extract, log_mel.settings)
-    assert cache.fill(paths, progress=False) == len(paths)
-    for path in paths:
-        feats, wav = cache[path], load_audio(path)
-        assert feats.shape == (log_mel.frame_counts(len(wav)), 128)
-        assert feats.max() == 0 and feats.min() == -1  # 16-bit speech has more than 80 dB of range in its bands
-        assert -0.9 < feats.mean() < -0.2

@@ -19,9 +19,6 @@ def speech() -> torch.Tensor:
     return (0.1 * voice + 1e-4 * breath).float()
 
 
-# ------------------------------------------------------------------ an independent computation
-
-
 def fourier_power(frames: np.ndarray) -> np.ndarray:
     """|DFT|^2 from its definition, [frames, n] -> [frames, n / 2 + 1]."""
     n = frames.shape[1]
@@ -69,9 +66,6 @@ def test_absolute_scales_are_the_textbook_s(speech):
     np.testing.assert_allclose(LogMel(scale="log").extract(speech), np.log(bands), atol=0.002, rtol=0)
 
 
-# ------------------------------------------------------------------ an utterance is what it is alone
-
-
 @pytest.mark.parametrize("scale", ["peak_db", "db", "log"])
 def test_padded_batch_gives_the_singles(speech, scale):
     log_mel = LogMel(scale=scale)
@@ -87,30 +81,11 @@ def test_padded_batch_gives_the_singles(speech, scale):
         assert (row[count:] == log_mel.padding_value).all()
 
 
-def test_threads_and_repetition_change_nothing(speech):
-    log_mel = LogMel()
-    wavs = speech.repeat(6, 1)
-    once = log_mel(wavs)
-    assert torch.equal(log_mel(wavs), once)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        torch.testing.assert_close(log_mel(wavs), once, atol=1e-5, rtol=0)
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_autocast_changes_nothing(speech):
     log_mel = LogMel()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(log_mel.extract(speech), log_mel.extract(speech))
         found = log_mel(speech[None].half())[0]
     torch.testing.assert_close(found, log_mel.extract(speech.half().float()))
-
-
-def test_level_changes_nothing_of_peak_db(speech):
-    loud, soft = LogMel().extract(speech), LogMel().extract(speech * 2**-20)
-    torch.testing.assert_close(soft, loud, atol=1e-5, rtol=0)
 
 
 def test_bands_have_gradients(speech):
@@ -125,17 +100,9 @@ def test_silence_is_the_padding_value(speech, scale):
     feats = log_mel(torch.stack([speech, torch.zeros_like(speech)]))
     assert (feats[1] == feats[1, 0, 0]).all()
     torch.testing.assert_close(feats[1, 0, 0].item(), log_mel.padding_value, atol=1e-5, rtol=0)
-    if scale == "peak_db":
-        assert (feats[1] == -1).all()
-    assert feats.isfinite().all()
-
-
-def test_hardly_any_sound_is_finite(speech):
-    feats = LogMel()(torch.stack([speech * 1e-18, speech * 1e-25, torch.full_like(speech, 0.5)]))
-    assert feats.isfinite().all() and (feats >= -1).all() and (feats <= 0).all()
-
-
-# ------------------------------------------------------------------ lengths
+    faint = log_mel(torch.stack([speech * 1e-18, speech * 1e-25, torch.full_like(speech, 0.5)]))
+    for some in (feats, faint) if scale == "peak_db" else (feats,):
+        assert some.isfinite().all() and (scale != "peak_db" or ((some >= -1) & (some <= 0)).all())
 
 
 @pytest.mark.parametrize("settings", [{}, {"n_fft": 1024, "hop_length": 256}, {"n_fft": 401, "hop_length": 160}])
@@ -149,18 +116,11 @@ def test_frame_counts_are_what_forward_gives(settings):
     ends = torch.cat([torch.tensor([0]), steps, steps + 1, torch.tensor([4999])])
     for length, count in zip(lengths[ends], counts[ends], strict=True):
         assert log_mel.extract(noise[:length]).shape[0] == count
-    for some in lengths[:: 1 if not settings else 7].split(250):
+    for some in lengths[::7].split(250):
         # in a batch every frame before the end holds sound, none after it
         feats = log_mel(noise.repeat(len(some), 1), some / 5000)
         sound = (feats > log_mel.padding_value).any(dim=2)  # [batch, frames]
         assert torch.equal(sound.sum(dim=1), log_mel.frame_counts(some))
-
-
-def test_frame_counts_of_any_shape():
-    log_mel = LogMel()
-    assert log_mel.frame_counts(16_000) == 41
-    assert log_mel.frame_counts(torch.tensor([[0, 1], [399, 400]])).tolist() == [[0, 1], [1, 2]]
-    assert (log_mel.min_samples, log_mel.output_size, log_mel.hop_seconds) == (1, 128, 0.025)
 
 
 def test_settings_tell_outputs_apart():
@@ -169,17 +129,13 @@ def test_settings_tell_outputs_apart():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "wav_lens", "message"),
     [
-        ({"scale": "dB"}, "scale is 'dB', expected one of peak_db, db, log"),
-        ({"hop_length": 0}, "hop_length is 0, expected a whole number above 0"),
+        ({"scale": "dB"}, None, "scale is 'dB', expected one of peak_db, db, log"),
+        ({"hop_length": 0}, None, "hop_length is 0, expected a whole number above 0"),
+        ({}, torch.tensor([1.0, 0.0]), r"expected at least 1 sample an utterance, found none in \[1\]"),
     ],
 )
-def test_bad_settings(settings, message):
+def test_what_is_refused(settings, wav_lens, message):
     with pytest.raises(ValueError, match=message):
-        LogMel(**settings)
-
-
-def test_empty_utterance(speech):
-    with pytest.raises(ValueError, match=r"expected at least 1 sample an utterance, found none in \[1\]"):
-        LogMel()(speech.repeat(2, 1), torch.tensor([1.0, 0.0]))
+        LogMel(**settings)(torch.zeros(2, 800), wav_lens)

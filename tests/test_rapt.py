@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from scipy import linalg, signal
+from scipy import signal
 
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.processing import rapt as module
@@ -48,11 +48,6 @@ def mixture(floor: float = 1e-3) -> np.ndarray:
     return np.concatenate(parts) + floor * noise(2.0, 2)
 
 
-@pytest.fixture(scope="module")
-def mix() -> np.ndarray:
-    return mixture()
-
-
 @pytest.mark.parametrize("f0", [60, 98.7, 150, 221.3, 440, 550])
 def test_steady_voice(f0):
     found = rapt(steady(f0))[OUTSIDE:-OUTSIDE]
@@ -72,13 +67,10 @@ def test_glide(first, last):
     assert error.max() < 30
 
 
-def test_a_missing_fundamental_is_found():
+def test_a_missing_fundamental_is_found_and_none_in_noise():
     time = np.arange(RATE) / RATE
     wav = sum(np.cos(2 * np.pi * 110 * k * time) for k in range(2, 8))
     np.testing.assert_allclose(rapt(wav)[OUTSIDE:-OUTSIDE], 110, rtol=0.003)
-
-
-def test_noise_is_unvoiced():
     assert np.mean(rapt(noise(4.0)) > 0) < 0.02
 
 
@@ -89,8 +81,7 @@ def test_nothing_to_track(wav):
     with warnings.catch_warnings(), np.errstate(all="raise", under="ignore"):
         warnings.simplefilter("error")
         f0 = rapt(wav)
-    assert f0.shape == (frame_count(len(wav)),)
-    assert not f0.any()
+    assert f0.tolist() == [0.0] * frame_count(len(wav))
 
 
 @pytest.mark.parametrize("floor", [1e-3, 0.0], ids=["quiet noise", "digital silence"])
@@ -108,18 +99,16 @@ def test_mix(floor):
     assert np.abs(cents(f0[both], expected[both])).max() < 20
 
 
-@pytest.mark.parametrize("gain", [0.03, 1e-6, 32768.0, -1.0])
-def test_the_level_does_not_matter(mix, gain):
-    np.testing.assert_allclose(rapt(gain * mix), rapt(mix), rtol=1e-9)
-
-
-def test_blocks_do_not_show(mix, monkeypatch):
+def test_neither_level_nor_blocks_show(monkeypatch):
+    mix = mixture()
     whole = rapt(mix)
+    for gain in (1e-6, 32768.0, -1.0):
+        np.testing.assert_allclose(rapt(gain * mix), whole, rtol=1e-9)
     monkeypatch.setattr(module, "BLOCK", 7)
     np.testing.assert_allclose(rapt(mix), whole, rtol=1e-9)
 
 
-@pytest.mark.parametrize("rate", [8000, 11_025, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("rate", [8000, 11_025, 48_000])
 def test_other_sample_rates(rate):
     hop = rate // 100
     f0 = rapt(steady(150, rate=rate), rate, hop)
@@ -128,49 +117,19 @@ def test_other_sample_rates(rate):
 
 
 @pytest.mark.parametrize(
-    ("wav", "message"),
-    [(np.zeros((2, 9)), r"\[time\], found the shape \[2, 9\]"), (np.array([0, np.nan]), "found NaN")],
-)
-def test_samples_that_are_none(wav, message):
-    with pytest.raises(ValueError, match=message):
-        rapt(wav)
-
-
-@pytest.mark.parametrize(
-    ("f_min", "f_max", "message"),
+    ("wav", "f_range", "error", "message"),
     [
-        (300, 200, "f_min=300, f_max=200"),
-        (1, 200, r"1\.6 < f_min"),
-        (50, 8000, "f_max < 8000 Hz"),
-        (500, 510, r"at least 1\.5 ms of period apart"),
+        (np.zeros((2, 9)), (50, 600), ValueError, r"\[time\], found the shape \[2, 9\]"),
+        (np.array([0, np.nan]), (50, 600), ValueError, "found NaN"),
+        (np.ones(9999), (300, 200), UserError, "f_min=300, f_max=200"),
+        (np.ones(9999), (1, 200), UserError, r"1\.6 < f_min"),
+        (np.ones(9999), (50, 8000), UserError, "f_max < 8000 Hz"),
+        (np.ones(9999), (500, 510), UserError, r"at least 1\.5 ms of period apart"),
     ],
 )
-def test_impossible_ranges(f_min, f_max, message):
-    with pytest.raises(UserError, match=message):
-        rapt(steady(100), f_min=f_min, f_max=f_max)
-
-
-def test_cross_correlation_is_its_definition():
-    wav, starts, window, first, lags, power = noise(0.1), np.array([0, 333, 900]), 120, 27, 294, 0.01
-    expected = np.empty((3, lags))
-    for i, start in enumerate(starts):
-        part = wav[start:] - wav[start : start + window].mean()
-        for j, lag in enumerate(range(first, first + lags)):
-            a, b = part[:window], part[lag : lag + window]
-            expected[i, j] = a @ b / np.sqrt((a @ a + window * power) * (b @ b + window * power))
-    np.testing.assert_allclose(module._nccf(wav, starts, window, first, lags, power), expected, atol=1e-10)
-
-
-def test_linear_prediction_solves_the_normal_equations():
-    sounds = [noise(0.02, seed) for seed in range(4)]
-    rows = np.stack([np.correlate(x, x, "full")[len(x) - 1 : len(x) + 18] for x in sounds])
-    found = module._linear_predictor(rows)
-    for row, predictor in zip(rows, found, strict=True):
-        np.testing.assert_allclose(predictor[1:], linalg.solve_toeplitz(row[:-1], -row[1:]), atol=1e-8)
-    np.testing.assert_allclose(module._itakura(found, found, rows), 1)
-    own = [p @ linalg.toeplitz(r) @ p for p, r in zip(found, rows, strict=True)]
-    other = [p @ linalg.toeplitz(r) @ p for p, r in zip(found[::-1], rows, strict=True)]
-    np.testing.assert_allclose(module._itakura(found[::-1], found, rows), np.divide(other, own))
+def test_what_cannot_be_tracked(wav, f_range, error, message):
+    with pytest.raises(error, match=message):
+        rapt(wav, f_min=f_range[0], f_max=f_range[1])
 
 
 def test_the_path_is_the_cheapest_of_all():
@@ -211,15 +170,6 @@ def test_what_drowns_in_noise_is_unvoiced(monkeypatch):
     assert not rapt(faint)[35:-OUTSIDE].any()
     monkeypatch.setattr(module, "NOISE_POWER", 1e-12)
     np.testing.assert_allclose(rapt(faint)[35:-OUTSIDE], 120, rtol=0.003)
-
-
-def test_levels_are_those_around_a_frame(mix, monkeypatch):
-    monkeypatch.setattr(module, "NOISE_POWER", 1e-12)
-    level, _ = module._changes(mix, 100, module.grid_of(RATE, HOP, 50, 600))
-    hann = np.sin(np.pi * (np.arange(480) + 0.5) / 480) ** 2
-    for frame in (3, 20, 31, 47, 99):
-        after, before = (mix[i - 80 :][:480] * hann for i in (frame * HOP, (frame - 1) * HOP))
-        np.testing.assert_allclose(level[frame], np.sqrt((after @ after) / (before @ before)), rtol=1e-6)
 
 
 def test_rms_and_spectrum_at_an_onset():

@@ -78,7 +78,7 @@ def ctc_loss(logits: torch.Tensor, frames: torch.Tensor, targets: list[torch.Ten
     """Return CTC summed over an utterance's tokens [batch] (Cai et al. 2021, eq. 1).
 
     It is 0 where no path exists (fewer frames than :func:`frames_needed`), which the caller reports beforehand.
-    `logits` are [batch, frames, tokens], `frames` an utterance's own [batch], `targets` its token indices, perhaps none.
+    `logits` are [batch, frames, tokens], `frames` an utterance's own [batch], `targets` its token indices.
 
     Example
     -------
