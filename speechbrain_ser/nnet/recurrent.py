@@ -35,8 +35,9 @@ class BLSTM(nn.Module):
         """
         if frame_counts is None:
             return self.lstm(x)[0]
-        if not x.is_cuda:
-            return self._turned(x, frame_counts)
+        return (self._packed if x.is_cuda else self._turned)(x, frame_counts)  # packed is cuDNN's own way
+
+    def _packed(self, x: torch.Tensor, frame_counts: torch.Tensor) -> torch.Tensor:
         packed = pack_padded_sequence(x, frame_counts.cpu(), batch_first=True, enforce_sorted=False)
         return pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0]
 
