@@ -77,9 +77,8 @@ def test_what_cannot_be_tracked(monkeypatch, pysptk, method, low, said):
     [
         (0.01 * np.sin(np.arange(2560.0)), 2561),  # a sample more: as many frames as the spectrogram
         (0.01 * np.sin(np.arange(2561.0)), 2561),
-        (np.zeros(9999), None),
         (np.zeros(0), None),
-        (np.ones(500), None),
+        (np.ones(500), None),  # too short
     ],
 )
 def test_pysptk_is_given_samples_of_16_bits(monkeypatch, wav, given):

@@ -45,21 +45,10 @@ def mean_spectrum_mse(target: torch.Tensor, frame_counts: torch.Tensor) -> torch
 
 
 def cross_entropy(logits: torch.Tensor, label: torch.Tensor, class_weights: torch.Tensor | None = None) -> torch.Tensor:
-    """Return the cross-entropy of a label, in float32; 0 where nobody of the training part has that label.
+    """Return the cross-entropy [batch] of a label, in float32; 0 where nobody of the training part has that label.
 
-    Arguments
-    ---------
-    logits : torch.Tensor
-        [batch, classes].
-    label : torch.Tensor
-        [batch], class indices or :data:`speechbrain_ser.data.labels.UNKNOWN`.
-    class_weights : torch.Tensor, optional
-        [classes].
-
-    Returns
-    -------
-    torch.Tensor
-        [batch].
+    `logits` are [batch, classes], `label` class indices or :data:`speechbrain_ser.data.labels.UNKNOWN` [batch],
+    `class_weights` [classes].
 
     Example
     -------
