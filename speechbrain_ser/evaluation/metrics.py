@@ -184,20 +184,6 @@ RECOGNITION = ("WA", "UA", "F1", "WER", "MSE")  # what is measured of every syst
 # ------------------------------------------------------------------ figures of predictions
 
 
-class Selection(NamedTuple):
-    """How the epoch that is tested is chosen: by a score in its checkpoint's meta (None: the newest), and in words."""
-
-    score: str | None
-    words: str
-
-
-SELECTIONS = {
-    "last": Selection(None, "last epoch"),
-    "valid": Selection("valid_score", "best on validation"),
-    "test": Selection("test_score", "best on TEST (oracle)"),
-}
-
-
 def emotion_metrics(emotion: Sequence[str], predicted: Sequence[str], classes: Sequence[str]) -> dict:
     """Return WA, UA, macro-F1, recall of each class and the confusion matrix.
 
