@@ -17,7 +17,7 @@ from speechbrain_ser.errors import UserError
 from speechbrain_ser.files import cannot_be_written, locked, written_whole
 from speechbrain_ser.inference.timeline import Timeline
 
-SILENT = "-"  # in a table, in place of an emotion whose posterior is below the threshold; empty in CSV, null in JSON
+SILENT = "-"  # in a table, in place of an emotion below the threshold; empty in CSV, null in JSON
 NUMBERS = ("start", "end", "posterior")  # columns of a table that are aligned to the right
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # a file's name may be in any encoding
 BEGINNING = b'{"path": '  # of a record's line
@@ -28,12 +28,12 @@ BEGINNING = b'{"path": '  # of a record's line
 
 
 def json_text(record: dict, header: bool = False) -> str:
-    """Return a record as one line of JSON, which needs no header."""
+    """Return a record as one line of JSON, with no header ever."""
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def rows_of(record: dict) -> list[dict]:
-    """Return the rows of a record: one, or, of a timeline, one a segment with the recording's duration."""
+def _rows(record: dict) -> list[dict]:
+    """One row, or, of a timeline, one a segment with the recording's duration."""
     if "segments" not in record:
         return [record]
     about = {name: record[name] for name in ("window", "step", "model")}
@@ -42,18 +42,10 @@ def rows_of(record: dict) -> list[dict]:
 
 
 def csv_text(record: dict, header: bool = False) -> str:
-    """Return the rows of a record as CSV, with the columns of a run's predictions.csv.
-
-    Example
-    -------
-    >>> record = {"path": "a.wav", "emotion": "sad", "posteriors": {"happy": 0.249, "sad": 0.751}, "model": "c0ffee"}
-    >>> print(csv_text(record, header=True), end="")
-    path,emotion,posterior_happy,posterior_sad,model
-    a.wav,sad,0.249,0.751,c0ffee
-    """
+    """Return the rows of a record as CSV, with the columns of a run's predictions.csv."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    for row in rows_of(record):
+    for row in _rows(record):
         cells = {}
         for name, value in row.items():
             cells |= {f"posterior_{c}": p for c, p in value.items()} if name == "posteriors" else {name: value}
@@ -80,7 +72,7 @@ def table_text(record: dict, header: bool = False, widths: tuple[int, int] = (0,
     a.wav         4.00     5.50  -            0.500
     """
     lines = []
-    for row in rows_of(record):
+    for row in _rows(record):
         cells = {"recording": row["path"].ljust(max(widths[0], len("recording")))}
         cells |= {name: f"{row[name]:7.2f}" for name in ("start", "end") if name in row}
         cells["emotion"] = (row["emotion"] or SILENT).ljust(max(widths[1], len("emotion")))
@@ -92,6 +84,9 @@ def table_text(record: dict, header: bool = False, widths: tuple[int, int] = (0,
     return "".join(line.rstrip() + "\n" for line in lines)
 
 
+FORMATS = {"table": table_text, "json": json_text, "csv": csv_text}
+
+
 def write_csv(records: Iterable[dict], path: Path) -> None:
     """Write records as a CSV file that appears whole."""
     with written_whole(path) as temporary, temporary.open("w", newline="", **TEXT) as file:
@@ -100,19 +95,7 @@ def write_csv(records: Iterable[dict], path: Path) -> None:
 
 
 def write_textgrid(timeline: Timeline, path: str | os.PathLike) -> Path:
-    """Write tiers ``emotion`` and, where the model transcribes, ``transcript``, in one step.
-
-    Where the recogniser abstained, the emotion's label is empty.
-
-    Example
-    -------
-    >>> from praatio.textgrid import openTextgrid
-    >>> from speechbrain_ser.inference.timeline import Phrase, Segment
-    >>> timeline = Timeline("a.wav", 5.5, segments=[Segment(0.0, 5.5, "sad", {})], phrases=[Phrase(0.2, 1.5, "NEIN")])
-    >>> path = write_textgrid(timeline, getfixture("tmp_path") / "a.TextGrid")
-    >>> openTextgrid(str(path), includeEmptyIntervals=False).getTier("transcript").entries
-    (Interval(start=0.2, end=1.5, label='NEIN'),)
-    """
+    """Write tiers ``emotion``, empty where the recogniser abstained, and, of one that transcribes, ``transcript``."""
     path = Path(path)
     tiers = {"emotion": [(segment.start, segment.end, segment.emotion or "") for segment in timeline.segments]}
     if timeline.phrases is not None:
@@ -132,8 +115,6 @@ def write_textgrid(timeline: Timeline, path: str | os.PathLike) -> Path:
 def origin_of(record: dict) -> str:
     """Return what results of one file have in common, in words.
 
-    Example
-    -------
     >>> origin_of({"model": "c0ffee", "window": 4.0, "step": 2.0, "phrases": []})
     'c0ffee, windows of 4 s every 2 s, with transcripts'
     """
@@ -154,7 +135,7 @@ class ResultsFile:
         file.truncate(self.end)  # a line that a killed process had not finished
 
     def add(self, record: dict) -> None:
-        """Append a record; it is in the system's hands when this returns."""
+        """Append a record, which is in the system's hands when this returns."""
         try:
             self.file.write(json_text(record).encode(**TEXT))
             self.file.flush()
@@ -190,10 +171,7 @@ class ResultsFile:
 def results_file(path: str | os.PathLike, origin: str) -> Iterator[ResultsFile]:
     """Open a file of results, locked against other processes; its folder is made where there is none.
 
-    Raises
-    ------
-    UserError
-        When it holds other things, records of another origin (:func:`origin_of`), or cannot be written.
+    One that holds other things, or records of another origin (:func:`origin_of`), is a UserError and stays as it is.
 
     Example
     -------
@@ -223,16 +201,6 @@ class ResultsFolder:
     A name is taken in the index before its file is written, and `write` gives it whole or not at all. Recordings of one
     name in several folders get a file each (``a.png``, ``a-2.png``), and a file that somebody else has put there is
     never overwritten. ``done`` has the paths of the recordings that have a file.
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path")
-    >>> with results_file(folder / "index.jsonl", "c0ffee") as index:
-    ...     results = ResultsFolder(index, ".txt", lambda timeline, path: path.write_text(timeline.path))
-    ...     for path in ("x/a.wav", "y/a.wav"):
-    ...         results.add(Timeline(path))
-    >>> sorted(path.name for path in folder.iterdir()), (folder / "a-2.txt").read_text()
-    (['a-2.txt', 'a.txt', 'index.jsonl'], 'y/a.wav')
     """
 
     def __init__(self, index: ResultsFile, suffix: str, write: Callable[[Timeline, Path], object]):

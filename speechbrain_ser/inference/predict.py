@@ -11,30 +11,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from speechbrain_ser.errors import INTERRUPTED, UserError, nearest
-from speechbrain_ser.inference.formats import (
-    ResultsFolder,
-    csv_text,
-    json_text,
-    origin_of,
-    results_file,
-    table_text,
-    write_csv,
-    write_textgrid,
-)
+from speechbrain_ser.errors import INTERRUPTED, UserError
+from speechbrain_ser.inference.formats import FORMATS, ResultsFolder, origin_of, results_file, write_csv, write_textgrid
 from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition, open_recognizer
 from speechbrain_ser.inference.timeline import WINDOW, Timeline, plan_windows
 
 logger = logging.getLogger(__name__)
 
 STDIN = "-"
-FORMATS = {"table": table_text, "json": json_text, "csv": csv_text}
 FOLDER_FORMATS = ("textgrid",)  # a file a recording
 BY_SUFFIX = {".csv": "csv", ".json": "json", ".jsonl": "json"}
-# what soundfile reads, by the endings that such files have
-SUFFIXES = frozenset(
-    ".aif .aifc .aiff .au .caf .flac .mp3 .nist .oga .ogg .opus .rf64 .snd .sph .voc .w64 .wav .wave".split()
-)
+# of what soundfile reads
+SUFFIXES = {*".aif .aifc .aiff .au .caf .flac .mp3 .nist .oga .ogg .opus .rf64 .snd .sph .voc .w64 .wav .wave".split()}
 
 
 def find_recordings(paths: Iterable[str], recursive: bool = False) -> list[str]:
@@ -42,19 +30,6 @@ def find_recordings(paths: Iterable[str], recursive: bool = False) -> list[str]:
 
     A path is a file, whatever its name (reading it will tell); a folder: the audio files in it by their names' endings,
     in alphabetical order, and with `recursive` those in its subfolders; ``-``: paths on standard input, one a line.
-
-    Raises
-    ------
-    UserError
-        For a folder without audio files, or when nothing is named at all.
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path")
-    >>> for name in ("b.wav", "a.FLAC", "notes.txt"):
-    ...     _ = (folder / name).write_bytes(b"")
-    >>> [os.path.basename(path) for path in find_recordings([str(folder), str(folder / "b.wav"), "c.raw"])]
-    ['a.FLAC', 'b.wav', 'c.raw']
     """
     found = [recording for path in _listed(paths) for recording in _recordings_of(path, recursive)]
     if not found:
@@ -98,18 +73,8 @@ def predict(
     """Recognise recordings with a trained model, as ``speechbrain-ser predict --help`` says it; `form` is its --format.
 
     What `out` and `picture` have is not done again. JSON lines are appended as they come; a CSV file is made of such
-    lines, which stay beside it (``results.csv.jsonl``), when the command ends, however it ends.
-
-    Returns
-    -------
-    int
-        0, or 1 when some recordings gave no result: they are listed on stderr, and tried again by the next call.
-
-    Raises
-    ------
-    UserError
-        When nothing can be done: no model, no recordings, a file of another model's results, or of the same one's with
-        another temperature or threshold.
+    lines, which stay beside it (``results.csv.jsonl``), when the command ends, however it ends. The status is 1 when
+    some recordings gave no result: they are listed on stderr, and tried again by the next call.
     """
     form = _format(form, out)
     if window is None and (step is not None or picture is not None or form in FOLDER_FORMATS):
@@ -138,14 +103,11 @@ def predict(
 
 
 def _format(form: str | None, out: str | None) -> str:
-    known = [*FORMATS, *FOLDER_FORMATS]
     form = form or (BY_SUFFIX.get(Path(out).suffix.lower()) if out else "table")
     if form is None or (out and form == "table"):
         raise UserError(
             f"--out: give --format=json or --format=csv, or a name that ends so, or --format=textgrid; found {out}"
         )
-    if form not in known:
-        raise UserError(f"--format: '{form}' is unknown{nearest(form, known)}; known: {', '.join(known)}")
     if form in FOLDER_FORMATS and out is None:
         raise UserError(f"--format={form}: expected a folder for the files, --out=FOLDER, found none")
     return form
@@ -160,7 +122,7 @@ def _outputs(
     recognizer: EmotionRecognizer,
     windows: tuple[float, float] | None,
 ) -> Iterator[tuple[Collection[str], Callable[[Recognition | Timeline], None]]]:
-    """What results go to: paths that it has, and what takes a result. A recording's picture comes before its line."""
+    """What results go to: paths that it has, and what takes a result; a recording's picture comes before its line."""
     about = {"model": recognizer.model_id, **dict(zip(("window", "step"), windows or (), strict=False))}
     origin = origin_of(about if recognizer.decode is None else about | {"transcript": ""})
 
@@ -189,7 +151,6 @@ def _outputs(
 
 
 def _console(text: Callable[..., str], record: Callable[[Recognition | Timeline], dict]) -> Callable:
-    """Standard output, a line a result."""
     with contextlib.suppress(AttributeError):  # a file's name may be in any encoding
         sys.stdout.reconfigure(errors="surrogateescape")
     headers = chain([True], repeat(False))
@@ -215,7 +176,7 @@ def _recognise(
     windows: tuple[float, float] | None,
     outputs: Sequence[tuple[Collection[str], Callable]],
 ) -> dict[str, str]:
-    """Results as they come; returns the errors of those that have none, by path."""
+    """Hand results on as they come; return the errors of recordings that have none, by path."""
     failures = {}
     if windows is None:
         found = recognizer.classify_files(paths, batch_size)

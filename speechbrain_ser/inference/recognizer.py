@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,7 @@ class Recognition:
 
 
 class EmotionRecognizer:
-    """A trained model, ready to use, in the manner of ``speechbrain.inference``.
+    """Recognises emotions, and words, with a trained model.
 
     What is said of a recording does not depend on the others of its batch (to 1e-4), and equals what training's own
     test says of it.
@@ -59,29 +59,22 @@ class EmotionRecognizer:
     Arguments
     ---------
     model : torch.nn.Module
-        One of :mod:`speechbrain_ser.models`. What only the emotion and the transcript do not need (speaker head,
-        decoder) is taken out of it.
+        One of :mod:`speechbrain_ser.models`. What emotion and transcript do not need (speaker head, decoder) is taken
+        out of it.
     classes : sequence of str
-        Emotion classes, in the order of the logits.
+        In the order of the logits.
     decode : callable, optional
-        CTC logits and frames to texts (:class:`speechbrain_ser.models.decoding.Decoder`). None: no transcripts; the
-        ASR head is taken out as well.
+        CTC logits and frames to texts (:class:`speechbrain_ser.models.decoding.Decoder`). None: no ASR head.
     run_opts : mapping, optional
         As in SpeechBrain: ``device`` (that of the machine by default) and ``precision`` (fp32, bf16, fp16).
     max_seconds : float
-        The longest recording that is taken, and the most seconds of a batch, padding included: they bound the memory.
+        The longest recording that is taken, and the most seconds of a batch, padding included: what bounds the memory.
     model_id : str
         By which the model's results are known; a temperature and a threshold are added to it.
     temperature : float
-        The logits are divided by it (Guo et al. 2017): above 1 the posteriors are less sure, below 1 surer. 1: as they
-        were trained.
+        The logits are divided by it (Guo et al. 2017); 1: as they were trained.
     threshold : float
         Keep silent (``emotion`` None) where the largest posterior is below it; from 0, always answer, to 1.
-
-    Raises
-    ------
-    UserError
-        For a model that recognises no emotion, an unknown option or device, a temperature or threshold out of range.
 
     Example
     -------
@@ -113,10 +106,15 @@ class EmotionRecognizer:
             raise UserError(f"expected a model that recognises emotions, found one for {', '.join(model.tasks)} alone")
         if not max_seconds > 0:
             raise UserError(f"max_seconds: expected seconds > 0, found {max_seconds!r}")
-        self.temperature, self.threshold = check_temperature(temperature), _checked_threshold(threshold)
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+            raise UserError(f"threshold: expected a number from 0 to 1, found {threshold!r}")
+        self.temperature, self.threshold = check_temperature(temperature), float(threshold)
         model.keep_tasks({"emotion", "asr"} if decode else {"emotion"})
         self.classes, self.decode, self.max_seconds = list(classes), decode, max_seconds
-        self.model_id = model_id + _settings(self.temperature, self.threshold)
+        settings = {"temperature": (self.temperature, 1.0), "threshold": (self.threshold, 0.0)}  # with their defaults
+        self.model_id = model_id + "".join(
+            f"-{s}={value:.6g}" for s, (value, usual) in settings.items() if value != usual
+        )
         self.device, self.autocast, half = _run_options(run_opts or {})
         self.max_padding = CPU_PADDING if torch.device(self.device).type == "cpu" else float("inf")
         self.model = model.eval().to(self.device)
@@ -139,7 +137,7 @@ class EmotionRecognizer:
         calibrated: bool = True,
         **options,
     ) -> "EmotionRecognizer":
-        """Load the model of a finished run, with the parameters that the run was tested with.
+        """Load a finished run, with the parameters that it was tested with.
 
         The run's YAML is executed, as every SpeechBrain YAML is: use only runs that you trust.
 
@@ -147,67 +145,53 @@ class EmotionRecognizer:
         ---------
         run_folder : str or os.PathLike
             ``results/<system>/<corpus>-<protocol>/<variant>/<fold>/<seed>``.
-        run_opts, **options
-            As :class:`EmotionRecognizer` has them: device and precision; ``max_seconds``, ``threshold``.
         transcribe : bool
             Give transcripts where the system has an ASR head; False computes none.
         calibrated : bool
             Use the temperature that was fitted on the run's validation utterances (``calibration.json``); where there
             is none, a log line says so. False: posteriors are those of the run's ``predictions.csv``.
-
-        Raises
-        ------
-        UserError
-            When the folder holds no finished run of a system that recognises emotions, or its files do not fit.
+        **options
+            ``max_seconds`` and ``threshold``, as :class:`EmotionRecognizer` has them.
         """
         trained = load_model(run_folder)
         if "emotion" not in trained.model.tasks:
             system = trained.metrics.get("system", "it")
             raise UserError(f"{run_folder}: expected a run that recognises emotions, found pre-training ({system})")
-        return cls._of(trained, trained.epoch, run_opts, transcribe, calibrated, options)
+        return cls._of(trained, trained.epoch, transcribe, calibrated, run_opts=run_opts, **options)
 
     @classmethod
     def from_package(
+        cls, source: str | os.PathLike, run_opts: Mapping[str, str] | None = None, **options
+    ) -> "EmotionRecognizer":
+        """Load a package that ``speechbrain-ser export`` wrote, with the options of :meth:`from_run`.
+
+        It says what its run says, to 1e-4. `source` is its folder, or its name on the Hugging Face hub
+        (``user/model``). Nothing of it is executed, whoever it is from: it is plain JSON and safetensors, its classes
+        are of a fixed table (:mod:`speechbrain_ser.inference.package`), and the hashes of all files are checked first.
+        """
+        return cls._of(load_package(source), None, run_opts=run_opts, **options)
+
+    @classmethod
+    def _of(
         cls,
-        source: str | os.PathLike,
-        run_opts: Mapping[str, str] | None = None,
+        learned: TrainedModel | Package,
+        epoch: int | None,
         transcribe: bool = True,
         calibrated: bool = True,
         **options,
     ) -> "EmotionRecognizer":
-        """Load a package that ``speechbrain-ser export`` wrote: it says what its run says (:meth:`from_run`), to 1e-4.
-
-        `source` is its folder, or its name on the Hugging Face hub (``user/model``). Nothing of it is executed, whoever
-        it is from: it is plain JSON and safetensors, its classes are of a fixed table
-        (:mod:`speechbrain_ser.inference.package`), and the hashes of all its files are checked first.
-
-        Raises
-        ------
-        UserError
-            Naming the file of the package, what was expected and what was found.
-        """
-        return cls._of(load_package(source), None, run_opts, transcribe, calibrated, options)
-
-    @classmethod
-    def _of(cls, learned: TrainedModel | Package, epoch: int | None, run_opts, transcribe, calibrated, options):
         decode = Decoder(learned.tokens, **learned.decoding) if transcribe and learned.tokens is not None else None
         temperature, reason = temperature_of(learned.calibration, epoch) if calibrated else (1.0, None)
         if reason is not None:
             logger.warning(f"uncalibrated: {reason}")
-        about = {"model_id": learned.digest, "temperature": temperature}
-        return cls(learned.model, learned.classes, decode, run_opts, **about, **options)
+        return cls(learned.model, learned.classes, decode, model_id=learned.digest, temperature=temperature, **options)
 
     # -------------------------------------------------------------- use
 
     def classify_file(self, path: str | os.PathLike, embedding: bool = False) -> Recognition:
-        """Recognise one recording of any format that soundfile reads, any rate and any number of channels.
+        """Recognise one recording of any format that soundfile reads; what is wrong with it is a UserError.
 
         `embedding`: also give the vector that the emotion head reads.
-
-        Raises
-        ------
-        UserError
-            Saying what is wrong with the recording.
         """
         return _sound(self.classify_files([path], embedding=embedding))
 
@@ -243,11 +227,6 @@ class EmotionRecognizer:
         """Recognise one recording of any length in overlapping windows, with the options of :meth:`timelines`.
 
         A recording of at most a window is one window, and its result is that of :meth:`classify_file`.
-
-        Raises
-        ------
-        UserError
-            Saying what is wrong with the recording, the window or the step.
         """
         return _sound(self.timelines([path], *args, **options))
 
@@ -267,11 +246,6 @@ class EmotionRecognizer:
         By default a window is about an utterance of the corpora that models are trained on (EMO-DB's mean is 2.8 s,
         IEMOCAP's 4.4 s): what it is to the model, and short enough to follow changes. A step is half a window, so that
         every moment is heard twice, and once away from a window's edge. `batch_size`: windows a batch, at most.
-
-        Raises
-        ------
-        UserError
-            For a window, a step or a batch size that cannot be.
         """
         _check_batch_size(batch_size)
         plan = plan_windows(self, duration, step)
@@ -281,12 +255,7 @@ class EmotionRecognizer:
     def window_outputs(self, wavs: Sequence[torch.Tensor]) -> tuple[np.ndarray, list[torch.Tensor] | None]:
         """Return posteriors [windows, classes] of windows [time] of a recording, and each one's CTC logits.
 
-        Logits are [frames, tokens]; None where the model does not transcribe.
-
-        Raises
-        ------
-        BadAudioError
-            When the model has no answer to one of them.
+        Logits are [frames, tokens]; None where the model does not transcribe. No answer to one is a BadAudioError.
         """
         outputs = self._outputs([self._signals(wav) for wav in wavs])
         posteriors = self._posteriors(outputs)
@@ -328,23 +297,22 @@ class EmotionRecognizer:
     def _read(self, path: str | os.PathLike) -> "_Item":
         try:
             self._check_length(duration_of(path))  # known before a recording of hours is in memory
-            return replace(self._item(load_audio(path)), path=os.fspath(path))
+            return self._item(load_audio(path), os.fspath(path))
         except Exception as error:  # whatever it is, the other recordings do not suffer from it
             words = error.words if isinstance(error, BadAudioError) else f"{type(error).__name__}: {error}"
             return _Item(os.fspath(path), error=words)
 
-    def _item(self, wav: torch.Tensor) -> "_Item":
+    def _item(self, wav: torch.Tensor, path: str | None = None) -> "_Item":
         try:
             signals = self._signals(wav)
             if wav.min() == wav.max():  # a window of a recording may well be silent
                 raise BadAudioError(SILENT)
-            return _Item(None, signals, len(wav) / SAMPLE_RATE)
+            return _Item(path, signals, len(wav) / SAMPLE_RATE)
         except BadAudioError as defect:
-            return _Item(error=defect.words)
+            return _Item(path, error=defect.words)
 
     @torch.inference_mode()
     def _signals(self, wav: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the model reads of a waveform [time]."""
         self._check_length(len(wav) / SAMPLE_RATE)
         if not wav.isfinite().all():
             raise BadAudioError("NaN or infinite samples (expected finite ones)")
@@ -352,30 +320,33 @@ class EmotionRecognizer:
 
     def _check_length(self, seconds: float) -> None:
         self._check_least(seconds)
-        most = None
         if seconds > self.max_seconds:
             most = f"expected at most max_seconds, {self.max_seconds:g} s"
         elif self.longest and seconds * SAMPLE_RATE > self.longest:
             most = f"the model's Whisper encodes at most {self.longest / SAMPLE_RATE:g} s"
-        if most is not None:
-            anyway = "--window takes recordings of any length, as does EmotionRecognizer.timeline"
-            raise BadAudioError(f"too long: {seconds:.1f} s ({most}; {anyway})")
+        else:
+            return
+        anyway = "--window takes recordings of any length, as does EmotionRecognizer.timeline"
+        raise BadAudioError(f"too long: {seconds:.1f} s ({most}; {anyway})")
 
     def _check_least(self, seconds: float) -> None:
         least = self.model.min_samples / SAMPLE_RATE
         if seconds < least:
-            found, expected = f"{1000 * seconds:.1f} ms", f"expected at least {1000 * least:.1f} ms, which make a frame"
-            raise BadAudioError(f"too short: {found} ({expected})")
+            expected = f"expected at least {1000 * least:.1f} ms, which make a frame"
+            raise BadAudioError(f"too short: {1000 * seconds:.1f} ms ({expected})")
 
     def _classify(self, items: list["_Item"], batch_size: int, embedding: bool) -> list[Recognition]:
-        """Results in the order of the items."""
         found = [Recognition(item.path, error=item.error) for item in items]
         for batch in _batches([item.seconds for item in items], batch_size, self.max_seconds, self.max_padding):
             outputs, nothing = self._outputs([items[k].signals for k in batch]), [None] * len(batch)
             texts = self.decode(outputs["asr"], outputs["frames"]) if self.decode else nothing
             vectors = outputs["embedding"].float().cpu() if embedding else nothing
-            for k, *of_one in zip(batch, self._posteriors(outputs), texts, vectors, strict=True):
-                found[k] = self._result(items[k].path, *of_one)
+            for k, posterior, text, vector in zip(batch, self._posteriors(outputs), texts, vectors, strict=True):
+                if posterior.isfinite().all():
+                    posteriors = dict(zip(self.classes, posterior.tolist(), strict=True))
+                    found[k] = Recognition(items[k].path, self.emotion_of(posterior), posteriors, text, vector)
+                else:
+                    found[k] = Recognition(items[k].path, error=NOT_FINITE_OUTPUT)
         return found
 
     @torch.inference_mode()
@@ -385,14 +356,7 @@ class EmotionRecognizer:
             return self.model(**inputs)
 
     def _posteriors(self, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """[batch, classes], on the CPU."""
-        return (outputs["emotion"].float() / self.temperature).softmax(-1).cpu()
-
-    def _result(self, path: str | None, posterior: torch.Tensor, text: str | None, vector) -> Recognition:
-        if not posterior.isfinite().all():
-            return Recognition(path, error=NOT_FINITE_OUTPUT)
-        posteriors = dict(zip(self.classes, posterior.tolist(), strict=True))
-        return Recognition(path, self.emotion_of(posterior), posteriors, text, vector)
+        return (outputs["emotion"].float() / self.temperature).softmax(-1).cpu()  # [batch, classes]
 
 
 @dataclass(frozen=True)
@@ -412,10 +376,6 @@ def _batches(
 
     A batch lasts no more than `max_seconds` with its padding, and none of it has more than `max_padding` seconds.
 
-    Example
-    -------
-    >>> list(_batches([1.0, 9.0, 0.0, 2.0, 5.0, 1.5], 3, 10.0))
-    [[1], [4, 3], [5, 0]]
     >>> list(_batches([1.0, 9.0, 0.0, 2.0, 5.0, 1.5], 3, 10.0, max_padding=1.0))
     [[1], [4], [3, 5, 0]]
     """
@@ -439,24 +399,6 @@ def _sound(results: Iterable[Recognition | Timeline]) -> Recognition | Timeline:
 def _check_batch_size(batch_size: int) -> None:
     if not isinstance(batch_size, int) or batch_size < 1:
         raise UserError(f"batch_size: expected a whole number >= 1, found {batch_size!r}")
-
-
-def _checked_threshold(threshold: float) -> float:
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
-        raise UserError(f"threshold: expected a number from 0 to 1, found {threshold!r}")
-    return float(threshold)
-
-
-def _settings(temperature: float, threshold: float) -> str:
-    """What changes results of the same parameters.
-
-    Example
-    -------
-    >>> _settings(1.3712, 0.6), _settings(1.0, 0.0)
-    ('-temperature=1.3712-threshold=0.6', '')
-    """
-    found = {"temperature": (temperature, 1.0), "threshold": (threshold, 0.0)}
-    return "".join(f"-{name}={value:.6g}" for name, (value, default) in found.items() if value != default)
 
 
 def _run_options(run_opts: Mapping[str, str]) -> tuple[str, TorchAutocast, torch.dtype | None]:

@@ -1,6 +1,7 @@
 """A recording of any length: windows, their posteriors and logits joined, segments and phrases made of them."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain, groupby, islice, pairwise, repeat
@@ -20,6 +21,7 @@ WINDOW = 4.0  # seconds, by default
 LEAST_STEP = 0.1  # seconds
 MOST_STRETCHES = 32_768  # of a waveform in a picture
 WORD_STARTS = "▁"  # of a SentencePiece token
+ASIDE = {"repr": False, "compare": False}
 
 
 @dataclass(frozen=True)
@@ -43,15 +45,7 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Emotions and words of a recording over time, or why there are none. Times are in seconds.
-
-    Example
-    -------
-    >>> segments = [Segment(0.0, 4.0, "sad", {"sad": 0.9, "happy": 0.1}), Segment(4.0, 5.5, "happy", {})]
-    >>> timeline = Timeline("a.wav", 5.5, segments=segments, phrases=[Phrase(0.2, 1.5, "NEIN"), Phrase(4.1, 5.0, "JA")])
-    >>> timeline.transcript, [timeline.text_of(segment) for segment in segments]
-    ('NEIN JA', ['NEIN', 'JA'])
-    """
+    """Emotions and words of a recording over time, or why there are none. Times are in seconds."""
 
     path: str
     duration: float = 0.0
@@ -60,13 +54,10 @@ class Timeline:
     segments: list[Segment] = field(default_factory=list)  # from 0 to `duration`, without gaps
     phrases: list[Phrase] | None = None  # in order; None where the model does not transcribe
     classes: list[str] = field(default_factory=list)  # in the order of the posteriors' columns
-    edges: np.ndarray = field(default_factory=lambda: np.zeros(1), repr=False, compare=False)  # [steps + 1] of steps
-    posteriors: np.ndarray = field(
-        default_factory=lambda: np.zeros((0, 0)), repr=False, compare=False
-    )  # [steps, class]
-    envelope: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)), repr=False, compare=False)
-    # [stretches, lowest and highest sample], of stretches of the waveform that last so long, for a picture
-    envelope_step: float = field(default=0.01, repr=False, compare=False)
+    edges: np.ndarray = field(default_factory=lambda: np.zeros(1), **ASIDE)  # [steps + 1], of steps
+    posteriors: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)), **ASIDE)  # [steps, classes]
+    envelope: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)), **ASIDE)  # for a picture: [stretches, 2],
+    envelope_step: float = field(default=0.01, **ASIDE)  # lowest and highest sample of stretches that last so long
     error: str | None = None  # None where all is well
 
     @property
@@ -80,17 +71,18 @@ class Timeline:
 
     def to_dict(self) -> dict:
         """Return plain data: all but the envelope, posteriors rounded to six digits; words where there are any."""
+
+        def plain(segment: Segment) -> dict:
+            words = {} if self.phrases is None else {"transcript": self.text_of(segment)}
+            return asdict(segment) | {"posteriors": {c: round(p, 6) for c, p in segment.posteriors.items()}} | words
+
         content = {"path": self.path, "duration": self.duration, "window": self.window, "step": self.step}
-        content["segments"] = [self._plain(segment) for segment in self.segments]
+        content["segments"] = [plain(segment) for segment in self.segments]
         if self.phrases is not None:
             content["phrases"] = [asdict(phrase) for phrase in self.phrases]
         columns = zip(self.classes, self.posteriors.T.round(6).tolist(), strict=True)
         content["steps"] = {"edges": self.edges.tolist(), "posteriors": dict(columns)}
         return content
-
-    def _plain(self, segment: Segment) -> dict:
-        words = {} if self.phrases is None else {"transcript": self.text_of(segment)}
-        return asdict(segment) | {"posteriors": {c: round(p, 6) for c, p in segment.posteriors.items()}} | words
 
 
 # ------------------------------------------------------------------ the waveform
@@ -100,23 +92,18 @@ def stream_audio(path: str | os.PathLike, block_seconds: float = 10.0) -> Iterat
     """Read a recording of any rate, format and channel count in blocks [time]: float32, 16 kHz, channels averaged.
 
     No more than a block of `block_seconds` is held. Joined they equal :func:`speechbrain_ser.data.batches.load_audio`.
-
-    Raises
-    ------
-    BadAudioError
-        When the recording cannot be read (to its end).
+    A recording that cannot be read to its end is a BadAudioError.
     """
     try:
         with soundfile.SoundFile(sound_name(path)) as sound:
             blocks = sound.blocks(max(1, round(block_seconds * sound.samplerate)), dtype="float32", always_2d=True)
             mono = (torch.from_numpy(block).T.mean(0) for block in blocks)  # as load_audio has it: (channels, time)
-            yield from mono if sound.samplerate == SAMPLE_RATE else resampled(mono, sound.samplerate)
+            yield from mono if sound.samplerate == SAMPLE_RATE else _resampled(mono, sound.samplerate)
     except (soundfile.SoundFileError, OSError) as error:
         raise BadAudioError(UNREADABLE, str(error)) from error
 
 
-def resampled(blocks: Iterable[torch.Tensor], rate: int) -> Iterator[torch.Tensor]:
-    """Resample blocks [time] of a waveform to 16 kHz: the samples are those of one piece, only their blocks differ."""
+def _resampled(blocks: Iterable[torch.Tensor], rate: int) -> Iterator[torch.Tensor]:
     stream = soxr.ResampleStream(rate, SAMPLE_RATE, num_channels=1, dtype="float32", quality=QUALITY)
     for block in blocks:
         yield torch.from_numpy(stream.resample_chunk(block.numpy()))
@@ -124,37 +111,20 @@ def resampled(blocks: Iterable[torch.Tensor], rate: int) -> Iterator[torch.Tenso
 
 
 def outlined(blocks: Iterable[torch.Tensor], stretch: int, ends: list[np.ndarray]) -> Iterator[torch.Tensor]:
-    """Pass on blocks [time]; the lowest and the highest sample of every `stretch` samples go to `ends`.
+    """Pass on blocks [time]; the lowest and the highest sample of every `stretch` samples go to `ends`."""
 
-    Example
-    -------
-    >>> ends = []
-    >>> sum(len(block) for block in outlined([torch.arange(5.0), torch.arange(5.0, 11.0)], 4, ends))
-    11
-    >>> np.concatenate(ends).tolist()
-    [[0.0, 3.0], [4.0, 7.0], [8.0, 10.0]]
-    """
+    def keep(stretches: np.ndarray) -> None:
+        ends.append(np.stack([stretches.min(1), stretches.max(1)], 1))
+
     rest = np.zeros(0, np.float32)
     for block in blocks:
         samples = np.concatenate([rest, block.numpy()])
         whole = len(samples) // stretch * stretch
-        ends.append(_ends(samples[:whole].reshape(-1, stretch)))
+        keep(samples[:whole].reshape(-1, stretch))
         rest = samples[whole:].copy()
         yield block
     if len(rest):
-        ends.append(_ends(rest[None]))
-
-
-def _ends(stretches: np.ndarray) -> np.ndarray:
-    return np.stack([stretches.min(1), stretches.max(1)], 1)
-
-
-def _stretch(samples: float) -> int:
-    """How many samples of so many are drawn as one: 10 ms, or more of a recording that lasts minutes."""
-    stretch = 160
-    while samples >= stretch * MOST_STRETCHES:
-        stretch *= 2
-    return stretch
+        keep(rest[None])
 
 
 # ------------------------------------------------------------------ windows
@@ -167,15 +137,8 @@ class WindowPlan:
     The last one is shifted, not shortened, so that it ends with the recording: a model that was trained on whole
     utterances hears no scrap of one. A recording of at most `duration` is one window.
 
-    Arguments
-    ---------
-    duration : int
-        Samples of a window.
-    step : int
-        Samples from one window's start to the next one's, at most `duration`.
-    grid : int
-        Windows start at multiples of it: the frames of all of them then stand in one row. Starts are rounded down;
-        that of the last window up, which makes it shorter by less than `grid`.
+    Windows start at multiples of `grid`: the frames of all of them then stand in one row. Starts are rounded down; that
+    of the last window up, which makes it shorter by less than `grid`.
 
     Example
     -------
@@ -184,9 +147,9 @@ class WindowPlan:
     [(0, 40), (16, 56), (40, 80), (56, 90)]
     """
 
-    duration: int
-    step: int
-    grid: int = 1
+    duration: int  # samples
+    step: int  # samples from one window's start to the next one's, at most `duration`
+    grid: int = 1  # samples
 
     @property
     def seconds(self) -> tuple[float, float]:
@@ -194,10 +157,7 @@ class WindowPlan:
         return self.duration / SAMPLE_RATE, self.step / SAMPLE_RATE
 
     def cut(self, blocks: Iterable[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
-        """Cut blocks [time] into windows: first sample and [time] of each, as soon as it is complete.
-
-        No more than a window and a block are held.
-        """
+        """Cut blocks [time] into windows: first sample and [time] of each. No more than one and a block are held."""
         held, first, n = torch.zeros(0), 0, 0  # the waveform from sample `first`; how many windows were given
         for block in blocks:
             held = torch.cat([held, block])
@@ -220,13 +180,12 @@ class WindowPlan:
 def plan_windows(recognizer, duration: float, step: float | None) -> WindowPlan:
     """Return where a recogniser's windows of `duration` seconds lie, one every `step` seconds (half of it by default).
 
-    Raises
-    ------
-    UserError
-        For windows shorter than its model takes or longer than its ``max_seconds``, or a step that would leave gaps.
+    Windows that its model or ``max_seconds`` does not allow are a UserError, as is a step that would leave gaps.
     """
     step = duration / 2 if step is None else step
-    grid = _samples_a_frame(recognizer.model) if recognizer.decode else 1
+    grid = 1
+    if recognizer.decode:  # samples from frame to frame: so many lengths give exactly one
+        grid = int((recognizer.model.frame_counts(torch.arange(SAMPLE_RATE)) == 1).sum())
     least = max(LEAST_STEP, (recognizer.model.min_samples + grid) / SAMPLE_RATE)
     if not least <= duration <= recognizer.max_seconds:
         most = f"max_seconds, {recognizer.max_seconds:g} s"
@@ -234,11 +193,6 @@ def plan_windows(recognizer, duration: float, step: float | None) -> WindowPlan:
     if not LEAST_STEP <= step <= duration:
         raise UserError(f"step: expected {LEAST_STEP:g} s to the window's {duration:g} s, found {step:g} s")
     return WindowPlan(round(duration * SAMPLE_RATE), round(step * SAMPLE_RATE), grid)
-
-
-def _samples_a_frame(model) -> int:
-    """From one frame of the encoder to the next: so many lengths give exactly one frame."""
-    return int((model.frame_counts(torch.arange(SAMPLE_RATE)) == 1).sum())
 
 
 # ------------------------------------------------------------------ emotions
@@ -249,9 +203,8 @@ def step_posteriors(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Average the posteriors of windows over steps: each counts for as much of a step as its window covers.
 
-    `spans` are the first sample of each window and the first one after it, `posteriors` [windows, classes], `step` so
-    many samples. Returned are the samples at which steps begin and the last one ends, with the last window [steps + 1],
-    and [steps, classes].
+    `spans` are the first sample of each window and the first one after it, `posteriors` [windows, classes]. Returned
+    are the samples at which steps begin, and at which the last one ends [steps + 1], and posteriors [steps, classes].
 
     Example
     -------
@@ -273,7 +226,7 @@ def step_posteriors(
 def merge_steps(
     edges: np.ndarray, posteriors: np.ndarray, classes: Sequence[str], emotion_of: Callable[[np.ndarray], str | None]
 ) -> list[Segment]:
-    """Merge neighbouring steps of the same emotion. Posteriors are means over time: a shorter step counts for less.
+    """Merge neighbouring steps of the same emotion; posteriors are means over time.
 
     `edges` are [steps + 1] seconds, `posteriors` [steps, classes]; `emotion_of` gives the emotion of one [classes].
 
@@ -301,10 +254,9 @@ def merge_steps(
 def join_logits(windows: Iterable[tuple[int, torch.Tensor]], blank: int = 0) -> Iterator[torch.Tensor]:
     """Take each frame from the window in which it is most central; what is joined goes out at once.
 
-    Windows overlap, and what stands at a window's edge was heard without what is beside it. So half of an overlap is
-    taken from the window before, half from the one after. Near its middle the joint is laid where both windows hear
-    the blank: there no token is cut in two, and none is heard on both sides of the joint, or on neither, because the
-    windows place it a frame apart.
+    Half of an overlap is taken from the window before, half from the one after. Near its middle the joint is laid where
+    both windows hear the blank: there no token is cut in two, and none is heard on both sides of the joint, or on
+    neither, because the windows place it a frame apart.
 
     Of each window, `windows` has the first frame, counted from the recording's, and the logits [frames, tokens]. As
     many [frames, tokens] come out: the row's next frames.
@@ -342,18 +294,9 @@ def _joint(start: int, logits: torch.Tensor, next_start: int, next_logits: torch
 class PhraseCutter:
     """Cuts at pauses: stretches of frames whose likeliest token is the blank or the mark between words.
 
-    What goes on without a pause for too long is cut at a word's end, if there is one, else at its longest silence.
-
-    Arguments
-    ---------
-    decode : Decoder
-        Logits to text (:class:`speechbrain_ser.models.decoding.Decoder`); its ``tokens`` spell them.
-    frame_seconds : float
-        From frame to frame.
-    min_pause : float
-        Seconds of a pause. Within a phrase CTC is blank between letters too, for as long as a vowel lasts.
-    max_phrase : float
-        Seconds of a phrase at most.
+    What goes on without a pause for more than `max_phrase` seconds is cut at a word's end, if there is one, else at its
+    longest silence. A pause lasts `min_pause` seconds: within a phrase CTC is blank between letters too, for as long as
+    a vowel lasts. `decode` is a :class:`speechbrain_ser.models.decoding.Decoder`, `frame_seconds` from frame to frame.
 
     Example
     -------
@@ -373,10 +316,7 @@ class PhraseCutter:
         self.divides = torch.tensor([label == WORD or label.startswith(WORD_STARTS) for label in labels])
 
     def cut(self, rows: Iterable[torch.Tensor]) -> Iterator[Phrase]:
-        """Cut rows of frames [frames, tokens], which follow one another; a single row is one phrase, as it is.
-
-        No more than a row and a phrase are held.
-        """
+        """Cut rows [frames, tokens], of which a single one is one phrase. No more than a row and a phrase are held."""
         rows = iter(rows)
         begin = list(islice(rows, 2))
         if len(begin) == 1:  # a recording of one window is decoded as any recording is
@@ -396,11 +336,11 @@ class PhraseCutter:
                 if (stop := self._end_of_phrase(best)) is not None:
                     yield from self._phrase(frame, held[:stop])
                     said = int(best[stop - 1])
-        if spoken := (~self.silent[held.argmax(-1)]).nonzero().flatten().tolist():
+        if spoken := self._spoken(held):
             yield from self._phrase(frame, held[: spoken[-1] + 1])
 
     def _end_of_phrase(self, best: torch.Tensor) -> int | None:
-        """How many of the frames' likeliest tokens, the first of them speech, make a phrase; None: yet to be seen."""
+        """How many of the likeliest tokens, the first of them speech, make a phrase; None: yet to be seen."""
         pauses = list(_stretches(self.silent[best]))
         if (end := next((start for start, stop in pauses if stop - start >= self.min_pause), None)) is not None:
             return end
@@ -414,11 +354,14 @@ class PhraseCutter:
         return max((p for p in pauses if p[0] <= self.max_phrase), key=rank, default=(self.max_phrase, 0))[0]
 
     def _phrase(self, first: int, logits: torch.Tensor) -> list[Phrase]:
-        """Frames from `first` on as a phrase, when they spell one: from their first speech to their last."""
+        """From their first speech to their last, when they spell any."""
         (text,) = self.decode(logits[None], torch.tensor([len(logits)]))
-        spoken = (~self.silent[logits.argmax(-1)]).nonzero().flatten().tolist() or [0, len(logits) - 1]
+        spoken = self._spoken(logits) or [0, len(logits) - 1]
         start, end = ((first + frame) * self.frame_seconds for frame in (spoken[0], spoken[-1] + 1))
         return [Phrase(round(start, 3), round(end, 3), text)] if text else []
+
+    def _spoken(self, logits: torch.Tensor) -> list[int]:
+        return (~self.silent[logits.argmax(-1)]).nonzero().flatten().tolist()
 
 
 def _first(mask: torch.Tensor) -> int:
@@ -445,14 +388,11 @@ def follow(
     """Return the timeline of one recording, which lasts so many `seconds`, as its header says.
 
     Held at a time are a block of the recording, a batch of windows and a phrase's logits; kept are posteriors a step,
-    phrases and an outline of the waveform.
-
-    Raises
-    ------
-    BadAudioError
-        When the recording cannot be read to its end, or the model has no answer to it.
+    phrases and an outline of the waveform. What cannot be read to its end, or has no answer, is a BadAudioError.
     """
-    stretch = _stretch(seconds * SAMPLE_RATE)
+    stretch = 160  # samples that are drawn as one: 10 ms, or more of a recording that lasts minutes
+    while seconds * SAMPLE_RATE >= stretch * MOST_STRETCHES:
+        stretch *= 2
     ends, spans, posteriors = [], [], []
     windows = plan.cut(outlined(stream_audio(path), stretch, ends))
     format_of_bar = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
@@ -473,20 +413,10 @@ def follow(
             phrases = list(cutter.cut(join_logits(heard(), recognizer.decode.tokens.blank)))
         else:
             phrases = None
-            for _ in heard():
-                pass
+            deque(heard(), maxlen=0)
     edges, posteriors = step_posteriors(spans, posteriors, plan.step)
     edges = edges / SAMPLE_RATE
-    return Timeline(
-        path=os.fspath(path),
-        duration=float(edges[-1]),
-        window=plan.seconds[0],
-        step=plan.seconds[1],
-        segments=merge_steps(edges, posteriors, recognizer.classes, recognizer.emotion_of),
-        phrases=phrases,
-        classes=list(recognizer.classes),
-        edges=edges,
-        posteriors=posteriors,
-        envelope=np.concatenate(ends),
-        envelope_step=stretch / SAMPLE_RATE,
-    )
+    segments = merge_steps(edges, posteriors, recognizer.classes, recognizer.emotion_of)
+    duration, (window, step), classes = float(edges[-1]), plan.seconds, list(recognizer.classes)
+    outline = {"envelope": np.concatenate(ends), "envelope_step": stretch / SAMPLE_RATE}
+    return Timeline(os.fspath(path), duration, window, step, segments, phrases, classes, edges, posteriors, **outline)

@@ -34,20 +34,10 @@ POSTERIORS, SEGMENTS, WAVEFORM = (0.0, 1.0), (1.06, 1.4), (1.46, 2.26)
 
 
 def plot_timeline(timeline: Timeline) -> Figure:
-    """Draw waveform, segments of one emotion, stacked posteriors and, where there are any, words of a sound recording.
+    """Draw waveform, segments of one emotion, stacked posteriors and, where there are any, words.
 
     Up to a minute and a half is one row. What is longer goes on in the next row: a minute a row where there are words,
     as many as make a dozen rows where there are none, or more than :data:`MOST_WORDS` seconds.
-
-    Example
-    -------
-    >>> from speechbrain_ser.inference.timeline import Segment
-    >>> segments = [Segment(0.0, 4.0, "sad", {}), Segment(4.0, 95.0, None, {})]
-    >>> posteriors = np.array([[0.7, 0.3], [0.5, 0.5]])
-    >>> timeline = Timeline("a.wav", 95.0, segments=segments, classes=["sad", "happy"],
-    ...                     edges=np.array([0.0, 4.0, 95.0]), posteriors=posteriors)
-    >>> len(plot_timeline(timeline).axes)
-    2
     """
     has_words = bool(timeline.phrases) and timeline.duration <= MOST_WORDS
     seconds = timeline.duration

@@ -30,17 +30,17 @@ class TrainedModel:
 
     @property
     def digest(self) -> str:
-        """16 hexadecimal digits of the parameters, by which the model's results are known."""
+        """By which the model's results are known."""
         return sha256(self.parameters)[:16]
 
     @property
     def classes(self) -> list[str]:
-        """Emotion classes, in the order of the logits."""
+        """In the order of the logits."""
         return read_json(self.folder / "save" / "classes.json")
 
     @property
     def tokens(self):
-        """What its ASR head spells with; None where it has none."""
+        """What the ASR head spells with; None where there is none."""
         path = self.folder / "save" / "tokens.json"
         try:
             return load_tokens(path) if "asr" in self.model.heads else None
@@ -54,7 +54,7 @@ class TrainedModel:
 
     @property
     def calibration(self) -> dict | None:
-        """The content of its calibration.json, where there is one."""
+        """Its calibration.json, where there is one."""
         return read_calibration(self.folder)
 
     @property
@@ -67,11 +67,6 @@ def load_model(run_folder: str | os.PathLike) -> TrainedModel:
     """Load the model of a finished run: ``results/<system>/<corpus>-<protocol>/<variant>/<fold>/<seed>``.
 
     The run's ``hyperparams.yaml`` is executed, as every SpeechBrain YAML is: load only runs that you trust.
-
-    Raises
-    ------
-    UserError
-        When the folder holds no finished run, or its model cannot be built or filled.
     """
     folder = finished(run_folder)
     metrics = read_json(folder / "metrics.json")
@@ -109,7 +104,7 @@ def read_yaml(path: Path) -> dict:
 
 
 def _build(tree: dict, path: Path) -> nn.Module:
-    """The line `model` and what it refers to: no optimiser, no Brain, and no seed for the whole program."""
+    """Build the line `model` alone, with what it refers to: no optimiser, no Brain, no seed for the whole program."""
     yaml = ruamel.yaml.YAML()
     yaml.width = 10_000
     stream = io.StringIO()
