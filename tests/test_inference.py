@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 import random
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,8 @@ from speechbrain_ser.data.batches import load_audio
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.inference.recognizer import LOOK_AHEAD, EmotionRecognizer
 from speechbrain_ser.inference.trained import load_model
+
+from .conftest import ROOT
 
 CPU = {"device": "cpu"}
 STAGE_2 = ["--pretrain=False", "--fold=03", "--pooling=sum"]
@@ -58,6 +62,14 @@ def assert_equal(found, row):
     expected = {c.removeprefix("posterior_"): p for c, p in row.items() if c.startswith("posterior_")}
     assert found.posteriors == pytest.approx(expected, abs=1e-4)
     assert found.transcript == (row["hypothesis"] if "hypothesis" in row else None)
+
+
+def test_the_recognizer_needs_no_library_of_figures_and_metrics():
+    code = (
+        "import sys, speechbrain_ser.inference.recognizer; print({'matplotlib', 'sklearn', 'jiwer'} & {*sys.modules})"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
 
 
 # ------------------------------------------------------------------ as training's own test
@@ -158,7 +170,7 @@ def test_a_timeline_of_one_window_is_the_recording(run_of, wavs, name):
 
 @pytest.fixture(scope="module")
 def odd(wavs, tmp_path_factory):
-    """Recordings of every kind; None where a result is expected, else what the error says."""
+    """Recordings of every kind, and what the error says of each; None where a result is expected."""
     folder = tmp_path_factory.mktemp("odd")
     speech, rate = soundfile.read(sorted(wavs.iterdir())[0])
     soundfile.write(folder / "stereo.flac", np.stack([speech[::2], speech[::2]], 1), rate // 2)
@@ -189,10 +201,7 @@ def test_odd_recordings_do_not_stop_the_others(run_of, odd, wavs, name):
     assert [result.path for result in found.values()] == list(map(str, paths))
     for file, said in errors.items():
         result = found[file]
-        if said is None:
-            assert result.error is None and sum(result.posteriors.values()) == pytest.approx(1)
-        else:
-            assert said in result.error and result.emotion is None and not result.posteriors
+        assert (said in result.error and result.posteriors == {}) if said else result.error is None
     alone = recognizer.classify_file(plain)
     for result in (found["plain"], found["eight.wav"]):  # eight equal channels are the one
         assert result.emotion == alone.emotion and result.transcript == alone.transcript
@@ -210,8 +219,6 @@ def test_waveforms_that_give_no_result(run_of):
     (alone,) = recognizer.classify_batch(wavs[0, :14_000])
     assert good.posteriors == pytest.approx(alone.posteriors, abs=1e-4) and good.transcript == alone.transcript
     assert "NaN or infinite" in bad.error and short.error.startswith("too short: 12.5 ms")
-    (silent,) = recognizer.classify_batch(torch.zeros(1, 20_000))
-    assert silent.error.startswith("silent: all samples are the same")
     (long,) = recognizer.classify_batch(torch.randn(1, 32_001))
     assert long.error.startswith("too long")
     loud, other = recognizer.classify_batch(torch.stack([1e37 * wavs[0], wavs[0]]), torch.tensor([0.7, 0.7]))
@@ -274,9 +281,3 @@ def test_the_same_parameters_have_one_name(run_of, tmp_path):
 def test_wrong_options(run_of, options, said):
     with pytest.raises(UserError, match=said):
         EmotionRecognizer.from_run(run_of("fu"), **options)
-
-
-def test_wrong_batch_size(run_of):
-    for batch_size in (0, 2.5):
-        with pytest.raises(UserError, match="batch_size"):
-            EmotionRecognizer.from_run(run_of("fu"), CPU).classify_files([], batch_size)

@@ -172,18 +172,6 @@ def results_file(path: str | os.PathLike, origin: str) -> Iterator[ResultsFile]:
     """Open a file of results, locked against other processes; its folder is made where there is none.
 
     One that holds other things, or records of another origin (:func:`origin_of`), is a UserError and stays as it is.
-
-    Example
-    -------
-    >>> path, record = getfixture("tmp_path") / "results.json", {"path": "a.wav", "model": "c0ffee"}
-    >>> with results_file(path, origin_of(record)) as results:
-    ...     results.add(record)
-    >>> _ = path.write_text(path.read_text() + '{"path": "b.w')  # a process that was killed
-    >>> with results_file(path, origin_of(record)) as results:
-    ...     results.done
-    {'a.wav'}
-    >>> print(path.read_text(), end="")
-    {"path": "a.wav", "model": "c0ffee"}
     """
     path = Path(path)
     with contextlib.ExitStack() as stack:

@@ -173,12 +173,7 @@ class EmotionRecognizer:
 
     @classmethod
     def _of(
-        cls,
-        learned: TrainedModel | Package,
-        epoch: int | None,
-        transcribe: bool = True,
-        calibrated: bool = True,
-        **options,
+        cls, learned: TrainedModel | Package, epoch: int | None, transcribe=True, calibrated=True, **options
     ) -> "EmotionRecognizer":
         decode = Decoder(learned.tokens, **learned.decoding) if transcribe and learned.tokens is not None else None
         temperature, reason = temperature_of(learned.calibration, epoch) if calibrated else (1.0, None)
