@@ -72,9 +72,6 @@ def test_the_recognizer_needs_no_library_of_figures_and_metrics():
     assert found.stdout.strip() == "set()"
 
 
-# ------------------------------------------------------------------ as training's own test
-
-
 @pytest.mark.parametrize("name", ["cai", "ha", "fu", "fu, waveforms", "hsu", "probe"])
 def test_equals_the_runs_own_predictions_in_any_batch_and_order(run_of, wavs, name):
     folder = run_of(name)
@@ -96,9 +93,7 @@ def test_equals_the_runs_own_predictions_in_any_batch_and_order(run_of, wavs, na
 def test_half_precision_is_near_in_any_batch(run_of, wavs):
     """bf16, with weights that are stored so."""
     recognizer = EmotionRecognizer.from_run(run_of("cai"), CPU | {"precision": "bf16"})
-    layer = recognizer.model.encoder.model.encoder.layers[0]
-    assert layer.feed_forward.output_dense.weight.dtype == torch.bfloat16
-    assert layer.final_layer_norm.weight.dtype == recognizer.model.heads["emotion"].weight.dtype == torch.float32
+    assert recognizer.model.encoder.model.encoder.layers[0].feed_forward.output_dense.weight.dtype == torch.bfloat16
     paths = sorted(wavs.iterdir())[:8]
 
     def embeddings(recognizer, batch_size):
@@ -158,14 +153,9 @@ def test_a_timeline_of_one_window_is_the_recording(run_of, wavs, name):
     assert (segment.start, segment.end) == (0.0, found.duration) == (0.0, len(load_audio(path)) / 16_000)
     assert segment.emotion == expected.emotion and found.transcript == expected.transcript
     assert segment.posteriors == pytest.approx(expected.posteriors, abs=1e-4)
-    for row in found.posteriors:
-        assert row == pytest.approx(list(expected.posteriors.values()), abs=1e-4)
     one, many = (recognizer.timeline(path, 0.8, 0.3, batch_size=n) for n in (1, 4))
     assert len(one.posteriors) > 3 and one.posteriors == pytest.approx(many.posteriors, abs=1e-4)
     assert one.phrases == many.phrases and (one.phrases is None) == (recognizer.decode is None)
-
-
-# ------------------------------------------------------------------ recordings
 
 
 @pytest.fixture(scope="module")
@@ -242,9 +232,6 @@ def test_no_more_is_read_than_asked_for(run_of, wavs):
     sizes.clear()
     recognizer.max_seconds = soundfile.info(path).duration  # one at a time
     assert [r.error for r in recognizer.classify_files([path] * 3)] == [None] * 3 and [n for n, _ in sizes] == [1] * 3
-
-
-# ------------------------------------------------------------------ wrong input
 
 
 def test_a_run_that_cannot_be_used(run_of, tmp_path):

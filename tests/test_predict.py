@@ -59,9 +59,6 @@ def predict(run_folder, capfd):
     return run
 
 
-# ------------------------------------------------------------------ what is found
-
-
 def test_files_folders_and_subfolders(recordings, monkeypatch):
     names = [Path(path).name for path in find_recordings([str(recordings)])]
     assert names == ["0.wav", "1.wav", "2.wav", "3.wav", "bad.wav"]
@@ -77,9 +74,6 @@ def test_files_folders_and_subfolders(recordings, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
     with pytest.raises(UserError, match="empty list on standard input"):
         find_recordings(["-"])
-
-
-# ------------------------------------------------------------------ what is printed
 
 
 def test_results_are_the_recognizers(predict, recordings, run_folder):
@@ -130,9 +124,6 @@ def test_as_a_program(recordings, run_folder):
     process.stdout.close()
     process.communicate(os.fsencode(recordings / "0.wav"))
     assert process.returncode == 1
-
-
-# ------------------------------------------------------------------ what is written, and gone on with
 
 
 @pytest.mark.parametrize("name", ["results.csv", "results.json"])
@@ -274,9 +265,6 @@ def test_textgrids_and_pictures_resume_and_overwrite_nothing(predict, recordings
     assert [path for path, then in before.items() if path.stat().st_mtime_ns != then] == [lost]
     _, said = predict(*words, "--window=3", status=2)
     assert "windows of 4 s every 2 s" in said and "windows of 3 s every 1.5 s" in said
-
-
-# ------------------------------------------------------------------ what is refused
 
 
 @pytest.mark.parametrize(

@@ -51,9 +51,6 @@ def long_recording(wavs, tmp_path_factory):
     return path
 
 
-# ------------------------------------------------------------------ blocks and windows
-
-
 @pytest.mark.parametrize(
     ("rate", "channels", "samples"),
     [(8_000, 1, 33_333), (44_100, 2, 100_001), (16_000, 8, 50_000), (11_025, 3, 12_345), (44_100, 1, 7)],
@@ -92,9 +89,6 @@ def test_windows_cover_everything_in_order(duration, step, grid):
         assert len(windows) == 1 or total > duration
         for (start, stop, _), (next_start, next_stop, _) in pairwise(windows):
             assert start <= next_start <= max(stop, start + step) and next_stop > stop
-
-
-# ------------------------------------------------------------------ words
 
 
 class Scripted(nn.Module):
@@ -195,9 +189,6 @@ def test_what_is_held_of_a_speech_is_bounded(kind):
         assert " ".join(phrase.text for phrase in phrases) == whole and len(phrases) > 10
 
 
-# ------------------------------------------------------------------ the whole
-
-
 def test_odd_recordings_say_what_they_say_whole(recognizer_of, odd):
     folder, errors = odd
     recognizer = recognizer_of("cai", max_seconds=10.0)
@@ -271,9 +262,6 @@ def test_wrong_windows(options, said):
     recognizer = EmotionRecognizer(Scripted(), CLASSES, None, CPU)
     with pytest.raises(UserError, match=said):
         recognizer.timelines([], **options)
-
-
-# ------------------------------------------------------------------ what is written
 
 
 def made(path="x/a.wav", seconds=12.5, phrases=True) -> Timeline:
