@@ -42,16 +42,7 @@ class Bins(NamedTuple):
 
 
 def reliability_bins(confidence: Sequence[float], right: Sequence[bool], bins: int = BINS) -> Bins:
-    """Sort utterances by their largest posterior into bins of equal width that include their upper ends.
-
-    Example
-    -------
-    >>> found = reliability_bins([0.9, 0.8, 0.4], [True, False, True], bins=2)
-    >>> found.counts.tolist(), found.confidence.round(2).tolist(), found.accuracy.tolist()
-    ([1, 2], [0.4, 0.85], [1.0, 0.5])
-    >>> round(found.error, 4)  # 1/3 of |0.4 - 1| and 2/3 of |0.85 - 0.5|
-    0.4333
-    """
+    """Sort utterances by their largest posterior into bins of equal width that include their upper ends."""
     confidence, right = np.asarray(confidence, float), np.asarray(right, float)
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     counts = np.bincount(place, minlength=bins)
@@ -61,15 +52,7 @@ def reliability_bins(confidence: Sequence[float], right: Sequence[bool], bins: i
 
 
 def chance_error(confidence: Sequence[float], draws: int = 200, seed: int = 0) -> float:
-    """Return the ECE to expect if these largest posteriors meant exactly what they say: few utterances have one.
-
-    It is the mean over so many draws of what is right.
-
-    Example
-    -------
-    >>> round(chance_error([0.5] * 100), 2), round(chance_error([0.5] * 10_000), 3), chance_error([1.0, 1.0])
-    (0.04, 0.004, 0.0)
-    """
+    """Return the ECE to expect if these largest posteriors meant exactly what they say: few utterances have one."""
     confidence, rng = np.asarray(confidence, float), np.random.default_rng(seed)
     drawn = (rng.random(len(confidence)) < confidence for _ in range(draws))
     return float(np.mean([reliability_bins(confidence, right).error for right in drawn]))
@@ -79,11 +62,6 @@ def with_temperature(log_posteriors: np.ndarray, temperature: float = 1.0) -> np
     """Return log posteriors [utterances, classes] of logits divided by a temperature; log posteriors do as logits do.
 
     Above 1 a temperature flattens, below 1 it sharpens; the likeliest class stays the same.
-
-    Example
-    -------
-    >>> np.exp(with_temperature(np.log([[0.8, 0.2]]), 2.0)).round(3)
-    array([[0.667, 0.333]])
     """
     return log_softmax(np.asarray(log_posteriors, float) / temperature, axis=-1)
 
@@ -113,14 +91,7 @@ def utterance_scores(log_posteriors: np.ndarray, true: Sequence[int]) -> pd.Data
 
 
 def calibration_figures(scores: pd.DataFrame) -> dict[str, float]:
-    """Return WA, mean confidence, ECE, Brier score and NLL of the table of :func:`utterance_scores`.
-
-    Example
-    -------
-    >>> found = calibration_figures(utterance_scores(np.log([[0.8, 0.2], [0.6, 0.4]]), [0, 1]))
-    >>> {name: round(value, 3) for name, value in found.items()}
-    {'WA': 0.5, 'confidence': 0.7, 'ECE': 0.4, 'Brier': 0.4, 'NLL': 0.57}
-    """
+    """Return WA, mean confidence, ECE, Brier score and NLL of the table of :func:`utterance_scores`."""
     error = reliability_bins(scores["confidence"], scores["right"]).error
     found = {"WA": scores["right"].mean(), "confidence": scores["confidence"].mean(), "ECE": error}
     return {k: float(v) for k, v in {**found, "Brier": scores["Brier"].mean(), "NLL": scores["NLL"].mean()}.items()}
@@ -131,13 +102,6 @@ def abstention(scores: pd.DataFrame, thresholds: Sequence[float] = THRESHOLDS) -
 
     Each threshold has ``n`` answers, ``coverage`` (the share of utterances that get one) and ``WA`` among them, None
     where nothing is answered.
-
-    Example
-    -------
-    >>> scores = pd.DataFrame({"confidence": [0.9, 0.8, 0.4], "right": [True, False, True]})
-    >>> abstention(scores, [0.8, 0.95])
-    [{'threshold': 0.8, 'n': 2, 'coverage': 0.6666666666666666, 'WA': 0.5},
-     {'threshold': 0.95, 'n': 0, 'coverage': 0.0, 'WA': None}]
     """
     rows = []
     for threshold in thresholds:
@@ -148,14 +112,7 @@ def abstention(scores: pd.DataFrame, thresholds: Sequence[float] = THRESHOLDS) -
 
 
 def coverage_curve(scores: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Return coverage, rising to 1, and accuracy among so many of the surest; equally sure ones come together.
-
-    Example
-    -------
-    >>> scores = pd.DataFrame({"confidence": [0.4, 0.9, 0.9, 0.6], "right": [False, True, False, True]})
-    >>> [values.round(3).tolist() for values in coverage_curve(scores)]
-    [[0.5, 0.75, 1.0], [0.5, 0.667, 0.5]]
-    """
+    """Return coverage, rising to 1, and accuracy among so many of the surest; equally sure ones come together."""
     by_confidence = scores.groupby("confidence")["right"].agg(["sum", "count"])[::-1].cumsum()
     return (by_confidence["count"] / len(scores)).to_numpy(), (by_confidence["sum"] / by_confidence["count"]).to_numpy()
 
@@ -182,8 +139,6 @@ def fit_temperature(logits: np.ndarray, true: Sequence[int]) -> Fit:
     >>> overconfident = np.array([[5.0, 0.0], [5.0, 0.0], [5.0, 0.0], [5.0, 0.0]])  # 99.3 %, and three of four right
     >>> fit_temperature(overconfident, [0, 0, 0, 1])  # 5 / log(3)
     Fit(temperature=4.5512, remark=None)
-    >>> fit_temperature(overconfident, [0, 0, 0, 0]).remark
-    'all of the 4 utterances are right: the lower the temperature the likelier, so none is the best'
     """
     logits, true = np.asarray(logits, float), np.asarray(true, int)
     if reason := _no_temperature(logits, true):
@@ -227,13 +182,7 @@ def _no_temperature(logits: np.ndarray, true: np.ndarray) -> str | None:
 def logit_table(frame: pd.DataFrame, logits: dict[str, Sequence[float]], classes: Sequence[str]) -> pd.DataFrame:
     """Return a part's rows of ``logits.csv``, of those utterances of a manifest that have logits; sorted by ID.
 
-    Example
-    -------
-    >>> frame = pd.DataFrame({"ID": ["b", "a"], "speaker": "03", "emotion": ["sad", "happy"]})
-    >>> print(logit_table(frame, {"a": [1.5, 0.1], "b": [0.0, 2.0]}, ["happy", "sad"]).to_csv(index=False))
-    ID,speaker,emotion,logit_happy,logit_sad
-    a,03,happy,1.5,0.1
-    b,03,sad,0.0,2.0
+    Columns: ID, speaker, emotion and ``logit_<class>`` by class.
     """
     rows = frame.loc[frame["ID"].isin(logits.keys()), ["ID", "speaker", "emotion"]].sort_values("ID", ignore_index=True)
     columns = [f"logit_{c}" for c in classes]
@@ -251,12 +200,7 @@ def logits_of(table: pd.DataFrame, classes: Sequence[str]) -> tuple[np.ndarray, 
 def calibrate(valid: pd.DataFrame, test: pd.DataFrame, classes: Sequence[str]) -> dict:
     """Return what ``calibration.json`` says of a temperature: itself, and figures on both parts with and without it.
 
-    Arguments
-    ---------
-    valid, test : pandas.DataFrame
-        From :func:`logit_table`; the first may be empty.
-    classes : sequence of str
-        All classes.
+    Both tables are from :func:`logit_table`; the first may be empty.
 
     Returns
     -------
@@ -301,14 +245,7 @@ def check_calibration(found, where: str | os.PathLike) -> dict:
 
 
 def check_temperature(value, name: str = "temperature") -> float:
-    """Return the same value, when it is a temperature.
-
-    Example
-    -------
-    >>> check_temperature(0)
-    Traceback (most recent call last):
-    speechbrain_ser.errors.UserError: temperature: expected a finite number > 0, found 0
-    """
+    """Return the same value, when it is a temperature."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise UserError(f"{name}: expected a finite number > 0, found {value!r}")
     return float(value)
@@ -325,8 +262,6 @@ def temperature_of(calibration: dict | None, epoch: int | None = None) -> tuple[
     (1.37, None)
     >>> temperature_of({"temperature": 1.37, "epoch": 22}, 23)
     (1.0, 'calibration.json is of epoch 22, the parameters are of epoch 23')
-    >>> temperature_of(None)
-    (1.0, 'the run has no calibration.json')
     """
     if calibration is None:
         return 1.0, f"the run has no {CALIBRATION}"

@@ -53,12 +53,7 @@ class McNemar(NamedTuple):
 def speaker_difference(first: Sums, second: Sums, level: float = LEVEL) -> Difference:
     """Return the difference of a figure, jackknifed by speaker.
 
-    Arguments
-    ---------
-    first, second : Sums
-        The same speakers in the same order.
-    level : float
-        Nominal coverage of the interval.
+    Both have the same speakers in the same order.
 
     Example
     -------
@@ -80,23 +75,9 @@ def speaker_difference(first: Sums, second: Sums, level: float = LEVEL) -> Diffe
 
 
 def bootstrap_p(first: Sums, second: Sums, n_resamples: int = 9999, seed: int = 0) -> float | None:
-    """Return the two-sided p-value of the wild cluster bootstrap-t of the jackknife pseudo-values.
+    """Return the two-sided p-value of the wild cluster bootstrap-t of the jackknife pseudo-values; None of one speaker.
 
-    Arguments
-    ---------
-    first, second : Sums
-        [speakers, terms], the same speakers in the same order; None is returned for a single one.
-    n_resamples : int
-        How many.
-    seed : int
-        Of the draws.
-
-    Example
-    -------
-    >>> first = Sums(np.full((8, 1), 10.0), np.full((8, 1), 20.0))
-    >>> second = Sums(np.array([[12.0], [13], [11], [14], [12], [13], [12], [11]]), first.denominators)
-    >>> bootstrap_p(first, second) < 0.01, bootstrap_p(first, first)
-    (True, 1.0)
+    Both are [speakers, terms], the same speakers in the same order.
     """
     n_speakers = first.denominators.shape[-2]
     if n_speakers < 2:
@@ -118,13 +99,7 @@ def _t(values: np.ndarray) -> np.ndarray:
 
 
 def mcnemar_test(is_right_first: Sequence[bool], is_right_second: Sequence[bool]) -> McNemar:
-    """Return McNemar's test of the same utterances: the binomial below 25 discordant ones, else chi-square, corrected.
-
-    Example
-    -------
-    >>> mcnemar_test([True] * 6 + [False] * 4, [True] * 5 + [False, True, True, True, True])
-    McNemar(only_first=1, only_second=4, p=0.375, is_exact=True)
-    """
+    """Return McNemar's test of the same utterances: binomial below 25 discordant ones, else chi-square, corrected."""
     a, b = np.asarray(is_right_first, bool), np.asarray(is_right_second, bool)
     only_first, only_second = int((a & ~b).sum()), int((~a & b).sum())
     n_discordant = only_first + only_second
@@ -162,12 +137,7 @@ def paired(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame, pd.
 def compare_predictions(first: pd.DataFrame, second: pd.DataFrame, classes: Sequence[str]) -> dict:
     """Return every view of the difference of two variants' predictions.
 
-    Arguments
-    ---------
-    first, second : pandas.DataFrame
-        As for :func:`~speechbrain_ser.evaluation.intervals.speaker_sums`, and columns ID and seed.
-    classes : sequence of str
-        All classes.
+    Predictions are as for :func:`~speechbrain_ser.evaluation.intervals.speaker_sums`, with columns ID and seed.
 
     Returns
     -------

@@ -79,12 +79,7 @@ def _panels(epochs: pd.DataFrame, panels: Mapping[str, Mapping[str, str]], title
 def plot_learning_curves(epochs: pd.DataFrame, title: str) -> Figure:
     """Draw loss, accuracy, WER and MSE against the epoch, one line a part (Cai et al. 2021, figure 2, for one run).
 
-    Arguments
-    ---------
-    epochs : pandas.DataFrame
-        ``epochs.csv``: columns epoch, train_loss, valid_WA, test_WER, …
-    title : str
-        Says protocol and fold.
+    The table is that of ``epochs.csv``: columns epoch, train_loss, valid_WA, test_WER, …
     """
     parts = {"train": "train", "valid": "valid", "test": "test (not for choosing)"}
     panels = {words: {f"{part}_{m}": label for part, label in parts.items()} for m, words in CURVES.items()}
@@ -110,16 +105,8 @@ def plot_pretraining_curves(epochs: pd.DataFrame, title: str) -> Figure:
 def plot_variant_curves(curves: Mapping[str, pd.DataFrame], metric: str, part: str, title: str) -> Figure:
     """Draw a metric against the epoch, one line a variant (Cai et al. 2021, figure 2; Ha 2023, figures 2 and 3).
 
-    Arguments
-    ---------
-    curves : mapping of str to pandas.DataFrame
-        By variant: index epoch, columns WA and, with the heads for them, WER and MSE; means over folds and seeds.
-    metric : str
-        One of these; variants without it have no line.
-    part : str
-        ``test`` or ``valid``: where it was measured.
-    title : str
-        Says corpus and protocol.
+    Curves are by variant: index epoch, columns WA and, with the heads for them, WER and MSE; a variant without the
+    metric has no line. The part, ``test`` or ``valid``, is where it was measured.
     """
     figure = Figure(figsize=(5.4, 3.9))
     axes = figure.subplots()
@@ -143,7 +130,7 @@ def _variant_legend(axes, names: Collection[str]) -> None:
 
 
 def plot_reconstructions(pairs: Mapping[str, Sequence], title: str, hop: float = HOP) -> Figure:
-    """Draw original and reconstructed spectrograms, one above the other, a column an utterance.
+    """Draw spectrograms, original above reconstruction, a column an utterance.
 
     Arguments
     ---------
@@ -153,13 +140,6 @@ def plot_reconstructions(pairs: Mapping[str, Sequence], title: str, hop: float =
         Says of which epoch they are.
     hop : float
         Seconds from frame to frame.
-
-    Example
-    -------
-    >>> mel = np.random.default_rng(0).random((50, 80))
-    >>> figure = plot_reconstructions({"03a01Fa": (mel, mel)}, "epoch 1")
-    >>> [axes.get_ylabel() for axes in figure.axes]
-    ['original: mel band', 'reconstruction: mel band', 'level (0: -84 dB, 1: 16 dB)']
     """
     figure = Figure(figsize=(1.2 + 3.6 * len(pairs), 4.4), layout="constrained")
     grid = figure.subplots(2, len(pairs), squeeze=False, sharey=True, sharex="col")

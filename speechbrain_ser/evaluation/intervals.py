@@ -41,27 +41,13 @@ def speaker_sums(
         stacked: all rows of a speaker are one cluster.
     classes : sequence of str
         All classes; those that do not occur are no term of UA and F1.
-    figures : sequence of str
-        Of the registry.
-
-    Example
-    -------
-    >>> rows = pd.DataFrame({"speaker": ["1", "1", "2"], "emotion": ["a", "a", "b"], "predicted": ["a", "b", "b"]})
-    >>> {name: float(estimate(s)) for name, s in speaker_sums(rows, ["a", "b", "c"]).items()}
-    {'WA': 0.6666666666666666, 'UA': 0.75, 'F1': 0.6666666666666666}
     """
     measured = (FIGURES[name] for name in figures if FIGURES[name].column in predictions)
     return {f.name: _by_speaker(predictions["speaker"].to_numpy(), f.sums(predictions, classes)) for f in measured}
 
 
 def ratio_sums(speaker: Sequence[str], numerators: Sequence[float], denominators: Sequence[float]) -> Sums:
-    """Return the sums of one ratio of utterances, such as their mean confidence.
-
-    Example
-    -------
-    >>> ratio_sums(["x", "y", "x"], [1, 0, 1], [1, 1, 1]).numerators.ravel()
-    array([2., 0.])
-    """
+    """Return the sums of one ratio of utterances, such as their mean confidence."""
     return _by_speaker(np.asarray(speaker), Sums(np.asarray(numerators)[:, None], np.asarray(denominators)[:, None]))
 
 
@@ -102,8 +88,6 @@ def speaker_interval(sums: Sums, scale: str = "logit", level: float = LEVEL) -> 
     scale : str
         ``logit`` for shares (WA, UA, F1), ``log`` for WER (at least 0, and above 1 where much is inserted),
         ``log_mean`` for MSE (at least 0, and no count of anything), ``identity`` for none of these.
-    level : float
-        Nominal coverage, in (0, 1).
 
     Returns
     -------
@@ -163,7 +147,7 @@ def _effective_size(sums: Sums, quantile: float, level: float) -> np.ndarray:
     return size * (stats.norm.ppf((1 + level) / 2) / quantile) ** 2
 
 
-def _counted_interval(figure, size, scale: str, level: float):
+def _counted_interval(figure: np.ndarray, size: np.ndarray, scale: str, level: float):
     """Exact intervals of independent counts: Clopper-Pearson for a share, Garwood's of a Poisson rate for WER."""
     tail, counts = (1 - level) / 2, figure * size
     if scale == "logit":

@@ -96,36 +96,18 @@ def _squared_errors(rows: pd.DataFrame, classes: Sequence[str]) -> Sums:
 
 
 def printed(value: float | None, per_one: float = 100) -> str:
-    """Return a share in percent; 'none' where there is nothing to measure.
-
-    Example
-    -------
-    >>> printed(0.78154), printed(5.34e-4, 1e4), printed(None)
-    ('78.2', '5.3', 'none')
-    """
+    """Return a share in percent with one decimal; 'none' where there is nothing to measure."""
     return NONE if value is None or pd.isna(value) else f"{per_one * value:.1f}"
 
 
 def signed(change: float, per_one: float = 100) -> str:
-    """Return a difference of two shares in points.
-
-    Example
-    -------
-    >>> signed(0.034), signed(-0.0001)
-    ('+3.4', '0.0')
-    """
+    """Return a difference of two shares in points, signed; never -0.0."""
     text = f"{per_one * change:+.1f}"
     return "0.0" if float(text) == 0 else text
 
 
 def with_interval(write: Callable[[float], str], value: float | None, ends: Sequence[float | None] | None) -> str:
-    """Return a figure and its interval.
-
-    Example
-    -------
-    >>> with_interval(printed, 0.782, (0.71, 0.839)), with_interval(printed, 0.782, None)
-    ('78.2 [71.0, 83.9]', '78.2')
-    """
+    """Return a figure and its interval, such as 78.2 [71.0, 83.9]."""
     return write(value) + ("" if ends is None or ends[0] is None else f" [{write(ends[0])}, {write(ends[1])}]")
 
 
@@ -149,7 +131,6 @@ class Figure:
 
     @property
     def heading(self) -> str:
-        """Name and unit."""
         return f"{self.name} {self.unit}"
 
     def text(self, value: float | None) -> str:
@@ -187,13 +168,6 @@ RECOGNITION = ("WA", "UA", "F1", "WER", "MSE")  # what is measured of every syst
 def emotion_metrics(emotion: Sequence[str], predicted: Sequence[str], classes: Sequence[str]) -> dict:
     """Return WA, UA, macro-F1, recall of each class and the confusion matrix.
 
-    Arguments
-    ---------
-    emotion, predicted : sequence of str
-        The true and the predicted class of each utterance.
-    classes : sequence of str
-        All classes, in the order of the matrix.
-
     Returns
     -------
     dict
@@ -219,7 +193,7 @@ def emotion_metrics(emotion: Sequence[str], predicted: Sequence[str], classes: S
 def word_errors(transcripts: Sequence[str], hypotheses: Sequence[str]) -> pd.DataFrame:
     """Return the word errors of each utterance, from jiwer's alignments, both sides normalised alike.
 
-    The table has a row an utterance: ``words`` (of the reference) and ``word_errors``.
+    Columns: ``words`` (of the reference) and ``word_errors``.
 
     Example
     -------
@@ -245,13 +219,7 @@ def _length(chunk) -> int:
 
 
 def label_accuracy(predictions: pd.DataFrame, label: str) -> float:
-    """Return the share of utterances whose label is told; the speaker's means something on known speakers (``seen``).
-
-    Example
-    -------
-    >>> label_accuracy(pd.DataFrame({"gender": ["F", "M"], "gender_predicted": ["F", "F"]}), "gender")
-    0.5
-    """
+    """Return the share of utterances whose label is told; the speaker's means something on known speakers (``seen``)."""
     return float((predictions[label] == predictions[f"{label}_predicted"]).mean())
 
 
@@ -264,8 +232,6 @@ def metrics(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
         Columns emotion, predicted; transcript and ``hypothesis`` where there is an ASR head, or the ``words`` and
         ``word_errors`` of :func:`word_errors`, where they were counted before; ``mse`` (float) where there is a
         reconstruction task.
-    classes : sequence of str
-        All classes.
 
     Returns
     -------
@@ -281,17 +247,7 @@ def metrics(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
 def metrics_by_text(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
     """Return the figures on all utterances, on those whose text was heard in training, and on the text-disjoint rest.
 
-    Arguments
-    ---------
-    predictions : pandas.DataFrame
-        As for :func:`metrics`, with a column ``text_heard``: does the text occur in the training part?
-    classes : sequence of str
-        All classes.
-
-    Returns
-    -------
-    dict
-        ``all``; ``share_text_heard``; ``text_heard`` and ``text_disjoint``, ``"none"`` where that part is empty.
+    Predictions have a column ``text_heard``: does the text occur in the training part? An empty part is ``"none"``.
     """
     is_heard = predictions["text_heard"].astype(bool)
     parts = {"text_heard": predictions[is_heard], "text_disjoint": predictions[~is_heard]}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
+from typing import NamedTuple
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader
@@ -14,22 +15,16 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from speechbrain_ser.errors import Offenders, UserError, nearest
+from speechbrain_ser.evaluation import figures as draw
 from speechbrain_ser.evaluation import tables as make
 from speechbrain_ser.evaluation.calibration import coverage_curve, reliability_bins
-from speechbrain_ser.evaluation.figures import (
-    CURVES,
-    plot_confusion,
-    plot_coverage,
-    plot_reliability,
-    plot_variant_curves,
-    save_figure,
-)
+from speechbrain_ser.evaluation.figures import save_figure
 from speechbrain_ser.evaluation.metrics import FIGURES, SELECTIONS, metrics
 from speechbrain_ser.evaluation.runs import Run, Runs, check_same_tests, items_of, load_runs, stacked
 from speechbrain_ser.evaluation.tables import Table
 from speechbrain_ser.files import write_csv, write_text
 
-MEASURED = [metric for metric in CURVES if metric != "loss"]
+MEASURED = [metric for metric in draw.CURVES if metric != "loss"]
 LATEX_HEAD = "% needs \\usepackage{booktabs}; figures/*.pdf are the figures\n"
 ON_CONSOLE = ("figures", "second", "comparisons", "selections", "texts", "calibration")
 PAGES = Environment(
@@ -37,20 +32,16 @@ PAGES = Environment(
 )
 # a heading's unit stays on the line of its figure; a variant's name may break after a comma or an equals sign
 UNITS = "|".join(dict.fromkeys(re.escape(figure.unit) for figure in FIGURES.values()))
+PAGES.filters["base64"] = lambda path: base64.b64encode(path.read_bytes()).decode()
 PAGES.filters["unbroken"] = lambda heading: re.sub(rf" ({UNITS})(?!\w)", "\N{NO-BREAK SPACE}\\1", heading)
 PAGES.filters["breakable"] = lambda name: Markup("<wbr>").join(re.split("(?<=[,=])", name))
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A saved SVG and what it shows."""
 
     path: Path
     caption: str
-
-    def base64(self) -> str:
-        """Return the file's content for a data URL."""
-        return base64.b64encode(self.path.read_bytes()).decode()
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,15 +82,11 @@ def build_report(
         ``last``, ``valid`` or ``test`` (oracle): whose figures come first; the configured one by default.
     reference : str, optional
         Compare each variant with this one instead of all pairs.
-
-    Raises
-    ------
-    UserError
-        If the runs cannot be averaged honestly; the message names why.
     """
     runs = replace(load_runs(results_folder, allow_incomplete), names=(paper or {}).get("names", {}))
     rows = make.paper_rows(paper)
-    runs = runs.in_order_of(list(rows), lambda variant, name: make.paper_key(variant, name, rows))
+    place = {key: k for k, key in enumerate(rows)}
+    runs = runs.sorted_by(lambda variant, name: place.get(make.paper_key(variant, name, rows), len(place)))
     selection = selection or runs.selection
     if lacking := [str(r) for r in runs.runs if selection not in r.predictions]:
         raise UserError(f"no predictions of selection '{selection}' in: {'; '.join(lacking[:20])}")
@@ -177,12 +164,12 @@ def _pictures(runs: Runs, selection: str, folder: Path) -> list[Picture]:
             f"{metric} per epoch on the {part} part ({'to look at, not to choose by; ' * (part == 'test')}mean over "
             "folds and seeds; a run that stopped early keeps its last value)."
         )
-        drawn[f"curves_{metric}"] = (plot_variant_curves(curves, metric, part, where), caption)
+        drawn[f"curves_{metric}"] = (draw.plot_variant_curves(curves, metric, part, where), caption)
     for k, (name, of_variant) in enumerate(runs.variants.items(), 1):
         found = metrics(stacked(of_variant, selection), runs.classes)
         title = f"{fill(name, 40)}\n{where}\n{by}: WA {found['WA']:.1%}, UA {found['UA']:.1%}"
         caption = f"Confusion matrix of {name} ({by}): utterances and share of the true class."
-        drawn[f"confusion_{k}"] = (plot_confusion(found["confusion"], runs.classes, title), caption)
+        drawn[f"confusion_{k}"] = (draw.plot_confusion(found["confusion"], runs.classes, title), caption)
     coverages = {}
     for k, (name, of_variant) in enumerate(runs.variants.items(), 1):
         if scores := make.scores_of(of_variant, selection, runs.classes):
@@ -190,23 +177,23 @@ def _pictures(runs: Runs, selection: str, folder: Path) -> list[Picture]:
             caption = (
                 f"Reliability of {name} ({by}): share of the test utterances that is right, by their largest posterior."
             )
-            drawn[f"reliability_{k}"] = (plot_reliability(bins, f"{fill(name, 60)}\n{where}\n{by}"), caption)
+            drawn[f"reliability_{k}"] = (draw.plot_reliability(bins, f"{fill(name, 60)}\n{where}\n{by}"), caption)
             coverages[name] = coverage_curve(list(scores.values())[-1])
     if coverages:
         caption = (
             f"Accuracy against coverage ({by}): of the test utterances with the largest posteriors, calibrated where "
             "there is a temperature, the share that is right. To look at, not to choose a threshold by."
         )
-        drawn["coverage"] = (plot_coverage(coverages, f"{where}\n{by}"), caption)
+        drawn["coverage"] = (draw.plot_coverage(coverages, f"{where}\n{by}"), caption)
     for name, (figure, _) in drawn.items():
         save_figure(figure, folder / f"{name}.pdf")
     return [Picture(save_figure(f, folder / f"{name}.svg"), caption) for name, (f, caption) in drawn.items()]
 
 
 def mean_curves(runs: Runs) -> tuple[str, dict[str, pd.DataFrame]]:
-    """Average WA, WER and MSE by epoch over folds and seeds, by variant, of the test part where every run measured it.
+    """Average WA, WER and MSE by epoch over folds and seeds, by variant.
 
-    Else of the validation part; the part is returned first.
+    They, and their name first, are those of the test part where every run measured it, else of the validation part.
     """
     for part in ("test", "valid"):
         if all(f"{part}_WA" in r.epochs for r in runs.runs):
@@ -258,26 +245,13 @@ def compare_folders(
 ) -> Report:
     """Compare the variant in one folder with the variant in another.
 
-    Arguments
-    ---------
-    first, second : str or path
-        Result folders, each with the runs of one variant; both of the same corpus, protocol and classes.
-    out_folder : str or path
-        Where ``comparison.md``, ``comparison.tex`` and ``comparisons.csv`` go.
-    allow_incomplete : bool
-        Compare the folds and seeds that both have finished.
-
-    Raises
-    ------
-    UserError
-        If a folder has several variants, or the two were not tested on the same utterances.
+    Both hold the runs of one variant, on the same corpus, protocol and classes; ``comparison.md``, ``comparison.tex``
+    and ``comparisons.csv`` go into `out_folder`. With `allow_incomplete`, folds and seeds that both have are compared.
     """
     both = [load_runs(f, allow_incomplete) for f in (first, second)]
-    for folder, runs in zip((first, second), both, strict=True):
-        if len(runs.variants) > 1:
-            raise UserError(
-                f"{folder} has {len(runs.variants)} variants, name the folder of one: {', '.join(runs.variants)}"
-            )
+    for folder, variants in ((first, both[0].variants), (second, both[1].variants)):
+        if len(variants) > 1:
+            raise UserError(f"{folder} has {len(variants)} variants, name the folder of one: {', '.join(variants)}")
     problems = Offenders(f"{first} and {second}: no report can be made of this", UserError)
     check_same_tests(*both, problems, allow_incomplete)
     problems.raise_any()

@@ -8,7 +8,7 @@ pre-train recognise nothing and are left out.
 import contextlib
 import os
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -18,7 +18,7 @@ import pandas as pd
 
 from speechbrain_ser.errors import Offenders, UserError, shown
 from speechbrain_ser.evaluation.calibration import LOGITS, read_calibration, temperature_of
-from speechbrain_ser.evaluation.metrics import FIGURES, RECOGNITION, SELECTIONS, word_errors
+from speechbrain_ser.evaluation.metrics import FIGURES, RECOGNITION, word_errors
 from speechbrain_ser.files import read_json
 
 NEEDED = ("system", "corpus", "protocol", "fold", "folds", "seed", "variant", "changed", "classes", "utterances")
@@ -48,9 +48,7 @@ class Run:
     predictions: dict[str, pd.DataFrame]  # by selection
     epochs: pd.DataFrame
     seen: pd.DataFrame | None  # speakers of held-out utterances of training speakers, where there is a speaker head
-    second: dict[
-        str, pd.DataFrame
-    ]  # by selection, on held-out utterances of a second corpus; empty where there is none
+    second: dict[str, pd.DataFrame]  # by selection, on a second corpus' held-out utterances; empty where there is none
     calibration: dict | None  # None of a run that finished before there was one, like its logits
     logits: pd.DataFrame | None  # [utterances, classes] of the configured selection's predictions, in their order
 
@@ -111,26 +109,20 @@ class Runs:
     def variants(self) -> dict[str, list[Run]]:
         """Runs by the name of their variant: the table's, or only the lines in which variants differ."""
         of = _grouped((run.variant, run) for run in self.runs)
-        names = short_names({variant: runs[0].metrics["changed"] for variant, runs in of.items()})
+        names = _short_names({variant: runs[0].metrics["changed"] for variant, runs in of.items()})
         told = (self.names.get("/".join(v), self.names.get(v[1], name)) for v, name in zip(of, names, strict=True))
         return dict(zip(told, of.values(), strict=True))
 
-    def in_order_of(self, keys: Sequence[str], key_of: Callable[[str, str], str]) -> "Runs":
-        """Return the same runs, variants in the order of `keys`; `key_of` maps a variant and its short name to one."""
-        place = {}
-        for name, of_variant in self.variants.items():
-            key = key_of("/".join(of_variant[0].variant), name)
-            place |= dict.fromkeys(of_variant, keys.index(key) if key in keys else len(keys))
-        return replace(self, runs=tuple(sorted(self.runs, key=place.__getitem__)))
+    def sorted_by(self, key: Callable[[str, str], float]) -> "Runs":
+        """Return the same runs, variants sorted by `key` of their system and name, and their short name."""
+        place = {of[0].variant: key("/".join(of[0].variant), name) for name, of in self.variants.items()}
+        return replace(self, runs=tuple(sorted(self.runs, key=lambda run: place[run.variant])))
 
 
 def load_runs(folder: str | os.PathLike, allow_incomplete: bool = False) -> Runs:
     """Find, read and check every run below a folder; with `allow_incomplete`, leave out what has not finished.
 
-    Raises
-    ------
-    UserError
-        Naming every run, file or utterance that is not what it should be.
+    A :class:`UserError` names every run, file or utterance that is not what it should be.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -187,8 +179,7 @@ def _read_metrics(path: Path, problems: Offenders) -> dict:
     except UserError as error:
         problems.add("unreadable file", error)
         return {}
-    lacking = [k for k in NEEDED if k not in found] if isinstance(found, dict) else ["a mapping"]
-    if lacking:
+    if lacking := [k for k in NEEDED if k not in found] if isinstance(found, dict) else ["a mapping"]:
         problems.add("metrics.json without what a report needs", f"{path}: {', '.join(lacking)}")
     return found
 
@@ -260,9 +251,9 @@ def _prepared(frame: pd.DataFrame, path: Path, problems: Offenders) -> pd.DataFr
         frame = frame.join(word_errors(frame["transcript"], frame["hypothesis"]))
     if "mse" in frame:
         mse = pd.to_numeric(frame["mse"], errors="coerce").astype(float)
-        wrong = frame[~mse.between(0, float("inf"), inclusive="left")]
+        wrong = frame[["ID", "mse"]][~mse.between(0, float("inf"), inclusive="left")]
         if len(wrong):
-            found = _listed(f"{i} has '{m}'" for i, m in wrong[["ID", "mse"]].itertuples(index=False))
+            found = _listed(f"{i} has '{m}'" for i, m in wrong.itertuples(index=False))
             problems.add("mse that is not a finite number >= 0", f"{path}: {found}")
         frame["mse"] = mse
     return frame
@@ -410,17 +401,8 @@ def _listed(items: Iterable) -> str:
 # ------------------------------------------------------------------ names
 
 
-def short_names(changed: Mapping[tuple[str, str], dict]) -> list[str]:
-    """Return names by the lines in which variants (system and full variant: changed lines) differ.
-
-    Example
-    -------
-    >>> changed = {("cai", "alpha=0,x=1"): {"alpha": "0", "x": "1"}, ("cai", "x=1"): {"x": "1"}}
-    >>> short_names(changed)
-    ['alpha=0', 'default']
-    >>> short_names({("cai", "default"): {}, ("ha", "beta=0"): {"beta": "0"}})
-    ['cai', 'ha beta=0']
-    """
+def _short_names(changed: Mapping[tuple[str, str], dict]) -> list[str]:
+    """Names by the lines in which variants (system and full variant: changed lines) differ."""
     if len(changed) == 1:
         return [variant for _, variant in changed]
     shared, several = _shared(list(changed.values())), len({system for system, _ in changed}) > 1
@@ -465,8 +447,3 @@ def stacked(runs: Iterable[Run], selection: str, part: str = "predictions") -> p
     frames = [getattr(r, part)[selection].assign(fold=r.fold, seed=r.seed) for r in runs]
     frame = pd.concat(frames, ignore_index=True)
     return frame.assign(speaker="") if (frame["speaker"] == "").any() else frame
-
-
-def selections_of(runs: Sequence[Run]) -> Iterator[str]:
-    """Yield the selections that runs have, the last epoch first."""
-    return (s for s in SELECTIONS if s in runs[0].predictions)

@@ -30,7 +30,7 @@ from speechbrain_ser.evaluation.metrics import (
     signed,
     with_interval,
 )
-from speechbrain_ser.evaluation.runs import Run, Runs, items_of, selections_of, stacked
+from speechbrain_ser.evaluation.runs import Run, Runs, items_of, stacked
 
 ABSENT = "-"  # the variant has no such head
 ORACLE = "ORACLE/leaky"  # behind every number that the test part chose
@@ -104,29 +104,16 @@ def _cell(found: Mapping, name: str) -> str:
     return _with_ends(FIGURES[name].text, found, name) if name in found else ABSENT
 
 
-def marked(text: str, selection: str) -> str:
-    """Return a number that says so where the test part chose it.
-
-    Example
-    -------
-    >>> marked("78.2", "test"), marked("78.2", "last"), marked("none", "test")
-    ('78.2 ORACLE/leaky', '78.2', 'none')
-    """
+def _marked(text: str, selection: str) -> str:
+    """Mark a number that the test part chose."""
     return f"{text} {ORACLE}" if selection == "test" and text not in (ABSENT, NONE) else text
 
 
-def _marked(cells: Mapping[str, str], selection: str) -> dict[str, str]:
-    return {column: marked(cell, selection) for column, cell in cells.items()}
+def _all_marked(cells: Mapping[str, str], selection: str) -> dict[str, str]:
+    return {column: _marked(cell, selection) for column, cell in cells.items()}
 
 
-def p_value(p: float | None) -> str:
-    """Return a p-value as printed.
-
-    Example
-    -------
-    >>> p_value(0.0312), p_value(0.00001), p_value(None)
-    ('0.031', '<0.001', 'none')
-    """
+def _p(p: float | None) -> str:
     return NONE if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -162,11 +149,9 @@ def _ends(sums: Mapping[str, Sums], scale: str | None = None) -> dict[str, float
 
 def _by(runs: Sequence[Run], selection: str, classes: Sequence[str], keys: list[str]) -> pd.DataFrame:
     """The figures and n of each fold, seed, or both."""
-    rows = []
-    for values, part in stacked(runs, selection).groupby(keys, sort=False):
-        found = metrics(part, classes)
-        rows.append({**dict(zip(keys, values, strict=True)), **{m: found.get(m) for m in ("n", *RECOGNITION)}})
-    return pd.DataFrame(rows)
+    parts = stacked(runs, selection).groupby(keys, sort=False)
+    found = [dict(zip(keys, values, strict=True)) | metrics(part, classes) for values, part in parts]
+    return pd.DataFrame(found).reindex(columns=[*keys, "n", *RECOGNITION])
 
 
 def _mean(values: pd.Series) -> float | None:
@@ -203,7 +188,7 @@ def _main_row(name: str, of_variant: Sequence[Run], runs: Runs, selection: str) 
     cells = {FIGURES[m].heading: _cell(found, m) for m in RECOGNITION}
     cells["F1 %"] = printed(found["F1"])  # its interval is in the CSV
     cells["WER %, fold mean"] = printed(found["WER_fold_mean"]) if "WER" in found else ABSENT
-    text = {"variant": name, **_marked(cells, selection)}
+    text = {"variant": name, **_all_marked(cells, selection)}
     text |= {"texts heard %": printed(found["share_text_heard"]), "speaker acc. on seen %": _cell(found, "speaker")}
     label = {"variant": name, "selection": SELECTIONS[selection].words, "speaker_disjoint": not runs.leak}
     return text | {"predictions": str(found["n"])}, label | _flat(found)
@@ -226,13 +211,7 @@ def _main_notes(runs: Runs, values: Sequence[Mapping]) -> list[str]:
 
 
 def paper_rows(paper: Mapping | None) -> dict[str, dict[str, float]]:
-    """Return the paper's own numbers by variant and column; a list stands for its columns in order.
-
-    Example
-    -------
-    >>> paper_rows({"columns": ["WA", "WER"], "rows": {"alpha=0": [0.7166, 0.9981], "default": {"WA": 0.7815}}})
-    {'alpha=0': {'WA': 0.7166, 'WER': 0.9981}, 'default': {'WA': 0.7815}}
-    """
+    """Return the paper's own numbers by variant and figure; a list stands for its columns in order."""
     if not paper:
         return {}
     columns = list(paper.get("columns", ()))
@@ -275,7 +254,7 @@ def second_table(runs: Runs, selection: str) -> Table | None:
             found = _figures_of(stacked(tested, selection, "second"), runs.classes)
             row = {"variant": name, "second corpus": tested[0].metrics["second_corpus"]}
             cells = {FIGURES[m].heading: _cell(found, m) for m in ("WA", "UA")} | {"F1 %": printed(found["F1"])}
-            rows.append((row | _marked(cells, selection) | {"predictions": str(found["n"])}, row | _flat(found)))
+            rows.append((row | _all_marked(cells, selection) | {"predictions": str(found["n"])}, row | _flat(found)))
     note = "Its own held-out utterances, each tested in one fold at most; UA and F1 over the classes that it has."
     return _table("second", f"On the second corpus, {SELECTIONS[selection].words}", rows, note)
 
@@ -290,7 +269,7 @@ def text_table(runs: Runs, selection: str) -> Table:
             label = {"variant": name, "texts": part}
             found = _figures_of(here, runs.classes) if len(here) else {"n": 0}
             cells = {m: _cell(found, m) if len(here) or m not in measured else NONE for m in SHOWN}
-            text = _marked({FIGURES[m].heading: cell for m, cell in cells.items()}, selection)
+            text = _all_marked({FIGURES[m].heading: cell for m, cell in cells.items()}, selection)
             rows.append((label | {"predictions": str(len(here))} | text, label | _flat(found)))
     note = "Text-disjoint: the test utterances whose text no training utterance says; 'none' where there is none."
     return _table("texts", "Text-disjoint part", rows, note)
@@ -300,13 +279,13 @@ def selection_table(runs: Runs) -> Table:
     """Make the table of what choosing an epoch costs: last, best on validation and the oracle side by side."""
     rows = []
     for name, of_variant in runs.variants.items():
-        found = {s: metrics(stacked(of_variant, s), runs.classes) for s in selections_of(of_variant)}
+        found = {s: metrics(stacked(of_variant, s), runs.classes) for s in SELECTIONS if s in of_variant[0].predictions}
         for figure in map(FIGURES.get, SHOWN):
             by = {s: f[figure.name] for s, f in found.items() if f.get(figure.name) is not None}
             if not by:
                 continue
             text = {"variant": name, "figure": figure.heading}
-            text |= {SELECTIONS[s].words: marked(figure.text(v), s) for s, v in by.items()}
+            text |= {SELECTIONS[s].words: _marked(figure.text(v), s) for s, v in by.items()}
             if {"last", "test"} <= set(by):
                 text["choosing on test gains"] = figure.change(by["test"] - by["last"])
             values = {"test_ORACLE_leaky" if s == "test" else s: v for s, v in by.items()}
@@ -334,7 +313,7 @@ def spread_table(runs: Runs, selection: str) -> Table:
             for m, mean in means.items():
                 spread = f" ± {FIGURES[m].text(sds[m])}" if found[m].count() > 1 else ""
                 cell = ABSENT if mean is None else FIGURES[m].text(mean) + spread
-                text[FIGURES[m].heading] = marked(cell, selection)
+                text[FIGURES[m].heading] = _marked(cell, selection)
             values = {"variant": name, "over": over, "number": len(found)} | {f"{m}_mean": v for m, v in means.items()}
             rows.append((text, values | {f"{m}_sd": v for m, v in sds.items()}))
     note = (
@@ -357,7 +336,7 @@ def fold_table(runs: Runs, selection: str) -> Table:
         for figure in map(FIGURES.get, ("WA", "WER", "MSE")):
             for name in runs.variants:
                 mean = _mean(here[figure.name][here["variant"] == name])
-                cell = ABSENT if mean is None else marked(figure.text(mean), selection)
+                cell = ABSENT if mean is None else _marked(figure.text(mean), selection)
                 row[f"{figure.heading} {name}"] = cell
         text.append(row)
     return replace(_table("folds", "Folds", [(row, {}) for row in text]), values=values)
@@ -368,7 +347,7 @@ def recall_table(runs: Runs, selection: str) -> Table:
     rows = []
     for name, of_variant in runs.variants.items():
         recall = metrics(stacked(of_variant, selection), runs.classes)["recall"]
-        text = {c: marked(printed(share), selection) for c, share in recall.items()}
+        text = {c: _marked(printed(share), selection) for c, share in recall.items()}
         rows.append(({"variant": name} | text, {"variant": name} | recall))
     return _table("recall", "Recall of each class, %", rows)
 
@@ -446,15 +425,15 @@ def _comparison_text(row: dict, selection: str) -> dict:
     mcnemar = ABSENT
     if row["figure"] == "WA":
         counts = f"{row['only_second_right']}:{row['only_first_right']}"
-        mcnemar = f"{p_value(row['p_mcnemar_holm'])} ({counts}{', exact' if row['mcnemar_is_exact'] else ''})"
+        mcnemar = f"{_p(row['p_mcnemar_holm'])} ({counts}{', exact' if row['mcnemar_is_exact'] else ''})"
     difference = with_interval(FIGURES[row["figure"]].change, row["difference"], (row["low"], row["high"]))
     return {
         "second vs first": f"{row['second']} vs {row['first']}",
         "figure": row["figure"],
         "pairs": str(row["n"]),
-        "difference": marked(difference, selection),
-        "p (Holm)": p_value(row["p_holm"]),
-        "bootstrap p (Holm)": p_value(row["p_bootstrap_holm"]),
+        "difference": _marked(difference, selection),
+        "p (Holm)": _p(row["p_holm"]),
+        "bootstrap p (Holm)": _p(row["p_bootstrap_holm"]),
         "McNemar p (Holm; only second : only first right)": mcnemar,
     }
 
@@ -512,7 +491,7 @@ def calibration_table(runs: Runs, selection: str) -> Table | None:
                 "NLL": NONE if found["NLL"] is None else _with_ends("{:.3f}".format, found, "NLL"),
             }
             label = {"variant": name, "posteriors": way}
-            text = label | {"temperature": temperature} | _marked(cells, selection)
+            text = label | {"temperature": temperature} | _all_marked(cells, selection)
             values = label | {"runs": len(of_variant), "runs_with_temperature": len(temperatures)}
             values |= {"temperature_min": low, "temperature_max": high}
             rows.append((text | {"predictions": str(found["n"])}, values | found))
@@ -575,7 +554,7 @@ def abstention_table(runs: Runs, selection: str) -> Table | None:
                     "answered %": printed(found["coverage"]),
                     "of these right (WA) %": NONE if found["WA"] is None else _with_ends(printed, found, "WA"),
                 }
-                text = label | {"threshold": f"{found['threshold']:g}"} | _marked(cells, selection)
+                text = label | {"threshold": f"{found['threshold']:g}"} | _all_marked(cells, selection)
                 text["answered %, valid"] = printed(found.get("valid_coverage"))
                 rows.append((text | {"right %, valid": printed(found.get("valid_WA"))}, label | found))
     note = (
