@@ -71,11 +71,6 @@ def utterance_scores(log_posteriors: np.ndarray, true: Sequence[int]) -> pd.Data
 
     Columns: ``confidence``, the largest posterior; ``right``; ``Brier``, the squared error over all classes (0 to 2);
     ``NLL``, the negative log posterior of the true class in nats (infinite for a posterior of 0).
-
-    Example
-    -------
-    >>> utterance_scores(np.log([[0.8, 0.2], [0.6, 0.4]]), [0, 1]).round(3).to_numpy().tolist()
-    [[0.8, True, 0.08, 0.223], [0.6, False, 0.72, 0.916]]
     """
     log_posteriors, true = np.asarray(log_posteriors, float), np.asarray(true, int)
     posteriors, rows = np.exp(log_posteriors), np.arange(len(true))

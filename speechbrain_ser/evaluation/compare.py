@@ -134,25 +134,22 @@ def paired(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame, pd.
     return first.loc[common].reset_index(), second.loc[common].reset_index()
 
 
-def compare_predictions(first: pd.DataFrame, second: pd.DataFrame, classes: Sequence[str]) -> dict:
-    """Return every view of the difference of two variants' predictions.
+def compare_predictions(first: pd.DataFrame, second: pd.DataFrame, classes: Sequence[str]) -> list[dict]:
+    """Return every view of the difference of two variants' predictions, a row a figure that both have.
 
-    Predictions are as for :func:`~speechbrain_ser.evaluation.intervals.speaker_sums`, with columns ID and seed.
-
-    Returns
-    -------
-    dict
-        ``n`` pairs, ``speakers``, ``mcnemar`` (:class:`McNemar`), and by figure that both have a :class:`Difference` in
-        ``figures`` and a p-value in ``bootstrap_p``; None where speakers are not known.
+    Predictions are as for :func:`~speechbrain_ser.evaluation.intervals.speaker_sums`, with columns ID and seed. A row
+    has ``n`` pairs, ``speakers``, a :class:`Difference`, ``p_bootstrap`` and, of WA alone, McNemar's test.
     """
     first, second = paired(first, second)
     sums = [speaker_sums(f, classes) for f in (first, second)]
-    both = {f: (sums[0][f], sums[1][f]) for f in sums[0] if f in sums[1]}
-    both = {f: pair for f, pair in both.items() if all(s.denominators.sum() > 0 for s in pair)}
-    return {
-        "n": len(first),
-        "speakers": first["speaker"].nunique(),
-        "mcnemar": mcnemar_test(*(f["emotion"] == f["predicted"] for f in (first, second))),
-        "figures": {f: speaker_difference(*pair) for f, pair in both.items()},
-        "bootstrap_p": {f: bootstrap_p(*pair) for f, pair in both.items()},
-    }
+    mcnemar = mcnemar_test(*(f["emotion"] == f["predicted"] for f in (first, second)))
+    rows = []
+    for figure in sums[0]:
+        pair = [of[figure] for of in sums if figure in of and of[figure].denominators.sum() > 0]
+        if len(pair) < 2:
+            continue
+        row = {"figure": figure, "n": len(first), "speakers": first["speaker"].nunique()}
+        row |= speaker_difference(*pair)._asdict() | {"p_bootstrap": bootstrap_p(*pair)}
+        columns = ("only_first_right", "only_second_right", "p_mcnemar", "mcnemar_is_exact")
+        rows.append(row | dict(zip(columns, mcnemar if figure == "WA" else [None] * 4, strict=True)))
+    return rows

@@ -51,9 +51,6 @@ def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], t
     return figure
 
 
-# ------------------------------------------------------------------ against the epoch
-
-
 def _over_epochs(axes, ylabel: str, is_share: bool) -> None:
     axes.set(xlabel="epoch", ylabel=ylabel)
     axes.set_ylim(bottom=0, top=1.02 if is_share else None)
@@ -132,14 +129,7 @@ def _variant_legend(axes, names: Collection[str]) -> None:
 def plot_reconstructions(pairs: Mapping[str, Sequence], title: str, hop: float = HOP) -> Figure:
     """Draw spectrograms, original above reconstruction, a column an utterance.
 
-    Arguments
-    ---------
-    pairs : mapping of str to sequence
-        By utterance: original and reconstruction, arrays [frames, bands], 0 to 1.
-    title : str
-        Says of which epoch they are.
-    hop : float
-        Seconds from frame to frame.
+    Both are arrays [frames, bands], 0 to 1; `hop` is the time from frame to frame in s.
     """
     figure = Figure(figsize=(1.2 + 3.6 * len(pairs), 4.4), layout="constrained")
     grid = figure.subplots(2, len(pairs), squeeze=False, sharey=True, sharex="col")
@@ -156,9 +146,6 @@ def plot_reconstructions(pairs: Mapping[str, Sequence], title: str, hop: float =
     figure.colorbar(image, ax=grid, label="level (0: -84 dB, 1: 16 dB)")
     figure.suptitle(title)
     return figure
-
-
-# ------------------------------------------------------------------ posteriors
 
 
 def plot_reliability(ways: Mapping[str, Bins], title: str) -> Figure:

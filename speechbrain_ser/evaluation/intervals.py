@@ -26,9 +26,6 @@ class Interval(NamedTuple):
     high: float
 
 
-# ------------------------------------------------------------------ from predictions to sums
-
-
 def speaker_sums(
     predictions: pd.DataFrame, classes: Sequence[str], figures: Sequence[str] = RECOGNITION
 ) -> dict[str, Sums]:
@@ -53,9 +50,6 @@ def ratio_sums(speaker: Sequence[str], numerators: Sequence[float], denominators
 
 def _by_speaker(speaker: np.ndarray, sums: Sums) -> Sums:
     return Sums(*(pd.DataFrame(a.astype(float)).groupby(speaker).sum().to_numpy() for a in sums))
-
-
-# ------------------------------------------------------------------ intervals
 
 
 def leave_one_out(sums: Sums) -> np.ndarray:

@@ -35,9 +35,6 @@ SELECTIONS = {
 }
 
 
-# ------------------------------------------------------------------ what figures are made of
-
-
 class Sums(NamedTuple):
     """What a figure is made of: the mean over terms of summed numerators / summed denominators.
 
@@ -113,13 +110,7 @@ def with_interval(write: Callable[[float], str], value: float | None, ends: Sequ
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of a table of predictions, printed with one decimal.
-
-    Example
-    -------
-    >>> FIGURES["WA"].heading, FIGURES["MSE"].heading, FIGURES["MSE"].text(5.34e-4)
-    ('WA %', 'MSE e-4', '5.3')
-    """
+    """A figure of a table of predictions, printed with one decimal: an MSE of 5.34e-4 as 5.3 below "MSE e-4"."""
 
     name: str  # in metrics.json and in tables
     words: str  # beside a plot's axis
@@ -160,9 +151,6 @@ FIGURES = {
     )
 }
 RECOGNITION = ("WA", "UA", "F1", "WER", "MSE")  # what is measured of every system that has the head, and reported
-
-
-# ------------------------------------------------------------------ figures of predictions
 
 
 def emotion_metrics(emotion: Sequence[str], predicted: Sequence[str], classes: Sequence[str]) -> dict:

@@ -129,8 +129,8 @@ def load_runs(folder: str | os.PathLike, allow_incomplete: bool = False) -> Runs
         raise UserError(f"{folder} is not a folder")
     finished, unfinished, pretraining = _find_runs(folder)
     if not finished:
-        found = [f"{len(unfinished)} unfinished runs"] if unfinished else []
-        found += [f"{len(pretraining)} pre-training runs, which have no recognition to report"] if pretraining else []
+        what = {"unfinished runs": unfinished, "pre-training runs, which have no recognition to report": pretraining}
+        found = [f"{len(paths)} {kind}" for kind, paths in what.items() if paths]
         raise UserError(f"{folder} holds {' and '.join(found) or 'no run (no metrics.json)'}")
     problems = Offenders(f"{folder}: no report can be made of this", UserError)
     metrics = {path: _read_metrics(path, problems) for path in finished}
@@ -188,8 +188,8 @@ def _read_run(path: Path, metrics: dict, problems: Offenders) -> Run | None:
     try:
         expected = metrics["utterances"]
         predictions = _read_predictions(path, "predictions", metrics, expected["test"], problems)
-        second = expected.get("second", 0)
-        second = _read_predictions(path, "predictions_second", metrics, second, problems) if second else {}
+        n_second = expected.get("second", 0)
+        second = _read_predictions(path, "predictions_second", metrics, n_second, problems) if n_second else {}
         seen = path / "predictions_seen.csv"
         seen = _read_csv(seen, ("ID", "speaker", "speaker_predicted")) if seen.is_file() else None
         if seen is not None:
@@ -360,11 +360,11 @@ def check_same_tests(first: Runs, second: Runs, problems: Offenders, allow_incom
     both = (*first.runs, *second.runs)
     _check_mixture({r.folder: r.metrics for r in both}, problems)
     _check_utterances(both, problems)
-    there = [{(r.fold, r.seed) for r in runs.runs} for runs in (first, second)]
-    if not there[0] & there[1]:
-        problems.add("no fold and seed in common", f"{sorted(there[0])} and {sorted(there[1])}")
+    mine, theirs = ({(r.fold, r.seed) for r in runs.runs} for runs in (first, second))
+    if not mine & theirs:
+        problems.add("no fold and seed in common", f"{sorted(mine)} and {sorted(theirs)}")
     elif not allow_incomplete:
-        for fold, seed in sorted(there[0] ^ there[1]):
+        for fold, seed in sorted(mine ^ theirs):
             problems.add("in one of the two only (--allow-incomplete compares the rest)", f"fold {fold}, seed {seed}")
 
 
@@ -416,13 +416,7 @@ def _shared(changed: Sequence[dict]) -> dict:
 
 
 def items_of(variant: str, without: Iterable[str] = (), only: Iterable[str] | None = None) -> str:
-    """Return the ``key=value`` items of a variant's name, some left out.
-
-    Example
-    -------
-    >>> items_of("alpha=0,freeze=True", without=["freeze"]), items_of("default", only=["alpha"])
-    ('alpha=0', '')
-    """
+    """Return the ``key=value`` items of a variant's name, some left out; ``default`` has none."""
     keys = {item: item.split("=")[0] for item in variant.split(",") if "=" in item}
     return ",".join(i for i, k in keys.items() if k not in without and (only is None or k in only))
 
@@ -440,10 +434,11 @@ def _natural(text: str) -> list[tuple]:
 
 
 def stacked(runs: Iterable[Run], selection: str, part: str = "predictions") -> pd.DataFrame:
-    """Return all predictions of some runs, with columns fold and seed; one unknown speaker makes all unknown.
+    """Return all predictions of some runs, with columns fold and seed; `part` ``second`` is the second corpus."""
+    return pooled(getattr(r, part)[selection].assign(fold=r.fold, seed=r.seed) for r in runs)
 
-    `part` is ``predictions``, or ``second`` for the second corpus.
-    """
-    frames = [getattr(r, part)[selection].assign(fold=r.fold, seed=r.seed) for r in runs]
+
+def pooled(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Return the rows of all tables; one unknown speaker makes all unknown."""
     frame = pd.concat(frames, ignore_index=True)
     return frame.assign(speaker="") if (frame["speaker"] == "").any() else frame

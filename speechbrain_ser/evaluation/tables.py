@@ -30,7 +30,7 @@ from speechbrain_ser.evaluation.metrics import (
     signed,
     with_interval,
 )
-from speechbrain_ser.evaluation.runs import Run, Runs, items_of, stacked
+from speechbrain_ser.evaluation.runs import Run, Runs, items_of, pooled, stacked
 
 ABSENT = "-"  # the variant has no such head
 ORACLE = "ORACLE/leaky"  # behind every number that the test part chose
@@ -142,8 +142,8 @@ def _speaker_figures(runs: Sequence[Run]) -> dict:
 def _ends(sums: Mapping[str, Sums], scale: str | None = None) -> dict[str, float | None]:
     found = {}
     for name, of in sums.items():
-        interval = speaker_interval(of, scale or FIGURES[name].scale)
-        found[f"{name}_low"], found[f"{name}_high"] = interval or (None, None)
+        ends = speaker_interval(of, scale or FIGURES[name].scale) or (None, None)
+        found |= {f"{name}_low": ends[0], f"{name}_high": ends[1]}
     return found
 
 
@@ -195,11 +195,10 @@ def _main_row(name: str, of_variant: Sequence[Run], runs: Runs, selection: str) 
 
 
 def _main_notes(runs: Runs, values: Sequence[Mapping]) -> list[str]:
+    are_known = (stacked(runs.runs[:1], runs.selection)["speaker"] != "").all()
+    intervals = "In brackets: 95 % intervals clustered by speaker (jackknife, Student's t)."
     notes = ["WA: correct / all utterances, pooled over folds (and seeds); UA: mean recall; F1: macro."]
-    if (stacked(runs.runs[:1], runs.selection)["speaker"] == "").any():
-        notes.append("Speakers are not known: no intervals.")
-    else:
-        notes.append("In brackets: 95 % intervals clustered by speaker (jackknife, Student's t).")
+    notes.append(intervals if are_known else "Speakers are not known: no intervals.")
     of_heads = {
         "WER": "WER: pooled over words, and the mean of the folds'. Texts heard: share of the test utterances whose "
         "text is said in training; WER there is telling known sentences apart, see the text-disjoint part.",
@@ -215,10 +214,8 @@ def paper_rows(paper: Mapping | None) -> dict[str, dict[str, float]]:
     if not paper:
         return {}
     columns = list(paper.get("columns", ()))
-    rows = {
-        str(key): dict(row) if isinstance(row, Mapping) else dict(zip(columns, row, strict=True))
-        for key, row in paper["rows"].items()
-    }
+    listed = {str(key): row for key, row in paper["rows"].items()}
+    rows = {k: dict(r if isinstance(r, Mapping) else zip(columns, r, strict=True)) for k, r in listed.items()}
     for unknown in (c for row in rows.values() for c in row if c not in FIGURES):
         raise UserError(f"paper: '{unknown}' is no figure{nearest(unknown, FIGURES)}; known: {', '.join(FIGURES)}")
     return rows
@@ -229,8 +226,6 @@ def paper_key(variant: str, name: str, rows: Mapping[str, Mapping]) -> str:
 
     Example
     -------
-    >>> paper_key("cai/alpha=0", "", {"cai/alpha=0": {}, "ha/alpha=0": {}})
-    'cai/alpha=0'
     >>> rows = {"alpha=0": {}, "default": {}}
     >>> paper_key("alpha=0,encoder=tiny", "", rows), paper_key("encoder=tiny", "", rows)
     ('alpha=0', 'default')
@@ -379,7 +374,7 @@ def comparison_table(
     names = list(predictions)
     pairs = [(reference, n) for n in names if n != reference] if reference else list(combinations(names, 2))
     found = {(a, b): compare_predictions(predictions[a], predictions[b], classes) for a, b in pairs}
-    values = [row for pair, f in found.items() for row in _comparison_rows(pair, f)]
+    values = [{"first": a, "second": b} | row for (a, b), rows in found.items() for row in rows]
     for column in ("p", "p_bootstrap", "p_mcnemar"):
         for figure in RECOGNITION:  # a family is the comparisons of one figure by one test
             rows = [r for r in values if r["figure"] == figure]
@@ -394,31 +389,13 @@ def comparison_table(
         f"p: corrected for {len(pairs)} comparison{'s' * (len(pairs) != 1)} (Holm), for each figure and test alone; "
         "intervals are not corrected.",
     ]
-    left_out = [f"{a} and {b}" for (a, b), f in found.items() if f["n"] < max(len(predictions[n]) for n in (a, b))]
-    if left_out:
+    whole = {pair: max(len(predictions[name]) for name in pair) for pair in found}
+    if left_out := [f"{a} and {b}" for (a, b), rows in found.items() if any(r["n"] < whole[a, b] for r in rows)]:
         notes.append(f"Only what both have was compared for {'; '.join(left_out)}.")
     text = [_comparison_text(row, selection) for row in values if row["figure"] != "F1"]
     if not text:
         return None
     return Table("comparisons", "Paired comparison", pd.DataFrame(text), pd.DataFrame(values), tuple(notes))
-
-
-def _comparison_rows(pair: tuple[str, str], found: dict):
-    for figure, difference in found["figures"].items():
-        mcnemar = found["mcnemar"] if figure == "WA" else None
-        yield {
-            "first": pair[0],
-            "second": pair[1],
-            "figure": figure,
-            "n": found["n"],
-            "speakers": found["speakers"],
-            **difference._asdict(),
-            "p_bootstrap": found["bootstrap_p"][figure],
-            "only_first_right": mcnemar and mcnemar.only_first,
-            "only_second_right": mcnemar and mcnemar.only_second,
-            "p_mcnemar": mcnemar and mcnemar.p,
-            "mcnemar_is_exact": mcnemar and mcnemar.is_exact,
-        }
 
 
 def _comparison_text(row: dict, selection: str) -> dict:
@@ -453,12 +430,10 @@ def scores_of(runs: Sequence[Run], selection: str, classes: Sequence[str]) -> di
     ways = {AS_TRAINED: [1.0] * len(runs)}
     if any(temperatures):
         ways[CALIBRATED] = [t or 1.0 for t in temperatures]
-    found = {}
-    for way, each in ways.items():
-        scored = [_scores(run, selection, classes, t) for run, t in zip(runs, each, strict=True)]
-        scored = pd.concat(scored, ignore_index=True)
-        found[way] = scored.assign(speaker="") if (scored["speaker"] == "").any() else scored
-    return found
+    return {
+        way: pooled(_scores(run, selection, classes, t) for run, t in zip(runs, each, strict=True))
+        for way, each in ways.items()
+    }
 
 
 def _scores(run: Run, selection: str, classes: Sequence[str], temperature: float) -> pd.DataFrame:
@@ -566,8 +541,8 @@ def abstention_table(runs: Runs, selection: str) -> Table | None:
 
 def _on_valid(runs: Sequence[Run]) -> dict[float, dict]:
     """Coverage and accuracy on the validation utterances of all runs that have them, by threshold."""
-    found = [r.calibration for r in runs if r.calibration and r.calibration.get("thresholds")]
-    every = pd.DataFrame([row | {"of": c["n"]} for c in found for row in c["thresholds"]])
+    found = [r.calibration for r in runs if r.calibration]
+    every = pd.DataFrame([row | {"of": c["n"]} for c in found for row in c.get("thresholds") or ()])
     if every.empty:
         return {}
     every["right"] = every["n"] * every["WA"].fillna(0).astype(float)
