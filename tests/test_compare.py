@@ -30,29 +30,20 @@ def shares(values, size=50):
     return Sums(size * np.asarray(values, float)[:, None], np.full((len(values), 1), float(size)))
 
 
-# ------------------------------------------------------------------ McNemar
-
-
-def test_few_discordant_is_the_exact_binomial():
-    first, second = [1] * 10 + [1] * 3 + [0] * 9 + [0] * 5, [1] * 10 + [0] * 3 + [1] * 9 + [0] * 5
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "expected"),
+    [(3, 9, stats.binomtest(3, 12).pvalue), (30, 15, stats.chi2.sf((30 - 15 - 1) ** 2 / 45, 1))],  # few: exact
+)
+def test_mcnemar(only_first, only_second, expected):
+    first, second = [1] * 10 + [1] * only_first + [0] * only_second, [1] * 10 + [0] * only_first + [1] * only_second
     found = mcnemar_test(first, second)
-    assert (found.only_first, found.only_second, found.is_exact) == (3, 9, True)
-    assert found.p == pytest.approx(stats.binomtest(3, 12).pvalue)
-
-
-def test_many_discordant_is_the_corrected_chi_square():
-    found = mcnemar_test([1] * 30 + [0] * 15 + [1] * 50, [0] * 30 + [1] * 15 + [1] * 50)
-    assert not found.is_exact
-    assert found.p == pytest.approx(stats.chi2.sf((30 - 15 - 1) ** 2 / 45, 1))
+    assert found == (only_first, only_second, pytest.approx(expected), only_first < 10)
 
 
 def test_equal_variants():
     assert mcnemar_test([True, False], [True, False]).p == 1
     assert speaker_difference(shares([0.5, 0.7]), shares([0.5, 0.7]))[::3] == (0, 1)
     assert bootstrap_p(shares([0.5, 0.7]), shares([0.5, 0.7])) == 1
-
-
-# ------------------------------------------------------------------ by speaker
 
 
 def test_speakers_of_one_size_give_the_paired_t_test():
@@ -81,9 +72,6 @@ def test_holm_by_hand():
     assert holm([None, 0.01]) == [None, 0.01] and holm([]) == [] and holm([None]) == [None]
 
 
-# ------------------------------------------------------------------ whole tables
-
-
 def test_pairs_are_found_by_id_and_seed():
     first, second = table(0.8, (1, 2)), table(0.6, (2, 3)).sample(frac=1, random_state=0)
     a, b = paired(first, second)
@@ -91,26 +79,27 @@ def test_pairs_are_found_by_id_and_seed():
     assert (a[["ID", "seed", "emotion"]] == b[["ID", "seed", "emotion"]]).all(axis=None)
 
 
+def compared(first, second):
+    return {row["figure"]: row for row in compare_predictions(first, second, CLASSES)}
+
+
 def test_differences_are_those_of_the_figures():
     first, second = table(0.6, mse=8e-4), table(0.8, mse=5e-4)
-    found = compare_predictions(first, second, CLASSES)
-    a, b = metrics(first, CLASSES), metrics(second, CLASSES)
-    assert found["n"] == 96 and found["speakers"] == 4
-    for figure in ("WA", "UA", "F1", "WER", "MSE"):
-        difference = found["figures"][figure]
-        assert difference.difference == pytest.approx(b[figure] - a[figure])
-        assert difference.low < difference.difference < difference.high
-    only = found["mcnemar"]
-    assert only.only_second - only.only_first == round(96 * (b["WA"] - a["WA"]))
+    found, a, b = compared(first, second), metrics(first, CLASSES), metrics(second, CLASSES)
+    assert list(found) == ["WA", "UA", "F1", "WER", "MSE"]
+    for figure, row in found.items():
+        assert row["difference"] == pytest.approx(b[figure] - a[figure]) and (row["n"], row["speakers"]) == (96, 4)
+        assert row["low"] < row["difference"] < row["high"]
+    only = found["WA"]
+    assert only["only_second_right"] - only["only_first_right"] == round(96 * (b["WA"] - a["WA"]))
 
 
 def test_what_both_have_is_compared():
-    assert "WER" not in compare_predictions(table(0.6, asr=False), table(0.8), CLASSES)["figures"]
-    assert "MSE" not in compare_predictions(table(0.6), table(0.8, mse=5e-4), CLASSES)["figures"]
+    assert "WER" not in compared(table(0.6, asr=False), table(0.8))
+    assert "MSE" not in compared(table(0.6), table(0.8, mse=5e-4))
     first, second = table(0.6, mse=8e-4), table(0.8, mse=5e-4)
-    mean = [f.groupby("speaker")["mse"].mean() for f in (first, second)]
-    found = compare_predictions(first, second, CLASSES)["figures"]["MSE"]
-    assert found.p == pytest.approx(stats.ttest_rel(*mean).pvalue)  # speakers of one size
+    mean = [f.groupby("speaker")["mse"].mean() for f in (first, second)]  # speakers of one size
+    assert compared(first, second)["MSE"]["p"] == pytest.approx(stats.ttest_rel(*mean).pvalue)
     printed = comparison_table({"a": first, "b": second}, CLASSES, "last")
     row = printed.text.set_index("figure").loc["MSE"]
     assert row["difference"].startswith(f"{1e4 * (mean[1] - mean[0]).mean():+.1f} [-")

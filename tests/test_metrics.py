@@ -14,9 +14,9 @@ from speechbrain_ser.evaluation.metrics import FIGURES, emotion_metrics, metrics
 CLASSES = ["angry", "happy", "neutral", "sad"]
 
 
-def random_predictions(seed, n=60, classes=CLASSES):
+def random_predictions(seed, n=60):
     rng = np.random.default_rng(seed)
-    return rng.choice(classes, n).tolist(), rng.choice(CLASSES, n).tolist()
+    return rng.choice(CLASSES, n).tolist(), rng.choice(CLASSES, n).tolist()
 
 
 def test_by_hand():
@@ -40,11 +40,7 @@ def test_against_scikit_learn(seed):
     assert found["F1"] == pytest.approx(sk.f1_score(emotion, predicted, average="macro"))
 
 
-def test_a_class_that_does_not_occur_does_not_count_and_nothing_right_is_zero():
-    emotion, predicted = random_predictions(1, classes=CLASSES[:2])
-    found = emotion_metrics(emotion, predicted, CLASSES)
-    recalls = [np.mean([p == c for e, p in zip(emotion, predicted, strict=True) if e == c]) for c in CLASSES[:2]]
-    assert found["UA"] == pytest.approx(np.mean(recalls))
+def test_nothing_right_is_zero():
     found = emotion_metrics(["angry", "sad"], ["happy", "happy"], CLASSES)
     assert (found["WA"], found["UA"], found["F1"]) == (0, 0, 0)
 
@@ -67,9 +63,6 @@ def test_word_error_rate(said, heard, expected):
     assert found == (None if expected is None else pytest.approx(expected))
     if all(map(str.islower, said)) and said:
         assert found == pytest.approx(jiwer.wer(said, heard))
-
-
-# ------------------------------------------------------------------ tables
 
 
 def table(seed=0, n=20):

@@ -207,7 +207,7 @@ def _length(chunk) -> int:
 
 
 def label_accuracy(predictions: pd.DataFrame, label: str) -> float:
-    """Return the share of utterances whose label is told; the speaker's means something on known speakers (``seen``)."""
+    """Return the share of utterances whose label is told; the speaker's says something of known ones (``seen``)."""
     return float((predictions[label] == predictions[f"{label}_predicted"]).mean())
 
 
