@@ -65,7 +65,7 @@ def synthetic(n: int, temperature: float, classes: int = 4, seed: int = 0) -> tu
 # ------------------------------------------------------------------ a temperature
 
 
-@pytest.mark.parametrize("temperature", [2.5, 1.0, 0.4])
+@pytest.mark.parametrize("temperature", [2.5, 0.4])
 def test_the_temperature_that_made_the_classes_is_found(temperature):
     logits, true = synthetic(4000, temperature)
     fit = fit_temperature(logits, true)
@@ -76,14 +76,13 @@ def test_the_temperature_that_made_the_classes_is_found(temperature):
     assert logits[np.arange(len(true)), true].mean() == pytest.approx(expected, abs=1e-3)
     before, after = (calibration_figures(utterance_scores(with_temperature(logits, t), true)) for t in (1, fit[0]))
     assert after["WA"] == before["WA"] and after["NLL"] <= before["NLL"]
-    if temperature != 1.0:
-        assert after["ECE"] < before["ECE"] / 2 and after["ECE"] < 0.03
+    assert after["ECE"] < before["ECE"] / 2 and after["ECE"] < 0.03
 
 
 def test_log_posteriors_do_as_logits_do():
     logits, true = synthetic(300, 2.5)
-    assert fit_temperature(with_temperature(logits), true) == fit_temperature(logits, true)
-    assert fit_temperature(logits + 7.0, true) == fit_temperature(logits, true)
+    fits = [fit_temperature(each, true) for each in (logits, with_temperature(logits), logits + 7.0)]
+    assert fits[1:] == fits[:1] * 2
 
 
 @pytest.mark.parametrize(
@@ -125,12 +124,9 @@ def test_posteriors_of_exactly_0_and_1():
 
 def test_ece_by_hand():
     """In 15 bins: one of 0.95 and 0.97 (half right), one of 0.6 (right), which is an upper edge; 0.61 is above it."""
-    confidence, right = [0.95, 0.97, 0.6, 0.61], [True, False, True, False]
-    bins = reliability_bins(confidence, right)
+    bins = reliability_bins([0.95, 0.97, 0.6, 0.61], [True, False, True, False])
     assert np.flatnonzero(bins.counts).tolist() == [8, 9, 14] and bins.counts.sum() == 4
-    expected = (2 * abs(0.96 - 0.5) + abs(0.6 - 1) + abs(0.61 - 0)) / 4
-    assert bins.error == pytest.approx(expected)
-    assert reliability_bins([1.0], [True]).error == 0 and reliability_bins([1e-9, 1.0], [False, False]).counts[14] == 1
+    assert bins.error == pytest.approx((2 * abs(0.96 - 0.5) + abs(0.6 - 1) + abs(0.61 - 0)) / 4)
 
 
 def test_ece_by_chance_is_what_exact_posteriors_have():
@@ -168,15 +164,8 @@ def test_a_run_keeps_its_temperature_and_what_it_was_fitted_on(run_of, name):
     assert np.exp(with_temperature(logits)) == pytest.approx(posteriors, abs=1e-6)
     expected = utterance_scores(with_temperature(logits, found["temperature"]), true)
     assert found["figures"]["test"]["calibrated"] == pytest.approx(calibration_figures(expected))
-    of_valid = found["figures"]["valid"]
-    assert of_valid["calibrated"]["NLL"] <= of_valid["uncalibrated"]["NLL"] + 1e-9
     assert found["thresholds"][0]["coverage"] == 1 and (folder / RELIABILITY).stat().st_size > 10_000
     assert f"from {found['n']} validation utterances" in in_words(found)
-
-
-def test_a_first_stage_that_recognises_nothing_has_none(trained):
-    folder = trained(yaml="hsu_pretrain")
-    assert (folder / "metrics.json").is_file() and not [n for n in (CALIBRATION, LOGITS) if (folder / n).exists()]
 
 
 def test_without_a_validation_part(trained, small):
@@ -207,12 +196,10 @@ def test_the_selected_epoch_is_the_calibrated_one(train, tmp_path):
     assert {name: (folder / name).read_bytes() for name in names} == before
 
 
-def test_speakers_that_are_trained_on_are_named(trained, small):
+def test_speakers_that_are_trained_on_are_named(trained, run_of):
     known = read_calibration(trained("--protocol=random", "--alpha=0", yaml="cai_mtl"))
     assert "its speakers are trained on" in known["note"]
-    folder = trained("--corpus=savee", f"--data_folder={small.corpus('savee')}", "--alpha=0", yaml="cai_mtl")
-    strangers = read_calibration(folder)
-    assert strangers["n"] == 7 and "trained on" not in strangers["note"]  # all that the next speaker says
+    assert "trained on" not in read_calibration(run_of("cai"))["note"]
 
 
 # ------------------------------------------------------------------ in use
@@ -246,12 +233,9 @@ def test_below_the_threshold_it_keeps_silent(run_of, small):
     recognizer = EmotionRecognizer.from_run(run_of("cai"), CPU, threshold=threshold)
     for result, answered in zip(recognizer.classify_files(paths), every, strict=True):
         expected = answered.emotion if max(answered.posteriors.values()) >= threshold else None
-        assert result.error is None and result.emotion == expected and result.transcript == answered.transcript
+        assert (result.error, result.emotion, result.transcript) == (None, expected, answered.transcript)
         assert result.posteriors == pytest.approx(answered.posteriors, abs=1e-5)
     assert recognizer.model_id.endswith(f"-threshold={threshold:.6g}")
-    wav = torch.randn(16_000)
-    (silent,) = EmotionRecognizer.from_run(run_of("cai"), CPU, threshold=1).classify_batch(wav)
-    assert silent.emotion is None and silent.error is None and sum(silent.posteriors.values()) == pytest.approx(1)
 
 
 def test_a_run_without_a_temperature_says_so_once(run_of, tmp_path, monkeypatch):
@@ -267,9 +251,7 @@ def test_a_run_without_a_temperature_says_so_once(run_of, tmp_path, monkeypatch)
     assert plain.classify_batch(wav) == recognizer.classify_batch(wav)
 
 
-@pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"temperature": 0}', '{"temperature": "2"}', '{"temperature": NaN}']
-)
+@pytest.mark.parametrize("content", ["", "[]", "{}", *(f'{{"temperature": {t}}}' for t in (0, '"2"', "NaN"))])
 def test_a_damaged_calibration_is_refused(tmp_path, content):
     (tmp_path / CALIBRATION).write_text(content)
     with pytest.raises(UserError, match=r"calibration\.json.*: expected "):
@@ -285,8 +267,7 @@ def test_wrong_thresholds(run_of, threshold):
 def test_an_abstention_in_every_format():
     silent = Recognition("a.wav", None, {"happy": 0.4, "sad": 0.35}, "JA").to_dict() | {"model": "c0ffee"}
     assert table_text(silent).split() == ["a.wav", "-", "0.400", "JA"]
-    assert csv_text(silent) == "a.wav,,0.4,0.35,JA,c0ffee\n"
-    assert json.loads(json_text(silent)) == silent and silent["emotion"] is None
+    assert csv_text(silent) == "a.wav,,0.4,0.35,JA,c0ffee\n" and json.loads(json_text(silent)) == silent
 
 
 def test_predict_with_a_threshold(run_of, small, tmp_path, capfd):
@@ -294,16 +275,10 @@ def test_predict_with_a_threshold(run_of, small, tmp_path, capfd):
     wav, out = str(sorted((small.corpus("emodb") / "wav").iterdir())[0]), tmp_path / "results.json"
     command = ["predict", wav, f"--model={run_of('cai')}", "--device=cpu", "--no-transcript", f"--out={out}"]
     assert cli([*command, "--threshold=1"]) == 0
-    row = json.loads(out.read_text())
+    row, before = json.loads(out.read_text()), out.read_bytes()
     assert row["emotion"] is None and "-temperature=" in row["model"] and row["model"].endswith("-threshold=1")
-    before = out.read_bytes()
-    for other in (["--threshold=0.5"], ["--threshold=1", "--uncalibrated"]):
-        assert cli([*command, *other]) == 2
-        assert "expected results of this model" in capfd.readouterr().err and out.read_bytes() == before
-    out.unlink()
-    assert cli([*command, "--uncalibrated"]) == 0
-    row = json.loads(out.read_text())
-    assert row["emotion"] in row["posteriors"] and len(row["model"]) == 16
+    assert cli([*command, "--threshold=1", "--uncalibrated"]) == 2
+    assert "expected results of this model" in capfd.readouterr().err and out.read_bytes() == before
 
 
 # ------------------------------------------------------------------ reports
@@ -334,19 +309,13 @@ def blank_pictures(monkeypatch):
     monkeypatch.setattr("speechbrain_ser.evaluation.report.save_figure", lambda figure, path: write_text("-", path))
 
 
-def expected_scores(folders, temperatures) -> list[pd.DataFrame]:
-    """From logits.csv by hand, each run with its temperature."""
-    found = []
-    for folder, temperature in zip(folders, temperatures, strict=True):
-        table = pd.read_csv(folder / LOGITS).query("part == 'test'")
-        logits = torch.tensor(table[[f"logit_{c}" for c in CLASSES]].to_numpy())
-        posterior, true = (
-            torch.softmax(logits / temperature, -1).numpy(),
-            pd.Index(CLASSES).get_indexer(table["emotion"]),
-        )
-        frame = pd.DataFrame({"confidence": posterior.max(1), "right": posterior.argmax(1) == true})
-        found.append(frame.assign(NLL=-np.log(posterior[np.arange(len(true)), true])))
-    return found
+def scores_by_hand(folder, temperature) -> pd.DataFrame:
+    """Of logits.csv."""
+    table = pd.read_csv(folder / LOGITS).query("part == 'test'")
+    logits = torch.tensor(table[[f"logit_{c}" for c in CLASSES]].to_numpy())
+    posterior, true = torch.softmax(logits / temperature, -1).numpy(), pd.Index(CLASSES).get_indexer(table["emotion"])
+    frame = pd.DataFrame({"confidence": posterior.max(1), "right": posterior.argmax(1) == true})
+    return frame.assign(NLL=-np.log(posterior[np.arange(len(true)), true]))
 
 
 def ece(scores: pd.DataFrame) -> float:
@@ -360,7 +329,7 @@ def test_a_report_pools_folds_each_with_its_own_temperature(tmp_path):
     report = build_report(tmp_path)
     rows = report.tables["calibration"].values.set_index("posteriors")
     for way, each in (("as trained", [1] * 4), ("calibrated", temperatures)):
-        of_folds = expected_scores(folders, each)
+        of_folds = list(map(scores_by_hand, folders, each))
         scores, row = pd.concat(of_folds), rows.loc[way]
         assert row["ECE"] == pytest.approx(ece(scores)) and row["NLL"] == pytest.approx(scores["NLL"].mean())
         assert row["ECE_fold_mean"] == pytest.approx(np.mean(list(map(ece, of_folds)))) and row["n"] == 96
@@ -376,32 +345,27 @@ def test_a_report_pools_folds_each_with_its_own_temperature(tmp_path):
     answers = report.tables["abstention"].values.set_index("threshold").loc[0.6]
     kept = scores["right"][scores["confidence"] >= 0.6]
     assert answers["n"] == len(kept) and answers["WA"] == pytest.approx(kept.mean())
-    on_valid = [read_calibration(folder)["thresholds"] for folder in folders]
-    of_60 = [row for rows in on_valid for row in rows if row["threshold"] == 0.6]
-    assert answers["valid_coverage"] == pytest.approx(np.mean([row["coverage"] for row in of_60]))
-    right = sum(row["n"] * row["WA"] for row in of_60)
-    assert answers["valid_WA"] == pytest.approx(right / sum(row["n"] for row in of_60))
+    on_valid = pd.DataFrame(row for folder in folders for row in read_calibration(folder)["thresholds"])
+    on_valid = on_valid[on_valid["threshold"] == 0.6]
+    assert answers["valid_coverage"] == pytest.approx(on_valid["coverage"].mean())
+    assert answers["valid_WA"] == pytest.approx((on_valid["n"] * on_valid["WA"]).sum() / on_valid["n"].sum())
 
 
 def test_a_report_of_runs_from_before(tmp_path):
     for fold in FOLDS:
         calibrated_run(tmp_path, fold, calibrate_it=False)
-    report = build_report(tmp_path)
-    table = report.tables["calibration"]
-    assert table.text["posteriors"].tolist() == ["as trained"] and table.text["temperature"].tolist() == ["none"]
-    assert "No temperature: no calibration.json." in table.notes
-    assert set(report.tables["abstention"].text["posteriors"]) == {"as trained"}
+    tables = build_report(tmp_path).tables
+    assert tables["calibration"].text[["posteriors", "temperature"]].to_numpy().tolist() == [["as trained", "none"]]
+    assert "No temperature: no calibration.json." in tables["calibration"].notes
+    assert set(tables["abstention"].text["posteriors"]) == {"as trained"}
 
 
 def test_some_folds_without_a_temperature_stay_as_trained(tmp_path):
-    folders = [calibrated_run(tmp_path, fold, None if fold == "02F" else 2.5) for fold in FOLDS[:3]]
-    folders.append(calibrated_run(tmp_path, FOLDS[3], calibrate_it=False))
+    for fold in FOLDS:
+        calibrated_run(tmp_path, fold, None if fold == "02F" else 2.5, calibrate_it=fold != "02M")
     table = build_report(tmp_path).tables["calibration"]
-    assert read_calibration(folders[2])["temperature"] is None
-    assert any(
-        "2 of 4 runs have none and stay as trained: all of the 60 utterances are right" in n for n in table.notes
-    )
-    assert any("no calibration.json" in n for n in table.notes)
+    said = "2 of 4 runs have none and stay as trained: all of the 60 utterances are right"
+    assert any(said in n and "no calibration.json" in n for n in table.notes)
     assert table.values["runs_with_temperature"].tolist() == [2, 2]
 
 
@@ -420,8 +384,7 @@ def test_another_selection_has_no_temperature(tmp_path):
 
 def test_predictions_without_posteriors_have_no_calibration(tmp_path):
     for fold in FOLDS:
-        frame = predictions(fold)
-        plain = frame[[c for c in frame if not c.startswith("posterior_")]]
+        plain = predictions(fold).drop(columns=[f"posterior_{c}" for c in CLASSES])
         write_run(tmp_path, fold, by_selection={"last": plain})
     report = build_report(tmp_path)
     assert not {"calibration", "abstention"} & set(report.tables)

@@ -101,16 +101,12 @@ def test_by_hand(tmp_path):
     assert row["WA"] == pytest.approx(4 / 6) and row["UA"] == pytest.approx((2 / 2 + 2 / 4) / 2)
     assert row["WER"] == pytest.approx(1 / 6) and row["WER_fold_mean"] == pytest.approx(1 / 8)
     over_folds, over_seeds = found["spread"].values.to_dict("records")
-    assert over_folds["WA_mean"] == pytest.approx(5 / 8) and over_folds["WA_sd"] == pytest.approx(
-        np.std([0.75, 0.5], ddof=1)
-    )
+    spread = pytest.approx((5 / 8, np.std([0.75, 0.5], ddof=1)))
+    assert (over_folds["WA_mean"], over_folds["WA_sd"]) == spread
     assert over_seeds["number"] == 1 and pd.isna(over_seeds["WA_sd"])
-    assert found["confusion_1"].values["n"].tolist() == [2, 0, 2, 2]
-    assert found["confusion_1"].values["share"].tolist() == [1, 0, 0.5, 0.5]
-    assert found["confusion_1"].text.to_numpy().tolist() == [
-        ["happy", "2 (100.0)", "0 (0.0)", "2"],
-        ["sad", "2 (50.0)", "2 (50.0)", "4"],
-    ]
+    confusion, text = found["confusion_1"].values, [["2 (100.0)", "0 (0.0)", "2"], ["2 (50.0)", "2 (50.0)", "4"]]
+    assert confusion[["n", "share"]].to_numpy().tolist() == [[2, 1], [0, 0], [2, 0.5], [2, 0.5]]
+    assert found["confusion_1"].text.set_index("true \\ predicted").loc[["happy", "sad"]].to_numpy().tolist() == text
     assert found["recall"].values.loc[0, CLASSES[1::2]].tolist() == [1, 0.5]
 
 
@@ -199,8 +195,8 @@ def test_curves_are_means_over_folds_and_a_stopped_run_keeps_its_last_value(one)
     write_csv(epochs(0.5, 2), run_of(one) / "epochs.csv")
     part, curves = mean_curves(load_runs(one))
     assert part == "test" and curves["default"].index.tolist() == [1, 2, 3]
-    assert curves["default"]["WA"].iloc[-1] == pytest.approx((0.5 + 3 * 0.8) / 4)
-    assert curves["default"]["WER"].iloc[-1] == pytest.approx((0.5 + 3 * 0.2) / 4)
+    last = {"WA": (0.5 + 3 * 0.8) / 4, "WER": (0.5 + 3 * 0.2) / 4}
+    assert curves["default"].iloc[-1].to_dict() == pytest.approx(last)
 
 
 # ------------------------------------------------------------------ honesty
@@ -521,9 +517,8 @@ def test_compare_two_folders(tmp_path):
     shutil.copytree(a, tmp_path / "both")
     shutil.copytree(b, tmp_path / "both", dirs_exist_ok=True)
     report = build_report(tmp_path / "both", reference="default").tables["comparisons"].values
-    pd.testing.assert_frame_equal(
-        found.tables["comparisons"].values.drop(columns=["first", "second"]), report.drop(columns=["first", "second"])
-    )
+    both = (t.drop(columns=["first", "second"]) for t in (found.tables["comparisons"].values, report))
+    pd.testing.assert_frame_equal(*both)
     assert {p.name for p in found.files} == {"comparison.md", "comparison.tex", "comparisons.csv"}
     assert "cai_mtl/alpha=0 against cai_mtl/default" in found.title
     title = compare_folders(a, shutil.copytree(a, tmp_path / "copy"), tmp_path / "out").title

@@ -21,9 +21,6 @@ FEW = 50  # validation utterances, below which the file says how few they are
 FILES = CALIBRATION, LOGITS, RELIABILITY = "calibration.json", "logits.csv", "reliability.png"
 
 
-# ------------------------------------------------------------------ what posteriors are worth
-
-
 class Bins(NamedTuple):
     """A reliability diagram, [bins] each: utterances by their largest posterior, the lowest bin first.
 
@@ -112,9 +109,6 @@ def coverage_curve(scores: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return (by_confidence["count"] / len(scores)).to_numpy(), (by_confidence["sum"] / by_confidence["count"]).to_numpy()
 
 
-# ------------------------------------------------------------------ a temperature
-
-
 class Fit(NamedTuple):
     """A temperature, or None; and what must be said of it."""
 
@@ -169,9 +163,6 @@ def _no_temperature(logits: np.ndarray, true: np.ndarray) -> str | None:
         whose = "the only utterance is" if is_one else f"all of the {len(true)} utterances are"
         return f"{whose} right: the lower the temperature the likelier, so none is the best"
     return None
-
-
-# ------------------------------------------------------------------ a run's files
 
 
 def logit_table(frame: pd.DataFrame, logits: dict[str, Sequence[float]], classes: Sequence[str]) -> pd.DataFrame:
@@ -253,8 +244,6 @@ def temperature_of(calibration: dict | None, epoch: int | None = None) -> tuple[
 
     Example
     -------
-    >>> temperature_of({"temperature": 1.37, "epoch": 22}, 22)
-    (1.37, None)
     >>> temperature_of({"temperature": 1.37, "epoch": 22}, 23)
     (1.0, 'calibration.json is of epoch 22, the parameters are of epoch 23')
     """

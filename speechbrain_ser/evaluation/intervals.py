@@ -31,13 +31,8 @@ def speaker_sums(
 ) -> dict[str, Sums]:
     """Return the sums behind those figures that predictions have the columns for, speakers sorted by name.
 
-    Arguments
-    ---------
-    predictions : pandas.DataFrame
-        Column speaker, and those of :func:`~speechbrain_ser.evaluation.metrics.metrics`. Several folds and seeds may be
-        stacked: all rows of a speaker are one cluster.
-    classes : sequence of str
-        All classes; those that do not occur are no term of UA and F1.
+    Predictions have a column speaker and those of :func:`~speechbrain_ser.evaluation.metrics.metrics`. Folds and seeds
+    may be stacked: all rows of a speaker are one cluster. Classes that do not occur are no term of UA and F1.
     """
     measured = (FIGURES[name] for name in figures if FIGURES[name].column in predictions)
     return {f.name: _by_speaker(predictions["speaker"].to_numpy(), f.sums(predictions, classes)) for f in measured}
@@ -75,6 +70,8 @@ def jackknife_error(figure: np.ndarray, without: np.ndarray) -> np.ndarray:
 def speaker_interval(sums: Sums, scale: str = "logit", level: float = LEVEL) -> Interval | None:
     """Return the interval that reports print: jackknife by speaker, Student's t, on a scale that keeps in range.
 
+    It is None for a single speaker, who says nothing about others, and for a mean that all speakers have in common.
+
     Arguments
     ---------
     sums : Sums
@@ -82,11 +79,6 @@ def speaker_interval(sums: Sums, scale: str = "logit", level: float = LEVEL) -> 
     scale : str
         ``logit`` for shares (WA, UA, F1), ``log`` for WER (at least 0, and above 1 where much is inserted),
         ``log_mean`` for MSE (at least 0, and no count of anything), ``identity`` for none of these.
-
-    Returns
-    -------
-    Interval or None
-        None for a single speaker, who says nothing about others, and for a mean that all speakers have in common.
 
     Example
     -------

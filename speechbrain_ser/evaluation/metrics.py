@@ -154,13 +154,10 @@ RECOGNITION = ("WA", "UA", "F1", "WER", "MSE")  # what is measured of every syst
 
 
 def emotion_metrics(emotion: Sequence[str], predicted: Sequence[str], classes: Sequence[str]) -> dict:
-    """Return WA, UA, macro-F1, recall of each class and the confusion matrix.
+    """Return figures of the true and the predicted class of each utterance, given all classes.
 
-    Returns
-    -------
-    dict
-        ``WA`` correct / total; ``UA`` mean recall over the classes that occur; ``F1`` macro over the same classes;
-        ``recall`` by class (None where a class does not occur); ``confusion`` rows = true, columns = predicted.
+    They are ``WA`` correct / total; ``UA`` mean recall over the classes that occur; ``F1`` macro over the same classes;
+    ``recall`` by class (None where one does not occur); ``confusion`` rows = true, columns = predicted.
 
     Example
     -------
@@ -212,20 +209,10 @@ def label_accuracy(predictions: pd.DataFrame, label: str) -> float:
 
 
 def metrics(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
-    """Return every figure of a table of predictions.
+    """Return every figure of a table of predictions: ``n`` utterances and, by the heads that its columns tell of, more.
 
-    Arguments
-    ---------
-    predictions : pandas.DataFrame
-        Columns emotion, predicted; transcript and ``hypothesis`` where there is an ASR head, or the ``words`` and
-        ``word_errors`` of :func:`word_errors`, where they were counted before; ``mse`` (float) where there is a
-        reconstruction task.
-
-    Returns
-    -------
-    dict
-        ``n`` utterances, those of :func:`emotion_metrics`; ``WER`` where there are hypotheses, None without a reference
-        word; ``MSE``, the mean over utterances, where there are reconstructions.
+    Columns emotion and predicted give those of :func:`emotion_metrics`; transcript and ``hypothesis``, or ``words`` and
+    ``word_errors`` that were counted before, ``WER`` (None without a reference word); ``mse`` its mean over utterances.
     """
     found = {"n": len(predictions), **emotion_metrics(predictions["emotion"], predictions["predicted"], classes)}
     of_heads = [FIGURES[name] for name in RECOGNITION if name not in found]

@@ -225,9 +225,8 @@ def _read_logits(path: Path, metrics: dict) -> pd.DataFrame:
     return frame[frame["part"] == "test"].set_index("ID")[columns].astype(float).sort_index()
 
 
-def _read_predictions(
-    folder: Path, stem: str, metrics: dict, expected: int, problems: Offenders
-) -> dict[str, pd.DataFrame]:
+def _read_predictions(folder: Path, stem: str, metrics: dict, expected: int, problems: Offenders) -> dict:
+    """The tables of each selection."""
     found = {}
     for selection in metrics["selections"]:
         path = folder / f"{stem}{'' if selection == metrics['selection'] else f'_{selection}'}.csv"

@@ -354,11 +354,11 @@ def confusion_table(runs: Runs, selection: str, name: str, number: int) -> Table
     shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
     cells = counts.astype(str) + " (" + shares.map(printed) + ")"
     text = cells.assign(all=counts.sum(axis=1).astype(str)).rename_axis("true \\ predicted").reset_index()
-    pairs = [(true, said) for true in runs.classes for said in runs.classes]
-    values = [{"true": t, "predicted": p, "n": counts.at[t, p], "share": shares.at[t, p]} for t, p in pairs]
+    values = [(name, t, p, counts.at[t, p], shares.at[t, p]) for t in runs.classes for p in runs.classes]
+    values = pd.DataFrame(values, columns=["variant", "true", "predicted", "n", "share"])
     seeds = f", summed over {len(runs.seeds)} seeds" if len(runs.seeds) > 1 else ""
     title = f"Confusion, {name} ({SELECTIONS[selection].words}): utterances{seeds} (% of the row)"
-    return Table(f"confusion_{number}", title, text, pd.DataFrame(values).assign(variant=name)[["variant", *values[0]]])
+    return Table(f"confusion_{number}", title, text, values)
 
 
 # ------------------------------------------------------------------ comparisons
