@@ -238,6 +238,16 @@ def test_a_whole_copy_with_other_values(edit):
     assert "n_epochs: expected a whole number" in refused(yaml=edit("n_epochs: 100", "n_epochs: a hundred"))
 
 
+def test_old_names(write, caplog):
+    path = write("base: cai_mtl.yaml\nwav2vec2_hub: /models/b\ntokens: !ref <wav2vec2_hub>\n")
+    plain = read(yaml=path).plain
+    assert plain["encoder"] == plain["tokens"] == "/models/b"
+    assert read("--wav2vec2_hub=/models/a", yaml=path).variant() == read("--encoder=/models/a", yaml=path).variant()
+    assert "--encoder is given twice" in refused("--wav2vec2_hub=a", "--encoder=b")
+    new = "wav2vec2_hub is named {}encoder now"
+    assert caplog.messages == [f"{path}: {new.format('')}", f"--{new.format('--')}"]  # each once
+
+
 # ------------------------------------------------------------------ a system of the user's own
 
 OWN = """

@@ -247,6 +247,10 @@ def test_a_run_that_cannot_be_used(run_of, tmp_path):
     (damaged / "save" / "classes.json").unlink()
     with pytest.raises(UserError, match=r"classes.json: expected a file that can be read"):
         EmotionRecognizer.from_run(damaged, CPU, transcribe=False)
+    yaml = damaged / "hyperparams.yaml"
+    yaml.write_text(yaml.read_text().replace("!new:speechbrain_ser.models.cai.CaiModel", "!new:not_on_path.MyModel"))
+    with pytest.raises(UserError, match=r"hyperparams.yaml: no model can be built from it: .*not_on_path.MyModel"):
+        load_model(damaged)
 
 
 def test_the_same_parameters_have_one_name(run_of, tmp_path):

@@ -111,5 +111,5 @@ def _build(tree: dict, path: Path) -> nn.Module:
     try:
         yaml.dump({"model": tree["model"]}, stream)
         return load_hyperpyyaml(io.StringIO(stream.getvalue()))["model"]
-    except (ruamel.yaml.error.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (ruamel.yaml.error.YAMLError, ImportError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: no model can be built from it: {error}") from error

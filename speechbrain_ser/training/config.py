@@ -18,7 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import ruamel.yaml
@@ -29,6 +29,7 @@ from speechbrain.utils.run_opts import RunOptions
 from speechbrain_ser.errors import UserError, nearest
 
 logger = logging.getLogger(__name__)
+warn_once = cache(logger.warning)  # crossval.py reads one file for every run
 
 # In the run folder's path by themselves
 PATH_KEYS = frozenset({"corpus", "protocol", "fold", "seed"})
@@ -51,6 +52,7 @@ REFUSED = {
     "system": "a system is chosen by its YAML, the first argument",
     **dict.fromkeys(("n_emotions", "n_tokens", "n_speakers"), "comes from the data"),
 }
+RENAMED = {"wav2vec2_hub": "encoder"}  # lines that have another name now: they are understood, with a warning
 PRECISIONS = ("fp32", "fp16", "bf16")
 # what training needs of every system, beside the lines of hparams/base/run.yaml
 NEEDED = ("system", "n_epochs", "batch_size", "loss_weights", "model", "modules", "brain_class")
@@ -193,8 +195,8 @@ def _load(path: Path, hparams_folder: Path, above: tuple[Path, ...] = ()) -> Com
         known = sorted(p.name for p in hparams_folder.glob("*.yaml"))
         raise UserError(f"no such file: {path}{nearest(path.name, known)}; shipped: {', '.join(known)}")
     try:
-        tree = _yaml().load(path)
-    except ruamel.yaml.error.YAMLError as error:
+        tree = _yaml().load(_with_new_names(path.read_text(encoding="utf-8"), path))
+    except (ruamel.yaml.error.YAMLError, UnicodeError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(tree, CommentedMap):
         raise UserError(f"{path}: expected lines of the form 'key: value'")
@@ -213,6 +215,14 @@ def _load(path: Path, hparams_folder: Path, above: tuple[Path, ...] = ()) -> Com
     base.ca.comment = tree.ca.comment
     _update(base, tree)
     return base
+
+
+def _with_new_names(text: str, path: Path) -> str:
+    for old, new in RENAMED.items():
+        text, times = re.subn(rf"^{old}(?=:)|(?<=<){old}(?=>)", new, text, flags=re.MULTILINE)
+        if times:
+            warn_once(f"{path}: {old} is named {new} now")
+    return text
 
 
 def _check_lines(tree: CommentedMap, needed: Iterable[str], path: Path) -> None:
@@ -235,7 +245,7 @@ def _warn_unread(tree: CommentedMap, hparams_folder: Path, path: Path) -> None:
         code = "\n".join(Path(file).read_text(encoding="utf-8") for file in files)
         for key in own:
             if not re.search(rf"\b{re.escape(key)}\b", code):
-                logger.warning(f"{path}: nothing reads the line '{key}:'{nearest(key, known)}")
+                warn_once(f"{path}: nothing reads the line '{key}:'{nearest(key, known)}")
 
 
 def _references(node) -> Iterator[str]:
@@ -285,8 +295,9 @@ def strict(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def given_names(argv: Iterable[str]) -> Counter[str]:
-    """Count the options of a command line, ``--alpha=0`` as ``--alpha``."""
-    return Counter(word.partition("=")[0] for word in argv if word.startswith("--"))
+    """Count the options of a command line, ``--alpha=0`` as ``--alpha``, an old name as the new one."""
+    names = [word.partition("=")[0][2:] for word in argv if word.startswith("--")]
+    return Counter(f"--{RENAMED.get(name, name)}" for name in names)
 
 
 def _read_options(argv: list[str], tree: CommentedMap) -> tuple[RunOptions, CommentedMap, list[str]]:
@@ -297,7 +308,10 @@ def _read_options(argv: list[str], tree: CommentedMap) -> tuple[RunOptions, Comm
     group.add_argument("--optimizer_step_limit", type=int)  # SpeechBrain leaves it a text, and fails in comparing it
     lines = [key for key in tree if not key.startswith("__")]
     for key in lines:
-        group.add_argument(f"--{key}", default=argparse.SUPPRESS, metavar="…")
+        old = [f"--{old}" for old, new in RENAMED.items() if new == key]
+        group.add_argument(f"--{key}", *old, default=argparse.SUPPRESS, metavar="…")
+        for name in {word.partition("=")[0] for word in argv} & set(old):
+            warn_once(f"{name} is named --{key} now")
     names = given_names(argv)
     problems = [f"{name}: {REFUSED[name[2:]]}" for name in names if name[2:] in REFUSED]
     problems += [f"{name} is given twice" for name, times in names.items() if times > 1]
