@@ -1,4 +1,4 @@
-"""Many runs of train.py: which (plan, paper), where and in what order (schedule, slurm), what came of them (program).
+"""Many runs of train.py: which (plan), where and in what order (schedule, slurm), what came of them (program).
 
 Nothing is imported here: a Slurm job needs `slurm` alone.
 """

@@ -3,25 +3,28 @@
 import argparse
 import contextlib
 import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import ruamel.yaml
 from tqdm import tqdm
 
-from speechbrain_ser.crossval.paper import Row, Table, as_texts, beside_or_shipped, read_table
 from speechbrain_ser.data.protocols import choose_fold
-from speechbrain_ser.errors import UserError
+from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.evaluation.metrics import FIGURES
 from speechbrain_ser.training.config import Config, given_names, read_config, strict
 from speechbrain_ser.training.run import Preparation, Run, prepare, rehearse
 
-_DEBUG = dict.fromkeys(
-    ("debug", "debug_batches", "debug_epochs", "debug_persistently"), "try `python train.py … --debug` first"
-)
+_KEYS = ("table", "hparams", "published", "lines", "rows")
+_ROW_KEYS = ("name", "hparams", "lines", "paper")
 REFUSED = {
     "fold": "use --folds=…",
     "output_folder": "every run has a folder of its own; use --results_folder=…",
     "test_only": "use train.py on the run's own lines",
-    **_DEBUG,
+    **dict.fromkeys(("debug", "debug_batches", "debug_epochs", "debug_persistently"), "use train.py --debug first"),
 }
 UNSWEPT = {
     "seed": "use --seeds=…",
@@ -36,16 +39,94 @@ SHARED_LINES = (
 ).split()
 
 
-# ------------------------------------------------------------------ what is asked for
+# ------------------------------------------------------------------ a paper's table
+
+
+@dataclass
+class Row:
+    """One variant of a table."""
+
+    name: str = ""  # in the report; empty: its lines
+    lines: dict[str, str] = field(default_factory=dict)  # of the YAML, their values as text
+    paper: dict[str, float] = field(default_factory=dict)  # its figures, as shares, but MSE; ASR accuracy is 1 - WER
+    hparams: Path | None = None  # the system's YAML, where it is not the table's
+
+
+@dataclass
+class Table:
+    """A paper's table, its rows in the paper's order; `published` says how its numbers came about."""
+
+    title: str
+    hparams: Path
+    published: str
+    lines: dict[str, str]
+    rows: list[Row]
+
+
+def read_table(path: Path, hparams_folder: Path) -> Table | None:
+    """Read a table; None where the file is a system's YAML or cannot be read as one (which reading that will say)."""
+    try:
+        found = ruamel.yaml.YAML(typ="safe", pure=True).load(path)
+    except (OSError, ruamel.yaml.error.YAMLError):  # a system's tags among them
+        return None
+    if not isinstance(found, Mapping) or "table" not in found:
+        return None
+    if problems := list(_wrong_lines(found, path, hparams_folder)):
+        raise UserError("\n  ".join([f"{path}:", *problems]))
+
+    def lines_and_yaml(part: Mapping) -> dict:
+        yaml = beside_or_shipped(part["hparams"], path, hparams_folder) if part.get("hparams") else None
+        return {"lines": as_texts(part.get("lines") or {}), "hparams": yaml}
+
+    rows = [Row(str(row.get("name", "")), paper=row.get("paper") or {}, **lines_and_yaml(row)) for row in found["rows"]]
+    return Table(found["table"], published=str(found.get("published", "")), rows=rows, **lines_and_yaml(found))
+
+
+def beside_or_shipped(name: str, path: Path, hparams_folder: Path) -> Path:
+    """Find the YAML that another file names: beside that file, or else among the shipped ones."""
+    beside = path.parent / name
+    return beside if beside.is_file() else hparams_folder / name
+
+
+def as_texts(lines: Mapping) -> dict[str, str]:
+    """Write values as the command line has them.
+
+    Example
+    -------
+    >>> as_texts({"alpha": 0.1, "freeze": True, "labels": {"a": None}, "fold": None})
+    {'alpha': '0.1', 'freeze': 'True', 'labels': '{"a": null}', 'fold': 'null'}
+    """
+    return {
+        str(k): "null" if v is None else json.dumps(v) if isinstance(v, (Mapping, list)) else str(v)
+        for k, v in lines.items()
+    }
+
+
+def _wrong_lines(found: Mapping, path: Path, hparams_folder: Path) -> Iterator[str]:
+    yield from (f"unknown line {k}{nearest(k, _KEYS)}" for k in found if k not in _KEYS)
+    yield from (f"no line '{k}:'" for k in ("hparams", "rows") if not found.get(k))
+    systems = sorted(p.name for p in hparams_folder.glob("*.yaml"))
+    for number, row in enumerate([found, *(found.get("rows") or [])]):
+        if not isinstance(row, Mapping):
+            yield f"row {number}: expected name, lines, paper, found {row!r}"
+            continue
+        name = str(row.get("hparams", ""))
+        if name and not beside_or_shipped(name, path, hparams_folder).is_file():
+            yield f"hparams: no {name} among {', '.join(systems)}{nearest(name, systems)}"
+        if number:
+            yield from (f"row {number}: unknown {k}{nearest(k, _ROW_KEYS)}" for k in row if k not in _ROW_KEYS)
+        for figure, value in (row.get("paper") or {}).items():
+            if figure not in FIGURES:
+                yield f"row {number}: unknown figure {figure}{nearest(figure, FIGURES)}"
+            elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                yield f"row {number}: {figure} must be a number, found {value!r}"
+
+
+# ------------------------------------------------------------------ the command line
 
 
 def read_arguments(argv: list[str]) -> argparse.Namespace:
     """Tell crossval's own options from train.py's, which are in `options`.
-
-    Raises
-    ------
-    UserError
-        For a wrong one of crossval's own.
 
     Example
     -------
@@ -53,31 +134,17 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     >>> request.sweep, request.folds, request.options, request.jobs
     ({'alpha': ['0', '0.1']}, ['3', '8'], ['--lr=0.1'], 2)
     """
-    parser = strict(
-        argparse.ArgumentParser(
-            "python crossval.py",
-            "%(prog)s hparams/X.yaml --data_folder=… [OPTION …] [--KEY=VALUE of train.py …]",
-        )
-    )
+    usage = "%(prog)s hparams/X.yaml --data_folder=… [OPTION …] [--KEY=VALUE of train.py …]"
+    parser = strict(argparse.ArgumentParser("python crossval.py", usage))
+    slurm = "here, or a Slurm job a run, as the YAML's slurm lines say: --slurm='{partition: gpu, time: 1440}'"
     option = parser.add_argument
+    sweep = "a run for each value of a line; several --sweep give all combinations"
     option("yaml", type=Path, metavar="hparams/X.yaml", help="a system, or a table of a paper (hparams/tables/)")
     option("--folds", type=_different, metavar="01F,03M", help="some of them (default: all)")
     option("--seeds", type=_different, metavar="1,2,3", help="training seeds (default: the YAML's)")
-    option(
-        "--sweep",
-        type=_sweep,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE,VALUE",
-        help="a run for each value of a line; several --sweep give all combinations",
-    )
+    option("--sweep", type=_sweep, action="append", default=[], metavar="KEY=VALUE,VALUE", help=sweep)
     option("--jobs", type=int, default=1, help="runs at a time; each gets its share of the cores")
-    option(
-        "--executor",
-        choices=("local", "slurm"),
-        default="local",
-        help="here, or a Slurm job a run, as the YAML's slurm lines say: --slurm='{partition: gpu, time: 1440}'",
-    )
+    option("--executor", choices=("local", "slurm"), default="local", help=slurm)
     option("--keep_optimizer", action="store_true", help="so that finished runs can be trained longer")
     names = given_names(argv)
     problems = [f"{name}: {REFUSED[name[2:]]}" for name in names if name[2:] in REFUSED]
@@ -86,19 +153,21 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     try:
         request, options = parser.parse_known_args(argv)
     except UserError as error:
-        raise UserError(
-            "\n  ".join(["on the command line:", *problems, str(error).removeprefix("argument ")])
-        ) from None
+        _refuse([*problems, str(error).removeprefix("argument ")])
     swept = [key for key, _ in request.sweep]
     problems += [f"--sweep {key} is given twice" for key in dict.fromkeys(swept) if swept.count(key) > 1]
     problems += [f"--jobs={request.jobs}: expected a whole number >= 1"] * (request.jobs < 1)
     problems += [f"--seeds={seed}: expected whole numbers" for seed in request.seeds or () if not seed.isdigit()]
-    if problems:
-        raise UserError("\n  ".join(["on the command line:", *problems]))
+    _refuse(problems)
     request.options, request.sweep = options, dict(request.sweep)
     if request.folds == ["all"]:
         request.folds = None
     return request
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise UserError("\n  ".join(["on the command line:", *problems])) from None
 
 
 def _different(text: str) -> list[str]:
@@ -155,7 +224,6 @@ class PlannedRun:
 
     @property
     def folder(self) -> Path:
-        """Where its results are."""
         return self.setup.folder
 
     @property
@@ -165,15 +233,12 @@ class PlannedRun:
 
     @property
     def n_epochs(self) -> int:
-        """How many epochs it has in all."""
         return self.setup.config.plain["n_epochs"]
 
     def finished(self) -> bool:
-        """Whether its results are there."""
         return self.setup.finished()
 
     def epochs_done(self) -> int:
-        """How many epochs are behind it."""
         try:
             return max(0, len((self.folder / "epochs.csv").read_text(encoding="utf-8").splitlines()) - 1)
         except FileNotFoundError:
@@ -204,13 +269,7 @@ class Plan:
 
 
 def make_plan(request: argparse.Namespace, hparams_folder: Path) -> Plan:
-    """Return every run that a command line asks for, checked as train.py would, before anything long starts.
-
-    Raises
-    ------
-    UserError
-        With everything that is wrong with any of the runs.
-    """
+    """Return every run that a command line asks for, checked as train.py would; says all that is wrong at once."""
     table = read_table(request.yaml, hparams_folder)
     planner = _Planner(request, table, hparams_folder)
     return Plan(planner.runs(), planner.rows, table)
@@ -237,7 +296,6 @@ class _Problems(dict):
             self.setdefault(str(error), []).append(run)
 
     def tell(self) -> None:
-        """Raise one error for all."""
         if self:
             parts = (f"{what}\n  ({', '.join(of[:3])}{', …' if len(of) > 3 else ''})" for what, of in self.items())
             raise UserError("\n".join(parts))

@@ -23,9 +23,8 @@ def make_report(plan: Plan, name: str) -> str:
     """Report the finished runs of a plan, and only them, the paper's own numbers beside ours; returns what to print."""
     plain, missing = plan.config.plain, [str(run) for run in plan.reported if not run.finished()]
     folder = Path(plain["results_folder"]) / "reports" / f"{name}-{plain['corpus']}-{plain['protocol']}"
-    lines = []
-    if missing:
-        lines = [f"INCOMPLETE, {len(missing)} of {len(plan.reported)} runs are missing: {'; '.join(missing)}"]
+    words = f"INCOMPLETE, {len(missing)} of {len(plan.reported)} runs are missing: {'; '.join(missing)}"
+    lines = [words] if missing else []
     if len(missing) == len(plan.reported):
         return "\n".join([*lines, "nothing is finished, so there is no report"])
     runs = _gather(plan, folder / "runs")
@@ -62,19 +61,9 @@ def _paper(plan: Plan) -> dict | None:
 
 
 def main(argv: list[str], root: Path) -> int:
-    """Run a cross-validation and print its report.
+    """Run a cross-validation and print its report; `root` is where train.py and hparams/ are.
 
-    Arguments
-    ---------
-    argv : list of str
-        The command line after the program's name.
-    root : pathlib.Path
-        Where train.py and hparams/ are.
-
-    Returns
-    -------
-    int
-        0; 1 where a run failed; 2 after an error that the user can mend; 130 where it was interrupted.
+    Returns 0; 1 where a run failed; 2 after an error that the user can mend; 130 where it was interrupted.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("speechbrain").setLevel(logging.WARNING)  # it has a level of its own
@@ -91,9 +80,7 @@ def main(argv: list[str], root: Path) -> int:
 
 def _run(request: Namespace, root: Path) -> int:
     if is_launched():
-        raise UserError(
-            "crossval.py starts what trains itself: start it without torchrun (on Slurm: --slurm={gpus: N})"
-        )
+        raise UserError("crossval.py starts what trains itself: start it without torchrun (Slurm: --slurm={gpus: N})")
     plan = make_plan(request, root / "hparams")
     plain, todo = plan.config.plain, [run for run in plan.runs if not run.finished()]
     print(f"{len(plan.runs)} runs, {len(plan.runs) - len(todo)} of them finished already", flush=True)

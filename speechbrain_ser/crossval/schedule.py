@@ -87,7 +87,7 @@ class LocalProcesses:
 
     def __init__(self, jobs: int, command: Sequence[str]):
         self.command = list(command)
-        gpus = visible_gpus() if jobs > 1 else []
+        gpus = _visible_gpus() if jobs > 1 else []
         self.slots = [_Slot(gpus[k % len(gpus)] if gpus else None) for k in range(jobs)]
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self.threads = max(1, cores // jobs) if jobs > 1 else None
@@ -141,7 +141,7 @@ class LocalProcesses:
         return environment
 
 
-def visible_gpus() -> list[str]:
+def _visible_gpus() -> list[str]:
     """Return the GPUs to share out, as CUDA_VISIBLE_DEVICES names them."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [gpu for gpu in chosen.split(",") if gpu]
@@ -167,13 +167,13 @@ class Outcome:
     def __str__(self) -> str:
         lines = []
         for run in self.failed:
-            lines += [f"FAILED {ATTEMPTS} times: {run}", f"  {run.log} ends with:", *tail(run.log)]
+            lines += [f"FAILED {ATTEMPTS} times: {run}", f"  {run.log} ends with:", *_tail(run.log)]
         for run in self.blocked:
             lines.append(f"NOT RUN: {run}: needs {', '.join(map(str, run.needs))}")
         return "\n".join(lines)
 
 
-def tail(log: Path) -> list[str]:
+def _tail(log: Path) -> list[str]:
     """Return the last lines of a log, indented."""
     said = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else ["(no log)"]
     return [f"    {line}" for line in said if line.strip()][-TAIL:]
@@ -228,7 +228,7 @@ class Schedule:
             if run.finished():
                 self._finish(run)
                 self.bar.write(f"finished {run}")
-            elif self._held(run) or not all(need in self.finished for need in run.needs):
+            elif is_locked(run.folder) or not all(need in self.finished for need in run.needs):
                 # another program was there first, or it could not even begin: no failure of its own
                 self.attempts[run] -= 1
                 self.waiting.append(run)
@@ -246,7 +246,7 @@ class Schedule:
                 self.waiting.remove(run)
                 self.outcome.blocked.append(run)
                 lost.add(run)
-            elif self.executor.room(run) and (not self._held(run) or self.executor.has(run)):
+            elif self.executor.room(run) and (not is_locked(run.folder) or self.executor.has(run)):
                 self.waiting.remove(run)
                 if run.finished():  # by another program, meanwhile
                     self._finish(run)
@@ -261,9 +261,6 @@ class Schedule:
             for state in run.folder.glob("save/CKPT*/optimizer.ckpt"):
                 state.unlink(missing_ok=True)
 
-    def _held(self, run: PlannedRun) -> bool:
-        return is_locked(run.folder)
-
     def _epochs(self) -> int:
         """Epochs behind us; a finished run counts in full, though it may have stopped early."""
         return sum(r.n_epochs if r in self.finished else min(r.epochs_done(), r.n_epochs) for r in self.runs)
@@ -273,6 +270,6 @@ class Schedule:
         failed = len(self.outcome.failed) + len(self.outcome.blocked)
         words = [f"{len(self.finished)} of {len(self.runs)} runs finished", f"{len(self.running)} running"]
         words += [f"{failed} FAILED"] * bool(failed)
-        if elsewhere := sum(map(self._held, self.waiting)) if not self.running else 0:
+        if not self.running and (elsewhere := sum(is_locked(run.folder) for run in self.waiting)):
             words.append(f"{elsewhere} in another program")
         self.bar.set_postfix_str(", ".join(words))

@@ -24,16 +24,8 @@ if TYPE_CHECKING:
 LOOK = 5.0  # seconds between two looks at the queue
 WARNED = 120.0  # seconds until Slurm takes a job away that it has warned and submitit has queued again
 # our words -> submitit's; any other word of the `slurm` lines is an option of sbatch
-WORDS = {
-    "partition": "partition",
-    "time": "time",
-    "nodes": "nodes",
-    "gpus": "gpus_per_node",
-    "cpus": "cpus_per_task",
-    "memory": "mem",
-    "setup": "setup",
-    "warning": "signal_delay_s",
-}
+WORDS = {word: word for word in ("partition", "time", "nodes", "setup")}
+WORDS |= {"gpus": "gpus_per_node", "cpus": "cpus_per_task", "memory": "mem", "warning": "signal_delay_s"}
 MANY = 1_000_000  # how often a job may run out of its time and start again
 
 
@@ -41,15 +33,7 @@ class SlurmJobs:
     """A job for each run, all in the queue at once (an `Executor`).
 
     Jobs outlive this program: their numbers lie beside the runs' folders, and a later start follows them further.
-
-    Arguments
-    ---------
-    settings : dict
-        The YAML's `slurm` lines.
-    folder : pathlib.Path
-        For what submitit writes.
-    command : list of str
-        What a run's arguments are appended to.
+    `settings` are the YAML's `slurm` lines, `folder` is submitit's, a run's arguments are appended to `command`.
     """
 
     def __init__(self, settings: dict, folder: Path, command: Sequence[str]):
@@ -71,7 +55,7 @@ class SlurmJobs:
 
     def has(self, run: PlannedRun) -> bool:
         number = _number(run)
-        return number is not None and number in (queued() or ())
+        return number is not None and number in (_queued() or ())
 
     def start(self, run: PlannedRun) -> None:
         """Queue a job, or follow the one that an earlier start has queued."""
@@ -79,25 +63,25 @@ class SlurmJobs:
             self.jobs[run] = _number(run)
         else:
             self.jobs[run] = self._submit(run)
-            job_file(run).write_text(self.jobs[run])
+            _job_file(run).write_text(self.jobs[run])
 
     def ended(self) -> list[PlannedRun]:
         if not self.jobs or time.monotonic() - self.looked < LOOK:
             return []
-        there, self.looked = queued(), time.monotonic()
+        there, self.looked = _queued(), time.monotonic()
         if there is None:  # no answer: look again
             return []
         over = [run for run, number in self.jobs.items() if number not in there]
         for run in over:
             del self.jobs[run]
-            job_file(run).unlink(missing_ok=True)
+            _job_file(run).unlink(missing_ok=True)
         return over
 
     def stop(self) -> None:
         if self.jobs:
             subprocess.run(["scancel", *self.jobs.values()], check=False)
         for run in self.jobs:
-            job_file(run).unlink(missing_ok=True)
+            _job_file(run).unlink(missing_ok=True)
 
     def _submit(self, run: PlannedRun) -> str:
         run.log.parent.mkdir(parents=True, exist_ok=True)
@@ -123,10 +107,8 @@ def parameters(settings: dict) -> dict:
     -------
     >>> parameters({"partition": "gpu", "gpus": 1, "time": 60, "memory": None, "qos": "long"})
     {'partition': 'gpu', 'gpus_per_node': 1, 'time': 60, 'additional_parameters': {'qos': 'long'}}
-    >>> parameters({"cpus": 4})
-    {'cpus_per_task': 4, 'srun_args': ['--cpus-per-task=4'], 'additional_parameters': {}}
-    >>> parameters({"nodes": 2, "processes": 8})
-    {'nodes': 2, 'srun_args': ['--kill-on-bad-exit=1'], 'additional_parameters': {}}
+    >>> parameters({"cpus": 4, "nodes": 2, "processes": 8})["srun_args"]
+    ['--cpus-per-task=4', '--kill-on-bad-exit=1']
     """
     given = {k: v for k, v in settings.items() if v is not None and (k, v) != ("gpus", 0) and k != "processes"}
     ours = {WORDS[k]: v for k, v in given.items() if k in WORDS}
@@ -154,12 +136,12 @@ def processes(settings: dict) -> tuple[int, int]:
     return numbers["nodes"], numbers["processes"] or max(1, numbers["gpus"])
 
 
-def job_file(run: PlannedRun) -> Path:
+def _job_file(run: PlannedRun) -> Path:
     """Return where a run's job number lies while the job is in the queue."""
     return run.folder.with_name(f"{run.folder.name}.job")
 
 
-def queued() -> set[str] | None:
+def _queued() -> set[str] | None:
     """Return the numbers of this user's jobs that wait or run; None where Slurm gives no answer."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         found = subprocess.run(["squeue", "-h", "--me", "-o", "%A"], capture_output=True, text=True, timeout=60)
@@ -170,7 +152,7 @@ def queued() -> set[str] | None:
 
 def _number(run: PlannedRun) -> str | None:
     try:
-        return job_file(run).read_text().strip() or None
+        return _job_file(run).read_text().strip() or None
     except FileNotFoundError:
         return None
 
@@ -192,7 +174,6 @@ class TrainJob:
     processes: int = 1
 
     def __call__(self) -> None:
-        """Wait for the process; its failure is the job's."""
         with open(self.log, "ab") as log:
             said = f"Slurm job {os.environ['SLURM_JOB_ID']}, start {os.environ.get('SLURM_RESTART_COUNT', '0')}\n"
             if os.environ.get("SLURM_NODEID", "0") == "0":

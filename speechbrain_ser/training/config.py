@@ -38,12 +38,10 @@ NEUTRAL_KEYS = frozenset(
     "data_folder second_data_folder output_folder results_folder manifest_folder cache_folder selection n_epochs "
     "test_every_epoch tracker num_workers micro_batch_size eval_batch_size table_file system slurm draw_every".split()
 )
-NEUTRAL_OPTIONS = frozenset(
-    "test_only debug debug_batches debug_epochs debug_persistently log_config device data_parallel_backend "
-    "data_parallel_count distributed_backend distributed_launch find_unused_parameters jit jit_module_keys compile "
-    "compile_module_keys compile_mode compile_using_fullgraph compile_using_dynamic_shape_tracing noprogressbar "
-    "ckpt_interval_minutes ckpt_interval_steps tqdm_colored_bar tqdm_barcolor profile_training profile_warmup "
-    "profile_steps param_file overridden_args".split()
+# SpeechBrain's run options that do change it
+SCIENCE_OPTIONS = frozenset(
+    "precision eval_precision max_grad_norm nonfinite_patience optimizer_step_limit remove_vector_weight_decay "
+    "skip_nonfinite_grads".split()
 )
 REFUSED = {
     "grad_accumulation_factor": "set batch_size (utterances a step) and micro_batch_size (utterances at a time)",
@@ -65,25 +63,14 @@ load_hyperpyyaml("tuple: (1, 2)")
 
 @dataclass(frozen=True)
 class Config:
-    """A checked configuration.
+    """A checked configuration."""
 
-    Arguments
-    ---------
-    tree : CommentedMap
-        The user's YAML with every override in it, unresolved.
-    defaults : CommentedMap
-        What a run is named after its differences from: the shipped YAML of the same system, or the user's own YAML.
-    run_opts : RunOptions
-        SpeechBrain's run options.
-    """
-
-    tree: CommentedMap
-    defaults: CommentedMap
+    tree: CommentedMap  # the user's YAML with every override in it, unresolved
+    defaults: CommentedMap  # the shipped YAML of the system, or the user's own: a run is named after what differs
     run_opts: RunOptions
 
     @property
     def system(self) -> str:
-        """The system's name; of a shipped one, that of its YAML."""
         return str(self.tree["system"])
 
     @cached_property
@@ -98,16 +85,15 @@ class Config:
         mine, defaults = self._texts(self.tree), self._texts(self.defaults)
         keys = {*mine, *defaults} - PATH_KEYS
         changed = {key: mine.get(key, "") for key in keys if mine.get(key) != defaults.get(key)}
-        options = self.run_opts.overridden_args - NEUTRAL_OPTIONS
+        options = self.run_opts.overridden_args & SCIENCE_OPTIONS
         return dict(sorted({**changed, **{key: str(self.run_opts[key]) for key in options}}.items()))
 
     def needs(self) -> dict[str, dict]:
         """Return the runs that this one starts from, by the line that takes such a run's folder.
 
         Declared as ``needs: {pretrained: {yaml: hsu_pretrain.yaml, when: [!ref <parts>], lines: {…}, fits: […]}}``:
-        `lines` are what the needed run is given beyond the data, fold and seed, and `fits` those in which a run that
-        the user names must agree (default: all); it is needed where all of `when` is true (a list with something in it
-        is).
+        `lines` are what it is given beyond the data, fold and seed; in `fits` (default: all of them) a run that the
+        user names must agree. It is needed where all of `when` is true.
         """
         return {key: need for key, need in (self.plain.get("needs") or {}).items() if all(need.get("when", ()))}
 
@@ -122,9 +108,8 @@ class Config:
         return {**self._texts(self.tree), **self.changed()}
 
     def _texts(self, tree: CommentedMap) -> dict[str, str]:
-        """Lines that change the science, as text."""
-        keys = sorted(set(tree) - NEUTRAL_KEYS - set(self.plain.get("needs") or {}))
-        return {key: text_of(tree[key]) for key in keys}
+        neutral = NEUTRAL_KEYS | set(self.plain.get("needs") or {})
+        return {key: text_of(tree[key]) for key in sorted(set(tree) - neutral)}
 
     def resolved(self, sizes: Mapping | None = None) -> str:
         """Return the whole YAML, overrides and sizes from the data (``n_emotions``, …) in it, references resolved."""
@@ -134,7 +119,7 @@ class Config:
         return text
 
     def build(self, sizes: Mapping | None = None) -> dict:
-        """Build everything the YAML declares (HyperPyYAML)."""
+        """Build everything that the YAML declares."""
         try:
             return load_hyperpyyaml(io.StringIO(self.resolved(sizes)))
         except (TypeError, ValueError) as error:  # what a constructor says of its arguments
@@ -145,11 +130,6 @@ def read_config(argv: list[str], hparams_folder: Path) -> Config:
     """Read and check a command line such as ``hparams/cai_mtl.yaml --data_folder=… --alpha=0``.
 
     Modules beside the YAML can be imported from then on: ``brain_class: !name:my_brain.MyBrain``.
-
-    Raises
-    ------
-    UserError
-        Naming unknown options, mistyped arguments and missing values, with the nearest known ones.
     """
     if not argv or argv[0].startswith("-"):
         if set(argv) & {"-h", "--help"}:
@@ -171,9 +151,6 @@ def read_config(argv: list[str], hparams_folder: Path) -> Config:
         raise UserError("please give " + " and ".join(f"--{key}=…" for key in missing))
     _warn_unread(tree, hparams_folder, path)
     return Config(tree, defaults, run_opts)
-
-
-# ------------------------------------------------------------------ files
 
 
 def _yaml() -> ruamel.yaml.YAML:
@@ -248,21 +225,24 @@ def _warn_unread(tree: CommentedMap, hparams_folder: Path, path: Path) -> None:
                 warn_once(f"{path}: nothing reads the line '{key}:'{nearest(key, known)}")
 
 
+def _children(node) -> list[tuple]:
+    """Keys or places of a mapping or a list, and what is there."""
+    if isinstance(node, Mapping):
+        return list(node.items())
+    return list(enumerate(node)) if isinstance(node, CommentedSeq) else []
+
+
 def _references(node) -> Iterator[str]:
     """Keys that `!ref <key>` and its like name below a node; what comments say does not count."""
-    if isinstance(node, Mapping | CommentedSeq):
-        for value in node.values() if isinstance(node, Mapping) else node:
-            yield from _references(value)
-    elif _tag(node):
+    for _, child in _children(node):
+        yield from _references(child)
+    if isinstance(node, TaggedScalar):
         yield from re.findall(r"<([^>\[\]]+)", str(node.value))
 
 
 def _to_block_style(node) -> bool:
     """One line a value around tagged mappings: ruamel cannot read back its own ``[!new:x {a: 1}]``."""
-    if not isinstance(node, CommentedMap | CommentedSeq):
-        return False
-    children = list(node.values() if isinstance(node, Mapping) else node)
-    around = any([_to_block_style(child) for child in children])
+    around = any([_to_block_style(child) for _, child in _children(node)])
     if around:
         node.fa.set_block_style()
     return around or (isinstance(node, Mapping) and _tag(node) is not None)
@@ -320,17 +300,14 @@ def _read_options(argv: list[str], tree: CommentedMap) -> tuple[RunOptions, Comm
     except UserError as error:
         return RunOptions(), CommentedMap(), [*problems, str(error).removeprefix("argument ")]
     problems += _unknown(rest, [f"--{name}" for name in [*lines, *RunOptions().as_dict()]])
-    options, overrides = {}, CommentedMap()
-    for key, value in vars(found).items():
-        if key not in tree:
-            options[key] = value
-            continue
+    overrides = CommentedMap()
+    for key in [key for key in lines if key in found]:
         try:
-            overrides[key] = _value(key, value, tree[key])
+            overrides[key] = _value(key, vars(found).pop(key), tree[key])
         except UserError as error:
             problems.append(str(error))
-    given = {name[2:] for name in names} & set(options)
-    return RunOptions(**{**options, "overridden_args": given}), overrides, problems
+    found.overridden_args = {name[2:] for name in names} & set(vars(found))
+    return RunOptions(**vars(found)), overrides, problems
 
 
 def _unknown(rest: list[str], known: list[str]) -> Iterator[str]:
@@ -360,9 +337,6 @@ def _value(key: str, text: str, default):
     return value
 
 
-# ------------------------------------------------------------------ checks
-
-
 def _expected(value, default) -> str | None:
     """What a value should have been, by the kind of its default; None where it is right or cannot be judged."""
     if _tag(value) or _tag(default):  # computed, or an object
@@ -390,19 +364,17 @@ def _wrong_values(tree: Mapping, defaults: Mapping) -> Iterator[str]:
 def _wrong_arguments(node, where: str) -> Iterator[str]:
     """Mistyped names and arguments of every ``!new:``, ``!name:`` and ``!apply:`` below a node."""
     tag = _tag(node) or ""
-    if call := next((call for call in CALLS if tag.startswith(call)), None):
-        name = tag[len(call) :]
-        target = _locate(name)
-        if target is None:
+    if tag.startswith(CALLS):
+        name = tag.partition(":")[2]
+        if (target := _locate(name)) is None:
             yield f"{where}: cannot import {name}{_nearest_sibling(name)}"
         elif isinstance(node, Mapping):
-            yield from _unknown_parameters(target, name, node, where)
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _wrong_arguments(value, f"{where}.{key}" if where else str(key))
-    elif isinstance(node, CommentedSeq):
-        for k, value in enumerate(node):
-            yield from _wrong_arguments(value, f"{where}[{k}]")
+            known = _parameters(target)
+            unknown = [key for key in node if known is not None and key not in known]
+            yield from (f"{where}: {name} has no argument '{key}'{nearest(key, known)}" for key in unknown)
+    for key, child in _children(node):
+        place = f"{where}[{key}]" if isinstance(node, CommentedSeq) else f"{where}.{key}" if where else str(key)
+        yield from _wrong_arguments(child, place)
 
 
 def _locate(name: str):
@@ -422,15 +394,13 @@ def _nearest_sibling(name: str) -> str:
     return nearest(leaf, [*dir(parent), *modules])
 
 
-def _unknown_parameters(target, name: str, node: Mapping, where: str) -> Iterator[str]:
+def _parameters(target) -> Mapping | None:
+    """The arguments that a callable takes; None where it takes any, or does not tell."""
     try:
         parameters = inspect.signature(target).parameters
-    except (TypeError, ValueError):  # some builtins tell no signature
-        return
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        for key in node:
-            if key not in parameters:
-                yield f"{where}: {name} has no argument '{key}'{nearest(key, parameters)}"
+    except (TypeError, ValueError):  # some builtins
+        return None
+    return None if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) else parameters
 
 
 # ------------------------------------------------------------------ values as text
@@ -455,8 +425,7 @@ def text_of(value) -> str:
     >>> text_of({"units": 8.0, "layers": [1, 2.5]}), text_of(True)
     ("{'units': 8, 'layers': [1, 2.5]}", 'True')
     """
-    value = _bare(value)
-    return str(value) if isinstance(value, (str, int, float)) else repr(value)
+    return str(_bare(value))
 
 
 def _bare(node):
@@ -467,16 +436,16 @@ def _bare(node):
         value = [_bare(v) for v in node]
     elif isinstance(node, TaggedScalar):
         value = node.value
+    elif isinstance(node, float):  # 1.0 is 1; and no ScalarFloat, which remembers how it was written
+        value = int(node) if node.is_integer() and abs(node) < 1e15 else float(node)
     else:
-        value = node if node is None or isinstance(node, (bool, int, float)) else str(node)
-        if isinstance(value, float):  # 1.0 is 1; and no ScalarFloat, which remembers how it was written
-            value = int(value) if value.is_integer() and abs(value) < 1e15 else float(value)
+        value = node if node is None or isinstance(node, (bool, int)) else str(node)
     return (tag, value) if tag and tag != "!tuple" else value
 
 
 def _short(key: str, text: str) -> str:
     """A value fit for a folder name: a path by its last part, anything long by a hash."""
-    text = text.rstrip("/").rsplit("/", 1)[-1] if key == "encoder" else text
+    text = Path(text).name if key == "encoder" else text
     return text if len(text) <= 40 and re.fullmatch(r"[\w.+-]+", text) else _hash(text)
 
 
