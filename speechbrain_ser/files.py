@@ -49,23 +49,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary name beside `path`; what is written there takes its place when all went well, else vanishes.
-
-    Raises
-    ------
-    UserError
-        Where the disk does not take it.
-
-    Example
-    -------
-    >>> note = getfixture("tmp_path") / "note.txt"
-    >>> with written_whole(note) as temporary:
-    ...     _ = temporary.write_text("hello")
-    ...     note.exists()
-    False
-    >>> note.read_text()
-    'hello'
-    """
+    """Give a temporary name beside `path`; what is written there takes its place when all went well, else vanishes."""
     try:
         with replacing(path) as temporary:
             yield temporary
@@ -94,21 +78,7 @@ def write_csv(frame: "pd.DataFrame", path: str | os.PathLike) -> Path:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Read a JSON file.
-
-    Raises
-    ------
-    UserError
-        Naming the file, where it cannot be read or is no JSON.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "half.json"
-    >>> _ = path.write_text('{"a"')
-    >>> read_json(path)
-    Traceback (most recent call last):
-    speechbrain_ser.errors.UserError: ...half.json: expected JSON: Expecting ':' delimiter: line 1 column 5 (char 4)
-    """
+    """Read a JSON file; one that cannot be read, or is no JSON, is an error that names it."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -118,13 +88,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """Return a file's SHA-256, 64 hexadecimal digits.
-
-    Raises
-    ------
-    UserError
-        Where it cannot be read.
-    """
+    """Return a file's SHA-256, 64 hexadecimal digits."""
     digest = hashlib.sha256()
     try:
         with Path(path).open("rb") as file:
@@ -150,22 +114,7 @@ def lock_path(folder: str | os.PathLike) -> Path:
 
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike) -> Iterator[None]:
-    """Hold a folder, which need not exist; the system frees it when this process ends, however it does.
-
-    Raises
-    ------
-    FolderInUse
-        Where another process has it.
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path") / "run"
-    >>> with locked(folder):
-    ...     is_locked(folder)
-    True
-    >>> is_locked(folder), lock_path(folder).exists()
-    (False, False)
-    """
+    """Hold a folder, which need not exist; the system frees it when this process ends, however it does."""
     path = lock_path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)

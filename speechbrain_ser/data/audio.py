@@ -36,29 +36,10 @@ class BadAudioError(Exception):
 
 
 def check_audio(paths: Sequence[str | os.PathLike], where: str = "audio") -> list[float]:
-    """Check recordings on all cores, with a progress bar, and return their durations in seconds.
+    """Check recordings on all cores, and return their durations in seconds; one error names all that are bad.
 
     Any sample rate, number of channels and format that soundfile reads is fine. For WAV files with integer
     samples the header is enough; what may hold NaN or is compressed is decoded to its end.
-
-    Arguments
-    ---------
-    paths : list of path
-        The recordings.
-    where : str
-        Beginning of the error message.
-
-    Raises
-    ------
-    CorpusError
-        Listing all recordings that are missing, empty, unreadable, truncated or not finite, by kind.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "a.wav"
-    >>> soundfile.write(path, np.zeros((8000, 2)), 16000)
-    >>> check_audio([path])
-    [0.5]
     """
 
     def duration_or_defect(path):
@@ -85,13 +66,7 @@ def cores() -> int:
 
 
 def sound_name(path: str | os.PathLike) -> str | bytes:
-    """Return a recording's name as soundfile opens it: bytes where it is no text in the system's encoding.
-
-    Example
-    -------
-    >>> sound_name("März.wav"), sound_name(os.fsdecode(b"M\\xe4rz.wav"))
-    ('März.wav', b'M\\xe4rz.wav')
-    """
+    """Return a recording's name as soundfile opens it: bytes where it is no text in the system's encoding."""
     name = os.fspath(path)
     try:
         name.encode()
@@ -101,13 +76,7 @@ def sound_name(path: str | os.PathLike) -> str | bytes:
 
 
 def duration_of(path: str | os.PathLike) -> float:
-    """Return the duration of one sound recording in seconds.
-
-    Raises
-    ------
-    BadAudioError
-        What is wrong with it.
-    """
+    """Return the duration of one recording in seconds, or raise its :class:`BadAudioError`."""
     path = Path(path)
     if not path.is_file():
         raise BadAudioError(MISSING)

@@ -18,27 +18,14 @@ UNKNOWN = -1  # the index of a label that nobody of the training part has
 
 
 def apply_labels(frame: pd.DataFrame, labels: Mapping[str, str | None] | Iterable[str] | None = None) -> pd.DataFrame:
-    """Keep the utterances of the wanted emotions and give them their class names.
+    """Keep a manifest's utterances of the wanted emotions, give them their class names, and number them from 0.
 
     Arguments
     ---------
-    frame : pandas.DataFrame
-        A manifest.
     labels : mapping, list or None
         Emotion -> class name, or -> None, which leaves its utterances out; the key "*" is the rule for all
         emotions that are not listed. A list of emotions keeps their names; no other emotion may occur then.
         None takes the corpus's own default.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The chosen rows with class names in `emotion`, numbered from 0.
-
-    Raises
-    ------
-    CorpusError
-        Emotions that `labels` says nothing about, emotions in `labels` that the corpus does not know, or
-        nothing left: each with its count, some IDs and the nearest known name.
 
     Example
     -------
@@ -47,8 +34,6 @@ def apply_labels(frame: pd.DataFrame, labels: Mapping[str, str | None] | Iterabl
     ... )
     >>> list(apply_labels(frame, {"happy": "joy", "excited": "joy", "*": None})["emotion"])
     ['joy', 'joy']
-    >>> list(apply_labels(frame)["emotion"])
-    ['happy', 'happy']
     """
     if labels is None:
         groups = frame.groupby("corpus", sort=False)
@@ -109,32 +94,10 @@ def _refuse_unknown(frame: pd.DataFrame, rules: dict) -> None:
 
 
 def join(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """Make one manifest of two corpora; the classes are those of the first.
+    """Make one manifest of two corpora after label selection; the classes are those of the first.
 
-    Arguments
-    ---------
-    first, second : pandas.DataFrame
-        Manifests after label selection, each of one corpus.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The first's rows as they are, then the second's, whose `ID` and `speaker` begin with its corpus's name
-        (`03` -> `emodb-03`; a speaker who is not known stays so); numbered from 0. `corpus` tells them apart. Columns
-        that only one of them has are empty in the other's rows.
-
-    Raises
-    ------
-    CorpusError
-        The same corpus twice, no utterance left in one of them, or classes of the second that the first does not have:
-        each with its count, the nearest known class and the line that maps them.
-
-    Example
-    -------
-    >>> first = pd.DataFrame({"ID": ["DC_a01"], "speaker": "DC", "emotion": "angry", "corpus": "savee"})
-    >>> second = pd.DataFrame({"ID": ["03a01Wa"], "speaker": "03", "emotion": "angry", "corpus": "emodb"})
-    >>> join(first, second)[["ID", "speaker"]].values.tolist()
-    [['DC_a01', 'DC'], ['emodb-03a01Wa', 'emodb-03']]
+    Its rows stay as they are. Then come the second's, whose `ID` and `speaker` begin with its corpus's name (`03` ->
+    `emodb-03`; a speaker who is not known stays so). Columns that only one has are empty in the other's rows.
     """
     name, other = _corpus_of(first, "first"), _corpus_of(second, "second")
     if name == other:

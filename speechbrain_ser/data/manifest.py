@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -37,27 +37,16 @@ def prepare(corpus: str, data_folder: str | os.PathLike, manifest_folder: str | 
     ---------
     corpus : str
         demo, emodb, iemocap, savee or table.
-    data_folder : path
-        The corpus.
     manifest_folder : path
-        Where the manifest is written, beside a .json that remembers what it was made from.
+        Where `<corpus>-<8 hexadecimal digits of the folder and the options>.csv` is written, which is returned, beside
+        a .json that remembers what it was made from.
     **options
         What the corpus's `find_utterances` takes, e.g. `columns` of a table.
-
-    Returns
-    -------
-    path
-        `<corpus>-<8 hexadecimal digits of the folder and the options>.csv`
-
-    Raises
-    ------
-    CorpusError
-        The corpus is not what it should be; nothing is written then.
     """
     root = Path(data_folder).resolve()
     rows = _find_utterances(corpus, root, options)
     path = Path(manifest_folder) / f"{corpus}-{_digest([corpus, str(root), options])[:8]}.csv"
-    wavs = [resolve_wav(row["wav"], root) for row in rows]
+    wavs = [_resolve_wav(row["wav"], root) for row in rows]
     fingerprint = _fingerprint(rows, wavs, options)
     if _is_current(path, fingerprint):
         logger.info("%s is unchanged: %d utterances", path, len(rows))
@@ -73,20 +62,7 @@ def prepare(corpus: str, data_folder: str | os.PathLike, manifest_folder: str | 
 
 
 def write_manifest(rows: Iterable[dict], path: str | os.PathLike) -> None:
-    """Write rows, sorted by ID, all or nothing; the same rows give the same bytes.
-
-    Arguments
-    ---------
-    rows : iterable of dict
-        With all `COLUMNS`; other keys become columns after them.
-    path : path
-        The CSV.
-
-    Raises
-    ------
-    CorpusError
-        Listing duplicate IDs, empty required cells, missing columns and durations that are none.
-    """
+    """Write rows, sorted by ID, all or nothing; keys beside `COLUMNS` become columns after them."""
     rows = sorted(({key: str(value) for key, value in row.items()} for row in rows), key=lambda row: row.get("ID", ""))
     _validate(rows, path)
     columns = list(dict.fromkeys([*COLUMNS, *(key for row in rows for key in row)]))
@@ -102,35 +78,19 @@ def write_manifest(rows: Iterable[dict], path: str | os.PathLike) -> None:
 
 
 def read_manifest(path: str | os.PathLike, data_root: str | os.PathLike) -> pd.DataFrame:
-    """Read a manifest, with the paths of the recordings filled in.
+    """Read a manifest, with the paths of the recordings below `data_root`, wherever the corpus is now.
 
-    Arguments
-    ---------
-    path : path
-        The CSV.
-    data_root : path
-        The corpus's folder, wherever it is now.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Text everywhere ("03" and "NA" stay what they are, empty is ""), `duration` in seconds a number.
+    All is text ("03" and "NA" stay what they are, empty is ""), but for `duration`, in seconds.
     """
     frame = _read(path)
     if missing := [column for column in COLUMNS if column not in frame]:
         raise CorpusError(f"{path} is no manifest: it has no column {', '.join(missing)}")
-    wavs = [str(resolve_wav(wav, data_root)) for wav in frame["wav"]]
+    wavs = [str(_resolve_wav(wav, data_root)) for wav in frame["wav"]]
     return frame.assign(wav=pd.Series(wavs, dtype=frame["wav"].dtype), duration=frame["duration"].astype(float))
 
 
-def resolve_wav(wav: str, data_root: str | os.PathLike) -> Path:
-    """Return where a recording lies; braces other than those of `{data_root}/…` are left alone.
-
-    Example
-    -------
-    >>> resolve_wav("{data_root}/wav/a{1}.wav", "/corpus").as_posix()
-    '/corpus/wav/a{1}.wav'
-    """
+def _resolve_wav(wav: str, data_root: str | os.PathLike) -> Path:
+    """Braces other than those of `{data_root}/…` are left alone."""
     return Path(data_root) / wav.removeprefix(DATA_ROOT) if wav.startswith(DATA_ROOT) else Path(wav)
 
 
@@ -184,18 +144,16 @@ def _is_current(path: Path, fingerprint: dict) -> bool:
 
 def _fingerprint(rows: list[dict], wavs: list[Path], options: dict) -> dict:
     """What a manifest is made from: label files by what was read from them, recordings by size and time."""
-    digests = {"rows": _digest(rows), "recordings": _digest(list(_stats(wavs)))}
+    digests = {"rows": _digest(rows), "recordings": _digest([_size_and_time(wav) for wav in wavs])}
     return {"format": FORMAT, "options": json.loads(json.dumps(options, default=str)), **digests}
 
 
-def _stats(wavs: Iterable[Path]) -> Iterator[list[int] | None]:
-    """Size and time of every recording; one that is missing is the audio check's to report."""
-    for wav in wavs:
-        try:
-            stat = wav.stat()
-            yield [stat.st_size, stat.st_mtime_ns]
-        except OSError:
-            yield None
+def _size_and_time(wav: Path) -> list[int] | None:
+    try:
+        stat = wav.stat()
+    except OSError:  # the audio check reports it
+        return None
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def _digest(value: list) -> str:

@@ -1,14 +1,8 @@
 """Who is in train, valid, seen and test: pure functions over a manifest.
 
-A protocol is a named list of folds. ``speaker`` and ``session`` never let a test speaker into training and assert it;
-``half_session`` (IEMOCAP as published), ``random`` and ``random_plain`` do, and are called leaky wherever their
-numbers appear; ``given`` is the user's own split and is judged by its content.
-
-A second corpus may be trained on as well. The folds are the first's, test part included, so that figures with and
-without it are of the same utterances; what is held out of the second is a part of its own.
-
-Where epochs are chosen and temperatures fitted, strangers speak: nobody who is trained on validates under ``speaker``
-and ``session``, nor under ``given`` unless the user's split says so. Where nobody can be spared, nobody validates.
+``speaker`` and ``session`` never let a test speaker into training and assert it; ``half_session``, ``random`` and
+``random_plain`` do, and are called leaky wherever their numbers appear; ``given`` is judged by its content. But for the
+leaky ones and a user's own split nobody who is trained on validates; where nobody can be spared, nobody does.
 """
 
 import itertools
@@ -60,28 +54,19 @@ class _Split:
 def make_folds(
     frame: pd.DataFrame, protocol: str, seen_fraction: float = 0.1, split_seed: int = 0, second: str | None = None
 ) -> dict[str, Fold]:
-    """Return all folds of a protocol over the utterances of a manifest, by name, in order.
+    """Return all folds of a protocol over the utterances of a manifest (after label selection), by name, in order.
 
     Arguments
     ---------
-    frame : pandas.DataFrame
-        A manifest (after label selection): ID, speaker, emotion, session, dialog, corpus, maybe split.
-    protocol : str
-        One of :data:`PROTOCOLS`.
     seen_fraction : float
-        Share of the training speakers' utterances that is held out as ``seen``; 0 trains on everything.
+        Share of the training speakers' utterances that is held out as ``seen``.
     split_seed : int
-        Seed of everything drawn here; independent of the training seed, so that seeds share their folds.
+        Of everything drawn here; apart from the training seed, so that seeds share their folds.
     second : str, optional
         The corpus in `frame` that is only joined to the other one (see :func:`speechbrain_ser.data.labels.join`). Its
         own folds are dealt to the first's: of n, fold k holds out its folds k, k + n, k + 2n, … as ``second``, and
         nothing where it has too few. All else of it is trained on, but for its share of ``seen``; none validates. The
         first corpus's utterances are in the same parts with and without a second.
-
-    Raises
-    ------
-    UserError
-        If the protocol is unknown, or the manifest lacks what it needs.
 
     Example
     -------
@@ -120,19 +105,7 @@ def make_folds(
 
 
 def choose_fold(folds: dict[str, Fold], name: str | int) -> Fold:
-    """Return the fold a user asked for; ``first`` is the first one, and 3 (a number to YAML) is ``03`` again.
-
-    Raises
-    ------
-    UserError
-        If there is no such fold; the message lists those that exist.
-
-    Example
-    -------
-    >>> folds = {"03": Fold("03", (), (), (), ()), "08": Fold("08", (), (), (), ())}
-    >>> choose_fold(folds, 8).name, choose_fold(folds, "first").name
-    ('08', '03')
-    """
+    """Return the fold a user asked for; ``first`` is the first one, and 3 (a number to YAML) is ``03`` again."""
     name = str(name)
     if name == "first":
         return next(iter(folds.values()))
@@ -171,27 +144,13 @@ def train_on_all(fold: Fold, utterances: Iterable[str]) -> Fold:
     """Train on all IDs of the corpus but those of `seen`: leaky, as Hsu et al. 2023 must have pre-trained.
 
     Where `seen` is the test part itself, nothing is left out.
-
-    Example
-    -------
-    >>> train_on_all(Fold("1", ("a", "b"), ("c",), ("d",), ("e",)), "abcde").train
-    ('a', 'b', 'c', 'e')
     """
     kept = () if fold.seen == fold.test else fold.seen
     return replace(fold, train=tuple(sorted(set(utterances) - set(kept))))
 
 
 def who_validates(frame: pd.DataFrame, fold: Fold, protocol: str) -> str:
-    """Say whose utterances choose the epoch and the temperature, or why nobody's do.
-
-    Example
-    -------
-    >>> frame = pd.DataFrame({"ID": list("abcd"), "speaker": ["DC", "JE", "JE", "KL"]})
-    >>> who_validates(frame, Fold("DC", ("d",), ("b", "c"), (), ("a",)), "speaker")
-    '2 utterances of JE; trained on of these: nobody'
-    >>> who_validates(frame, Fold("DC", ("d",), (), (), ("a",)), "half_session")
-    'none (protocol half_session has no validation part)'
-    """
+    """Say whose utterances choose the epoch and the temperature, or why nobody's do."""
     if not fold.valid:
         return f"none ({why_none_validates(protocol)})"
     speaker = frame.set_index("ID")["speaker"]
@@ -250,17 +209,14 @@ def _complete(split: _Split, frame: pd.DataFrame, seen_fraction: float, seed: in
 
 
 def _train_and_seen(rest: pd.DataFrame, test: frozenset, seen_is_test: bool, share: float, seed: int) -> tuple:
-    if seen_is_test:
-        return set(rest["ID"]), test
-    seen = _stratified_share(rest, share, seed)
+    seen = test if seen_is_test else _stratified_share(rest, share, seed)
     return set(rest["ID"]) - seen, seen
 
 
 def _stratified_share(frame: pd.DataFrame, share: float, seed: int) -> frozenset:
     """A share of the utterances at random, but of every emotion its share, and of every speaker as nearly as that goes.
 
-    Each speaker's utterances of an emotion give the whole part of their share. What an emotion still owes, it takes
-    from the speakers who were passed over most so far, one utterance each.
+    What an emotion owes beyond whole parts, it takes from the speakers who were passed over most so far, one each.
     """
     rng = np.random.default_rng(seed)
     frame = frame.sort_values("ID")
@@ -420,10 +376,7 @@ def _rotated(frame: pd.DataFrame, folds: KFold | StratifiedKFold) -> list[_Split
 
 
 def _given(frame: pd.DataFrame, seed: int) -> list[_Split]:
-    """The split column of the user's table: train, valid (or val, dev) and test.
-
-    Without valid, of three or more training speakers those validate who are not tested either.
-    """
+    """The table's split column; without valid, of three or more training speakers some who are not tested validate."""
     _need(frame, "split", "given")
     split = frame["split"].str.strip().str.lower()
     if unknown := sorted(set(frame["split"][~split.isin(SPLIT_NAMES)])):

@@ -17,17 +17,12 @@ TAG = re.compile(r"\{[^}]*\}|\[[^\]]*\]|<[^>]*>")
 
 
 def normalise_transcript(text: str) -> str:
-    """Return a transcript in upper case, without tags and without punctuation but the apostrophe.
-
-    Of any language: words of letters, digits and apostrophes, separated by single spaces. Cai et al. 2021 say upper
-    case; the rest is our choice.
+    """Return a transcript in upper case (Cai et al. 2021), without tags and without punctuation but the apostrophe.
 
     Example
     -------
     >>> normalise_transcript("I don’t {LAUGHTER} know -- über-all, OK?")
     "I DON'T KNOW ÜBER ALL OK"
-    >>> normalise_transcript("[LAUGHTER]")
-    ''
     """
     text = TAG.sub(" ", text).replace("’", "'").replace("`", "'").upper()  # noqa: RUF001
     # composed, so that an umlaut is one character however the file writes it
@@ -44,31 +39,18 @@ def _in_word(character: str) -> bool:
 
 
 def heard_texts(train_texts: Iterable[str], test_texts: Iterable[str]) -> list[bool]:
-    """Tell of each test transcript whether training has it too, but for spelling; one without words has not been heard.
-
-    Example
-    -------
-    >>> heard_texts(["Excuse me."], ["EXCUSE ME", "Why?", ""])
-    [True, False, False]
-    """
+    """Tell of each test transcript whether training has it too, but for spelling; one without words it has not."""
     known = {normalise_transcript(t) for t in train_texts} - {""}
     return [normalise_transcript(t) in known for t in test_texts]
 
 
 WORD = "|"
-
-
 # Cai et al. 2021: 26 letters and a few signs, in the order of the published vocabulary (which is wav2vec2-base-960h's)
 LETTERS = ["<pad>", "<s>", "</s>", "<unk>", WORD, *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
 
 
 class CharacterTokens:
-    """Characters, with ``|`` between words and the CTC blank first.
-
-    Arguments
-    ---------
-    labels : list of str
-        The vocabulary; the blank is index 0.
+    """Characters of a vocabulary, with ``|`` between words and the CTC blank first.
 
     Example
     -------
@@ -99,7 +81,7 @@ class CharacterTokens:
         return " ".join("".join(c for c in characters if len(c) == 1).replace(WORD, " ").split())
 
     def deleted(self, transcripts: Iterable[str]) -> Counter:
-        """Count the characters of the transcripts that are outside the vocabulary."""
+        """Count the characters of the transcripts outside the vocabulary."""
         spelled = "".join(normalise_transcript(t) for t in transcripts).replace(" ", "")
         return Counter(c for c in spelled if c not in self.index)
 
@@ -109,13 +91,7 @@ class CharacterTokens:
 
 
 class SentencePieceTokens:
-    """Unigram pieces learnt from the training transcripts; index 0 is the CTC blank.
-
-    Arguments
-    ---------
-    model : bytes
-        A serialised SentencePiece model whose index 0 is its padding symbol.
-    """
+    """Unigram pieces learnt from the training transcripts: a serialised model whose padding symbol is the CTC blank."""
 
     blank = 0
 
@@ -153,14 +129,9 @@ def build_tokens(kind: str, transcripts: Iterable[str], n_pieces: int = 100) -> 
         ``letters`` (the paper's 32), ``characters`` (those of the training transcripts: umlauts!) or
         ``sentencepiece``.
     transcripts : iterable of str
-        The training part's transcripts.
+        The training part's.
     n_pieces : int
         Vocabulary of ``sentencepiece``; lowered, with the library's own limit, for tiny corpora.
-
-    Raises
-    ------
-    UserError
-        For an unknown kind, no words to learn from, or fewer pieces than the transcripts have characters.
 
     Example
     -------
@@ -207,13 +178,7 @@ def save_tokens(tokens, path: str | os.PathLike) -> None:
 
 
 def load_tokens(path: str | os.PathLike):
-    """Load tokens written by :func:`save_tokens`; nothing of the file is executed.
-
-    Raises
-    ------
-    UserError
-        Where they cannot be read.
-    """
+    """Load tokens written by :func:`save_tokens`; nothing of the file is executed."""
     state = read_json(path)
     if state["kind"] == "sentencepiece":
         return SentencePieceTokens(bytes.fromhex(state["model"]))

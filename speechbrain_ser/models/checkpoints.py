@@ -33,7 +33,7 @@ class CheckpointReader(Checkpointer):
 
     @main_process_only
     def find_checkpoint(self, *args, **kwargs):
-        """As SpeechBrain's; see there."""
+        """As SpeechBrain's."""
         return super().find_checkpoint(*args, **kwargs)
 
     def unreadable(self) -> dict[Path, str]:
@@ -61,14 +61,6 @@ def damage(checkpoint: Path, names: Iterable[str]) -> str:
     """Say what is wrong with a checkpoint's files of some recoverables; empty where all are as they were written.
 
     What torch saves is a zip archive, which holds a CRC-32 of each of its parts.
-
-    Example
-    -------
-    >>> import torch
-    >>> folder = getfixture("tmp_path")
-    >>> torch.save(torch.zeros(9), folder / "model.ckpt")
-    >>> damage(folder, ["model"]), damage(folder, ["model", "optimizer"])
-    ('', 'optimizer.ckpt is missing')
     """
     return "; ".join(wrong for name in names if (wrong := _wrong_file(checkpoint / f"{name}.ckpt")))
 
@@ -100,17 +92,8 @@ def when(checkpoint: Checkpoint) -> str:
 def find_epoch(checkpointer: CheckpointReader, **keys: str | None) -> Checkpoint | None:
     """Return the checkpoint of a finished epoch, not one taken within it: the newest, or the best by a key of its meta.
 
-    Arguments
-    ---------
-    checkpointer : CheckpointReader
-        Where to look.
-    **keys : str, optional
-        ``max_key`` or ``min_key``, as SpeechBrain's ``find_checkpoint`` has them.
-
-    Raises
-    ------
-    DamagedCheckpoint
-        Where its model is damaged, or where damage leaves open which one it is: no other epoch takes its place.
+    `keys` are ``max_key`` or ``min_key``, as SpeechBrain's ``find_checkpoint`` has them. No other epoch takes its place
+    where its model is damaged, or where damage leaves open which one it is.
     """
     is_finished = {"ckpt_predicate": lambda c: "epoch" in c.meta}
     newest, found = checkpointer.find_checkpoint(**is_finished), checkpointer.find_checkpoint(**keys, **is_finished)

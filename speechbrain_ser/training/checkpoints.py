@@ -29,18 +29,11 @@ of_every_process = partial(register_checkpoint_hooks, save_on_main_only=False)
 class WholeCheckpointer(CheckpointReader):
     """SpeechBrain's Checkpointer, except that a checkpoint appears by one rename of its folder, and vanishes by one.
 
-    Before training goes on, the files of the newest checkpoint are read: where they are damaged it is set aside, and
-    the one before it is taken.
+    Before training goes on a damaged one is set aside, and the one before it is taken.
     """
 
     def save_checkpoint(self, *args, **kwargs):
-        """As SpeechBrain's; one that finds no room is removed again.
-
-        Raises
-        ------
-        UserError
-            Where the disk does not take it.
-        """
+        """As SpeechBrain's; one that finds no room is removed again."""
         try:
             checkpoint = super().save_checkpoint(*args, **kwargs)
             if checkpoint is not None:  # in the main process, which alone writes
@@ -66,20 +59,9 @@ class WholeCheckpointer(CheckpointReader):
     def keep_only(
         self, num_to_keep: int, max_keys=(), ckpt_predicate=None, verbosity: int = logging.INFO, at_least: int = 1
     ) -> None:
-        """Delete checkpoints.
+        """Delete all that may be deleted, but some of the newest and the best by each key of their meta.
 
-        Arguments
-        ---------
-        num_to_keep : int
-            How many of the newest stay.
-        max_keys : iterable of str
-            Keys of their meta; the best by each stays.
-        ckpt_predicate : callable, optional
-            Which may be deleted at all.
-        verbosity : int
-            Level at which deletions are logged.
-        at_least : int
-            How many stay, whatever else is said: one that is damaged needs one before it.
+        `at_least` so many stay, whatever else is said: one that is damaged needs one before it.
         """
         n_all, found = len(self.list_checkpoints()), self.find_checkpoints(ckpt_predicate=ckpt_predicate)
         best = [self.find_checkpoint(max_key=key) for key in max_keys]
@@ -100,10 +82,7 @@ class WholeCheckpointer(CheckpointReader):
     def recover_if_possible(self, *args, **kwargs):
         """As SpeechBrain's, after removing unfinished checkpoints and setting damaged ones aside.
 
-        Raises
-        ------
-        DamagedCheckpoint
-            Where there are checkpoints, and none that training can go on from; they are left as they are.
+        Where all are damaged it raises :class:`DamagedCheckpoint`, and they are left as they are.
         """
         self._remove_unfinished()
         self._set_damaged_aside()
@@ -159,10 +138,7 @@ def has_optimizer(save: Path) -> bool:
 
 @of_every_process
 class RandomState:
-    """The Python, NumPy and torch random states of every process (SpecAugment and layerdrop draw from NumPy and torch).
-
-    Loading sets them at once: the loaders draw from a generator of their own, so nothing comes between.
-    """
+    """Random states of Python, NumPy and torch, of every process (SpecAugment draws from NumPy's)."""
 
     @mark_as_saver
     def save(self, path):
@@ -196,15 +172,7 @@ class RandomState:
 
 @of_every_process
 class Tally:
-    """Sums over the utterances of a stage: losses of each task, correct emotions.
-
-    Example
-    -------
-    >>> tally = Tally()
-    >>> tally.add(loss=torch.tensor([1.0, 3.0]), correct=torch.tensor([True, False]))
-    >>> tally.means()
-    {'loss': 2.0, 'correct': 0.5}
-    """
+    """Sums over the utterances of a stage: losses of each task, correct emotions."""
 
     def __init__(self):
         self.reset()

@@ -60,17 +60,6 @@ def process_group(run_opts: RunOptions) -> Iterator[RunOptions]:
     """Join the processes that torchrun has started, and give the run options with this process's own device.
 
     Where no ``distributed_backend`` is given it is nccl with GPUs and gloo without.
-
-    Raises
-    ------
-    UserError
-        For more processes than GPUs, or several processes that are no group.
-
-    Example
-    -------
-    >>> with process_group(RunOptions()) as run_opts:
-    ...     rank(), world_size()
-    (0, 1)
     """
     global _failures
     if not is_launched():
@@ -110,15 +99,7 @@ def _own_options(run_opts: RunOptions) -> RunOptions:
 
 
 def on_main(function: Callable[[], T], keep: bool = True) -> T | None:
-    """Run a function in the main process alone; its result, and an error of the user's, are everybody's.
-
-    Arguments
-    ---------
-    function : callable
-        Takes nothing.
-    keep : bool
-        Whether the others get the result, which is pickled then.
-    """
+    """Run a function in the main process alone; an error of the user's, and, to `keep`, its result are everybody's."""
     if not is_distributed_initialized():
         return function()
     result = error = None
@@ -164,13 +145,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Make every gradient the sum over the processes; where no process has one, there is none.
 
     Why not DistributedDataParallel: it wants every process to use every parameter in every step. Here a step of N
-    utterances may have none for a process, a layer may be dropped in one of them, and a part may be used by chance. The
-    sum is the same; it is not computed beside the backward pass, but once a step, after all of its micro-batches.
-
-    Arguments
-    ---------
-    parameters : iterable of torch.nn.Parameter
-        In the same order in every process.
+    utterances may have none for a process, a layer may be dropped in one of them, and a part may be used by chance.
     """
     if not is_distributed_initialized():
         return

@@ -31,16 +31,6 @@ class StopWish:
     The first one raises :class:`Stopped` where nothing can be lost, and is kept in mind while :meth:`deferred`; the
     second one ends the process at once, which every file that we write survives. Only torchrun passes on what its whole
     group has had already, and kills what does not end in time: under it the second one is ignored.
-
-    Example
-    -------
-    >>> wish = StopWish()
-    >>> with wish.heard():
-    ...     with wish.deferred():
-    ...         signal.raise_signal(signal.SIGUSR1)
-    ...         print("not yet", wish.is_there)
-    Traceback (most recent call last):
-    speechbrain_ser.training.signals.Stopped: SIGUSR1
     """
 
     def __init__(self):
@@ -108,11 +98,6 @@ def end_with_parent(poll: float = 0.5) -> None:
     """Where another program started this process to work for it, end when it has ended, and end tidily on SIGTERM.
 
     torchrun is such a program as well; its processes end on SIGTERM at once, whatever they wait for.
-
-    Arguments
-    ---------
-    poll : float
-        Seconds between two looks.
     """
     of_torchrun = "LOCAL_RANK" in os.environ
     if PARENT not in os.environ and not of_torchrun:

@@ -14,13 +14,7 @@ DEMO_MARKER = "demo_corpus.json"  # in the folder of a spoken corpus, whose layo
 
 
 def corpus_module(name: str) -> ModuleType:
-    """Import the module of a corpus.
-
-    Raises
-    ------
-    CorpusError
-        An unknown name; the message gives the nearest known one.
-    """
+    """Import the module of a corpus."""
     if name not in CORPORA:
         raise CorpusError(f"unknown corpus {name!r}{nearest(name, CORPORA)}; known: {', '.join(CORPORA)}")
     return importlib.import_module(f"{__package__}.{name}")
@@ -31,10 +25,6 @@ def other_folder(message: str, root: Path, inside: Iterable[str], is_too_deep: b
 
     Arguments
     ---------
-    message : str
-        What was expected and found.
-    root : pathlib.Path
-        The folder.
     inside : iterable of str
         Patterns of folders that show that the corpus is one folder deeper.
     is_too_deep : bool

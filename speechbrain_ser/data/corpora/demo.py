@@ -1,7 +1,4 @@
-"""A corpus for trying things out: speech that eSpeak NG acts, on disk as the real corpora are.
-
-`corpus: demo` makes it in IEMOCAP's layout when it is absent and then prepares it as IEMOCAP.
-"""
+"""A corpus for trying things out: speech that eSpeak NG acts, on disk as the real corpora are."""
 
 import json
 import logging
@@ -34,17 +31,7 @@ VERSION = 2  # raise it when the corpus of a seed changes
 def find_utterances(data_folder: str | os.PathLike, seed: int | None = None) -> list[dict]:
     """Return a row of the manifest for each turn of the demo corpus, which is made when it is absent.
 
-    Arguments
-    ---------
-    data_folder : path
-        Where it is, or will be.
-    seed : int, optional
-        Of a corpus that is made (0 by default); one that is there must have it when it is given.
-
-    Raises
-    ------
-    CorpusError
-        The folder holds something else.
+    One that is there must have the seed that is given.
     """
     found = _made_from(Path(data_folder))
     if found is None or found.get("layout") != "iemocap" or seed not in (None, found.get("seed")):
@@ -59,20 +46,11 @@ def make_demo_corpus(
 
     Arguments
     ---------
-    out : path
-        The folder to make; it may exist when it is empty or holds this very corpus.
     layout : str
         iemocap (ten speakers, English), savee (four men, English) or emodb (ten speakers, German).
-    seed : int
-        Of the variation between utterances.
     sentences : int, optional
         How many everybody says, for a small corpus; as many as the layout has by default. Some more are said only by
         the speakers of IEMOCAP's Session 5, SAVEE's KL, EMO-DB's 15 and 16.
-
-    Raises
-    ------
-    CorpusError
-        An unknown layout, a folder that holds something else, or eSpeak NG is not installed.
     """
     if layout not in LAYOUTS:
         raise CorpusError(f"unknown layout {layout!r}{nearest(layout, LAYOUTS)}; known: {', '.join(LAYOUTS)}")
@@ -125,12 +103,9 @@ def _speak_all(plan: "Plan", root: Path, seed: int) -> dict[str, float]:
     """Speakers in parallel, each in a process of its own; every turn's duration by its wav."""
     durations = {}
     with ThreadPoolExecutor(cores()) as pool, tqdm(desc="speech", total=len(plan.turns), disable=None) as bar:
-        done = [
-            pool.submit(_speak_one, plan, name, [seed, number], root, bar.update)
-            for number, name in enumerate(plan.voices)
-        ]
-        for future in done:
-            durations.update(future.result())
+        seeds = [[seed, number] for number in range(len(plan.voices))]
+        for found in pool.map(lambda name, seed: _speak_one(plan, name, seed, root, bar.update), plan.voices, seeds):
+            durations.update(found)
     return durations
 
 
@@ -138,7 +113,7 @@ def _speak_one(plan: "Plan", name: str, seed: list[int], root: Path, update: Cal
     random = np.random.default_rng(seed)
     turns = [turn for turn in plan.turns if turn.speaker == name]
     voice = plan.voices[name]
-    sounds = speak([act(turn.text, plan.voice_language, voice, turn.emotion, random) for turn in turns])
+    sounds = speak([_act(turn.text, plan.voice_language, voice, turn.emotion, random) for turn in turns])
     durations = {}
     for turn, (samples, rate) in zip(turns, sounds, strict=True):
         # as int16 soxr would dither, at random
@@ -200,14 +175,8 @@ VARIATION = {"rate": 0.04, "pitch": 2.5, "range": 4.0, "volume": 0.18}
 BOUNDS = {"rate": (80, 450), "pitch": (0, 99), "range": (0, 99), "volume": (25, 95)}
 
 
-def act(text: str, language: str, voice: Voice, emotion: str, random: np.random.Generator) -> Speech:
-    """Return one utterance, never twice the same: four normal numbers make the variation.
-
-    Example
-    -------
-    >>> act("Hello.", "en-us", FEMALE[0], "sad", np.random.default_rng(0)).voice
-    'en-us+f1'
-    """
+def _act(text: str, language: str, voice: Voice, emotion: str, random: np.random.Generator) -> Speech:
+    """Return one utterance, never twice the same: four normal numbers make the variation."""
     style = STYLES[emotion]
     rate, pitch, pitch_range, volume = random.standard_normal(4)
     values = {
@@ -264,9 +233,8 @@ DIMENSIONS = {
 def _iemocap(sentences: int | None) -> Plan:
     """IEMOCAP's four classes (happy: every other one excited), label files, transcriptions and its traps.
 
-    A session says every sentence once, half of them by each speaker, each in one emotion, another one in most sessions.
-    Session 5 also says those that are held out: both speakers, each in two of the emotions. A small corpus has so many
-    sentences that everybody says, and two that are held out, each in all four emotions.
+    A session says every sentence once, half of them by each speaker. Session 5 also says those that are held out: both
+    speakers, each in two of the emotions. A small corpus has so many that everybody says in all emotions, and two more.
     """
     turns = [turn for session in range(1, 6) for turn in _session_turns(session, sentences)]
     pairs = enumerate(zip(FEMALE, MALE, strict=True), 1)

@@ -41,13 +41,7 @@ NAME = re.compile(r"(?P<speaker>\d\d)(?P<text>[ab]\d\d)(?P<emotion>[A-Z])(?P<tak
 
 
 def find_utterances(data_folder: str | os.PathLike) -> list[dict]:
-    """Return a row of the manifest, without its duration, for each recording in the folder's `wav`.
-
-    Raises
-    ------
-    CorpusError
-        Another folder, or names that are not EMO-DB's: all are listed.
-    """
+    """Return a row of the manifest, without its duration, for each recording in the folder's `wav`."""
     root = Path(data_folder)
     if not root.is_dir():
         raise CorpusError(f"EMO-DB: no such folder: {root}")

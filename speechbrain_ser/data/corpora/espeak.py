@@ -17,59 +17,26 @@ WORKER = Path(__file__).with_name("espeak_worker.py")
 
 @dataclass(frozen=True)
 class Speech:
-    """What is said, and how.
-
-    Arguments
-    ---------
-    text : str
-        The words.
-    voice : str
-        A language, and optionally a variant: `en-us+f2`, `de+m3`.
-    rate : int
-        Words a minute, 80 to 450.
-    pitch : int
-        0 to 99; 50 is the voice's own.
-    range : int
-        How far the pitch moves, 0 (monotonous) to 99.
-    volume : int
-        0 to 200; above 100 samples may clip.
-    """
+    """What is said, and how."""
 
     text: str
-    voice: str = "en-us"
-    rate: int = 175
-    pitch: int = 50
-    range: int = 50
-    volume: int = 80
+    voice: str = "en-us"  # a language, and optionally a variant: `en-us+f2`, `de+m3`
+    rate: int = 175  # words a minute, 80 to 450
+    pitch: int = 50  # 0 to 99; 50 is the voice's own
+    range: int = 50  # how far the pitch moves, 0 (monotonous) to 99
+    volume: int = 80  # 0 to 200; above 100 samples may clip
 
 
 def speak(requests: Iterable[Speech]) -> list[tuple[np.ndarray, int]]:
-    """Say everything in one fresh process: the same requests give the same samples.
-
-    Returns
-    -------
-    list of (numpy.ndarray, int)
-        [time] int16 and the sample rate in Hz, for each request.
-
-    Raises
-    ------
-    CorpusError
-        espeakng-loader is not installed, or a voice does not exist.
-
-    Example
-    -------
-    >>> [(samples, rate)] = speak([Speech("Hello there.", "en-us+f2", rate=150)])
-    >>> samples.dtype, rate, 0.5 < len(samples) / rate < 1.5
-    (dtype('int16'), 22050, True)
-    """
+    """Say everything in one fresh process: the same requests give the same samples ([time] int16) and rates in Hz."""
     try:
         import espeakng_loader
     except ImportError as error:
         message = 'the demo corpus is spoken by eSpeak NG: pip install "speechbrain-ser[demo]"'
         raise CorpusError(message) from error
     lines = "".join(json.dumps(asdict(request)) + "\n" for request in requests)
-    library, voices = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
-    command = [sys.executable, str(WORKER), str(library), str(voices)]
+    places = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
+    command = [sys.executable, str(WORKER), *map(str, places)]
     done = subprocess.run(command, input=lines.encode(), capture_output=True, check=False)
     if done.returncode != 0:
         why = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit {done.returncode}"]

@@ -46,18 +46,7 @@ TRANSCRIPT_LINE = re.compile(r"(?P<turn>Ses\d\d[FM]_\w+)\s*(?:\[[^\]]*\])?\s*:(?
 
 
 def find_utterances(data_folder: str | os.PathLike) -> list[dict]:
-    """Return a row of the manifest, without its duration, for each labelled turn of the sessions that are there.
-
-    Arguments
-    ---------
-    data_folder : path
-        `IEMOCAP_full_release`, which holds Session1 … Session5. Fewer sessions are accepted.
-
-    Raises
-    ------
-    CorpusError
-        The folder is another one, or is half-copied: all that is missing or malformed is listed.
-    """
+    """Return a row of the manifest, without its duration, for each labelled turn of the sessions that are there."""
     root = Path(data_folder)
     if not root.is_dir():
         raise CorpusError(f"IEMOCAP: no such folder: {root}")

@@ -36,12 +36,6 @@ def find_utterances(data_folder: str | os.PathLike) -> list[dict]:
     data_folder : path
         The folder that holds `AudioData` (a folder a speaker) or `ALL` (speaker and recording in the file name), or
         that folder itself. A demo corpus in SAVEE's layout has fewer recordings.
-
-    Raises
-    ------
-    CorpusError
-        Another folder, or one that is not complete: recordings that are missing, renamed, doubled or unknown are
-        listed with what was expected.
     """
     root = Path(data_folder)
     folder, layout = _wav_folder(root)
@@ -141,9 +135,7 @@ def _row(speaker: str, take: str, wav: str) -> dict:
         "emotion": EMOTIONS[take.rstrip("0123456789")],
         "speaker": speaker,
         "gender": "M",
-        "session": "",
-        "dialog": "",
-        "transcript": "",
+        **dict.fromkeys(("session", "dialog", "transcript"), ""),
         "language": "en",
         "corpus": "savee",
     }

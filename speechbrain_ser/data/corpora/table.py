@@ -37,17 +37,10 @@ def find_utterances(
         The table, from `data_folder` or absolute; by default the only .csv or .tsv in `data_folder`. UTF-8; commas,
         tabs or semicolons between its cells.
     columns : mapping, optional
-        Our column name -> the table's, where they differ: `{wav: path, emotion: label, split: part}`. Ours
-        are wav and emotion, and where the table has them ID, speaker, gender, session, dialog, transcript,
-        language, split, valence, activation and dominance. A missing ID is the path of the recording.
+        Our column name (:data:`REQUIRED`, :data:`OPTIONAL`) -> the table's, where they differ: `{wav: path, emotion:
+        label, split: part}`. A missing ID is the path of the recording.
     extra : list of str
         Columns of the table to keep under their own names.
-
-    Raises
-    ------
-    CorpusError
-        No table, missing columns, unknown names in `columns`, or, all in one list: ragged lines, empty cells,
-        duplicate IDs and missing recordings.
     """
     root = Path(data_folder)
     path = _table_file(root, file)
