@@ -1,6 +1,8 @@
 """Corpora on disk -> manifests: exact rows, and clear errors for what is wrong."""
 
+import itertools
 import logging
+import os
 import re
 import shutil
 from pathlib import Path
@@ -12,12 +14,14 @@ import soundfile
 
 from speechbrain_ser.data import manifest as manifest_module
 from speechbrain_ser.data.audio import check_audio
+from speechbrain_ser.data.corpora import savee
+from speechbrain_ser.data.corpora.emodb import TEXTS
 from speechbrain_ser.data.labels import apply_labels
 from speechbrain_ser.data.manifest import COLUMNS, prepare, read_manifest, write_manifest
 from speechbrain_ser.errors import CorpusError
 
 from .conftest import EMODB
-from .corpus_trees import iemocap_tree, table_folder, write_wav
+from .corpus_trees import TRAP_TURNS, iemocap_tree, table_folder, write_wav
 
 needs_emodb = pytest.mark.skipif(not EMODB.is_dir(), reason="real speech: set EMODB_FOLDER to EMO-DB's folder")
 
@@ -54,14 +58,8 @@ EXPECTED = [  # ID, emotion, speaker, gender, session, dialog, transcript
     ("Ses01F_impro01_F000", "neutral", "01F", "F", "Ses01", "Ses01F_impro01", "Excuse me."),
     ("Ses01F_impro01_F001", "undecided", "01F", "F", "Ses01", "Ses01F_impro01", ""),
     ("Ses01F_impro01_M000", "frustrated", "01M", "M", "Ses01", "Ses01F_impro01", "Yeah."),
-    (
-        *("Ses01F_impro01_M003", "angry", "01M", "M", "Ses01", "Ses01F_impro01"),
-        'I said "no", {LAUGHTER} no. {data_root} {}',
-    ),
-    (
-        *("Ses01M_script01_1_F000", "happy", "01F", "F", "Ses01", "Ses01M_script01_1"),
-        "[BREATHING] It's great; isn't it: now?",
-    ),
+    ("Ses01F_impro01_M003", "angry", "01M", "M", "Ses01", "Ses01F_impro01", TRAP_TURNS[3][2]),
+    ("Ses01M_script01_1_F000", "happy", "01F", "F", "Ses01", "Ses01M_script01_1", TRAP_TURNS[4][2]),
     ("Ses01M_script01_1_M000", "excited", "01M", "M", "Ses01", "Ses01M_script01_1", "Café, naïve."),
     ("Ses03M_impro05a_F002", "sad", "03F", "F", "Ses03", "Ses03M_impro05a", "NA"),
     ("Ses03M_impro05a_M010", "surprise", "03M", "M", "Ses03", "Ses03M_impro05a", "None"),
@@ -82,17 +80,8 @@ def test_iemocap_rows_are_exact(release, tmp_path):
     assert set(frame["duration"]) == {0.02}
     constant = frame[["language", "corpus", "valence", "activation", "dominance"]].drop_duplicates()
     assert constant.values.tolist() == [["en", "iemocap", "2.5", "3.5", "1.3333"]]
-
-
-def test_iemocap_four_classes_are_the_default(release, tmp_path):
-    frame = apply_labels(read_manifest(prepare("iemocap", release, tmp_path / "out"), release))
-    assert dict(zip(frame["ID"], frame["emotion"], strict=True)) == {
-        "Ses01F_impro01_F000": "neutral",
-        "Ses01F_impro01_M003": "angry",
-        "Ses01M_script01_1_F000": "happy",
-        "Ses01M_script01_1_M000": "happy",
-        "Ses03M_impro05a_F002": "sad",
-    }
+    four = apply_labels(frame)  # classes, by default
+    assert four["emotion"].tolist() == ["neutral", "angry", "happy", "happy", "sad"]
 
 
 def test_repeated_preparation_gives_the_same_bytes(release, tmp_path):
@@ -101,13 +90,9 @@ def test_repeated_preparation_gives_the_same_bytes(release, tmp_path):
     assert re.fullmatch(r"iemocap-[0-9a-f]{8}\.csv", first.name) and first.name == second.name
     assert b"\r" not in first.read_bytes()
     assert sorted(path.suffix for path in (tmp_path / "a").iterdir()) == [".csv", ".json"]
-
-
-def test_a_manifest_can_follow_its_corpus(release, tmp_path):
-    path = prepare("iemocap", release, tmp_path / "out")
     moved = release.rename(tmp_path / "moved")
-    assert all(Path(wav).is_file() for wav in read_manifest(path, moved)["wav"])
-    assert str(tmp_path) not in path.read_text(encoding="utf-8")
+    assert all(Path(wav).is_file() for wav in read_manifest(first, moved)["wav"])
+    assert str(tmp_path) not in first.read_text(encoding="utf-8")
 
 
 def test_unchanged_corpus_is_skipped(release, tmp_path, checked, caplog):
@@ -120,30 +105,27 @@ def test_unchanged_corpus_is_skipped(release, tmp_path, checked, caplog):
 
 
 def test_changes_are_noticed(release, tmp_path, checked):
-    out = tmp_path / "out"
-    path = prepare("iemocap", release, out)
-    good = path.read_bytes()
+    def first_row():
+        return read_manifest(prepare("iemocap", release, tmp_path / "out"), release).iloc[0]
 
-    write_wav(release / "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav", seconds=0.03)
-    assert read_manifest(prepare("iemocap", release, out), release)["duration"][0] == 0.03
-    write_wav(release / "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav", seconds=0.02)
-
-    labels = release / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
-    text = labels.read_text()
-    labels.write_text(text.replace("\tneu\t", "\tsad\t"))
-    assert read_manifest(prepare("iemocap", release, out), release)["emotion"][0] == "sad"
-    labels.write_text(text)
-
-    words = release / "Session1/dialog/transcriptions/Ses01F_impro01.txt"
-    text = words.read_text(encoding="utf-8")
-    words.write_text(text.replace("Excuse me", "Excuse us"), encoding="utf-8")
-    assert read_manifest(prepare("iemocap", release, out), release)["transcript"][0] == "Excuse us."
-    words.write_text(text, encoding="utf-8")
-
+    first_row()
+    wav = release / "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav"
+    whole = wav.read_bytes()
+    write_wav(wav, seconds=0.03)
+    assert first_row()["duration"] == 0.03
+    wav.write_bytes(whole)
+    for file, before, after, column, value in (
+        ("EmoEvaluation", "\tneu\t", "\tsad\t", "emotion", "sad"),
+        ("transcriptions", "Excuse me", "Excuse us", "transcript", "Excuse us."),
+    ):
+        path = release / f"Session1/dialog/{file}/Ses01F_impro01.txt"
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace(before, after), encoding="utf-8")
+        assert first_row()[column] == value
+        path.write_text(text, encoding="utf-8")
     shutil.rmtree(release / "Session5")
-    assert len(read_manifest(prepare("iemocap", release, out), release)) == 8
+    first_row()
     assert checked == [11, 11, 11, 11, 8]
-    assert good != path.read_bytes()
 
 
 @pytest.mark.parametrize("suffix, text", [(".csv", "ID,wav\n"), (".json", "{"), (".json", "[]"), (".json", None)])
@@ -238,20 +220,15 @@ def test_iemocap_partial_copies_only_warn(release, tmp_path, caplog):
 def test_real_emodb(tmp_path, caplog):
     frame = read_manifest(prepare("emodb", EMODB, tmp_path), EMODB)
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
-    assert len(frame) == 535 and list(frame.columns) == list(COLUMNS)
+    assert len(frame) == len(apply_labels(frame)) == 535 and list(frame.columns) == list(COLUMNS)
     assert frame["emotion"].value_counts().to_dict() == {
         **{"angry": 127, "boredom": 81, "neutral": 79, "happy": 71, "fear": 69, "sad": 62, "disgust": 46}
     }
     assert sorted(frame["speaker"].unique()) == ["03", "08", "09", *map(str, range(10, 17))]
     assert set(frame[frame["gender"] == "M"]["speaker"]) == {"03", "10", "11", "12", "15"}
-    assert set(frame["language"]) == {"de"} and set(frame["session"]) == {""}
-    assert frame.groupby("dialog")["transcript"].nunique().to_dict() == dict.fromkeys(
-        ("a01", "a02", "a04", "a05", "a07", "b01", "b02", "b03", "b09", "b10"), 1
-    )
+    assert frame.groupby("dialog")["transcript"].nunique().to_dict() == dict.fromkeys(TEXTS, 1)
     first = frame.iloc[0]
-    assert (first["ID"], first["duration"], first["dialog"]) == ("03a01Fa", 1.89825, "a01")
-    assert first["transcript"] == "Der Lappen liegt auf dem Eisschrank."
-    assert len(apply_labels(frame)) == 535
+    assert (first["ID"], first["duration"], first["transcript"]) == ("03a01Fa", 1.89825, TEXTS["a01"])
 
 
 def test_emodb_bad_names_are_listed(tmp_path):
@@ -264,6 +241,93 @@ def test_emodb_bad_names_are_listed(tmp_path):
     assert "unknown speaker (known: 03 10 11 12 15 08 09 13 14 16) (1):\n  99a01Fa.wav: '99'" in message
     assert "unknown text" in message and "03a99Xa.wav: 'a99'" in message
     assert "unknown emotion (known: W L E A F T N) (1):\n  03a99Xa.wav: 'X'" in message
+
+
+# ------------------------------------------------------------------------------------------------------ SAVEE
+
+TAKES = [f"{code}{n:02}" for code in ("a", "d", "f", "h", "sa", "su") for n in range(1, 16)]
+TAKES += [f"n{n:02}" for n in range(1, 31)]
+
+
+def savee_tree(root: Path, layout: str = "AudioData/{}/{}.wav") -> Path:
+    """All 480 names of one recording, which is quick; beside them what the release and file systems add."""
+    original = write_wav(root / "original.wav", rate=44100)
+    for speaker, take in itertools.product(("DC", "JE", "JK", "KL"), TAKES):
+        path = root / layout.format(speaker, take)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.link(original, path)
+    original.unlink()
+    (path.parent / "Info.txt").write_text("SAVEE")
+    (path.parent / "._a01.wav").write_bytes(b"\0")
+    return root
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return savee_tree(tmp_path / "SAVEE")
+
+
+def test_savee_rows(copy, tmp_path, caplog):
+    frame = read_manifest(prepare("savee", copy, tmp_path / "out"), copy)
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert list(frame.columns) == list(COLUMNS) and len(frame) == len(apply_labels(frame)) == 480
+    counts = dict.fromkeys(("angry", "disgust", "fear", "happy", "sad", "surprise"), 60) | {"neutral": 120}
+    assert frame["emotion"].value_counts().to_dict() == counts
+    assert frame["speaker"].value_counts().to_dict() == dict.fromkeys(("DC", "JE", "JK", "KL"), 120)
+    row = frame.set_index("ID").loc["JK_su03"]
+    assert Path(row["wav"]) == copy / "AudioData/JK/su03.wav" and row["duration"] == 0.02
+    assert row.drop(["wav", "duration"]).to_dict() == {
+        **{"emotion": "surprise", "speaker": "JK", "gender": "M", "session": "", "dialog": "", "transcript": ""},
+        **{"language": "en", "corpus": "savee"},
+    }
+
+
+def test_savees_layouts_give_the_same_rows_up_to_the_path(copy, tmp_path):
+    flat = savee_tree(tmp_path / "flat", "ALL/{}_{}.wav")
+    rows = {
+        "{data_root}/AudioData/DC/a01.wav": savee.find_utterances(copy),
+        "{data_root}/DC/a01.wav": savee.find_utterances(copy / "AudioData"),
+        "{data_root}/ALL/DC_a01.wav": savee.find_utterances(flat),
+        "{data_root}/DC_a01.wav": savee.find_utterances(flat / "ALL"),
+    }
+    assert [found[0]["wav"] for found in rows.values()] == list(rows)
+    without = [[row | {"wav": ""} for row in found] for found in rows.values()]
+    assert all(found == without[0] for found in without) and len(without[0]) == 480
+
+
+def test_every_fault_of_savee_is_listed(copy, tmp_path):
+    folder = copy / "AudioData"
+    for take in ("a07", "n30"):
+        (folder / f"DC/{take}.wav").unlink()
+    (folder / "JE/sa05.wav").rename(folder / "JE/SA5.wav")
+    for name in ("f01 (2)", "b01", "f16"):
+        os.link(folder / "JE/f01.wav", folder / f"JE/{name}.wav")
+    shutil.rmtree(folder / "KL")
+    message = error_of("savee", copy, tmp_path / "out")
+    assert [line.split(" (did you mean")[0] for line in message.splitlines()] == [
+        f"SAVEE in {folder}: not the 480 recordings it should hold",
+        *("renamed (1):", "  JE/SA5.wav (expected JE/sa05.wav)"),
+        *("unknown (expected names like DC/a01.wav) (2):", "  JE/b01.wav", "  JE/f16.wav"),
+        *("doubled (1):", "  JE/f01 (2).wav (another JE/f01.wav)"),
+        *("missing of DC's 120 (2):", "  DC/a07.wav", "  DC/n30.wav"),
+        *("speaker without any recording (1):", "  KL (expected 120: KL/a01.wav … KL/su15.wav)"),
+    ]
+
+
+def test_which_savee_is_meant(copy, tmp_path):
+    (tmp_path / "empty").mkdir()
+    both, mixed = savee_tree(tmp_path / "twice/both"), savee_tree(tmp_path / "twice/mixed") / "AudioData"
+    savee_tree(both, "ALL/{}_{}.wav")
+    write_wav(mixed / "DC_a01.wav")
+    for folder, hint in [
+        (tmp_path / "no", f"no such folder: {tmp_path / 'no'}"),
+        (tmp_path, f"Give the folder inside it: {copy}"),
+        (copy / "AudioData" / "DC", f"Give the folder that holds it: {copy / 'AudioData'}"),
+        (tmp_path / "empty", "expected AudioData/DC/a01.wav"),
+        (both, f"twice. Give one of {both / 'AudioData'} and {both / 'ALL'}"),
+        (mixed, "found speakers' folders and files like DC_a01.wav"),
+    ]:
+        assert hint in error_of("savee", folder, tmp_path / "out")
 
 
 # ------------------------------------------------------------------------------------------------------ table
@@ -355,11 +419,6 @@ def test_table_lists_all_bad_rows(tmp_path):
     )
 
 
-def test_table_ids_from_paths_may_clash(tmp_path):
-    folder = table_folder(tmp_path / "own", "wav,emotion\na/b.wav,x\na_b.wav,y\n", ["a/b.wav", "a_b.wav"])
-    assert "an ID column would help) (1):\n  a_b: lines 2, 3" in error_of("table", folder, tmp_path / "out")
-
-
 def test_which_file_is_the_table(tmp_path):
     folder = table_folder(tmp_path / "own", PLAIN, ["a/one.wav", "b/two.wav"])
     table_folder(folder, PLAIN, name="test.tsv")
@@ -378,6 +437,7 @@ def test_which_file_is_the_table(tmp_path):
         (b"wav,emotion\n", "no rows below its header"),
         (b"wav,emotion,wav\na.wav,x,y\n", "its header has more than once: 'wav'"),
         (b"wav,emotion\na.wav,fr\xf6hlich\n", "expected UTF-8 text, found byte 20 otherwise"),
+        (b"wav,emotion\na/b.wav,x\na_b.wav,y\n", "an ID column would help) (1):\n  a_b: lines 2, 3"),
     ],
 )
 def test_damaged_tables(tmp_path, content, message):
@@ -427,13 +487,9 @@ def test_every_bad_recording_is_listed(tmp_path):
         assert kind in message
 
 
-def test_bad_recordings_stop_a_preparation(release, tmp_path):
-    wavs = sorted(release.rglob("*_[FM]0*.wav"))
-    wavs = [wav for wav in wavs if wav.name[0] != "."]
-    for wav in wavs:
-        wav.write_bytes(b"")
-    message = error_of("iemocap", release, tmp_path / "out")
-    assert message.count("0 bytes") == len(wavs) == 11
+def test_a_bad_recording_stops_a_preparation(release, tmp_path):
+    (release / "Session5/sentences/wav/Ses05F_impro08/Ses05F_impro08_M011.wav").write_bytes(b"")
+    assert "Ses05F_impro08_M011.wav: 0 bytes" in error_of("iemocap", release, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -442,15 +498,10 @@ def test_bad_recordings_stop_a_preparation(release, tmp_path):
 )
 def test_any_format_is_accepted(tmp_path, name, options):
     soundfile.write(tmp_path / name, np.zeros((22050, 2)), 44100, **options)
-    assert check_audio([tmp_path / name]) == [0.5]
-
-
-def test_streamed_wav_is_accepted(tmp_path):
-    """What is written into a pipe has no length in its header."""
-    data = bytearray(write_wav(tmp_path / "a.wav", seconds=0.5).read_bytes())
-    data[40:44] = b"\xff\xff\xff\xff"
-    (tmp_path / "a.wav").write_bytes(data)
-    assert check_audio([tmp_path / "a.wav"]) == [0.5]
+    data = bytearray(write_wav(tmp_path / "streamed.wav", seconds=0.25).read_bytes())
+    data[40:44] = b"\xff\xff\xff\xff"  # what is written into a pipe has no length in its header
+    (tmp_path / "streamed.wav").write_bytes(data)
+    assert check_audio([tmp_path / name, tmp_path / "streamed.wav"]) == [0.5, 0.25]
 
 
 # --------------------------------------------------------------------------------------------------- manifest
@@ -493,9 +544,6 @@ def test_bad_rows_are_listed_and_nothing_is_written(tmp_path):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
     with pytest.raises(CorpusError, match="at least one utterance"):
         write_manifest([], tmp_path / "m.csv")
-
-
-def test_some_other_csv_is_no_manifest(tmp_path):
     (tmp_path / "m.csv").write_text("ID,path\na,b\n")
     with pytest.raises(CorpusError, match=r"is no manifest: it has no column wav, duration"):
         read_manifest(tmp_path / "m.csv", "")
@@ -543,16 +591,19 @@ def test_emotions_without_a_label_are_listed(labels):
     assert "  'fear': 4 utterances, u1, u2, u3, … (did you mean 'fair'?)" in str(error.value)
 
 
-def test_mistyped_labels_beside_the_rest(caplog):
-    with pytest.raises(CorpusError, match=r"does not know .*\n.*\n  'hapy' \(did you mean 'happy'\?\)"):
-        apply_labels(labelled("happy", "sad"), {"hapy": "happy", "sad": "sad", "*": None})
-    # the emotions of a table are whatever is in it
+@pytest.mark.parametrize(
+    ("emotions", "labels", "message"),
+    [
+        (["happy", "sad"], {"hapy": "happy", "*": None}, r"does not know .*\n.*\n  'hapy' \(did you mean 'happy'\?\)"),
+        (["fear", "fear"], None, r"no utterance has .*default; found: fear 2"),
+        (["fear"], "fear", "expected a mapping or a list"),
+    ],
+)
+def test_labels_that_do_not_fit(emotions, labels, message):
+    with pytest.raises(CorpusError, match=message):
+        apply_labels(labelled(*emotions), labels)
+
+
+def test_a_table_may_lack_an_emotion(caplog):
     apply_labels(labelled("happy", "sad", corpus="table"), {"hapy": "happy", "*": "rest"})
     assert "no utterance has the emotion 'hapy' (did you mean 'happy'?)" in caplog.text
-
-
-def test_labels_that_leave_nothing():
-    with pytest.raises(CorpusError, match=r"no utterance has .*default; found: fear 2"):
-        apply_labels(labelled("fear", "fear"))
-    with pytest.raises(CorpusError, match="expected a mapping or a list"):
-        apply_labels(labelled("fear"), "fear")
