@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -201,8 +201,3 @@ def random_instants(reference: Ended, n_times: int, seed: int) -> dict[str, Faul
     for _ in range(n_times):
         instants[f"random time {len(instants) - len(PLACES) + 1}"] = Fault(seconds=draw.uniform(0.0, reference.seconds))
     return instants
-
-
-def with_signals(fault: Fault, *numbers: int) -> Fault:
-    """The same instant, other signals."""
-    return replace(fault, signals=numbers)

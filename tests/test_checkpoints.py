@@ -3,23 +3,22 @@
 import logging
 import os
 import shutil
+from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
-from speechbrain_ser.models.checkpoints import DamagedCheckpoint, damage
+from speechbrain_ser.models.checkpoints import DamagedCheckpoint
 from speechbrain_ser.training.checkpoints import DAMAGED
 
 from .test_brain import Killed, fake_scores, fit, frame, make_brain, same, stop_after, weights  # noqa: F401
 
 
-def truncated(path):
-    os.truncate(path, path.stat().st_size // 2)
-
-
 def emptied(path):
     os.truncate(path, 0)
+
+
+def truncated(path):
+    os.truncate(path, path.stat().st_size // 2)
 
 
 def one_bit(path):
@@ -27,10 +26,6 @@ def one_bit(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-
-
-def removed(path):
-    path.unlink()
 
 
 def newest(run):
@@ -42,10 +37,10 @@ CASES = [
     ("model.ckpt", one_bit, "another content"),
     ("optimizer.ckpt", emptied, "is empty"),
     ("history.ckpt", one_bit, "another content"),
-    ("random.ckpt", removed, "is missing"),
+    ("random.ckpt", Path.unlink, "is missing"),
     ("CKPT.yaml", emptied, "is empty"),
     ("CKPT.yaml", truncated, "is damaged"),
-    ("CKPT.yaml", removed, "is missing"),
+    ("CKPT.yaml", Path.unlink, "is missing"),
 ]
 
 
@@ -70,14 +65,14 @@ def test_training_goes_on_from_the_one_before(frame, whole, tmp_path, caplog, fi
     shutil.copytree(stopped.folder, tmp_path / "run")
     run = make_brain(frame, tmp_path / "run", **OPTIONS)
     damaged = newest(run)
-    content = sorted(p.name for p in damaged.iterdir())
     harm(damaged / file)
+    content = sorted(p.name for p in damaged.iterdir())
     with caplog.at_level(logging.WARNING, "speechbrain_ser.training.checkpoints"):
         fit(run)
     (said,) = [r.getMessage() for r in caplog.records if "DAMAGED CHECKPOINT" in r.getMessage()]
     assert damaged.name in said and file in said and expect in said and "(epoch 1)" in said
     (aside,) = (tmp_path / "run" / "save").glob(f"{DAMAGED}*/{damaged.name}")  # nothing is deleted
-    assert sorted(p.name for p in aside.iterdir()) == [n for n in content if harm is not removed or n != file]
+    assert sorted(p.name for p in aside.iterdir()) == content
     assert same(weights(quiet), weights(run))
     assert (quiet.folder / "epochs.csv").read_bytes() == (run.folder / "epochs.csv").read_bytes()
     run.brain.evaluate(run.loaders["test"])
@@ -139,15 +134,9 @@ def test_no_other_epoch_is_tested_in_the_place_of_the_best(frame, tmp_path, file
         run.brain.evaluate(run.loaders["test"], max_key="valid_score")
     assert (f"{best.name}" in str(caught.value)) is (file is not None)
     if file != "CKPT.yaml":  # else that one might be the last
+        (newest(run) / "optimizer.ckpt").unlink()  # which a test needs not
         run.brain.evaluate(run.loaders["test"])
         assert run.brain.tested_epoch == 4
-
-
-def test_a_lost_optimizer_does_not_hinder_a_test(frame, tmp_path):  # noqa: F811
-    run = fit(make_brain(frame, tmp_path, n_epochs=1))
-    (newest(run) / "optimizer.ckpt").unlink()
-    run.brain.evaluate(run.loaders["test"])
-    assert run.brain.tested_epoch == 1
 
 
 def test_a_kill_while_one_is_deleted_leaves_no_half(frame, tmp_path, monkeypatch):  # noqa: F811
@@ -162,24 +151,3 @@ def test_a_kill_while_one_is_deleted_leaves_no_half(frame, tmp_path, monkeypatch
     assert list((tmp_path / "save").glob(".CKPT*")) and len(run.brain.checkpointer.list_checkpoints()) == 2
     fit(make_brain(frame, tmp_path, n_epochs=3, valid=False))
     assert not [*(tmp_path / "save").glob(".CKPT*"), *(tmp_path / "save").glob(f"{DAMAGED}*")]
-
-
-def test_no_changed_byte_changes_a_value(tmp_path):
-    """What is neither found nor refused by torch is padding between the parts of its file, or no part's content."""
-    file = tmp_path / "model.ckpt"
-    tensors = {"a": torch.arange(200.0), "b": torch.ones(3, dtype=torch.int64)}
-    torch.save(tensors, file)
-    content, found = file.read_bytes(), 0
-    for place in np.random.default_rng(0).choice(len(content), 300, replace=False):
-        changed = bytearray(content)
-        changed[place] ^= 0x10
-        file.write_bytes(changed)
-        if damage(tmp_path, ["model"]):
-            found += 1
-            continue
-        try:
-            loaded = torch.load(file)
-        except (RuntimeError, ValueError):
-            continue
-        assert all(torch.equal(loaded[k], tensors[k]) for k in tensors), place
-    assert 0.3 < found / 300 < 1
