@@ -6,6 +6,7 @@ import random
 
 import pandas as pd
 import pytest
+import yaml
 
 from speechbrain_ser.data import protocols
 from speechbrain_ser.data.labels import apply_labels, join
@@ -65,29 +66,24 @@ def test_rows_of_both(savee, emodb, caplog):
     ]
 
 
+def mapping_line(first, second) -> str:
+    """The line that a refusal proposes."""
+    with pytest.raises(CorpusError, match="not a class of savee") as error:
+        join(first, second)
+    return next(line for line in str(error.value).splitlines() if line.startswith("second_labels"))
+
+
 def test_classes_that_the_first_lacks(savee):
     emodb = manifest("emodb", EMODB, (*SHARED, "boredom", "surprised"), 2)
-    with pytest.raises(CorpusError) as error:
+    with pytest.raises(CorpusError, match=r"\(2\):\n  'boredom': 20 utterances\n.*\(did you mean 'surprise'\?\)"):
         join(savee, emodb)
-    message = str(error.value)
-    assert "not a class of savee (2):\n  'boredom': 20 utterances\n  'surprised': 20 utterances" in message
-    assert "(did you mean 'surprise'?)" in message
-    line = "second_labels: {angry: angry, boredom: null, disgust: disgust, fear: fear, happy: happy, "
-    assert line + "neutral: neutral, sad: sad}" in message.splitlines()
-
-
-def test_the_line_that_maps_them_works(savee):
+    assert mapping_line(savee, emodb) == "second_labels: {angry: angry, boredom: null, disgust: disgust, " + (
+        "fear: fear, happy: happy, neutral: neutral, sad: sad}"
+    )
+    assert mapping_line(savee, manifest("table", ("A",), ("angry", "tired"), 1)).endswith("{angry: angry, tired: null}")
     iemocap = manifest("iemocap", ("01F",), ("angry", "excited", "frustrated"), 2)
-    with pytest.raises(CorpusError) as error:
-        join(savee, iemocap)
-    (line,) = (line for line in str(error.value).splitlines() if line.startswith("second_labels"))
-    assert line.endswith("sad: sad, '*': null}")
-    rules = {"angry": "angry", "excited": "happy", "happy": "happy", "neutral": "neutral", "sad": "sad", "*": None}
-    assert all(f"{k}: {v}" in line for k, v in rules.items() if v)
+    (rules,) = yaml.safe_load(mapping_line(savee, iemocap)).values()  # it works as it is
     assert join(savee, apply_labels(iemocap, rules))["emotion"].iloc[-1] == "happy"
-    table = manifest("table", ("A",), ("angry", "tired"), 1)
-    with pytest.raises(CorpusError, match=r"second_labels: \{angry: angry, tired: null\}"):
-        join(savee, table)
 
 
 def test_what_cannot_be_joined(savee, emodb):
@@ -107,19 +103,16 @@ def test_what_cannot_be_joined(savee, emodb):
 # ------------------------------------------------------------------ folds
 
 
-def test_leave_one_speaker_out_membership(both, savee):
+def test_leave_one_speaker_out_membership(both):
     folds = make_folds(both, "speaker", second="emodb")
     dealt = {"DC": ("03", "11", "15"), "JE": ("08", "12", "16"), "JK": ("09", "13"), "KL": ("10", "14")}
-    assert list(folds) == list(dealt)
     validates = dict(zip(SAVEE, SAVEE[1:] + SAVEE[:1], strict=True))
+    assert list(folds) == list(dealt)
     for name, speakers in dealt.items():
-        fold = folds[name]
-        held = {"emodb-" + speaker for speaker in speakers}
+        fold, held = folds[name], {"emodb-" + speaker for speaker in speakers}
         assert set(fold.test) == ids(both, {name}) and set(fold.second) == ids(both, held)
-        assert {*fold.train, *fold.seen} == ids(both) - ids(both, held | {name, validates[name]})
         assert set(fold.valid) == ids(both, {validates[name]})
-        others = ids(both, corpus="emodb") - set(fold.second)
-        assert abs(len(others & set(fold.seen)) - len(others) / 10) < 1
+        assert {*fold.train, *fold.seen} == ids(both) - ids(both, held | {name, validates[name]})
         assert leakage(both, fold) is None
 
 

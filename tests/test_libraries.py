@@ -12,8 +12,6 @@ from speechbrain_ser.errors import PAIR, libraries_that_load
 
 from .conftest import ROOT
 
-UNDEFINED = "libtorchaudio.so: undefined symbol: torch_library_impl\nsecond line"
-
 
 @pytest.fixture
 def broken(tmp_path):
@@ -27,15 +25,14 @@ def broken(tmp_path):
         metadata = f"Metadata-Version: 2.1\nName: {library}\nVersion: 2.99.7\n"
         (tmp_path / f"{library}-2.99.7.dist-info" / "METADATA").write_text(metadata)
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-        found = subprocess.run(
-            [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-        )
+        pipes = {"capture_output": True, "text": True, "check": False}
+        found = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, **pipes)
         return found.returncode, found.stderr
 
     return run
 
 
-TORCHAUDIO = ("torchaudio", f"OSError({UNDEFINED!r})")
+TORCHAUDIO = ("torchaudio", r"OSError('libtorchaudio.so: undefined symbol: torch_library_impl\nsecond line')")
 SOUNDFILE = ("soundfile", "OSError('sndfile library not found')")
 CLI = ("-m", "speechbrain_ser.cli")
 SAID = {
@@ -63,8 +60,6 @@ def test_what_needs_no_torchaudio_goes_on(broken):
     assert broken(*TORCHAUDIO, [*CLI, "report", "nowhere"]) == (2, "error: nowhere is not a folder\n")
 
 
-@pytest.mark.parametrize("error", [OSError("disk full"), RuntimeError("soundfile"), ImportError("torchaudio")])
-def test_other_errors_are_not_touched(error):
-    with pytest.raises(type(error)) as found, libraries_that_load():
-        raise error
-    assert found.value is error
+def test_other_errors_are_not_touched():
+    with pytest.raises(ImportError, match="torchaudio"), libraries_that_load():
+        raise ImportError("torchaudio")
