@@ -29,9 +29,7 @@ def apply_labels(frame: pd.DataFrame, labels: Mapping[str, str | None] | Iterabl
 
     Example
     -------
-    >>> frame = pd.DataFrame(
-    ...     {"ID": ["a", "b", "c"], "emotion": ["happy", "excited", "fear"], "corpus": "iemocap"}
-    ... )
+    >>> frame = pd.DataFrame({"ID": ["a", "b", "c"], "emotion": ["happy", "excited", "fear"], "corpus": "iemocap"})
     >>> list(apply_labels(frame, {"happy": "joy", "excited": "joy", "*": None})["emotion"])
     ['joy', 'joy']
     """

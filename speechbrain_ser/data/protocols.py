@@ -63,19 +63,15 @@ def make_folds(
     split_seed : int
         Of everything drawn here; apart from the training seed, so that seeds share their folds.
     second : str, optional
-        The corpus in `frame` that is only joined to the other one (see :func:`speechbrain_ser.data.labels.join`). Its
-        own folds are dealt to the first's: of n, fold k holds out its folds k, k + n, k + 2n, … as ``second``, and
-        nothing where it has too few. All else of it is trained on, but for its share of ``seen``; none validates. The
-        first corpus's utterances are in the same parts with and without a second.
+        The corpus in `frame` that is only joined to the other one. Its own folds are dealt to the first's: of n, fold k
+        holds out its folds k, k + n, k + 2n, … as ``second``. All else of it is trained on, but for its share of
+        ``seen``; none validates. The first corpus's utterances are in the same parts with and without a second.
 
     Example
     -------
     >>> frame = pd.DataFrame(
     ...     {"ID": list("abcd"), "speaker": ["1", "1", "2", "2"], "emotion": ["x", "y"] * 2,
     ...      "session": "", "dialog": "", "corpus": "table", "transcript": ""})
-    >>> folds = make_folds(frame, "speaker", seen_fraction=0)
-    >>> folds["2"].train, folds["2"].test
-    (('a', 'b'), ('c', 'd'))
     >>> other = frame.assign(ID=list("efgh"), speaker=["3", "4", "5", "6"], corpus="emodb")
     >>> fold = make_folds(pd.concat([frame, other]), "speaker", seen_fraction=0, second="emodb")["2"]
     >>> fold.train, fold.test, fold.second

@@ -55,8 +55,6 @@ class CharacterTokens:
     Example
     -------
     >>> tokens = CharacterTokens(LETTERS)
-    >>> len(tokens), tokens.blank
-    (32, 0)
     >>> tokens.decode(tokens.encode("Über it!"))
     'BER IT'
     """
@@ -121,15 +119,13 @@ class SentencePieceTokens:
 
 
 def build_tokens(kind: str, transcripts: Iterable[str], n_pieces: int = 100) -> "CharacterTokens | SentencePieceTokens":
-    """Build the tokens that one YAML line names.
+    """Build the tokens that one YAML line names, from the training part's transcripts.
 
     Arguments
     ---------
     kind : str
         ``letters`` (the paper's 32), ``characters`` (those of the training transcripts: umlauts!) or
         ``sentencepiece``.
-    transcripts : iterable of str
-        The training part's.
     n_pieces : int
         Vocabulary of ``sentencepiece``; lowered, with the library's own limit, for tiny corpora.
 

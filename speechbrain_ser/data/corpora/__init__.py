@@ -23,12 +23,7 @@ def corpus_module(name: str) -> ModuleType:
 def other_folder(message: str, root: Path, inside: Iterable[str], is_too_deep: bool) -> CorpusError:
     """Return the error for a folder that is not the corpus's, with the one that was probably meant.
 
-    Arguments
-    ---------
-    inside : iterable of str
-        Patterns of folders that show that the corpus is one folder deeper.
-    is_too_deep : bool
-        Whether the folder is one of the corpus's own.
+    A folder of a pattern `inside` one below shows that it is that one; `is_too_deep` that it is the one above.
     """
     if deeper := sorted(path.parent for pattern in inside for path in root.glob(f"*/{pattern}") if path.is_dir()):
         message += f". Give the folder inside it: {deeper[0]}"

@@ -31,11 +31,7 @@ LOOSE = re.compile(
 def find_utterances(data_folder: str | os.PathLike) -> list[dict]:
     """Return a row of the manifest, without its duration, for each recording, none missing and none too many.
 
-    Arguments
-    ---------
-    data_folder : path
-        The folder that holds `AudioData` (a folder a speaker) or `ALL` (speaker and recording in the file name), or
-        that folder itself. A demo corpus in SAVEE's layout has fewer recordings.
+    `data_folder` holds `AudioData` (a folder a speaker) or `ALL` (speaker and recording in the file name), or is one.
     """
     root = Path(data_folder)
     folder, layout = _wav_folder(root)
