@@ -1,20 +1,19 @@
 """Decomposed speech to look at and listen to: parts, codes, conversions, pictures, sound and the two commands."""
 
+import os
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from matplotlib.colors import to_hex
 
 from speechbrain_ser.cli import main
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.inference.decompose import (
-    F0_COLOUR,
+    _recording_names,
     analyse,
     convert,
     invert_mel,
@@ -83,7 +82,7 @@ def loader(monkeypatch):
 
     def put(model):
         trained = SimpleNamespace(model=SimpleNamespace(decomposition=model), inputs={"mel": MEL, "f0": F0})
-        monkeypatch.setattr("speechbrain_ser.inference.decompose.load_model", {"run": trained}.__getitem__)
+        monkeypatch.setattr("speechbrain_ser.inference.decompose.load_model", lambda run: trained)
 
     return put
 
@@ -105,8 +104,6 @@ def test_sound_of_a_spectrogram_has_that_spectrogram_and_pitch():
     again = invert_mel(mel)
     decibels = 100 * (MEL.extract(again) - mel)
     assert decibels.square().mean().sqrt() < 3.2  # 2.8 dB, over all bands and frames; 100 dB is the range
-    loud = mel > 0.5
-    assert loud.float().mean() > 0.2 and decibels[loud].abs().mean() < 1.5
     assert torch.equal(invert_mel(mel), again)
     assert again.square().mean().sqrt().item() == pytest.approx(wav.square().mean().sqrt().item(), rel=0.1)  # its level
     before, after = (extract_f0(x.numpy()) for x in (wav, again))
@@ -115,7 +112,7 @@ def test_sound_of_a_spectrogram_has_that_spectrogram_and_pitch():
     assert np.median(np.abs(1200 * np.log2(after[both] / before[both]))) < 20  # cents
 
 
-@pytest.mark.parametrize("samples", [19, 255, 256, 1100, 15_999, 16_000])
+@pytest.mark.parametrize("samples", [19, 255, 256, 15_999])
 def test_sound_is_as_long_to_half_a_hop(samples):
     mel = MEL.extract(voice(2.0)[:samples])
     wav = invert_mel(mel)
@@ -152,22 +149,13 @@ def test_f0_is_tracked_only_where_it_is_read(loader, recordings, tmp_path, monke
         assert set(arrays) == {"mel", "code_rhythm", "code_timbre", "hop_seconds"}
 
 
-UNUSABLE = {
-    "missing.wav": (None, "no such recording"),
-    "text.wav": (b"these are no samples", "unreadable"),
-    "empty.wav": (b"", "empty"),
-    "nan.wav": (np.full(1000, np.nan), "NaN"),
-    "short.wav": (np.ones(18), "expected a recording of at least 19 samples at 16 kHz, which make a frame, found 18"),
-}
-
-
-@pytest.mark.parametrize("name", UNUSABLE)
-def test_unusable_recordings_are_named(tmp_path, name):
-    path, (content, said) = tmp_path / name, UNUSABLE[name]
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
-        soundfile.write(path, content, 16_000, "FLOAT")
+@pytest.mark.parametrize(
+    ("wav", "said"),
+    [(np.full(1000, np.nan), "NaN"), (np.ones(18), "at least 19 samples at 16 kHz, which make a frame, found 18")],
+)
+def test_unusable_recordings_are_named(tmp_path, wav, said):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, wav, 16_000, "FLOAT")
     with pytest.raises(UserError, match=f"^{path}: .*{said}"):
         read_parts(path, MEL, F0)
 
@@ -175,8 +163,11 @@ def test_unusable_recordings_are_named(tmp_path, name):
 # --- analysis --------------------------------------------------------------------------------------------
 
 
-def test_analysis_is_what_the_model_gives(model, source):
+def test_analysis_is_what_the_model_gives_without_resampling(source):
+    model = decomposition().train()
+    model.decoder.eval()
     analysis = analyse(model, source)
+    assert model.training and model.encoders.training and not model.decoder.training
     frames = len(source.mel)
     codes = -(-frames // 8)
     shapes = {"content": (codes, 16), "pitch": (codes, 8), "rhythm": (codes, 2), "timbre": (8,)}
@@ -191,32 +182,17 @@ def test_analysis_is_what_the_model_gives(model, source):
     assert analysis.mse == pytest.approx(np.mean((analysis.reconstruction - source.mel) ** 2), rel=1e-5)
 
 
-def test_analysis_resamples_nothing_and_leaves_the_mode(source):
-    model = decomposition().train()
-    model.decoder.eval()
-    first, second = analyse(model, source), analyse(model, source)
-    np.testing.assert_array_equal(first.reconstruction, second.reconstruction)
-    assert model.training and model.encoders.training and not model.decoder.training
-    assert torch.is_grad_enabled()
+WHISPER = 0.01 * torch.randn(8001, generator=torch.Generator().manual_seed(3)).diff()
 
 
-@pytest.mark.parametrize(
-    ("wav", "remark"),
-    [
-        (torch.zeros(8000), "silent"),
-        (0.01 * torch.randn(8001, generator=torch.Generator().manual_seed(3)).diff(), "entirely unvoiced"),
-    ],
-)
+@pytest.mark.parametrize(("wav", "remark"), [(torch.zeros(8000), "silent"), (WHISPER, "entirely unvoiced")])
 def test_without_a_voice(model, source, wav, remark):
     parts = parts_of(wav, "whisper", MEL, F0)
     assert not parts.f0_hz.any() and parts.title == f"whisper ({remark})"
     analysis = analyse(model, parts)
     assert np.isfinite(analysis.reconstruction).all() and np.isfinite(analysis.mse)
     assert parts.title in plot_analysis(analysis).get_suptitle()
-    for swap in NAMES:
-        conversion = convert(model, source, parts, [swap])
-        assert np.isfinite(conversion.mel).all()
-    assert parts.title in plot_conversion(conversion).axes[1].get_title("left")
+    assert np.isfinite(convert(model, source, parts, ["pitch", "timbre"]).mel).all()
 
 
 # --- conversion ------------------------------------------------------------------------------------------
@@ -241,7 +217,9 @@ def test_only_what_is_swapped_changes(model, source, target, swap, longer):
     own, other = analyse(model, source).codes, analyse(model, target).codes
     leader = target if swap == "rhythm" else source
     frames, codes = len(leader.mel), -(-len(leader.mel) // 8)
-    assert conversion.mel.shape == (frames, 80) and conversion.f0_hz.shape == (frames,)
+    assert conversion.mel.shape == (frames, 80)
+    contour = (target if swap == "pitch" else source).f0_hz[:frames]
+    np.testing.assert_array_equal(conversion.f0_hz, np.pad(contour, (0, frames - len(contour))))
     for name in NAMES:
         expected = (other if name == swap else own)[name]
         if name != "timbre":
@@ -252,27 +230,14 @@ def test_only_what_is_swapped_changes(model, source, target, swap, longer):
     assert np.abs(conversion.mel[:common] - before[:common]).max() > 1e-4
 
 
-def test_contour_asked_for(model, source, target):
-    pitch = convert(model, source, target, ["pitch"]).f0_hz  # on the longer source
-    np.testing.assert_array_equal(pitch[: len(target.f0_hz)], target.f0_hz)
-    assert not pitch[len(target.f0_hz) :].any()
-    rhythm = convert(model, source, target, ["rhythm"]).f0_hz  # on the shorter target
-    np.testing.assert_array_equal(rhythm, source.f0_hz[: len(target.f0_hz)])
-
-
 @pytest.mark.parametrize(
-    ("names", "swap", "follows"),
-    [
-        (("timbre", "content"), "timbre", "source"),  # content leads, not what comes first
-        (("timbre", "content"), "content", "target"),
-        (("content", "rhythm"), "content", "source"),
-        (("rhythm",), "rhythm", "target"),
-    ],
+    ("names", "swap"), [(("timbre", "content"), "timbre"), (("content", "rhythm"), "content"), (("rhythm",), "rhythm")]
 )
-def test_length_of_other_models(source, target, names, swap, follows):
+def test_length_of_other_models(source, target, names, swap):
+    """Of the rhythm's recording; without rhythm, content leads, not what comes first."""
     source, target = (replace(parts, f0=None, f0_hz=None) for parts in (source, target))
     conversion = convert(decomposition(names), source, target, [swap])
-    assert len(conversion.mel) == len({"source": source, "target": target}[follows].mel)
+    assert len(conversion.mel) == len((target if swap == "rhythm" else source).mel)
     assert conversion.f0_hz is None
 
 
@@ -289,29 +254,20 @@ def test_picture_of_an_analysis(model, source):
     figure = plot_analysis(analysis)
     found = panels(figure)
     assert list(found) == ["mel band", "F0 (Hz)", "content", "pitch", "rhythm", "reconstruction", "timbre (channel)"]
-    frames, seconds = len(source.mel), (len(source.mel) - 0.5) * 0.016
+    seconds = (len(source.mel) - 0.5) * 0.016
     assert all(found[name].get_xlim() == pytest.approx((-0.008, seconds)) for name in list(found)[:-1])
-    assert found["reconstruction"].get_xlabel() == "time (s)"
-    np.testing.assert_array_equal(found["mel band"].images[0].get_array(), source.mel.T)
-    np.testing.assert_array_equal(found["reconstruction"].images[0].get_array(), analysis.reconstruction.T)
-    assert found["mel band"].images[0].get_clim() == found["reconstruction"].images[0].get_clim() == (0, 1)
-    content = np.repeat(analysis.codes["content"], 8, axis=0)[:frames]  # a code stands for eight frames
-    np.testing.assert_array_equal(found["content"].images[0].get_array(), content.T)
-    assert found["timbre (channel)"].images[0].get_array().shape == (8, 1)
-
-    (curve,), (shade,) = found["F0 (Hz)"].lines, found["F0 (Hz)"].collections
-    np.testing.assert_array_equal(curve.get_ydata(), np.where(source.f0_hz > 0, source.f0_hz, np.nan))
-    middles = np.column_stack([np.arange(frames) * 0.016, np.full(frames, 0.5)])  # x (s), y of a polygon from 0 to 1
-    np.testing.assert_array_equal(shade.get_paths()[0].contains_points(middles), source.f0_hz == 0)
+    content = np.repeat(analysis.codes["content"], 8, axis=0)[: len(source.mel)]  # a code stands for eight frames
+    shown = {"mel band": source.mel, "reconstruction": analysis.reconstruction, "content": content}
+    for name, image in shown.items():
+        np.testing.assert_array_equal(found[name].images[0].get_array(), image.T)
+    (curve,) = found["F0 (Hz)"].lines
+    np.testing.assert_array_equal(np.nan_to_num(curve.get_ydata()), source.f0_hz)
     assert f"{analysis.mse:.2g}" in figure.get_suptitle()
 
 
 def test_picture_of_what_a_model_has(source):
-    analysis = analyse(decomposition(("rhythm",), decoder=False), replace(source, f0=None, f0_hz=None))
-    assert analysis.reconstruction is None and analysis.mse is None
-    figure = plot_analysis(analysis)
-    assert list(panels(figure)) == ["mel band", "rhythm"]
-    assert figure.get_suptitle() == "source"
+    figure = plot_analysis(analyse(decomposition(("rhythm",), decoder=False), replace(source, f0=None, f0_hz=None)))
+    assert list(panels(figure)) == ["mel band", "rhythm"] and figure.get_suptitle() == "source"
 
 
 def test_picture_of_a_conversion(model, source, target):
@@ -325,24 +281,18 @@ def test_picture_of_a_conversion(model, source, target):
         assert axes.get_xlim() == pytest.approx((-0.008, (len(source.mel) - 0.5) * 0.016))  # the longest
     assert [axes.get_ylabel() for axes in overs] == ["F0 (Hz)", "F0 (Hz)", "F0 asked for (Hz)"]
     for axes, f0 in zip(overs, (source.f0_hz, target.f0_hz, conversion.f0_hz), strict=True):
-        (curve,) = axes.lines
-        assert to_hex(curve.get_color()) == F0_COLOUR
-        np.testing.assert_array_equal(np.nan_to_num(curve.get_ydata()), f0)
+        np.testing.assert_array_equal(np.nan_to_num(axes.lines[0].get_ydata()), f0)
         assert axes.get_ylim() == overs[0].get_ylim()
 
 
 # --- commands --------------------------------------------------------------------------------------------
 
 
-def files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
 def test_decompose(loader, model, recordings, tmp_path, capsys):
     loader(model)
     out = tmp_path / "new" / "out"
     assert main(["decompose", "run", *recordings, f"--out={out}"]) == 0
-    assert files(out) == ["a01.npz", "a01.png", "b02.npz", "b02.png"]
+    assert sorted(os.listdir(out)) == ["a01.npz", "a01.png", "b02.npz", "b02.png"]
     analysis = analyse(model, read_parts(recordings[0], MEL, F0))
     with np.load(out / "a01.npz") as arrays:
         assert set(arrays) == {"mel", "f0_hz", "f0", *(f"code_{n}" for n in NAMES), "reconstruction", "hop_seconds"}
@@ -359,7 +309,7 @@ def test_convert(loader, model, recordings, tmp_path, capsys):
     assert main(["convert", "run", *recordings, "--swap=timbre, rhythm", f"--out={out}"]) == 0
     assert main(["convert", "run", *recordings, "--swap=rhythm", f"--out={out}", "--audio"]) == 0
     made = "a01-b02-rhythm+timbre.png", "a01-b02-rhythm.png", "a01-reconstruction.wav", "a01-b02-rhythm.wav"
-    assert files(out) == sorted(made)
+    assert sorted(os.listdir(out)) == sorted(made)
     assert capsys.readouterr().out.splitlines() == [str(out / name) for name in made]
 
     source, target = (read_parts(path, MEL, F0) for path in recordings)
@@ -370,25 +320,18 @@ def test_convert(loader, model, recordings, tmp_path, capsys):
         np.testing.assert_allclose(wav, invert_mel(mel), atol=2 / 32768)
 
 
-def test_recordings_of_the_same_name(loader, model, recordings, tmp_path, capsys):
-    loader(model)
-    other = tmp_path / "JE" / "a01.wav"
-    other.parent.mkdir()
-    other.write_bytes(Path(recordings[1]).read_bytes())
-    out = tmp_path / "out"
-    for command in (["decompose", "run"], ["convert", "run", "--swap=pitch"]):
-        assert main([*command, str(other), str(other), f"--out={out}"]) == 2
-        said = f"error: {other} and {other}: expected recordings of different names, found JE_a01 twice\n"
-        assert capsys.readouterr().err == said and not out.exists()
-    assert main(["decompose", "run", recordings[0], str(other), f"--out={out}"]) == 0
-    assert files(out) == sorted(f"{folder}_a01.{s}" for folder in (tmp_path.name, "JE") for s in ("npz", "png"))
+def test_recordings_of_the_same_name(tmp_path):
+    folder = tmp_path.name
+    assert _recording_names(["DC/a01.wav", "DC/a02.wav"]) == ["a01", "a02"]
+    assert _recording_names([tmp_path / "a01.wav", "JE/a01.wav"]) == [f"{folder}_a01", "JE_a01"]
+    with pytest.raises(UserError, match=r"JE/a.wav and JE/a.flac: .* different names, found JE_a twice"):
+        _recording_names(["DC/a.wav", "JE/a.wav", "JE/a.flac"])
 
 
 @pytest.mark.parametrize(
     ("names", "decoder", "swap", "expected"),
     [
         (NAMES, True, "rythm", "error: swap: the model has no encoder 'rythm' (did you mean 'rhythm'?)"),
-        (NAMES, True, "speaker", "error: swap: the model has no encoder 'speaker'; it has: content, pitch"),
         (NAMES, True, " ,", "error: swap: expected names of encoders separated by commas, found ' ,'"),
         (("rhythm",), True, "rhythm,pitch", "error: swap: the model has no encoder 'pitch'; it has: rhythm"),
         (NAMES, False, "pitch", "error: swap: expected a model with a decoder"),
@@ -408,7 +351,4 @@ def test_wrong_decompositions(loader, model, recordings, tmp_path, capsys):
     assert capsys.readouterr().err == f"error: {tmp_path / 'none.wav'}: no such recording\n"
     assert main(["decompose", "run", recordings[0], f"--out={recordings[1]}"]) == 2
     assert capsys.readouterr().err.startswith(f"error: out: expected a folder that can be made, found {recordings[1]}")
-    loader(None)
-    assert main(["decompose", "run", recordings[0], f"--out={tmp_path / 'out'}"]) == 2
-    assert "without such encoders" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -1,7 +1,5 @@
 """The page in a real browser: upload, microphone, errors, downloads, narrow screens. By hand: -n0 -m slow."""
 
-import json
-import os
 import re
 import shutil
 import signal
@@ -60,8 +58,6 @@ def page(browser, trained, request):
         tab.wait_for_selector(INPUT, state="attached")
         yield tab
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
-        if folder := os.environ.get("SHOTS"):
-            tab.screenshot(path=Path(folder, f"{request.node.name}.png"), full_page=True)
         assert not [url for url in strangers if not url.startswith((address, f"blob:{address}", "data:"))]
         server.send_signal(signal.SIGINT)  # while the browser looks
         assert server.communicate(timeout=120)[0] == "ended; nothing was kept\n" and server.returncode == 0
@@ -78,9 +74,7 @@ def test_an_uploaded_recording(page, speech, trained):
         with page.expect_download() as download:
             page.get_by_role("button", name=ending, exact=True).click()
         assert download.value.suggested_filename == f"{speech.stem}.{ending}"
-        content = Path(download.value.path()).read_bytes()
-        assert content.startswith(beginning)
-        assert ending != "json" or json.loads(content)["emotion"] == emotion.strip()
+        assert Path(download.value.path()).read_bytes().startswith(beginning)
     page.wait_for_selector("[data-testid=waveform-Recording]")
     page.click("button[aria-label=Play]")  # it is heard although the server has deleted it
     page.wait_for_function("document.querySelector('#time').innerText != '0:00'")

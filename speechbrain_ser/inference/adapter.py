@@ -21,12 +21,7 @@ from speechbrain_ser.processing.lengths import absolute_lengths
 class Embedding(nn.Module):
     """SpeechBrain's ``embedding_model``: waveforms to the vectors that the emotion head reads.
 
-    Arguments
-    ---------
-    description : mapping
-        As in the package's config.json.
-    backbone, preprocessor : mapping, optional
-        The contents of the backbone's two files.
+    `description` is as in the package's config.json, `backbone` and `preprocessor` are the backbone's two files.
     """
 
     def __init__(self, description: Mapping, backbone: Mapping | None = None, preprocessor: Mapping | None = None):

@@ -58,7 +58,7 @@ class Parts:
 
 
 def read_parts(path: str | os.PathLike, mel: SplitMel, f0: PitchTrack | None = None, name: str | None = None) -> Parts:
-    """Return the parts of a recording, called after its file by default; None in place of `f0` leaves F0 out."""
+    """Return the parts of a recording, called after its file by default; without `f0`, F0 is left out."""
     path = Path(path)
     try:
         duration_of(path)
@@ -66,22 +66,13 @@ def read_parts(path: str | os.PathLike, mel: SplitMel, f0: PitchTrack | None = N
         raise UserError(f"{path}: {defect.words}") from defect
     wav = load_audio(path)
     if len(wav) < mel.min_samples:
-        raise UserError(
-            f"{path}: expected a recording of at least {mel.min_samples} samples at 16 kHz, which make a frame, "
-            f"found {len(wav)}"
-        )
+        least = f"at least {mel.min_samples} samples at 16 kHz, which make a frame"
+        raise UserError(f"{path}: expected a recording of {least}, found {len(wav)}")
     return parts_of(wav, name or path.stem, mel, f0)
 
 
 def parts_of(wav: torch.Tensor, name: str, mel: SplitMel, f0: PitchTrack | None = None) -> Parts:
-    """Return the parts of a waveform [time], 16 kHz; see :func:`read_parts`.
-
-    Example
-    -------
-    >>> parts = parts_of(torch.zeros(16000), "silence", SplitMel())
-    >>> parts.mel.shape, parts.f0, parts.title
-    ((63, 80), None, 'silence (silent)')
-    """
+    """Return the parts of a waveform [time], 16 kHz."""
     hz = None if f0 is None else f0.extract_hz(wav).numpy()
     return Parts(name, mel.extract(wav).numpy(), hz, None if hz is None else normalize(hz), mel.hop_seconds)
 
@@ -98,18 +89,7 @@ class Analysis:
 
 
 def analyse(decomposition: SpeechDecomposition, parts: Parts) -> Analysis:
-    """Encode and decode a recording as it is: in evaluation mode, so that nothing is resampled.
-
-    Example
-    -------
-    >>> from functools import partial
-    >>> from speechbrain_ser.lobes.speech_decomposition import Decoder, RhythmEncoder, TimbreEncoder
-    >>> encoders = {"rhythm": RhythmEncoder(), "timbre": TimbreEncoder(channels=64, groups=4)}
-    >>> decomposition = SpeechDecomposition(encoders, partial(Decoder, units=8))
-    >>> analysis = analyse(decomposition, parts_of(torch.randn(16000), "noise", SplitMel()))
-    >>> {name: code.shape for name, code in analysis.codes.items()}, analysis.hops, analysis.reconstruction.shape
-    ({'rhythm': (8, 2), 'timbre': (64,)}, {'rhythm': 8}, (63, 80))
-    """
+    """Encode and decode a recording as it is: in evaluation mode, so that nothing is resampled."""
     reconstruction = mse = None
     with _evaluating(decomposition):
         codes = _encode(decomposition, parts)
@@ -163,40 +143,19 @@ class Conversion:
     f0_hz: np.ndarray | None  # [frames], the contour asked for, laid on the output as its code is; it is not measured
 
 
-def _check_swap(decomposition: SpeechDecomposition, swap: Collection[str]) -> None:
-    for name in swap:
-        if name not in decomposition.encoders:
-            raise UserError(
-                f"swap: the model has no encoder {name!r}{nearest(name, decomposition.encoders)}; "
-                f"it has: {', '.join(decomposition.encoders)}"
-            )
-    if decomposition.decoder is None:
-        raise UserError("swap: expected a model with a decoder, found encoders only: nothing can be reconstructed")
-
-
 def convert(decomposition: SpeechDecomposition, source: Parts, target: Parts, swap: Collection[str]) -> Conversion:
     """Decode the source with some of the target's codes.
 
     The output is as long as the recording whose rhythm it has; other codes are laid on it from the start, cut or 0 past
-    their end.
-
-    Arguments
-    ---------
-    decomposition : SpeechDecomposition
-        With a decoder, on any device; it is left in the mode it was in.
-    source, target : Parts
-        Two recordings, with F0 if an encoder reads it.
-    swap : collection of str
-        Encoders whose codes come from the target, of those that the model has: pitch, rhythm, timbre, content.
-        Nothing swapped is the source's reconstruction, everything the target's.
-
-    Raises
-    ------
-    UserError
-        When there is no decoder, or no such encoder.
+    their end. `swap` names the encoders whose codes come from the target, of those that the model has (pitch, rhythm,
+    timbre, content): nothing swapped is the source's reconstruction, everything the target's.
     """
-    _check_swap(decomposition, swap)
     names, encoders = list(decomposition.encoders), decomposition.encoders
+    if unknown := [name for name in swap if name not in encoders]:
+        hint, known = nearest(unknown[0], names), ", ".join(names)
+        raise UserError(f"swap: the model has no encoder {unknown[0]!r}{hint}; it has: {known}")
+    if decomposition.decoder is None:
+        raise UserError("swap: expected a model with a decoder, found encoders only: nothing can be reconstructed")
     swap = tuple(name for name in names if name in swap)  # in the decoder's order, once each
     varying = [name for name in names if hasattr(encoders[name], "hop")]
     leader = "rhythm" if "rhythm" in names else (varying or names)[0]
@@ -229,7 +188,7 @@ MOMENTUM = 0.99 / 1.99  # of the fast variant (Perraudin, Balazs and Sondergaard
 MIN_FRAMES = 4  # the Fourier transform reflects half a window at either end
 
 
-def invert_mel(mel: torch.Tensor | np.ndarray, iterations: int = ITERATIONS) -> torch.Tensor:
+def invert_mel(mel: torch.Tensor | np.ndarray) -> torch.Tensor:
     """Return the waveform whose mel spectrogram is close to this one: the inverse of :class:`SplitMel`.
 
     Decibels become the magnitudes of the bands, these the magnitudes of the spectrum (the smallest that have such
@@ -241,19 +200,12 @@ def invert_mel(mel: torch.Tensor | np.ndarray, iterations: int = ITERATIONS) -> 
     ---------
     mel : torch.Tensor or np.ndarray
         [frames, bands], 0 (-84 dB) to 1 (16 dB); values beyond, as a decoder may give, count as 0 and 1.
-    iterations : int
-        Of Griffin and Lim's.
 
     Returns
     -------
     torch.Tensor
-        float32 [frames * 256 - 128], 16 kHz: within half a hop of any recording of so many frames. It may exceed
-        -1 to 1.
-
-    Raises
-    ------
-    ValueError
-        When `mel` is not [frames, bands] or not finite.
+        float32 [frames * 256 - 128], 16 kHz: within half a hop of any recording of so many frames; beyond -1 to 1 where
+        it is loud.
     """
     mel = np.asarray(mel, dtype=np.float64)
     if mel.ndim != 2 or not len(mel) or mel.shape[1] != N_MELS:
@@ -263,16 +215,16 @@ def invert_mel(mel: torch.Tensor | np.ndarray, iterations: int = ITERATIONS) -> 
     bands = 10 ** ((mel.clip(0.0, 1.0) * RANGE_DB - RANGE_DB + REFERENCE_DB) / 20)  # SplitMel's compression undone
     magnitudes = np.maximum(bands @ np.linalg.pinv(mel_filters()), 0.0) / LEVEL  # [frames, bins]
     magnitudes = np.pad(magnitudes, [(0, max(0, MIN_FRAMES - len(mel))), (0, 0)])
-    wav = _griffin_lim(torch.from_numpy(np.ascontiguousarray(magnitudes.T)), iterations)
+    wav = _griffin_lim(torch.from_numpy(np.ascontiguousarray(magnitudes.T)))
     return wav[: HOP * len(mel) - HOP // 2].float()
 
 
-def _griffin_lim(magnitudes: torch.Tensor, iterations: int) -> torch.Tensor:
+def _griffin_lim(magnitudes: torch.Tensor) -> torch.Tensor:
     """The waveform of magnitudes [bins, frames] and of the phases that waveforms near it have."""
     window = torch.hann_window(N_FFT, dtype=magnitudes.dtype)
     length = HOP * magnitudes.shape[1] - HOP // 2  # the middle of all lengths that have so many frames
     phases, previous = torch.ones_like(magnitudes, dtype=torch.complex128), 0.0
-    for _ in range(iterations):
+    for _ in range(ITERATIONS):
         wav = torch.istft(magnitudes * phases, N_FFT, HOP, window=window, length=length)
         rebuilt = torch.stft(wav, N_FFT, HOP, window=window, return_complex=True)
         phases = rebuilt - MOMENTUM * previous
@@ -288,11 +240,10 @@ SECONDS = 4.0  # of a figure of normal width; longer ones are wider
 
 
 def plot_analysis(analysis: Analysis) -> Figure:
-    """Draw the mel spectrogram, F0, codes and reconstruction of a recording on one time axis.
+    """Draw the mel spectrogram, F0, codes and reconstruction of a recording on one time axis; frame t is at t x hop.
 
     Codes are drawn over the frames that they stand for, a row of pixels a channel; one that is the same for a whole
-    utterance (timbre) stands in a column of its own. F0 is drawn where voiced; unvoiced frames are grey. What the model
-    does not have is left out. Frame t stands at t x hop, as with centred windows.
+    utterance (timbre) stands in a column of its own. What the model does not have is left out.
     """
     parts, hop, hops = analysis.parts, analysis.parts.hop_seconds, analysis.hops
     rows = [("mel band", 2.0, parts.mel, MEL)]  # label, height, image, its colours
@@ -400,14 +351,8 @@ def _plot_f0(axes, f0: np.ndarray, hop: float, color: str = "C0") -> None:
 
 
 def decompose(run: str | os.PathLike, recordings: Sequence[str | os.PathLike], out: str | os.PathLike) -> None:
-    """Write `NAME.png` and `NAME.npz` of each recording into the folder `out`, and print where.
-
-    Raises
-    ------
-    UserError
-        When the run has no decomposition, or a recording is unusable, or called like another.
-    """
-    names = recording_names(recordings)
+    """Write `NAME.png` and `NAME.npz` of each recording into the folder `out`, and print where."""
+    names = _recording_names(recordings)
     trained = _load(run)
     for path, name in zip(recordings, names, strict=True):
         analysis = analyse(trained.model.decomposition, _read(path, name, trained))
@@ -430,17 +375,11 @@ def convert_recording(
 
     With `audio` also `SOURCE-reconstruction.wav` and `SOURCE-TARGET-SWAP.wav`: what the decoder makes of the source as
     it is and with the target's codes (`swap`: names of encoders separated by commas), by Griffin and Lim's algorithm.
-
-    Raises
-    ------
-    UserError
-        When the run has no decomposition or no decoder, nothing or something unknown is to be swapped, or a recording
-        is unusable or called like the other.
     """
     swapped = [name.strip() for name in swap.split(",") if name.strip()]
     if not swapped:
         raise UserError(f"swap: expected names of encoders separated by commas, found {swap!r}")
-    names = recording_names([source, target])
+    names = _recording_names([source, target])
     trained = _load(run)
     decomposition = trained.model.decomposition
     parts = [_read(path, name, trained) for path, name in zip((source, target), names, strict=True)]
@@ -459,23 +398,16 @@ def convert_recording(
             print(folder / f"{stem}.wav")
 
 
-def recording_names(paths: Sequence[str | os.PathLike]) -> list[str]:
-    """Return names for files and pictures, no two alike: those of the files, where need be with their folder's.
-
-    Example
-    -------
-    >>> recording_names(["DC/a01.wav", "DC/a02.wav"]), recording_names(["DC/a01.wav", "JE/a01.wav"])
-    (['a01', 'a02'], ['DC_a01', 'JE_a01'])
-    """
+def _recording_names(paths: Sequence[str | os.PathLike]) -> list[str]:
+    """Names for what is written, no two alike: the files' (a01), where need be with their folders' (DC_a01)."""
     absolute = [Path(os.path.abspath(path)) for path in paths]
     names = [path.stem for path in absolute]
     if len(set(names)) < len(names):
         names = [f"{path.parent.name}_{path.stem}" for path in absolute]
     for i, k in combinations(range(len(names)), 2):
         if names[i] == names[k]:
-            raise UserError(
-                f"{paths[i]} and {paths[k]}: expected recordings of different names, found {names[i]} twice"
-            )
+            both = f"{paths[i]} and {paths[k]}"
+            raise UserError(f"{both}: expected recordings of different names, found {names[i]} twice")
     return names
 
 

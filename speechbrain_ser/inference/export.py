@@ -21,27 +21,8 @@ from speechbrain_ser.evaluation.calibration import read_calibration, temperature
 from speechbrain_ser.evaluation.intervals import Interval, speaker_interval, speaker_sums
 from speechbrain_ser.evaluation.metrics import FIGURES, SELECTIONS, printed, with_interval
 from speechbrain_ser.files import read_json, sha256, write_json, write_text
-from speechbrain_ser.inference import onnx
-from speechbrain_ser.inference.package import (
-    BACKBONE,
-    BACKBONE_FILES,
-    CARD,
-    CONFIG,
-    ENCODERS,
-    FILES,
-    FORMAT,
-    LABELS,
-    ONNX,
-    PARAMETERS,
-    SPEECHBRAIN_FILES,
-    TASKS,
-    TOKENS,
-    VERSION,
-    build_model,
-    describe,
-    is_hub_name,
-    load_package,
-)
+from speechbrain_ser.inference import onnx, package
+from speechbrain_ser.inference.package import CONFIG, LABELS, PARAMETERS, TASKS
 from speechbrain_ser.inference.trained import TrainedModel, finished, load_model, read_yaml
 from speechbrain_ser.lobes.backbone import backbone_settings, preprocessor_settings
 from speechbrain_ser.models.heads import model_inputs
@@ -63,18 +44,9 @@ PARTS = {"all": "all", "text_heard": "whose text was heard in training", "text_d
 
 
 def model_card(metrics: Mapping, predictions: pd.DataFrame, config: Mapping, backbone: str | None = None) -> ModelCard:
-    """Fill in card.md.
+    """Fill in card.md from a run's ``metrics.json``, its ``predictions.csv`` (as text) and the package's config.json.
 
-    Arguments
-    ---------
-    metrics : mapping
-        The run's ``metrics.json``, from which all figures are.
-    predictions : pandas.DataFrame
-        The run's ``predictions.csv``, everything as text, for the intervals.
-    config : mapping
-        The package's config.json; without ``files`` nothing is said of loading it.
-    backbone : str, optional
-        What the wav2vec2-like encoder started from.
+    Without ``files`` in the config, nothing is said of loading it. `backbone` is what the encoder started from.
     """
     chosen = metrics["selections"][metrics["selection"]]
     corpora = [c for c in (metrics["corpus"], metrics["second_corpus"]) if c]
@@ -112,7 +84,8 @@ def _card_data(metrics: Mapping, chosen: Mapping, corpora: list[str]) -> ModelCa
     selected = "" if metrics["selection"] == "last" else f", {chosen['selected_by']}"
     leaky = "" if metrics["speaker_disjoint"] else " (LEAKY)"
     dataset = f"{' and '.join(corpora)}, protocol {metrics['protocol']}{leaky}, fold {metrics['fold']}"
-    figures = {name: chosen["all"].get(name) for name in HUB_METRICS}
+    of = {"task_type": "audio-classification", "dataset_type": corpora[0], "dataset_name": dataset}
+    figures = {name: chosen["all"][name] for name in HUB_METRICS if chosen["all"].get(name) is not None}
     return ModelCardData(
         language=sorted({LANGUAGES[c] for c in corpora if c in LANGUAGES}) or None,
         library_name="speechbrain-ser",
@@ -121,15 +94,9 @@ def _card_data(metrics: Mapping, chosen: Mapping, corpora: list[str]) -> ModelCa
         model_name=metrics["system"],
         eval_results=[
             EvalResult(
-                task_type="audio-classification",
-                dataset_type=corpora[0],
-                dataset_name=dataset,
-                metric_type=HUB_METRICS[name],
-                metric_name=f"{name}{selected}",
-                metric_value=round(value, 4),
+                **of, metric_type=HUB_METRICS[name], metric_name=f"{name}{selected}", metric_value=round(value, 4)
             )
             for name, value in figures.items()
-            if value is not None
         ],
     )
 
@@ -152,7 +119,7 @@ def _results(metrics: Mapping, chosen: Mapping, predictions: pd.DataFrame) -> di
 
 
 def _intervals(predictions: pd.DataFrame, classes: list) -> dict[str, Interval]:
-    """95 % intervals over speakers, by figure; empty for a single speaker, or where none is known."""
+    """By figure; empty for a single speaker, or where none is known."""
     if (predictions["speaker"] == "").any():
         return {}
     sums = speaker_sums(predictions, classes, MEASURED)
@@ -201,7 +168,7 @@ pretrainer: !new:speechbrain_ser.inference.adapter.NamedPretrainer
 
 def _write_speechbrain_layout(folder: Path, config: Mapping, backbone: Sequence[dict | None]) -> None:
     plain = dict(zip(("description", "backbone", "preprocessor"), (config["model"], *backbone), strict=True))
-    yaml_file, labels_file = SPEECHBRAIN_FILES
+    yaml_file, labels_file = package.SPEECHBRAIN_FILES
     text = SPEECHBRAIN_YAML.format(
         sample_rate=SAMPLE_RATE,
         description=yaml.safe_dump(plain, sort_keys=False),
@@ -228,6 +195,7 @@ def export_run(
     """Write a package and return its folder; it appears whole or not at all.
 
     The speaker head and what only training needs (Hsu's decoder and the encoders that it alone reads) stay behind.
+    A package that says something else than the run, on a padded batch of noise, is not kept.
 
     Arguments
     ---------
@@ -239,12 +207,6 @@ def export_run(
         Also a ``model.onnx`` (Cai's and Ha's systems).
     with_speechbrain : bool
         Also what ``speechbrain.inference.classifiers.EncoderClassifier.from_hparams`` reads.
-
-    Raises
-    ------
-    UserError
-        When the folder is taken, the run recognises no emotion or has parts that no package can hold, or the package
-        says something else than the run.
     """
     out, run = _free(out), Path(run_folder)
     description = _description(run)
@@ -277,51 +239,47 @@ def _description(run: Path) -> dict:
     tree = read_yaml(path)
     if tree.get("kind") == "pretraining":
         raise UserError(f"{run}: {tree.get('system')} recognises no emotion: export the system that it pre-trains")
-    return describe(tree, str(path))
+    return package.describe(tree, str(path))
 
 
 def _write(folder: Path, run: Path, trained: TrainedModel, description: dict, with_onnx: bool, with_speechbrain: bool):
     """Everything but the hashes first, config.json with them last."""
     has_asr, lines = "asr" in description["arguments"]["heads"], trained.lines
+    calibration = read_calibration(run)
+    if (reason := temperature_of(calibration, trained.epoch)[1]) and calibration is not None:  # of other parameters
+        calibration = {"temperature": None, "reason": reason}
     config = {
-        "format": FORMAT,
-        "format_version": VERSION,
+        "format": package.FORMAT,
+        "format_version": package.VERSION,
         "speechbrain_ser": __version__,
         "model": description,
         "classes": trained.classes,
         "decoding": {"kind": lines["decoding"], "beam_size": lines["beam_size"]} if has_asr else None,
         "sample_rate": SAMPLE_RATE,
-        "calibration": _calibration(run, trained.epoch),
+        "calibration": calibration,
     }
     write_json(config["classes"], folder / LABELS)
     if has_asr:
-        shutil.copyfile(run / "save" / "tokens.json", folder / TOKENS)
+        shutil.copyfile(run / "save" / "tokens.json", folder / package.TOKENS)
     encoder = description["arguments"].get("encoder")
-    has_backbone = isinstance(encoder, dict) and encoder.get("class") in ENCODERS
+    has_backbone = isinstance(encoder, dict) and encoder.get("class") in package.ENCODERS
     backbone = _write_backbone(folder, trained.model) if has_backbone else (None, None)
-    model = build_model(description, str(run / "hyperparams.yaml"), str(folder / BACKBONE))
+    model = package.build_model(description, str(run / "hyperparams.yaml"), str(folder / package.BACKBONE))
     _write_parameters(folder / PARAMETERS, model, trained.model)
     if with_onnx:
-        onnx.write_onnx(model, folder / ONNX)
+        onnx.write_onnx(model, folder / package.ONNX)
     if with_speechbrain:
         _write_speechbrain_layout(folder, config, backbone)
-    config["files"] = {name: sha256(folder / name) for name in FILES if (folder / name).is_file()}
+    config["files"] = {name: sha256(folder / name) for name in package.FILES if (folder / name).is_file()}
     card = model_card(trained.metrics, _predictions(run), config, _backbone_name(trained.lines))
-    write_text(str(card), folder / CARD)
+    write_text(str(card), folder / package.CARD)
     write_json(config, folder / CONFIG)
 
 
-def _calibration(run: Path, epoch: int) -> dict | None:
-    """The run's, unless it is that of other parameters."""
-    found = read_calibration(run)
-    _, reason = temperature_of(found, epoch)
-    return found if found is None or reason is None else {"temperature": None, "reason": reason}
-
-
 def _write_backbone(folder: Path, model: nn.Module) -> tuple[dict, dict]:
-    (folder / BACKBONE).mkdir()
+    (folder / package.BACKBONE).mkdir()
     contents = backbone_settings(model.encoder.model.config.to_dict()), preprocessor_settings(model.encoder)
-    for name, content in zip(BACKBONE_FILES, contents, strict=True):
+    for name, content in zip(package.BACKBONE_FILES, contents, strict=True):
         write_json(content, folder / name)
     return contents
 
@@ -343,18 +301,18 @@ def _backbone_name(lines: dict) -> str | None:
         return None
     if "build_backbone" not in lines:  # a mapping: it was drawn in these sizes
         return "random parameters"
-    return f"`{name}`" if is_hub_name(name) else "a backbone in a folder of whoever trained it"
+    return f"`{name}`" if package.is_hub_name(name) else "a backbone in a folder of whoever trained it"
 
 
 def _compare(folder: Path, trained: TrainedModel) -> None:
     """The package must say what the run says, on a padded batch of noise."""
-    package = load_package(folder)
+    exported = package.load_package(folder).model
     trained.model.keep_tasks(set(TASKS))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         wavs = [torch.randn(int(s * SAMPLE_RATE)) for s in SECONDS]
     with torch.inference_mode():
-        expected, found = (model(**model_inputs(model, wavs, "cpu")) for model in (trained.model, package.model))
+        expected, found = (model(**model_inputs(model, wavs, "cpu")) for model in (trained.model, exported))
     for name in [task for task in TASKS if task in expected]:
         worst = float((expected[name] - found[name]).abs().max() / expected[name].abs().max().clamp(min=1))
         if not worst <= TOLERANCE:

@@ -12,9 +12,8 @@ from torch import nn
 
 from speechbrain_ser.errors import UserError
 
-#: systems that read waveforms alone; the others' features are computed outside the graph
 SYSTEMS = ("speechbrain_ser.models.cai.CaiModel", "speechbrain_ser.models.ha.HaModel")
-REASONS = {
+REASONS = {  # against the others
     "speechbrain_ser.models.fu.FuModel": "Fu's system reads spectrograms, which are computed outside its graph",
     "speechbrain_ser.models.hsu.HsuModel": "Hsu's system reads spectrograms and F0, whose tracker is no graph",
     "speechbrain_ser.models.probe.ProbeModel": "the probe reads inner layers, which no graph of its encoder gives",
@@ -49,15 +48,10 @@ class Graph(nn.Module):
 
 
 def write_onnx(model: nn.Module, path: Path) -> None:
-    """Export by torch's dynamo exporter (the older one is silently wrong here) and compare.
+    """Export by torch's dynamo exporter (the older one is silently wrong here) and check.
 
     Inputs: ``wavs`` float32 [batch, time], right-padded, and ``lengths`` int64 [batch] in samples. Outputs: ``emotion``
     [batch, classes] logits, ``frames`` [batch], and ``asr`` [batch, frames, tokens] logits where there is an ASR head.
-
-    Raises
-    ------
-    UserError
-        When the model cannot be exported, or onnxruntime computes something else than PyTorch.
     """
     if getattr(model.encoder, "normalize_wav", None) is None:
         raise UserError("--onnx: Whisper's features are computed outside a graph: wav2vec2-like encoders alone")
@@ -66,14 +60,9 @@ def write_onnx(model: nn.Module, path: Path) -> None:
     shapes = {"wavs": {0: dynamic, 1: dynamic}, "lengths": {0: dynamic}}
     try:
         with _quiet(), torch.no_grad():
+            names = {"input_names": ["wavs", "lengths"], "output_names": graph.names}
             program = torch.onnx.export(
-                graph,
-                (wavs, lengths),
-                dynamo=True,
-                input_names=["wavs", "lengths"],
-                output_names=graph.names,
-                dynamic_shapes=shapes,
-                verbose=False,
+                graph, (wavs, lengths), dynamo=True, dynamic_shapes=shapes, verbose=False, **names
             )
             program.save(path)
     except torch.onnx.errors.OnnxExporterError as error:

@@ -62,14 +62,7 @@ MOST_BYTES = 1 << 20  # of a JSON file,
 MOST_TOKENS_BYTES = 64 << 20  # but for a SentencePiece model in hexadecimal digits
 DEEPEST = 24  # levels of JSON
 LONGEST_TEXT, LARGEST = 100, 1_000_000  # values of a description,
-MOST = {
-    "layers": 100,
-    "lstm_layers": 100,
-    "blocks": 100,
-    "n_mels": 1024,
-    "n_fft": 16384,
-    "win_length": 16384,
-}  # by name
+MOST = {"layers": 100, "lstm_layers": 100, "blocks": 100, "n_mels": 1024, "n_fft": 16384, "win_length": 16384}
 MOST_CLASSES = 1000
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bool: "BOOL"}
 
@@ -124,14 +117,11 @@ CLASSES = {
 }
 
 
-def find_kind(name: object, where: str, table: Mapping[str, Kind] = CLASSES) -> Kind:
-    """Return a class's entry in the table; UserError names the place, the class and the table."""
+def _find_kind(name: object, where: str, table: Mapping[str, Kind] = CLASSES) -> Kind:
     if not isinstance(name, str) or name not in table:
         hint = nearest(name[:LONGEST_TEXT], table) if isinstance(name, str) else ""
-        kind = "a model" if table is MODELS else "a class"
-        raise UserError(
-            f"{where}: expected {kind} of the table in speechbrain_ser/inference/package.py, found {name!s:.200}{hint}"
-        )
+        kind = f"a {'model' if table is MODELS else 'class'} of the table in speechbrain_ser/inference/package.py"
+        raise UserError(f"{where}: expected {kind}, found {name!s:.200}{hint}")
     return table[name]
 
 
@@ -142,39 +132,21 @@ def describe(tree: Mapping, where: str) -> dict:
     """Make the line `model` of a run's YAML plain data, for :func:`build_model`.
 
     Heads for other tasks than :data:`TASKS` are left out, and so are arguments that matter in training alone.
-
     `tree` is the YAML with its tags, as ruamel.yaml's round-trip loader reads it; `where`, its file, is for messages.
-
-    Raises
-    ------
-    UserError
-        For a class that no package may name, an unknown argument, or a value that is not plain.
-
-    Example
-    -------
-    >>> text = '''
-    ... model: !new:speechbrain_ser.models.cai.CaiModel
-    ...   encoder: !new:speechbrain_ser.lobes.wav2vec2.Wav2Vec2 {source: /somewhere, weighted_sum: true}
-    ...   pooling: !new:speechbrain_ser.nnet.pooling.MaskedPooling
-    ...   heads: {emotion: !name:torch.nn.Linear {out_features: 4}, asr: !name:torch.nn.Linear {out_features: null}}
-    ...   loss_weights: {emotion: 1.0, asr: 0}
-    ...   seed: 1
-    ... '''
-    >>> found = describe(ruamel.yaml.YAML().load(text), "hyperparams.yaml")
-    >>> found["class"], found["arguments"]["encoder"]["arguments"]
-    ('speechbrain_ser.models.cai.CaiModel', {'weighted_sum': True})
-    >>> found["arguments"]["heads"]
-    {'emotion': {'partial': 'torch.nn.Linear', 'arguments': {'out_features': 4}}}
     """
     where = f"{where}: model"
     description = _described(tree.get("model"), where)
-    find_kind(description.get("class") if isinstance(description, dict) else description, where, MODELS)
+    _check_model(description, where)
     arguments = description["arguments"]
     weights = arguments.get("loss_weights", {})
     wanted = [task for task in TASKS if weights.get(task)]
     arguments["loss_weights"] = {task: weights[task] for task in wanted}
     arguments["heads"] = {task: maker for task, maker in arguments.get("heads", {}).items() if task in wanted}
     return description
+
+
+def _check_model(description: object, where: str) -> None:
+    _find_kind(description.get("class") if isinstance(description, dict) else description, where, MODELS)
 
 
 def _described(node, where: str):
@@ -200,7 +172,7 @@ def _described_class(tag: str, node, where: str) -> dict:
     if match is None:
         raise UserError(f"{where}: expected plain values and classes, found {tag}, which no package can hold")
     key, name = {"new": "class", "name": "partial"}[match[1]], match[2]
-    kind = find_kind(name, where)
+    kind = _find_kind(name, where)
     given = {} if isinstance(node, TaggedScalar) else node
     if not isinstance(given, Mapping):
         raise UserError(f"{where}: {name}: expected arguments with their names, found a list")
@@ -215,24 +187,12 @@ def _described_class(tag: str, node, where: str) -> dict:
 def build_model(description: dict, where: str, backbone: str | None = None) -> nn.Module:
     """Build a model with random parameters, in evaluation mode, from its description.
 
-    Arguments
-    ---------
-    description : dict
-        ``{"class": name, "arguments": {…}}``, nested; ``partial`` instead of ``class``: a constructor that still
-        lacks arguments.
-    where : str
-        Who the description is from, for messages.
-    backbone : str, optional
-        The folder of the backbone's settings, where the model has one.
-
-    Raises
-    ------
-    UserError
-        For a class or argument that is not in the table, a value too large, and whatever the constructors say.
+    A description is ``{"class": name, "arguments": {…}}``, nested; ``partial`` instead of ``class``: a constructor that
+    still lacks arguments. `where`, its file, is for messages; `backbone` is the folder of the backbone's settings.
     """
     make = {name: kind.make for name, kind in CLASSES.items()} | {LOG_MEL: _log_mel}
     make |= {name: partial(kind.make, source=backbone, load_weights=False) for name, kind in ENCODERS.items()}
-    find_kind(description.get("class") if isinstance(description, dict) else description, where, MODELS)
+    _check_model(description, where)
     try:
         return _build(description, where, make).eval()
     except UserError:
@@ -251,7 +211,7 @@ def _build(content, where: str, make: Mapping[str, Callable]):
     if set(content) not in ({"class", "arguments"}, {"partial", "arguments"}):
         raise UserError(f"{where}: expected class (or partial) and arguments, found {', '.join(content)!s:.200}")
     name = content.get("class", content.get("partial"))
-    kind, arguments = find_kind(name, where), content["arguments"]
+    kind, arguments = _find_kind(name, where), content["arguments"]
     if not isinstance(arguments, dict):
         raise UserError(f"{where}: arguments: expected an object, found {type(arguments).__name__}")
     kind.check_arguments(arguments, f"{where}: {name}")
@@ -279,13 +239,7 @@ def _log_mel(**arguments) -> LogMel:
 
 
 def _read_json(path: Path, kind: type, most_bytes: int = MOST_BYTES):
-    """Read a JSON file that holds a `kind`, dict or list, without any of the ways in which such a file can hurt.
-
-    Raises
-    ------
-    UserError
-        When it is too large, too deeply nested, no JSON, no `kind`, says NaN, has a key twice, or control characters.
-    """
+    """Read a JSON file of a `kind`, dict or list: small, not deep, without NaN, double keys or control characters."""
     try:
         with path.open("rb") as file:
             data = file.read(most_bytes + 1)
@@ -300,9 +254,8 @@ def _read_json(path: Path, kind: type, most_bytes: int = MOST_BYTES):
     except ValueError as error:
         raise UserError(f"{path}: expected JSON: {error}") from error
     if not isinstance(content, kind):
-        names = {dict: "object", list: "list"}
-        found = names.get(type(content), type(content).__name__)
-        raise UserError(f"{path}: expected a JSON {names[kind]}, found {found}")
+        expected, found = ("object" if each is dict else each.__name__ for each in (kind, type(content)))
+        raise UserError(f"{path}: expected a JSON {expected}, found {found}")
     _check_content(content, DEEPEST, path)
     return content
 
@@ -330,23 +283,15 @@ def _check_content(content, levels: int, path: Path) -> None:
             _check_content(each, levels - 1, path)
 
 
-def check_files(folder: Path, hashes: dict) -> None:
-    """Refuse a folder that is not exactly what its config.json says, before anything of it is used.
-
-    Raises
-    ------
-    UserError
-        Naming the file: one that no package has, lacks, differs from its hash, or is a link to somewhere else; one that
-        is there and not listed.
-    """
+def _check_files(folder: Path, hashes: dict) -> None:
+    """Refuse a folder that is not exactly what its config.json says, before anything of it is used."""
     config = folder / CONFIG
     for name, digest in hashes.items():
         if name not in FILES:
             raise UserError(f"{config}: files: expected some of {', '.join(FILES)}, found {name!r:.200}")
         if not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)):
-            raise UserError(
-                f"{config}: files: {name}: expected a SHA-256 of 64 hexadecimal digits, found {digest!r:.100}"
-            )
+            expected = "a SHA-256 of 64 hexadecimal digits"
+            raise UserError(f"{config}: files: {name}: expected {expected}, found {digest!r:.100}")
     for path in folder.rglob("*"):
         parts = path.relative_to(folder).parts
         is_hidden = any(part.startswith(".") for part in parts)  # .git, .gitattributes, .cache
@@ -355,12 +300,11 @@ def check_files(folder: Path, hashes: dict) -> None:
             name = ascii("/".join(parts))[1:-1]
             raise UserError(f"{folder / name}: expected only files that {CONFIG} lists, found this one")
     for name, digest in hashes.items():
-        found = sha256(checked_path(folder, name))
-        if found != digest:
+        if (found := sha256(_checked_path(folder, name))) != digest:
             raise UserError(f"{folder / name}: expected the SHA-256 {digest} of {CONFIG}, found {found}")
 
 
-def checked_path(folder: Path, name: str) -> Path:
+def _checked_path(folder: Path, name: str) -> Path:
     """Return the path of a file of the package: a regular file, itself in the folder.
 
     In a snapshot of the Hugging Face hub's cache each file is a link into the cache's folder of blobs, two levels up;
@@ -382,22 +326,12 @@ def checked_path(folder: Path, name: str) -> Path:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether it can be a model on the hub, and is nothing on this machine.
-
-    Example
-    -------
-    >>> is_hub_name("somebody/emotions"), is_hub_name("results/cai_mtl/default"), is_hub_name("./emotions")
-    (True, False, False)
-    """
+    """Whether it can be a model on the hub (``user/model``), and is nothing on this machine."""
     return not os.path.lexists(name) and name.count("/") == 1 and HUB_NAME.fullmatch(name) is not None
 
 
-def find_package(source: str | os.PathLike) -> Path:
-    """Return the folder of a package.
-
-    A hub model that is already in the hub's cache is used as it is, without asking the network; of others only a
-    package's own files are fetched.
-    """
+def _find_package(source: str | os.PathLike) -> Path:
+    """A package's folder; a hub model is fetched, a package's own files of it, unless the hub's cache has it."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
@@ -421,10 +355,8 @@ def find_package(source: str | os.PathLike) -> Path:
         raise
     except Exception as error:  # several libraries' network, offline and not-found errors
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        raise UserError(
-            f"{name}: expected the folder of a package, or a model on the Hugging Face hub; there is no such folder "
-            f"here, and the hub's could not be fetched ({reason})"
-        ) from error
+        expected = "the folder of a package, or a model on the Hugging Face hub; there is no such folder here"
+        raise UserError(f"{name}: expected {expected}, and the hub's could not be fetched ({reason})") from error
 
 
 def _is_whole(folder: Path) -> bool:
@@ -456,9 +388,9 @@ def load_package(source: str | os.PathLike) -> Package:
     All hashes are checked before anything is used. The model is first built without memory and compared with the
     names, sizes and types in the file of parameters. UserError names the file, what was expected and what was found.
     """
-    folder = find_package(source)
+    folder = _find_package(source)
     config = _read_config(folder)
-    check_files(folder, config["files"])
+    _check_files(folder, config["files"])
     classes = _read_classes(folder, config)
     tokens = _read_tokens(folder / TOKENS) if config["decoding"] is not None else None
     model = _filled(folder, config["model"])
@@ -468,7 +400,7 @@ def load_package(source: str | os.PathLike) -> Package:
 
 
 def _read_config(folder: Path) -> dict:
-    path = checked_path(folder, CONFIG)
+    path = _checked_path(folder, CONFIG)
     config = _read_json(path, dict)
     if config.get("format") != FORMAT:
         raise UserError(f"{path}: format: expected {FORMAT!r}, found {config.get('format')!r:.100}")
@@ -483,15 +415,12 @@ def _read_config(folder: Path) -> dict:
         raise UserError(f"{path}: sample_rate: expected {SAMPLE_RATE}, found {config['sample_rate']!r:.100}")
     if config["calibration"] is not None:
         check_calibration(config["calibration"], f"{path}: calibration")
-    if config["decoding"] is not None:
-        _check_decoding(config["decoding"], path)
+    if (decoding := config["decoding"]) is not None:
+        right = isinstance(decoding, dict) and set(decoding) == {"kind", "beam_size"} and decoding["kind"] in KINDS
+        if not (right and isinstance(decoding["beam_size"], int) and 1 <= decoding["beam_size"] <= 10_000):
+            expected = f"kind ({', '.join(KINDS)}) and beam_size"
+            raise UserError(f"{path}: decoding: expected {expected}, found {decoding!r:.200}")
     return config
-
-
-def _check_decoding(decoding: object, path: Path) -> None:
-    right = isinstance(decoding, dict) and set(decoding) == {"kind", "beam_size"} and decoding["kind"] in KINDS
-    if not (right and isinstance(decoding["beam_size"], int) and 1 <= decoding["beam_size"] <= 10_000):
-        raise UserError(f"{path}: decoding: expected kind ({', '.join(KINDS)}) and beam_size, found {decoding!r:.200}")
 
 
 def _read_classes(folder: Path, config: dict) -> list[str]:
@@ -531,7 +460,7 @@ def _filled(folder: Path, description: dict) -> nn.Module:
 
 
 def _compare_tensors(path: Path, expected: dict[str, torch.Tensor]) -> None:
-    """The file of parameters must hold the model's tensors, all of them and no others, of their sizes and types."""
+    """The file must hold the model's tensors, all of them and no others, of their sizes and types."""
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}

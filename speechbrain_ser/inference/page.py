@@ -31,6 +31,7 @@ from speechbrain_ser.inference.timeline_figure import plot_timeline
 
 try:
     import gradio as gr
+    from gradio_client.utils import is_http_url_like
 except ModuleNotFoundError as error:
     raise UserError('serve: expected Gradio, found none: pip install "speechbrain-ser[serve]"') from error
 
@@ -60,23 +61,15 @@ def recognise(
     step: float | None = None,
     max_seconds: float = 600.0,
 ) -> tuple[dict, Timeline]:
-    """Recognise one recording as a whole and over time.
+    """Recognise one recording as a whole and over time: what the API gives, and the timeline.
 
     A recording of at most :data:`WHOLE` seconds is recognised as one utterance, as `predict` does, beside its timeline;
-    of a longer one the posteriors are the timeline's mean, and the words the timeline's.
-
-    Returns
-    -------
-    dict
-        What the API gives: recording, duration, emotion, posteriors, whole, transcript, segments, phrases.
-    Timeline
-
-    Raises
-    ------
-    UserError
-        What is wrong with the recording, without its folder.
+    of a longer one the posteriors are the timeline's mean, and the words the timeline's. A UserError says what is wrong
+    with the recording, without its folder.
     """
-    _check_duration(path, max_seconds)
+    with suppress(soundfile.SoundFileError, OSError):  # what is no recording says so when it is decoded
+        if (seconds := soundfile.info(sound_name(path)).duration) > max_seconds:
+            raise UserError(f"too long: {seconds:.1f} s (expected at most {max_seconds:g} s)")
     timeline = _sound(recognizer.timelines([path], window, step))
     is_whole = timeline.duration <= min(WHOLE, recognizer.max_seconds)
     found = _sound(recognizer.classify_files([path])) if is_whole else _mean(recognizer, timeline)
@@ -93,16 +86,7 @@ def recognise(
     return json.loads(json.dumps(answer), parse_float=lambda text: round(float(text), 6)), timeline
 
 
-def _check_duration(path: Path, max_seconds: float) -> None:
-    """What is too long is not decoded; what is no recording says so when it is."""
-    with suppress(soundfile.SoundFileError, OSError):
-        seconds = soundfile.info(sound_name(path)).duration
-        if seconds > max_seconds:
-            raise UserError(f"too long: {seconds:.1f} s (expected at most {max_seconds:g} s)")
-
-
 def _sound(results: Iterable[Timeline | Recognition]) -> Timeline | Recognition:
-    """The only one of some results, which has no error."""
     (found,) = results
     if found.error is not None:
         raise UserError(found.error)
@@ -116,7 +100,7 @@ def _mean(recognizer: EmotionRecognizer, timeline: Timeline) -> Recognition:
 
 
 def model_text(model: str | os.PathLike) -> str:
-    """Return what a run's figures, or a package's model card, say of a model, as Markdown."""
+    """Return a run's figures, or a package's model card, as Markdown."""
     folder = Path(model)
     if (folder / "metrics.json").is_file():
         return run_card(folder)
@@ -131,14 +115,7 @@ def model_text(model: str | os.PathLike) -> str:
 def build_page(recognise: Callable[[Path], tuple[dict, Timeline]], about: str, limits: str) -> gr.Blocks:
     """Build the page and its one named endpoint, ``/recognize``.
 
-    Arguments
-    ---------
-    recognise : callable
-        A recording's path to its answer and timeline; raises UserError for what is wrong with it.
-    about : str
-        What the model is, as Markdown.
-    limits : str
-        What is taken, in words.
+    `recognise` is :func:`recognise` of one model, `about` what that model is (Markdown), `limits` what is taken.
     """
 
     def answer(recording: str) -> tuple[dict, Timeline]:
@@ -159,7 +136,7 @@ def build_page(recognise: Callable[[Path], tuple[dict, Timeline]], about: str, l
         files = _write_files(Path(recording).with_suffix(""), found, timeline)
         return gr.Column(visible=True), gr.Label(found["posteriors"], label=heard), transcript, files[0], *files
 
-    def recognize(recording: str) -> dict:
+    def recognize(recording: str) -> dict:  # Gradio shows the names and the words
         """Emotion, posteriors, transcript and segments of a recording."""
         return answer(recording)[0]
 
@@ -169,6 +146,7 @@ def build_page(recognise: Callable[[Path], tuple[dict, Timeline]], about: str, l
         recording = gr.Audio(
             sources=["upload", "microphone"], type="filepath", label="Recording", editable=False, buttons=[]
         )
+        _take_only_sent(recording)
         gr.Markdown(limits)
         with gr.Column(visible=False) as results:
             label = gr.Label()
@@ -191,6 +169,18 @@ def build_page(recognise: Callable[[Path], tuple[dict, Timeline]], about: str, l
     return page.queue(max_size=QUEUE, api_open=False)
 
 
+def _take_only_sent(recording: gr.Audio) -> None:
+    """Fetch no address that a request gives in place of an upload, as Gradio's components do."""
+    take = recording.async_move_resource_to_block_cache
+
+    async def take_sent(path: str) -> str | None:
+        if is_http_url_like(path):
+            raise gr.Error(f"{path:.100}: allowed only: sent recordings", duration=None, print_exception=False)
+        return await take(path)
+
+    recording.async_move_resource_to_block_cache = take_sent
+
+
 def _write_files(stem: Path, answer: dict, timeline: Timeline) -> list[Path]:
     """Write :data:`FILES` of a recording beside it."""
     picture, text, grid = paths = [stem.with_name(f"{stem.name}.{ending}") for ending in FILES]
@@ -203,12 +193,7 @@ def _write_files(stem: Path, answer: dict, timeline: Timeline) -> list[Path]:
 class Guard:
     """ASGI middleware: requests name this machine (against DNS rebinding) and come from no other site.
 
-    Arguments
-    ---------
-    app : callable
-        The ASGI application behind it.
-    is_local : bool
-        Whether only this machine is served; any name of it will do otherwise.
+    With `is_local` only this machine is served; any name of it will do otherwise.
     """
 
     def __init__(self, app, is_local: bool):
@@ -262,16 +247,14 @@ def serve(
         The longest recording and the largest file that are taken, in MB of 2**20 bytes.
     window, step : float
         Of the timeline, in seconds (:meth:`EmotionRecognizer.timeline`).
-
-    Raises
-    ------
-    UserError
-        For a model that cannot be used, limits that admit nothing, a port in use.
     """
     for name, value in (("--max-seconds", max_seconds), ("--max-mb", max_mb)):
         if not value > 0:
             raise UserError(f"{name}: expected a number > 0, found {value!r}")
-    _check_port(host, port)
+    try:  # before the model is loaded, which takes a while
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--host={host} --port={port} cannot be used: {error}: give another") from error
     recognizer = open_recognizer(model, run_opts={"device": device} if device else None)
     plan_windows(recognizer, window, step)  # an error now, not at the first recording
     if host not in LOOPBACK:
@@ -315,11 +298,3 @@ def running(
             yield url
         finally:
             page.close(verbose=False)
-
-
-def _check_port(host: str, port: int) -> None:
-    """Before the model is loaded, which takes a while."""
-    try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except (OSError, OverflowError) as error:
-        raise UserError(f"--host={host} --port={port} cannot be used: {error}: give another") from error
