@@ -11,6 +11,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import httpx
 import numpy as np
@@ -97,7 +98,10 @@ class Site:
 
 @contextlib.contextmanager
 def site_of(answer):
-    with running(answer, "About *it*.", "Limits.", "127.0.0.1", free_port(), MAX_BYTES) as url:
+    with (
+        mock.patch.dict(os.environ),  # of the page that is there all the while
+        running(answer, "About *it*.", "Limits.", "127.0.0.1", free_port(), MAX_BYTES) as url,
+    ):
         yield Site(url)
 
 
