@@ -69,11 +69,6 @@ def check_backbone(source: str | os.PathLike, save_path: str | os.PathLike = "pr
     `source` is a local folder or a hub name, `save_path` where hub models are kept. Return the backbone's config.json;
     {} for a hub model that is not downloaded yet.
 
-    Raises
-    ------
-    BackboneError
-        When the folder or hub name does not exist, lacks a file, holds a broken one, or is of another kind.
-
     Example
     -------
     >>> check_backbone("/nowhere/wav2vec2")
@@ -91,11 +86,6 @@ def resolve_backbone(
     """Find and check a backbone; download it when `source` is a hub name that is on no disk yet.
 
     With ``load_weights=False`` `source` is a folder of settings alone (:func:`check_settings`).
-
-    Raises
-    ------
-    BackboneError
-        As :func:`check_backbone`, or when the download fails.
     """
     if not load_weights:
         return check_settings(source)
@@ -104,13 +94,7 @@ def resolve_backbone(
 
 
 def fingerprint(source: str | os.PathLike, save_path: str | os.PathLike = "pretrained") -> str:
-    """Hash a local backbone's configuration and weights to 16 hexadecimal digits; of any other return the hub name.
-
-    Example
-    -------
-    >>> fingerprint("facebook/wav2vec2-base", getfixture("tmp_path"))
-    'facebook/wav2vec2-base'
-    """
+    """Hash a local backbone's configuration and weights to 16 hexadecimal digits; of any other return the hub name."""
     folder = _local_folder(source)
     if folder is None and _imported(source, save_path).is_dir():
         folder = _imported(source, save_path)  # in float16: not what the hub has
@@ -133,11 +117,6 @@ def check_settings(folder: str | os.PathLike) -> Backbone:
 
     transformers follows other keys to code or to the network (``auto_map``, attention kernels, quantizers, further
     files): none of them is known here.
-
-    Raises
-    ------
-    BackboneError
-        Naming the file, the key and what it holds.
     """
     folder = Path(folder)
     for name in ("config.json", "preprocessor_config.json"):
@@ -176,13 +155,7 @@ def _preprocessor(config: Mapping, do_normalize: bool) -> dict:
 
 
 def backbone_settings(config: dict) -> dict:
-    """Return what :func:`check_settings` lets pass of a backbone's whole configuration.
-
-    Example
-    -------
-    >>> backbone_settings({"model_type": "wavlm", "hidden_size": 16, "auto_map": {"AutoModel": "code.py"}})
-    {'model_type': 'wavlm', 'hidden_size': 16}
-    """
+    """Return what :func:`check_settings` lets pass of a backbone's whole configuration."""
     # what transformers' WhisperConfig says twice, under the names of other encoders
     twice = ("hidden_size", "num_hidden_layers", "num_attention_heads") if config["model_type"] == "whisper" else ()
     return {key: value for key, value in config.items() if key in SETTINGS and key not in twice}
@@ -387,22 +360,13 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def build_model(
-    model_class: type,
-    folder: Path,
-    config,
-    attention: str | None,
-    load_weights: bool,
-    key_mapping: Mapping[str, str] | None = None,
+    model_class: type, folder: Path, config, attention: str | None, load_weights: bool, key_mapping: Mapping | None
 ) -> nn.Module:
     """Build a model of transformers in float32, whatever its file holds, and leave the random state as it was.
 
-    Without `load_weights` parameters are drawn; `key_mapping` has patterns of the file's names to the model's.
-
-    Raises
-    ------
-    BackboneError
-        When transformers fails, or naming every parameter that is missing, of another size or not in the configuration;
-        what a checkpoint holds for other tasks is passed over.
+    Without `load_weights` parameters are drawn; `key_mapping` has patterns of the file's names to the model's. Every
+    parameter that is missing, of another size or not in the configuration is named; what a checkpoint holds for other
+    tasks is passed over.
     """
     settings = {"dtype": torch.float32, "attn_implementation": attention}
     try:

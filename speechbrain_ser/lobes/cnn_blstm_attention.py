@@ -22,14 +22,10 @@ INITIALIZATIONS = ("keras", "pytorch")
 
 
 class AttentionWeights(NamedTuple):
-    """What each frame and the utterance attended to; frames are the CNN's (two fewer a side than the input's).
+    """What each frame and the utterance attended to: 0 on padding; frames are the CNN's, two fewer a side."""
 
-    ``self_attention`` [batch, heads, frames (attending), frames (attended)] sums to 1 over the last axis on own frames,
-    ``local_attention`` [batch, frames] to 1; both are 0 on padding.
-    """
-
-    self_attention: torch.Tensor
-    local_attention: torch.Tensor
+    self_attention: torch.Tensor  # [batch, heads, frames (attending), frames (attended)]; the last axis sums to 1
+    local_attention: torch.Tensor  # [batch, frames], sums to 1
 
 
 class CNNBLSTMAttention(nn.Module):
@@ -56,8 +52,6 @@ class CNNBLSTMAttention(nn.Module):
         Units of a direction of the BLSTM, and its layers.
     heads, head_size : int
         Of the self-attention, and channels of a head; None divides the BLSTM's 2 x ``lstm_size`` among the heads.
-    dropout : float
-        Probability, 0 to 1 (excluded).
     initialization : str
         ``keras``: of the paper's framework (:func:`speechbrain_ser.nnet.initialization.keras_init_`); ``pytorch``:
         PyTorch's defaults.
@@ -67,20 +61,12 @@ class CNNBLSTMAttention(nn.Module):
     output_size, min_frames : int
         Channels of the utterance's vector, 2 x ``lstm_size``; frames of the shortest utterance (5).
 
-    Raises
-    ------
-    UserError
-        When an argument is out of range.
-
     Example
     -------
     >>> lobe = CNNBLSTMAttention(input_size=8, channels=(4, 6, 8), bottleneck=4, lstm_size=8, heads=4).eval()
     >>> features = torch.randn(2, 40, 8)  # the second utterance has 30 frames
     >>> lengths = torch.tensor([40, 30])
-    >>> vectors, attention = lobe(features, lengths, return_attention=True)
-    >>> vectors.shape, attention.self_attention.shape, attention.local_attention.shape
-    (torch.Size([2, 16]), torch.Size([2, 4, 36, 36]), torch.Size([2, 36]))
-    >>> torch.allclose(vectors[1:], lobe(features[1:, :30]), atol=1e-5)
+    >>> torch.allclose(lobe(features, lengths)[1:], lobe(features[1:, :30]), atol=1e-5)
     True
     """
 
@@ -112,20 +98,14 @@ class CNNBLSTMAttention(nn.Module):
             keras_init_(self)
 
     def frame_counts(self, frames: int | torch.Tensor) -> int | torch.Tensor:
-        """Return the frames after the convolutions of so many of spectrograms; 0 where none is left.
-
-        Example
-        -------
-        >>> CNNBLSTMAttention().frame_counts(256)
-        252
-        """
+        """Return the frames after the convolutions of so many of spectrograms (252 of 256); 0 where none is left."""
         left = frames - (self.min_frames - 1)
         return left.clamp(min=0) if isinstance(left, torch.Tensor) else max(left, 0)
 
     def forward(
         self, features: torch.Tensor, lengths: torch.Tensor | None = None, return_attention: bool = False
     ) -> torch.Tensor | tuple[torch.Tensor, AttentionWeights]:
-        """Bring spectrograms to a vector an utterance.
+        """Bring spectrograms to a vector an utterance [batch, output_size] in float32, perhaps with the attention.
 
         Arguments
         ---------
@@ -135,17 +115,7 @@ class CNNBLSTMAttention(nn.Module):
             Own frames of each utterance [batch], ``min_frames`` to frames; what stands past them is ignored, whatever
             it is. None: all frames count, as in the paper.
         return_attention : bool
-            Also return the attention weights (more memory), over ``frame_counts(frames)`` frames.
-
-        Returns
-        -------
-        torch.Tensor
-            [batch, output_size], float32; with ``return_attention`` a tuple of it and :class:`AttentionWeights`.
-
-        Raises
-        ------
-        ValueError
-            When shapes do not fit, or an utterance is shorter than ``min_frames`` or longer than the batch.
+            Also return :class:`AttentionWeights` (more memory), over ``frame_counts(frames)`` frames.
         """
         self._check(features, lengths)
         frames = self.frame_counts(features.shape[1])

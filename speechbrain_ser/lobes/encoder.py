@@ -20,8 +20,7 @@ class Encoder:
     Example
     -------
     >>> from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
-    >>> path = getfixture("tmp_path") / "tiny"
-    >>> folder = build_tiny_wav2vec2(path, model_type="whisper", hidden_size=16, num_layers=2)
+    >>> folder = build_tiny_wav2vec2(getfixture("tmp_path") / "tiny", model_type="whisper", hidden_size=16)
     >>> type(Encoder(str(folder), n_layers=1)).__name__
     'Whisper'
     >>> Encoder(str(folder), normalize_wav=True)

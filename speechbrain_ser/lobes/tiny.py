@@ -43,37 +43,21 @@ def build_tiny_wav2vec2(
     ---------
     folder : str
         Where to write; appears complete or not at all.
-    seed : int
-        Of the weights.
     model_type : str
         `wav2vec2`, `hubert`, `wavlm`, `data2vec-audio` or `whisper` (80 mel bands; what speaks of convolutions is not
         read).
-    hidden_size, num_layers, num_heads, intermediate_size : int
-        Of the transformer.
     conv_dim : int
         Channels of each of the seven convolutions.
     feat_extract_norm : str
         `layer` or `group` (as wav2vec2-base; not in data2vec).
     num_conv_pos_embeddings : int, optional
         Kernel size of the positional convolution (of each of five in data2vec). None: as published, 128 (19).
-    dropout : float
-        Of hidden states, attention, feature projection and activations.
-    layerdrop : float
-        Probability of skipping a transformer layer in training.
     do_stable_layer_norm : bool
         Normalise before each transformer block instead of after (not in data2vec).
 
-    Raises
-    ------
-    BackboneError
-        When the folder holds anything else.
-    ValueError
-        When a setting is not possible.
-
     Example
     -------
-    >>> path = getfixture("tmp_path") / "tiny"
-    >>> folder = build_tiny_wav2vec2(path, hidden_size=16, num_layers=1, conv_dim=8)
+    >>> folder = build_tiny_wav2vec2(getfixture("tmp_path") / "tiny", hidden_size=16, num_layers=1, conv_dim=8)
     >>> sorted(file.name for file in folder.iterdir())
     ['config.json', 'model.safetensors', 'preprocessor_config.json', 'tiny.json']
     """

@@ -34,8 +34,7 @@ class Wav2Vec2(PretrainedEncoder):
     Example
     -------
     >>> from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
-    >>> path = getfixture("tmp_path") / "tiny"
-    >>> folder = build_tiny_wav2vec2(path, hidden_size=16, num_layers=1, conv_dim=8)
+    >>> folder = build_tiny_wav2vec2(getfixture("tmp_path") / "tiny", hidden_size=16, num_layers=1, conv_dim=8)
     >>> lobe = Wav2Vec2(str(folder)).eval()
     >>> wavs = torch.randn(2, 16000)  # the second utterance is half a second
     >>> lobe(wavs, torch.tensor([1.0, 0.5])).shape
@@ -80,13 +79,11 @@ class Wav2Vec2(PretrainedEncoder):
 
     @property
     def input_settings(self) -> dict:
-        """What decides the frozen states beside the parameters, for a cache's key."""
         config = self.model.config
         shape = {k: list(getattr(config, k)) for k in ("conv_kernel", "conv_stride")}
         return {"normalize_wav": bool(self.normalize_wav), "model_type": config.model_type, **shape}
 
     def frame_counts(self, n_samples: torch.LongTensor | int) -> torch.LongTensor:
-        """Return the frames of so many samples at 16 kHz, of any shape; 0 below `min_samples`."""
         n_samples = torch.as_tensor(n_samples).long()
         return self.model._get_feat_extract_output_lengths(n_samples).long().clamp(min=0)
 
@@ -106,10 +103,9 @@ class Wav2Vec2(PretrainedEncoder):
     def convolve(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.LongTensor]:
-        """Run the convolutional front end alone.
+        """Return the front end's output [batch, frames, conv channels], and own frames [batch], on the CPU.
 
-        Return [batch, frames, conv channels], and each utterance's frames [batch], on the CPU; past these stands
-        anything. Arguments are those of :meth:`forward`.
+        Past these stands anything. Arguments are those of :meth:`forward`.
         """
         lengths = absolute_lengths(wavs, wav_lens)  # [batch]
         own = frame_mask(lengths, wavs.shape[1])  # [batch, time]

@@ -1,9 +1,4 @@
-"""Whisper's encoder as a lobe that gives each utterance, in any batch, what it gets alone, at its own length.
-
-Whisper was trained on 30 seconds, whatever is said in them, and is used so: a sentence of two seconds costs as much
-as fifteen, and every mean over frames is mostly of silence. Here features, convolutions and positions are those of an
-utterance's own frames.
-"""
+"""Whisper's encoder as a lobe: at an utterance's own length, where the published program computes 30 seconds."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -31,14 +26,10 @@ class Whisper(PretrainedEncoder):
     Example
     -------
     >>> from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
-    >>> path = getfixture("tmp_path") / "tiny"
-    >>> folder = build_tiny_wav2vec2(path, model_type="whisper", hidden_size=16, num_layers=2)
-    >>> lobe = Whisper(str(folder)).eval()
+    >>> folder = build_tiny_wav2vec2(getfixture("tmp_path") / "tiny", model_type="whisper", hidden_size=16)
     >>> wavs = torch.randn(2, 16000)  # the second utterance is half a second
-    >>> lobe(wavs, torch.tensor([1.0, 0.5])).shape
+    >>> Whisper(str(folder))(wavs, torch.tensor([1.0, 0.5])).shape
     torch.Size([2, 50, 16])
-    >>> lobe.frame_counts(torch.tensor([16000, 8000]))
-    tensor([50, 25])
     """
 
     model_types = ("whisper",)
@@ -62,13 +53,9 @@ class Whisper(PretrainedEncoder):
 
     @property
     def input_settings(self) -> dict:
-        """What decides the frozen states beside the parameters, for a cache's key."""
         return {"log_mel": self.log_mel.settings, "pad_to_30s": self.pad_to_30s, "windows": self.windows}
 
-    # --- lengths -------------------------------------------------------------------------------------------
-
     def frame_counts(self, n_samples: torch.LongTensor | int) -> torch.LongTensor:
-        """Return the frames of so many samples at 16 kHz, of any shape; 0 below `min_samples`."""
         bands = torch.as_tensor(n_samples).long() // HOP  # Whisper drops the spectrum's last frame
         return (bands + STRIDE - 1) // STRIDE
 
@@ -90,7 +77,6 @@ class Whisper(PretrainedEncoder):
     def frozen_states(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None
     ) -> tuple[list[torch.Tensor], torch.LongTensor]:
-        """As :meth:`states`, up to the input of the first layer that is trained."""
         states, counts, _ = self._frozen_states(wavs, wav_lens)
         return [state[:, : int(counts.max())] for state in states], counts
 

@@ -15,14 +15,8 @@ from speechbrain_ser.processing.lengths import own_frames
 class CaiModel(MultitaskModel):
     """z = f(x), emotion = h(pool(z)), characters = g(z) (Cai et al. 2021, section 3.1, figure 1).
 
-    Arguments
-    ---------
-    encoder : torch.nn.Module
-        f: waveforms to frames (:class:`speechbrain_ser.lobes.encoder.Encoder`).
-    pooling : MaskedPooling
-        Over an utterance's own frames; all heads but ``asr`` read its vector.
-    heads, loss_weights, seed
-        As :class:`MultitaskModel` says: ``emotion`` (h), ``asr`` (g) and any other.
+    `encoder` is f (:class:`speechbrain_ser.lobes.encoder.Encoder`), `pooling` goes over an utterance's own frames; all
+    heads but ``asr`` (g) read its vector. `heads`, `loss_weights` and `seed` are :class:`MultitaskModel`'s.
     """
 
     tasks = ("emotion", "asr")

@@ -18,8 +18,7 @@ class Decoder:
     -------
     >>> from speechbrain_ser.data.text import CharacterTokens
     >>> tokens = CharacterTokens(["<blank>", "|", "A", "B"])
-    >>> path = torch.tensor([[2, 2, 0, 2, 1, 3, 3]])
-    >>> logits = 10.0 * torch.nn.functional.one_hot(path, 4)
+    >>> logits = 10.0 * torch.nn.functional.one_hot(torch.tensor([[2, 2, 0, 2, 1, 3, 3]]), 4)
     >>> Decoder(tokens, "greedy")(logits, torch.tensor([7])), Decoder(tokens, "beam")(logits, torch.tensor([6]))
     (['AA B'], ['AA B'])
     """

@@ -17,10 +17,9 @@ class FuModel(MultitaskModel):
 
     Arguments
     ---------
-    features : torch.nn.Module
-        Waveforms to log-mel spectrograms (:class:`speechbrain_ser.processing.log_mel.LogMel`).
-    encoder : torch.nn.Module
-        f (:class:`speechbrain_ser.lobes.cnn_blstm_attention.CNNBLSTMAttention`).
+    features, encoder : torch.nn.Module
+        Waveforms to log-mel spectrograms (:class:`speechbrain_ser.processing.log_mel.LogMel`), and f
+        (:class:`speechbrain_ser.lobes.cnn_blstm_attention.CNNBLSTMAttention`).
     fixed_length : int
         Cut and pad every spectrogram to so many frames, padding being part of the input (256 in the paper); 0 takes
         utterances as they are, and nothing depends on padding.
@@ -30,8 +29,7 @@ class FuModel(MultitaskModel):
     standardize : bool
         Standardise each band by the training utterances' mean and deviation.
     feature_augment : torch.nn.Module, optional
-        Acts on spectrograms [batch, frames, bands] in training, e.g.
-        ``speechbrain.augment.freq_domain.SpectrogramDrop``.
+        Acts on spectrograms [batch, frames, bands] in training, e.g. SpeechBrain's ``SpectrogramDrop``.
     cached : bool
         Whether the data loader gives spectrograms (``feats``) instead of waveforms (``sig``).
     heads, loss_weights, seed
@@ -67,7 +65,6 @@ class FuModel(MultitaskModel):
 
     @property
     def min_samples(self) -> int:
-        """Samples of the shortest utterance that gives an output."""
         frames = 1 if self.fixed_length else self.encoder.min_frames
         samples = self.features.min_samples
         while self.features.frame_counts(samples) < frames:
@@ -82,7 +79,6 @@ class FuModel(MultitaskModel):
             self.standardize.fit(signals if name == "feats" else (self.features(x[None])[0].cpu() for x in signals))
 
     def frame_counts(self, n_samples: torch.Tensor) -> torch.Tensor:
-        """Return the frames after the convolutions of so many samples."""
         return self.encoder.frame_counts(self.features.frame_counts(n_samples))
 
     def forward(self, feats: PaddedData | None = None, sig: PaddedData | None = None) -> dict[str, torch.Tensor]:

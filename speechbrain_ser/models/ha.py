@@ -12,8 +12,6 @@ class HaModel(CaiModel):
 
     Arguments
     ---------
-    encoder, pooling, heads, loss_weights, seed
-        Those of :class:`CaiModel`; ``heads`` and ``loss_weights`` also have ``speaker``.
     reversal : bool
         Reverse the speaker head's gradient; False lets it through ("forward" in the paper's Table III).
     schedule : str

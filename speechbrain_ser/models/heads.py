@@ -34,15 +34,11 @@ class MultitaskModel(nn.Module):
 
     Attributes
     ----------
-    tasks : tuple of str
-        Those that the model knows of itself.
     inputs : dict
         By name, None for waveforms, else the features (with ``extract``) that make the input of a waveform.
-    heads : torch.nn.ModuleDict
-        By task.
     """
 
-    tasks: tuple[str, ...] = ("emotion",)
+    tasks: tuple[str, ...] = ("emotion",)  # those that the model knows of itself
     without_head: tuple[str, ...] = ()
 
     def build_heads(
@@ -53,13 +49,7 @@ class MultitaskModel(nn.Module):
         seed: int,
         **others: int,
     ) -> None:
-        """Build a head for each task of a weight above 0; it reads `in_features` channels, or what `others` has for it.
-
-        Raises
-        ------
-        UserError
-            For weights that :func:`active_tasks` refuses, a task without a head, or a model without the emotion.
-        """
+        """Build a head for each task of a weight above 0, to read `in_features` channels, or what `others` has for it."""
         active = active_tasks(loss_weights, [*self.tasks, *(task for task in makers if task not in self.tasks)])
         if "emotion" in self.tasks and "emotion" not in active:
             raise UserError("loss_weights: without the emotion task (weight 0) there is nothing to recognise")
@@ -88,27 +78,13 @@ class MultitaskModel(nn.Module):
         return self.encoder.frame_counts(n_samples)
 
     def keep_tasks(self, tasks: Collection[str]) -> None:
-        """Remove what only other tasks need, for a model that is used and not trained any more; the emotion stays.
-
-        Tasks that the model does not have are passed over.
-        """
+        """Remove what only other tasks need, for a model that is used and not trained any more; the emotion stays."""
         for task in set(self.heads) - {"emotion", *tasks}:
             del self.heads[task]
 
 
 def active_tasks(loss_weights: Mapping[str, float], known: Sequence[str]) -> list[str]:
-    """Return the tasks of a weight above 0, in the order of `known`.
-
-    Raises
-    ------
-    UserError
-        For a task that is not known, or a weight that is not a number >= 0.
-
-    Example
-    -------
-    >>> active_tasks({"emotion": 1.0, "asr": 0}, ("emotion", "asr"))
-    ['emotion']
-    """
+    """Return the tasks of a weight above 0, in the order of `known`."""
     if unknown := [task for task in loss_weights if task not in known]:
         raise UserError(f"loss_weights: unknown task '{unknown[0]}'{nearest(unknown[0], known)}")
     for task, weight in loss_weights.items():
@@ -125,19 +101,9 @@ def signals_of(model: MultitaskModel, wav: torch.Tensor) -> dict[str, torch.Tens
 
 
 def padded(signals: Sequence[Mapping[str, torch.Tensor]], device: str | torch.device) -> dict[str, PaddedData]:
-    """Return several waveforms' signals as the keyword arguments of a model's forward pass.
-
-    Example
-    -------
-    >>> batch = padded([{"sig": torch.ones(4)}, {"sig": torch.ones(2)}], "cpu")
-    >>> batch["sig"].data.shape, batch["sig"].lengths.tolist()
-    (torch.Size([2, 4]), [1.0, 0.5])
-    """
-    inputs = {}
-    for name in signals[0]:
-        data, lengths = batch_pad_right([each[name] for each in signals])
-        inputs[name] = PaddedData(data.to(device), lengths.to(device))
-    return inputs
+    """Return several waveforms' signals as the keyword arguments of a model's forward pass."""
+    inputs = {name: batch_pad_right([each[name] for each in signals]) for name in signals[0]}
+    return {name: PaddedData(*(part.to(device) for part in pair)) for name, pair in inputs.items()}
 
 
 @torch.no_grad()

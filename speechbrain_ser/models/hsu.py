@@ -99,7 +99,6 @@ class _Decomposed(MultitaskModel):
 
     @property
     def min_samples(self) -> int:
-        """Samples of the shortest utterance that gives a frame."""
         return max((f.min_samples for f in self.inputs.values() if f is not None), default=1)
 
     def decompose(self, mel: torch.Tensor, f0: torch.Tensor | None, counts: torch.LongTensor) -> dict:
@@ -120,28 +119,19 @@ class HsuPretrainModel(_Decomposed):
 
     Arguments
     ---------
-    mel, pitch : SplitMel, PitchTrack
-        Features of waveforms.
     parts : sequence of str
         The encoders: content, pitch, rhythm, timbre, or single (a plain autoencoder).
     sizes : mapping
         Of the encoders and of the decoder.
-    resample : bool
-        Whether content and pitch are randomly resampled in training.
-    resampling : mapping
-        Settings of that.
+    resample, resampling : bool, mapping
+        Whether content and pitch are randomly resampled in training, and how.
     heads, loss_weights, seed
-        As :class:`MultitaskModel` says: ``reconstruction``, ``speaker`` and any other, which reads the timbre as well.
+        :class:`MultitaskModel`'s; every head reads the timbre.
     crop : sequence of int, optional
         Frames of the shortest and longest random piece that is trained on; None: whole utterances.
     crop_padding : int
         Pieces are filled up with silence to so many frames, which count as theirs (the published program's 192);
         0: pieces as they are.
-
-    Raises
-    ------
-    UserError
-        When tasks, parts and sizes do not fit.
     """
 
     tasks = ("reconstruction", "speaker")
@@ -191,21 +181,14 @@ class HsuModel(_Decomposed):
 
     Arguments
     ---------
-    encoder : torch.nn.Module
-        wav2vec2: waveforms to frames z.
-    pooling : MaskedPooling
-        Over an utterance's own frames of z.
+    encoder, pooling
+        wav2vec2: waveforms to frames z; over an utterance's own frames.
     mel, pitch, parts, sizes, resample, resampling
         As in :class:`HsuPretrainModel`; no parts: wav2vec2 alone (M1, M2 in the paper's table 3).
     emotion_reads : sequence of str
         Which codes reach the emotion head, and any other but those below (the paper's table 2).
     heads, loss_weights, seed
-        As :class:`MultitaskModel` says: ``emotion``, ``reconstruction``, ``asr``, ``speaker`` and any other.
-
-    Raises
-    ------
-    UserError
-        When tasks, parts and sizes do not fit.
+        :class:`MultitaskModel`'s.
     """
 
     tasks = ("emotion", "reconstruction", "asr", "speaker")
@@ -241,14 +224,10 @@ class HsuModel(_Decomposed):
 
     @property
     def min_samples(self) -> int:
-        """Samples of the shortest utterance that gives a frame."""
         return max(self.encoder.min_samples, super().min_samples)
 
     def keep_tasks(self, tasks: Collection[str]) -> None:
-        """Remove what only other tasks need, for a model that is used and not trained any more; the emotion stays.
-
-        Encoders that only the decoder or the speaker head reads go with them, and then perhaps the F0 that they read.
-        """
+        """Remove what only other tasks need, encoders and F0 among it; see :meth:`MultitaskModel.keep_tasks`."""
         super().keep_tasks(tasks)
         if self.decomposition is None or "reconstruction" in tasks:
             return
@@ -306,11 +285,6 @@ def load_stage_1(model: nn.Module, run_folder: str | os.PathLike, speakers: Sequ
 
     The model's decomposition may have fewer parts than stage 1's. Its speaker head, where it has one, is stage 1's as
     far as the speakers are; `speakers` are the model's, in the order of its logits.
-
-    Raises
-    ------
-    UserError
-        Without a checkpoint there, or with one that does not fit.
     """
     save = Path(run_folder) / "save"
     checkpoint = find_epoch(CheckpointReader(save))  # the last one's

@@ -19,14 +19,8 @@ class ProbeModel(MultitaskModel):
     """emotion = h((s - mean) / deviation), s: mean and deviation over time of one layer's frames.
 
     Which layer, the standardisation and the head are fitted in one go (``recipes/probe``) and set by :meth:`set`. A
-    checkpoint holds these alone: the encoder stays what it was loaded as, which is checked.
-
-    Arguments
-    ---------
-    encoder : torch.nn.Module
-        Frozen (see :class:`speechbrain_ser.lobes.pretrained.LayerStatistics`).
-    heads, loss_weights, seed
-        As :class:`MultitaskModel` says: ``emotion`` (h).
+    checkpoint holds these alone: the encoder stays what it was loaded as, which is checked. `heads`, `loss_weights` and
+    `seed` are :class:`MultitaskModel`'s.
     """
 
     def __init__(
