@@ -17,16 +17,15 @@ from transformers import AutoModel, HubertConfig, HubertModel
 from speechbrain_ser.lobes import backbone
 from speechbrain_ser.lobes import wav2vec2 as module
 from speechbrain_ser.lobes.backbone import BackboneError, check_backbone
+from speechbrain_ser.lobes.encoder import Encoder
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.nnet import convolution as frame_conv
 from speechbrain_ser.nnet import front_end as layers
 from speechbrain_ser.nnet.augment import span_mask
-from speechbrain_ser.nnet.front_end import GroupNormFrontEndLayer, convolve_in_pieces
-from speechbrain_ser.nnet.masked import MaskedPositionalConv
+from speechbrain_ser.nnet.front_end import convolve_in_pieces
 from speechbrain_ser.processing.lengths import frame_mask
 
-DATA = Path(__file__).parent / "data" / "cai_tiny"
 TOLERANCE = 1e-4
 LENGTHS = torch.tensor([6000, 11123, 400, 8007])  # the shortest gives one frame
 
@@ -42,6 +41,8 @@ KINDS = [
     ("wavlm", "layer", True),
     DATA2VEC,
 ]
+WHISPER = ("whisper", "layer", False)  # test_whisper.py has what is its own
+every_family = pytest.mark.parametrize("kind", [*KINDS, WHISPER], ids=lambda kind: "-".join(map(str, kind)))
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind)))
 both_front_ends = pytest.mark.parametrize("kind", [GROUP, LAYER], ids=["group", "layer"])
 
@@ -56,19 +57,9 @@ def folder(tmp_path_factory):
 
     def build(kind) -> str:
         model_type, norm, stable = kind
-        return str(
-            build_tiny_wav2vec2(
-                root / f"{model_type}-{norm}-{stable}",
-                model_type=model_type,
-                feat_extract_norm=norm,
-                do_stable_layer_norm=stable,
-                hidden_size=16,
-                num_layers=2,
-                conv_dim=8,
-                num_heads=2,
-                intermediate_size=24,
-            )
-        )
+        kinds = {"model_type": model_type, "feat_extract_norm": norm, "do_stable_layer_norm": stable}
+        sizes = {"hidden_size": 16, "num_layers": 2, "conv_dim": 8, "num_heads": 2, "intermediate_size": 24}
+        return str(build_tiny_wav2vec2(root / f"{model_type}-{norm}-{stable}", **kinds, **sizes))
 
     return build
 
@@ -119,32 +110,13 @@ def padding_error(lobe: Wav2Vec2, batch: SimpleNamespace) -> float:
     return max(relative_error(out[i, : len(single)], single) for i, single in enumerate(singles))
 
 
-def numpy_state() -> tuple:
-    return tuple(map(str, np.random.get_state()))  # noqa: NPY002
-
-
-# --- parity with the published program -------------------------------------------------------------------
-
-
-def test_a_padded_batch_gives_the_published_programs_single_results():
-    """Its model with its weights (test_cai_model.py has heads and losses); its own padded batch is far from these."""
-    batch, expected = np.load(DATA / "batch.npz"), np.load(DATA / "expected.npz")
-    wavs, lengths = torch.from_numpy(batch["wavs"]), torch.from_numpy(batch["lengths"])
-    lobe = Wav2Vec2(str(DATA / "w2v")).eval()
-    with torch.no_grad():
-        hidden = lobe(wavs, lengths / wavs.shape[1])
-    for index, frames in enumerate(lobe.frame_counts(lengths).tolist()):
-        single = torch.from_numpy(expected[f"single{index}_last_hidden_state"])[0]
-        torch.testing.assert_close(hidden[index, :frames], single, rtol=0, atol=TOLERANCE)
-
-
 # --- padding -----------------------------------------------------------------------------------------------
 
 
 @either_way
-@every_kind
+@every_family
 def test_padded_batch_gives_the_singles(folder, batch, kind):
-    assert padding_error(Wav2Vec2(folder(kind)).eval(), batch) < TOLERANCE
+    assert padding_error(Encoder(folder(kind)).eval(), batch) < TOLERANCE
 
 
 @either_way
@@ -158,24 +130,14 @@ def test_single_is_what_transformers_gives(folder, batch, kind):
         assert relative_error(lobe(wav), model(published_input(wav)).last_hidden_state) < 1e-5
 
 
-@every_kind
+@every_family
 def test_past_the_end_is_zero(folder, batch, kind):
-    lobe = Wav2Vec2(folder(kind))
+    lobe = Encoder(folder(kind))
     for lobe_in_mode in (lobe.train(), lobe.eval()):
         out = lobe_in_mode(batch.wavs, batch.lens)
         own = frame_mask(lobe.frame_counts(LENGTHS), out.shape[1])
         assert (out[~own] == 0).all()
         assert (out[own] != 0).any(dim=-1).all()
-
-
-@pytest.mark.parametrize("kind", [GROUP, DATA2VEC], ids=["group norm", "data2vec"])
-def test_without_the_swapped_layers_padding_leaks(folder, batch, kind, monkeypatch):
-    """The tests above can fail: these two need what the lobe puts in."""
-    monkeypatch.setattr(module, "_one_by_one", lambda wavs: False)
-    forward = GroupNormFrontEndLayer.forward
-    monkeypatch.setattr(GroupNormFrontEndLayer, "forward", lambda layer, hidden, lengths=None: forward(layer, hidden))
-    monkeypatch.setattr(MaskedPositionalConv, "needed_by", lambda embedding: False)
-    assert padding_error(Wav2Vec2(folder(kind)).eval(), batch) > 10 * TOLERANCE
 
 
 @either_way
@@ -217,9 +179,9 @@ def test_the_front_end_learns_as_on_other_devices(folder, batch, kind, monkeypat
     assert all(relative_error(*pair) < TOLERANCE for pair in zip(found, gradients(), strict=True))
 
 
-@every_kind
+@every_family
 def test_gradients_of_a_batch_are_the_sum_of_the_singles(folder, batch, kind):
-    lobe = Wav2Vec2(folder(kind), apply_spec_augment=False, dropout=0.0).train()
+    lobe = Encoder(folder(kind), apply_spec_augment=False, dropout=0.0).train()
     random = torch.Generator().manual_seed(2)
     counts = lobe.frame_counts(LENGTHS)
     weights = torch.randn(len(LENGTHS), int(counts.max()), lobe.output_size, generator=random)
@@ -245,20 +207,23 @@ def test_gradients_of_a_batch_are_the_sum_of_the_singles(folder, batch, kind):
 def test_frame_counts_are_those_of_the_encoder(folder):
     lobe = Wav2Vec2(folder(GROUP)).eval()
     lengths = [400, 719, 720, 16000, 16079, 16080]
-    with torch.no_grad():
-        found = [lobe(torch.randn(1, length)).shape[1] for length in lengths]
+    found = [lobe(torch.randn(1, length)).shape[1] for length in lengths]
     assert lobe.frame_counts(torch.tensor(lengths)).tolist() == found == [1, 1, 2, 49, 49, 50]
-    assert lobe.frame_counts(16000).item() == 49
     assert lobe.frame_counts(torch.tensor([399, 0])).tolist() == [0, 0]
-    assert lobe.frame_counts(16000).dtype == torch.long
 
 
-def test_below_the_shortest_input(folder, batch):
-    lobe = Wav2Vec2(folder(GROUP))
-    assert lobe.min_samples == 400
-    lens = torch.tensor([1.0, 399 / 11123, 1.0, 20 / 11123])
-    with pytest.raises(ValueError, match=r"utterance 1 has 399 samples, utterance 3 has 20 .* 400 samples"):
-        lobe(batch.wavs, lens)
+@pytest.mark.parametrize(
+    ("wavs", "lens", "message"),
+    [
+        ((2, 1, 800), [1.0, 1.0], r"expected wavs \[batch, time\] and wav_lens \[batch\]"),
+        ((2, 800), [1.0, 1.0, 1.0], r"expected wavs \[batch, time\] and wav_lens \[batch\]"),
+        ((2, 800), [[1.0, 1.0]] * 2, r"expected wavs \[batch, time\] and wav_lens \[batch\]"),
+        ((3, 800), [399 / 800, 1.0, 20 / 800], r"utterance 0 has 399 samples, utterance 2 has 20 .* 400 samples"),
+    ],
+)
+def test_batches_that_cannot_be_encoded(folder, wavs, lens, message):
+    with pytest.raises(ValueError, match=message):
+        Wav2Vec2(folder(GROUP))(torch.zeros(wavs), torch.tensor(lens))
 
 
 # --- input normalisation -----------------------------------------------------------------------------------
@@ -274,40 +239,20 @@ def copy_without(source: str, target: Path, *names: str) -> Path:
 def test_normalize_wav(folder, batch, tmp_path):
     """As the preprocessor says, yes without one, and the argument overrides."""
     bare = copy_without(folder(GROUP), tmp_path / "bare", "preprocessor_config.json")
-    off = copy_without(folder(GROUP), tmp_path / "off", "preprocessor_config.json")
-    (off / "preprocessor_config.json").write_text(
-        json.dumps({"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": False})
-    )
-    normalizes = [Wav2Vec2(str(path)).normalize_wav for path in (folder(GROUP), bare, off)]
-    assert normalizes == [True, True, False]
+    off = copy_without(folder(GROUP), tmp_path / "off")
+    change_json(off / "preprocessor_config.json", do_normalize=False)
+    assert [Wav2Vec2(str(path)).normalize_wav for path in (folder(GROUP), bare, off)] == [True, True, False]
     assert not Wav2Vec2(str(bare), normalize_wav=False).normalize_wav
     raw, normalized = Wav2Vec2(str(off)).eval(), Wav2Vec2(str(off), normalize_wav=True).eval()
     assert padding_error(raw, batch) < TOLERANCE
-    with torch.no_grad():
-        loud, quiet = normalized(batch.wavs[:, :800]), normalized(batch.wavs[:, :800] * 0.5)
-        assert relative_error(loud, quiet) < 1e-2
-        assert relative_error(raw(batch.wavs[:, :800]), loud) > 1e-2
-        assert normalized(torch.zeros(2, 800)).isfinite().all()
-    assert normalized(torch.zeros(2, 800)).isfinite().all()  # another way through the front end
+    for grad in (False, True):  # two ways through the front end
+        with torch.set_grad_enabled(grad):
+            loud, quiet = normalized(batch.wavs[:, :800]), normalized(batch.wavs[:, :800] * 0.5)
+            assert relative_error(loud, quiet) < 1e-2 < relative_error(raw(batch.wavs[:, :800]), loud)
+            assert normalized(torch.zeros(2, 800)).isfinite().all()
 
 
 # --- inference ---------------------------------------------------------------------------------------------
-
-
-@every_kind
-def test_pieces_are_small_whatever_the_length(folder, kind):
-    """The front end's memory is bounded, and what it gives is that of the whole utterance."""
-    lobe = Wav2Vec2(folder(kind)).eval()
-    wav = torch.randn(1, 80_000, generator=torch.Generator().manual_seed(0))
-    sizes = []
-    for layer in lobe.model.feature_extractor.conv_layers[1:]:
-        layer.register_forward_hook(lambda layer, inputs, out: sizes.append(out.shape[1]))
-    found = lobe(wav)  # with gradients: the whole
-    whole = max(sizes)
-    sizes.clear()
-    with torch.no_grad():
-        assert relative_error(lobe(wav), found.detach()) < TOLERANCE
-    assert max(sizes) < 0.4 * whole
 
 
 @every_kind
@@ -330,8 +275,9 @@ def test_fixed_weights_change_nothing(folder, batch, kind):
 # --- freezing ----------------------------------------------------------------------------------------------
 
 
-def test_freeze(folder, batch):
-    lobe = Wav2Vec2(folder(GROUP), freeze=True, dropout=0.5, layerdrop=0.5).train()
+@pytest.mark.parametrize("kind", [GROUP, WHISPER], ids=["wav2vec2", "whisper"])
+def test_freeze(folder, batch, kind):
+    lobe = Encoder(folder(kind), freeze=True, dropout=0.5, layerdrop=0.5).train()
     first, second = lobe(batch.wavs, batch.lens), lobe(batch.wavs, batch.lens)
     assert torch.equal(first, second)
     assert not first.requires_grad
@@ -340,15 +286,18 @@ def test_freeze(folder, batch):
     assert not any(part.training for part in lobe.model.modules())
 
 
-def test_freeze_feature_extractor(folder, batch):
-    lobe = Wav2Vec2(folder(GROUP), freeze_feature_extractor=True).train()
-    lobe(batch.wavs, batch.lens).square().sum().backward()
-    with_gradient = {name for name, parameter in lobe.named_parameters() if parameter.grad is not None}
-    assert with_gradient
-    assert not any("feature_extractor" in name for name in with_gradient)
-    assert {name for name, p in lobe.named_parameters() if p.requires_grad} == with_gradient
-    assert not lobe.model.feature_extractor.training
-    assert lobe.model.encoder.training
+@every_kind
+def test_freeze_feature_extractor(folder, batch, kind):
+    """By our setting, or as SpeechBrain's IEMOCAP recipe does it (freeze_wav2vec2_conv)."""
+    ours, theirs = Wav2Vec2(folder(kind), freeze_feature_extractor=True), Wav2Vec2(folder(kind))
+    theirs.model.feature_extractor._freeze_parameters()
+    for lobe in (ours, theirs):
+        lobe.train()(batch.wavs, batch.lens).square().sum().backward()
+        with_gradient = {name for name, parameter in lobe.named_parameters() if parameter.grad is not None}
+        assert {name for name, p in lobe.named_parameters() if p.requires_grad} == with_gradient
+        assert with_gradient == {n for n, _ in lobe.named_parameters() if not n.startswith("model.feature_extractor.")}
+        assert lobe.model.encoder.training
+    assert not ours.model.feature_extractor.training
 
 
 @pytest.mark.parametrize("norm", [GROUP, LAYER, DATA2VEC])
@@ -397,22 +346,6 @@ def test_spec_augment_masks_own_frames_in_training_only(folder, batch, kind):
     assert masked.sum(dim=1)[counts < 10].max() == 0
 
 
-def test_spec_augment_draws_from_numpy_alone_and_only_when_it_masks(folder, batch):
-    def draws(lobe) -> bool:
-        before, torch_before = numpy_state(), torch.get_rng_state()
-        lobe(batch.wavs, batch.lens)
-        assert torch.equal(torch.get_rng_state(), torch_before)
-        return numpy_state() != before
-
-    settings = {"source": folder(GROUP), "dropout": 0.0}
-    assert draws(Wav2Vec2(**settings).train())
-    assert draws(Wav2Vec2(**settings, mask_time_prob=0.0, mask_feature_prob=0.5).train())
-    assert not draws(Wav2Vec2(**settings).eval())
-    assert not draws(Wav2Vec2(**settings, apply_spec_augment=False).train())
-    assert not draws(Wav2Vec2(**settings, mask_time_prob=0.0).train())
-    assert not draws(Wav2Vec2(**settings, freeze=True).train())
-
-
 @pytest.mark.parametrize("samples", [400, 3279])
 @every_kind
 def test_spec_augment_leaves_short_batches_alone(folder, kind, samples):
@@ -446,14 +379,10 @@ def test_span_mask_statistics():
     mask = span_mask(counts, 400, prob=0.05, length=10, min_spans=2)
     assert not (mask & (np.arange(400) >= counts[:, None])).any()
     by_length = mask.sum(axis=1).reshape(-1, 5)
-    assert set(by_length[:, 4]) == {0}
-    assert set(by_length[:, 3]) == set(by_length[:, 2]) == {10}  # one span fits
-    assert by_length[:, 1].min() >= 11  # two spans, that may overlap
-    assert by_length[:, 1].max() == 20
+    assert set(by_length[:, 4]) == {0} and set(by_length[:, 3]) == set(by_length[:, 2]) == {10}  # one span fits
+    assert by_length[:, 1].min() >= 11 and by_length[:, 1].max() == 20  # two spans, that may overlap
     many = span_mask(np.full(500, 400), 400, prob=0.05, length=10)
     assert 0.045 < many.mean() < 0.05  # an upper bound, because spans may overlap
-    starts = many & ~np.pad(many, ((0, 0), (1, 0)))[:, :-1]
-    assert starts[:, :100].sum() == pytest.approx(starts[:, 250:350].sum(), rel=0.25)  # anywhere alike
 
 
 # --- other switches ----------------------------------------------------------------------------------------
@@ -475,12 +404,12 @@ def test_dropout_and_layerdrop_reach_the_model(folder, batch):
     torch.testing.assert_close(summed(batch.wavs, batch.lens), last(batch.wavs, batch.lens))
 
 
-@every_kind
+@every_family
 def test_gradient_checkpointing_gives_the_same_gradients(folder, batch, kind):
     def run(on: bool) -> tuple[dict, int]:
-        lobe = Wav2Vec2(folder(kind), gradient_checkpointing=on).train()
-        calls = []
-        lobe.model.encoder.layers[1].feed_forward.register_forward_pre_hook(lambda *_: calls.append(1))
+        lobe = Encoder(folder(kind), gradient_checkpointing=on).train()
+        calls, layer = [], lobe.transformer.layers[1]
+        (layer.fc1 if kind == WHISPER else layer.feed_forward).register_forward_pre_hook(lambda *_: calls.append(1))
         torch.manual_seed(0)
         np.random.seed(0)  # noqa: NPY002
         first, second = lobe(batch.wavs[:2], batch.lens[:2]), lobe(batch.wavs[2:], batch.lens[2:])
@@ -493,11 +422,11 @@ def test_gradient_checkpointing_gives_the_same_gradients(folder, batch, kind):
         torch.testing.assert_close(recomputed[name], gradient, msg=lambda t, n=name: f"{n}: {t}")
 
 
-@pytest.mark.parametrize("kind", [GROUP, ("hubert", "layer", True), DATA2VEC], ids=lambda kind: kind[0])
+@pytest.mark.parametrize("kind", [GROUP, ("hubert", "layer", True), DATA2VEC, WHISPER], ids=lambda kind: kind[0])
 def test_attention_implementations_agree(folder, batch, kind):
     outputs = {}
     for name in ("eager", "sdpa"):
-        lobe = Wav2Vec2(folder(kind), attn_implementation=name).eval()
+        lobe = Encoder(folder(kind), attn_implementation=name).eval()
         assert lobe.model.config._attn_implementation == name
         with torch.no_grad():
             outputs[name] = lobe(batch.wavs, batch.lens)
@@ -521,14 +450,10 @@ def test_weighted_sum_starts_as_the_mean_of_all_states(folder, batch, kind):
 
 
 def test_weighted_sum_is_learned_on_a_frozen_encoder(folder, batch):
-    before = torch.get_rng_state()
     lobe = Wav2Vec2(folder(GROUP), weighted_sum=True, freeze=True).train()
-    assert torch.equal(torch.get_rng_state(), before)
-    twin = copy.deepcopy(lobe)
     lobe(batch.wavs, batch.lens).square().sum().backward()
     assert lobe.layer_weights.grad.abs().min() > 0
     assert all(parameter.grad is None for parameter in lobe.model.parameters())
-    torch.testing.assert_close(twin(batch.wavs, batch.lens), lobe(batch.wavs, batch.lens))
 
 
 def test_output_norm(folder, batch):
@@ -539,28 +464,15 @@ def test_output_norm(folder, batch):
     torch.testing.assert_close(own.var(correction=0), torch.tensor(1.0), rtol=0, atol=1e-3)
 
 
-@every_kind
+@every_family
 def test_bfloat16_autocast(folder, batch, kind):
-    lobe = Wav2Vec2(folder(kind), dropout=0.0, apply_spec_augment=False).train()
+    lobe = Encoder(folder(kind), dropout=0.0, apply_spec_augment=False).train()
     exact = lobe(batch.wavs, batch.lens)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = lobe(batch.wavs, batch.lens)
     assert relative_error(rough.float(), exact) < 0.1
     rough.float().square().sum().backward()
     assert all(p.grad.isfinite().all() for p in lobe.parameters() if p.requires_grad)
-
-
-def test_group_norm_statistics_are_float32(folder):
-    """A loud offset drowns bfloat16 statistics."""
-    layer = Wav2Vec2(folder(GROUP)).model.feature_extractor.conv_layers[0]
-    assert isinstance(layer, GroupNormFrontEndLayer)
-    hidden = (torch.randn(2, 8, 30_000, generator=torch.Generator().manual_seed(0)) + 8).bfloat16()
-    counts = torch.tensor([30_000, 20_000])
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        normed = layer._norm(hidden, counts).float()
-    own = normed[1, :, :20_000]
-    assert own.mean(dim=-1).abs().max() < 1e-2
-    assert (own.std(dim=-1) - 1).abs().max() < 1e-2
 
 
 @pytest.mark.parametrize(
@@ -584,12 +496,6 @@ def test_settings_out_of_range(folder, kind, settings, message):
         Wav2Vec2(folder(kind), **settings)
 
 
-@pytest.mark.parametrize(("wavs", "lens"), [((2, 1, 800), (2,)), ((2, 800), (3,)), ((2, 800), (2, 1))])
-def test_wrong_shapes(folder, wavs, lens):
-    with pytest.raises(ValueError, match=r"expected wavs \[batch, time\] and wav_lens \[batch\]"):
-        Wav2Vec2(folder(GROUP))(torch.zeros(wavs), torch.ones(lens))
-
-
 # --- loading -----------------------------------------------------------------------------------------------
 
 
@@ -604,19 +510,11 @@ def test_parameters_keep_transformers_names(folder, kind, tmp_path):
 
 
 def test_loading_is_silent_and_draws_nothing(folder, capfd):
-    state, other = torch.get_rng_state(), numpy_state()
+    states = torch.get_rng_state(), str(np.random.get_state())  # noqa: NPY002
     Wav2Vec2(folder(GROUP))
     assert capfd.readouterr().err == ""
-    assert torch.equal(torch.get_rng_state(), state)
-    assert numpy_state() == other
-
-
-def test_half_precision_weights_load_as_float32(folder, tmp_path):
-    target = copy_without(folder(GROUP), tmp_path / "half")
-    AutoModel.from_pretrained(folder(GROUP)).half().save_pretrained(target)
-    assert json.loads((target / "config.json").read_text())["dtype"] == "float16"
-    lobe = Wav2Vec2(str(target))
-    assert {value.dtype for value in lobe.state_dict().values()} == {torch.float32}
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert str(np.random.get_state()) == states[1]  # noqa: NPY002
 
 
 def test_pytorch_weights_of_a_fine_tuned_checkpoint(folder, batch, tmp_path):
@@ -641,15 +539,13 @@ def test_weights_that_do_not_fit(folder, tmp_path):
     weights["feature_projection.projection.bias"] = torch.zeros(5)
     weights["encoder.layers.2.layer_norm.bias"] = torch.zeros(16)
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(BackboneError) as error:
-        Wav2Vec2(str(target))
-    for part in (
-        str(target),
+    missing, other = (
         "missing: encoder.layer_norm.bias",
-        "of another size: feature_projection.projection.bias is [5], expected [16]",
-        "not in the configuration: encoder.layers.2.layer_norm.bias",
-    ):
-        assert part in str(error.value)
+        r"size: feature_projection.projection.bias is \[5\], expected \[16",
+    )
+    extra = "not in the configuration: encoder.layers.2.layer_norm.bias"
+    with pytest.raises(BackboneError, match=f"{target}.*{missing}.*{other}.*{extra}"):
+        Wav2Vec2(str(target))
 
 
 # --- where a backbone comes from ---------------------------------------------------------------------------
@@ -683,10 +579,7 @@ CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocesso
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda f: (f / WEIGHTS).unlink(),
-            r"lacks the weights \(.*\): expected config.json .*, found config.json, ",
-        ),
+        (lambda f: (f / WEIGHTS).unlink(), r"lacks the weights \(.*\): expected config.json .*, found config.json, "),
         (lambda f: (f / CONFIG).unlink(), "lacks config.json: expected .*, found model.safetensors"),
         (lambda f: [file.unlink() for file in f.iterdir()], "lacks config.json and the weights.*found an empty folder"),
         (lambda f: change_json(f / CONFIG, model_type="bert"), "model type 'bert': expected one of wav2vec2, hubert, "),
@@ -704,16 +597,20 @@ def test_folders_that_cannot_be_used(folder, tmp_path, change, message):
     both_raise(str(target), f"{target}.*{message}|{message}.*{target}")
 
 
-@pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "~/no-such-folder", "a/b/c", "nowhere/"])
-def test_folder_that_does_not_exist(source):
-    both_raise(source, "backbone folder .* does not exist: expected a folder with config.json and model.safetensors")
+NO_FOLDER = "backbone folder .* does not exist: expected a folder with config.json and model.safetensors"
 
 
-def test_what_is_no_folder(folder, no_hub, tmp_path):
-    both_raise(str(Path(folder(GROUP)) / "config.json"), "config.json is a file: expected a folder")
-    both_raise("", "backbone is empty")
-    message = r"'some/model' is no local folder, and the hub .*not known\)\. .* give a local folder with config"
-    both_raise("some/model", message, save_path=str(tmp_path))
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        *((name, NO_FOLDER) for name in ("/nowhere/at/all", "./nowhere", "~/no-such-folder", "a/b/c", "nowhere/")),
+        (__file__, "is a file: expected a folder"),
+        ("", "backbone is empty"),
+        ("some/model", r"is no local folder, and the hub .*not known\)\. .* give a local folder with config"),
+    ],
+)
+def test_what_is_no_folder(no_hub, tmp_path, source, message):
+    both_raise(source, message, save_path=str(tmp_path))
 
 
 def test_sharded_weights(folder, batch, tmp_path):
@@ -727,13 +624,7 @@ def test_sharded_weights(folder, batch, tmp_path):
 
 
 def test_hub_model_is_fetched_once(folder, batch, monkeypatch, tmp_path):
-    there = [
-        "config.json",
-        "model.safetensors",
-        "pytorch_model.bin",
-        "tf_model.h5",
-        "preprocessor_config.json",
-    ]
+    there = ["config.json", "model.safetensors", "pytorch_model.bin", "tf_model.h5", "preprocessor_config.json"]
     asked = []
 
     def model_info(self, name, **_):
@@ -769,6 +660,17 @@ def contents(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
+def test_tiny_keeps_what_is_there(tmp_path):
+    path = build_tiny_wav2vec2(tmp_path / "tiny", **SMALL)
+    before = (path / "model.safetensors").stat().st_mtime_ns
+    assert build_tiny_wav2vec2(tmp_path / "tiny", **SMALL) == path
+    assert (path / "model.safetensors").stat().st_mtime_ns == before
+    (tmp_path / "notes.txt").write_text("keep me")
+    for folder, message in ((path, r"other settings \(num_heads, seed\)"), (tmp_path, "was not built here")):
+        with pytest.raises(BackboneError, match=message):
+            build_tiny_wav2vec2(folder, seed=1, num_heads=2, **SMALL)
+
+
 def test_tiny_is_deterministic_and_leaves_the_random_state(tmp_path):
     state = torch.get_rng_state()
     first = build_tiny_wav2vec2(tmp_path / "a" / "first", **SMALL)
@@ -781,19 +683,6 @@ def test_tiny_is_deterministic_and_leaves_the_random_state(tmp_path):
     build_tiny_wav2vec2(tmp_path / "third", **SMALL)
     assert torch.equal(torch.get_rng_state(), state)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "other", "second", "third"]
-
-
-def test_tiny_keeps_what_is_there(tmp_path, monkeypatch):
-    path = build_tiny_wav2vec2(tmp_path / "tiny", **SMALL)
-    before = (path / "model.safetensors").stat().st_mtime_ns
-    assert build_tiny_wav2vec2(tmp_path / "tiny", **SMALL) == path
-    assert (path / "model.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(BackboneError, match=r"other settings \(num_heads, seed\)"):
-        build_tiny_wav2vec2(tmp_path / "tiny", seed=1, num_heads=2, **SMALL)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").write_text("keep me")
-    with pytest.raises(BackboneError, match="was not built here"):
-        build_tiny_wav2vec2(tmp_path / "mine", **SMALL)
 
 
 @pytest.mark.parametrize(

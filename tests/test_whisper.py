@@ -12,12 +12,7 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.lobes import backbone, import_whisper
-from speechbrain_ser.lobes.backbone import (
-    BackboneError,
-    check_backbone,
-    fingerprint,
-    resolve_backbone,
-)
+from speechbrain_ser.lobes.backbone import BackboneError, check_backbone, fingerprint, resolve_backbone
 from speechbrain_ser.lobes.encoder import Encoder
 from speechbrain_ser.lobes.import_whisper import ImportFailed
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
@@ -90,24 +85,6 @@ def test_a_batch_gives_what_each_gives_alone(tiny, speech, settings):
         assert not row[len(alone) :].any()
 
 
-@with_wheels
-def test_whisper_base_in_a_batch_and_its_gradient(base, speech):
-    lobe = Whisper(base, apply_spec_augment=False)
-    weight = torch.randn(512)
-
-    def gradients(calls):
-        lobe.zero_grad()
-        outs = [out.sum(1) @ weight for out in calls]
-        torch.cat(outs).sum().backward()
-        return {name: p.grad.clone() for name, p in lobe.named_parameters() if p.requires_grad}, torch.cat(outs)
-
-    together, out = gradients([lobe(*batch_of(speech[1:]))])
-    alone, outs = gradients([lobe(wav[None]) for wav in speech[1:]])
-    torch.testing.assert_close(out, outs, atol=TOLERANCE * float(outs.abs().max().detach()), rtol=0)
-    for name, gradient in together.items():
-        torch.testing.assert_close(gradient, alone[name], atol=TOLERANCE * float(alone[name].abs().max()), rtol=0)
-
-
 def test_float16_and_sharded_encoders_without_a_decoder_load(tiny, tmp_path):
     expected = Whisper(tiny).model.state_dict()
     weights = load_file(f"{tiny}/model.safetensors")
@@ -148,21 +125,6 @@ def test_pieces_of_30_s(tiny):
         Whisper(tiny)(wav)
 
 
-def test_eager_equals_sdpa(tiny, speech):
-    one, other = (Whisper(tiny, attn_implementation=kind).eval()(*batch_of(speech)) for kind in ("eager", "sdpa"))
-    torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
-
-
-def test_what_is_frozen_stays(tiny, speech):
-    lobe = Whisper(tiny, freeze_layers=2, dropout=0.5).train()
-    trained = {name.split(".")[1] for name, p in lobe.model.named_parameters() if p.requires_grad}
-    assert trained == {"2", "weight", "bias"}  # the upper layer, the last norm
-    assert torch.equal(lobe.frozen_states(speech[1][None])[0][-1], lobe.frozen_states(speech[1][None])[0][-1])
-    frozen = Whisper(tiny, freeze=True, dropout=0.5).train()
-    assert torch.equal(frozen(speech[1][None]), frozen(speech[1][None]))
-    assert not any(p.requires_grad for p in frozen.parameters())
-
-
 @pytest.mark.parametrize("settings", [{"freeze": True}, {"freeze_layers": 2}, {"freeze": True, "weighted_sum": True}])
 def test_cached_states_give_the_same(tiny, speech, settings, tmp_path):
     lobe = Whisper(tiny, cache_embeddings=True, **settings).eval()
@@ -194,24 +156,22 @@ def test_the_cache_knows_its_encoder(tiny):
     assert lobe.features.settings == before
 
 
+def test_lowest_layers_stay_fixed_and_a_dropped_one_is_skipped(tiny, speech):
+    lobe = Whisper(tiny, freeze_layers=2, dropout=0.5).train()
+    trained = {name.split(".")[1] for name, p in lobe.model.named_parameters() if p.requires_grad}
+    assert trained == {"2", "weight", "bias"}  # the upper layer, the last norm
+    assert torch.equal(lobe.frozen_states(speech[1][None])[0][-1], lobe.frozen_states(speech[1][None])[0][-1])
+    dropped = Whisper(tiny, layerdrop=1.0, apply_spec_augment=False, dropout=0.0).train()
+    hidden, _ = dropped.frozen_states(speech[1][None])
+    torch.testing.assert_close(dropped(speech[1][None]), dropped.model.layer_norm(hidden[0]))
+
+
 def test_spec_augment_masks_own_frames_in_training(tiny, speech):
     lobe = Whisper(tiny, mask_time_prob=0.5, layerdrop=0.0, dropout=0.0)
     np.random.seed(0)  # noqa: NPY002 (SpecAugment draws from the global one)
     assert not torch.equal(lobe.train()(speech[1][None]), lobe.eval()(speech[1][None]))
     plain = Whisper(tiny, apply_spec_augment=False, layerdrop=0.0, dropout=0.0)
     torch.testing.assert_close(plain.train()(speech[1][None]), plain.eval()(speech[1][None]))
-
-
-def test_layerdrop_and_gradient_checkpointing(tiny, speech):
-    dropped = Whisper(tiny, layerdrop=1.0, apply_spec_augment=False, dropout=0.0).train()
-    hidden, _ = dropped.frozen_states(speech[1][None])
-    torch.testing.assert_close(dropped(speech[1][None]), dropped.model.layer_norm(hidden[0]))
-    gradients = []
-    for checkpointing in (False, True):
-        lobe = Whisper(tiny, gradient_checkpointing=checkpointing, apply_spec_augment=False, dropout=0.0).train()
-        lobe(speech[1][None]).square().sum().backward()
-        gradients.append({n: p.grad for n, p in lobe.named_parameters() if p.requires_grad})
-    torch.testing.assert_close(*gradients)
 
 
 # --- errors ----------------------------------------------------------------------------------------------
@@ -227,11 +187,7 @@ def test_layerdrop_and_gradient_checkpointing(tiny, speech):
         ("whisper", {"dropout": 2.0}, "dropout is 2.0, expected 0 to 1"),
         ("whisper", {"attn_implementation": "flash_attention_2"}, "supports eager, sdpa"),
         ("whisper", {"pad_to_30s": True, "freeze_layers": 1, "cache_embeddings": True}, "expected freeze"),
-        (
-            "whisper",
-            {"normalize_wav": True},
-            r"normalize_wav is True: Whisper \(.*\) has no such setting, leave it N",
-        ),
+        ("whisper", {"normalize_wav": True}, r"normalize_wav is True: Whisper \(.*\) has no such setting, leave it N"),
         ("whisper", {"cache_front_end": True}, "cache_front_end is True: Whisper"),
         ("wav2vec2", {"pad_to_30s": True}, "pad_to_30s is True: wav2vec2"),
         ("hubert", {"windows": True}, "windows is True: HuBERT .* has no such setting, leave it False"),
@@ -376,12 +332,7 @@ def test_import_by_its_command(faster_whisper, tmp_path, capsys):
     (full / "note").touch()
     for source, out, code, said in (
         (folder, tmp_path / "out", 0, str(tmp_path / "out")),
-        (
-            tmp_path / "nowhere",
-            tmp_path / "new",
-            2,
-            "model.bin: expected CTranslate2's parameters, found no such",
-        ),
+        (tmp_path / "nowhere", tmp_path / "new", 2, "model.bin: expected CTranslate2's parameters, found no such"),
         (folder, full, 2, "expected a new or an empty folder"),
     ):
         assert main(["import-whisper", str(source), str(out)]) == code
@@ -464,14 +415,6 @@ def test_lora_above_cached_layers(tiny, speech):
     assert trained and all(name.startswith("model.layers.2.self_attn.") and "adapter" in name for name in trained)
     plain = Whisper(tiny, freeze_layers=2).eval()
     torch.testing.assert_close(lobe.eval()(speech[1][None]), plain(speech[1][None]))
-    optimizer = torch.optim.SGD([p for p in lobe.parameters() if p.requires_grad], 0.1)
-    for _ in range(2):
-        (lobe(lobe.features.extract(speech[1])[None]) @ torch.arange(32.0)).mean().backward()
-        optimizer.step()
-    before = lobe(speech[1][None])
-    assert not torch.allclose(before, plain(speech[1][None]), atol=1e-4)
-    lobe.fix_weights()
-    torch.testing.assert_close(lobe(speech[1][None]), before, atol=1e-5, rtol=0)
 
 
 def test_what_no_whisper_encodes_is_named_before_training(train, tiny, tmp_path):

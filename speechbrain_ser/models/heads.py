@@ -49,7 +49,7 @@ class MultitaskModel(nn.Module):
         seed: int,
         **others: int,
     ) -> None:
-        """Build a head for each task of a weight above 0, to read `in_features` channels, or what `others` has for it."""
+        """Build a head for each task of a weight above 0; its channels are `others`' for it, else `in_features`."""
         active = active_tasks(loss_weights, [*self.tasks, *(task for task in makers if task not in self.tasks)])
         if "emotion" in self.tasks and "emotion" not in active:
             raise UserError("loss_weights: without the emotion task (weight 0) there is nothing to recognise")
