@@ -105,12 +105,13 @@ def test_every_stage_agrees_with_the_equations(features, initialization):
     for name, parameter in lobe.named_parameters():
         if "bias" in name:
             parameter.add_(0.3 * torch.randn(parameter.shape))  # zeros would hide a bias in the wrong place
-    found = {}
-    lobe.bottleneck.register_forward_hook(lambda *args: found.update(bottleneck=args[2][0]))
-    lobe.blstm.register_forward_hook(lambda *args: found.update(blstm=args[2][0]))
-    lobe.local_attention.register_forward_hook(lambda *args: found.update(attended=args[1][0][0]))
+    seen = {}
+    lobe.bottleneck.register_forward_hook(lambda *args: seen.update(bottleneck=args[2][0]))
+    lobe.blstm.register_forward_hook(lambda *args: seen.update(blstm=args[2][0]))
+    lobe.local_attention.register_forward_hook(lambda *args: seen.update(attended=args[1][0][0]))
     vector, attention = lobe(features[:1], return_attention=True)
-    found |= {name: weights[0] for name, weights in attention._asdict().items()} | {"vector": vector[0]}
+    weights = {name: each[0] for name, each in attention._asdict().items()}
+    found = {**seen, **weights, "vector": vector[0]}
     for name, expected in stages_of(lobe, features[0]).items():
         assert_close(found[name], expected)
 

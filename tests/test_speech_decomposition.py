@@ -243,20 +243,9 @@ def test_leaving_an_encoder_out_leaves_its_parameters_and_input_out(speech):
     assert torch.equal(state, torch.get_rng_state())  # nothing resamples, nothing is drawn
 
 
-def test_a_step_down_the_gradient_moves_every_part_and_helps(small, speech):
-    mel, f0 = speech
-    small.eval()  # resampling would make the two losses incomparable
-
-    def loss() -> torch.Tensor:
-        return masked_mse(small(mel, f0, COUNTS)[1], mel, COUNTS).mean()
-
-    before = loss()
-    before.backward()
+def test_every_part_has_a_gradient(small, speech):
+    masked_mse(small(*speech, COUNTS)[1], speech[0], COUNTS).mean().backward()
     assert [name for name, parameter in small.named_parameters() if not parameter.grad.any()] == []
-    with torch.no_grad():
-        for parameter in small.parameters():
-            parameter -= 0.1 * parameter.grad
-        assert loss() < before
 
 
 # --- masked MSE ------------------------------------------------------------------------------------------

@@ -539,10 +539,7 @@ def test_weights_that_do_not_fit(folder, tmp_path):
     weights["feature_projection.projection.bias"] = torch.zeros(5)
     weights["encoder.layers.2.layer_norm.bias"] = torch.zeros(16)
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-    missing, other = (
-        "missing: encoder.layer_norm.bias",
-        r"size: feature_projection.projection.bias is \[5\], expected \[16",
-    )
+    missing, other = "missing: encoder.layer_norm.bias", r"size: feature_projection.*bias is \[5\], expected \[16\]"
     extra = "not in the configuration: encoder.layers.2.layer_norm.bias"
     with pytest.raises(BackboneError, match=f"{target}.*{missing}.*{other}.*{extra}"):
         Wav2Vec2(str(target))

@@ -68,13 +68,6 @@ def check_backbone(source: str | os.PathLike, save_path: str | os.PathLike = "pr
 
     `source` is a local folder or a hub name, `save_path` where hub models are kept. Return the backbone's config.json;
     {} for a hub model that is not downloaded yet.
-
-    Example
-    -------
-    >>> check_backbone("/nowhere/wav2vec2")
-    Traceback (most recent call last):
-        ...
-    speechbrain_ser.lobes.backbone.BackboneError: backbone folder /nowhere/wav2vec2 does not exist: ...
     """
     folder = _find(source, save_path, lambda name, save_path: _hub_files(name) and None)
     return {} if folder is None else _check_folder(folder)

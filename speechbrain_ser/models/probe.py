@@ -66,8 +66,6 @@ class ProbeModel(MultitaskModel):
         embedding = (x[:, self.layer] - self.mean) / self.deviation
         return {"embedding": embedding, **self.logits(embedding)}
 
-    # --- checkpoints ---------------------------------------------------------------------------------------
-
     @mark_as_saver
     def save(self, path) -> None:
         """Write everything but the encoder, and the hash of that."""
