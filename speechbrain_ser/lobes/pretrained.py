@@ -75,8 +75,8 @@ class PretrainedEncoder(nn.Module):
 
     Attributes
     ----------
-    min_samples, max_samples : int
-        Samples of the shortest utterance that gives a frame, and of the longest one that can be encoded (None: any).
+    output_size, min_samples, max_samples : int
+        Channels of the output; samples of the shortest utterance that gives a frame, and of the longest (None: any).
     features : FrozenFeatures, optional
         What is frozen, where its output is to be cached.
     """

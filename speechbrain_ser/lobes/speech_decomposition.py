@@ -277,7 +277,11 @@ class SpeechDecomposition(nn.Module):
         self.encoders = nn.ModuleDict({name: encoder for name, encoder in encoders.items() if encoder is not None})
         if not self.encoders:
             raise ValueError("expected at least one encoder, found none")
-        resampling = {n: repr(e.resampling) for n, e in self.encoders.items() if e.resampling is not None}
+        resampling = {
+            name: f"segments of {r.min_segment}-{r.max_segment}, stretch {r.min_stretch}-{r.max_stretch}"
+            for name, encoder in self.encoders.items()
+            if (r := encoder.resampling) is not None
+        }
         if len(set(resampling.values())) > 1:
             raise ValueError(f"expected encoders that share their draws to resample alike, found {resampling}")
         self.output_sizes = {name: encoder.output_size for name, encoder in self.encoders.items()}

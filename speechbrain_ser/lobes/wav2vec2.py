@@ -39,8 +39,6 @@ class Wav2Vec2(PretrainedEncoder):
     >>> wavs = torch.randn(2, 16000)  # the second utterance is half a second
     >>> lobe(wavs, torch.tensor([1.0, 0.5])).shape
     torch.Size([2, 49, 16])
-    >>> lobe.frame_counts(torch.tensor([16000, 8000]))
-    tensor([49, 24])
     """
 
     model_types = ("wav2vec2", "hubert", "wavlm", "data2vec-audio")

@@ -271,9 +271,8 @@ def _with_silence(signals: dict, counts: torch.LongTensor, frames: int) -> tuple
     for name, signal in signals.items():
         own = frame_mask(counts.to(signal.device), signal.shape[1])
         own = own.reshape(*own.shape, *[1] * (signal.dim() - 2))
-        wide = signal.new_zeros(len(signal), frames, *signal.shape[2:])
-        wide[:, : signal.shape[1]] = signal.masked_fill(~own, 0.0)
-        filled[name] = wide
+        missing = (*[0, 0] * (signal.dim() - 2), 0, frames - signal.shape[1])
+        filled[name] = nn.functional.pad(signal.masked_fill(~own, 0.0), missing)
     return filled, torch.full_like(counts, frames)
 
 
