@@ -1,9 +1,7 @@
 """Fu's system through train.py's main: one task or two, one corpus or two, features cached or not."""
 
-import json
 import re
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -16,6 +14,8 @@ from speechbrain_ser.lobes.cnn_blstm_attention import CNNBLSTMAttention
 from speechbrain_ser.models.fu import FuModel
 from speechbrain_ser.processing.log_mel import LogMel
 
+from .test_train import folder_of, metrics_of
+
 #: the lines of tables/fu_table2.yaml
 TWO = ["--second_corpus=emodb", "--second_labels={angry: angry, boredom: null, disgust: disgust, fear: fear, "]
 TWO[1] += "happy: happy, neutral: neutral, sad: sad}"
@@ -26,33 +26,22 @@ def fu(train, small):
     """Train Fu's narrow model on the demo corpus in SAVEE's layout."""
 
     def run(*flags: str, code: int = 0) -> str:
-        corpora = [f"--data_folder={small.corpus('savee')}"]
+        corpora = ["--corpus=savee", f"--data_folder={small.corpus('savee')}"]
         if not any(flag.startswith("--second_data_folder") for flag in flags):
             corpora.append(f"--second_data_folder={small.corpus('emodb')}")
-        return train("--corpus=savee", *corpora, *flags, yaml="fu_cross_lingual", code=code)
+        return train(*corpora, *flags, yaml="fu_cross_lingual", code=code)
 
     return run
-
-
-def folder_of(out: str) -> Path:
-    return Path(re.search(r"^results: (.*)$", out, re.MULTILINE).group(1))
-
-
-def metrics_of(out: str) -> dict:
-    return json.loads((folder_of(out) / "metrics.json").read_text())
 
 
 # ------------------------------------------------------------------ the model
 
 
-def model(fixed_length=40, **changes) -> FuModel:
+def model(fixed_length=40, theta=1.0, **changes) -> FuModel:
     torch.manual_seed(0)
     lobe = CNNBLSTMAttention(128, (8, 8, 8), bottleneck=8, lstm_size=8, heads=2, dropout=0.0)
-    heads = {
-        "emotion": lambda in_features: nn.Linear(in_features, 7),
-        "speaker": lambda in_features: nn.Linear(in_features, 4),
-    }
-    return FuModel(LogMel(), lobe, heads, {"emotion": 1.0, "speaker": 1.0}, fixed_length, **changes)
+    heads = {task: partial(nn.Linear, out_features=size) for task, size in (("emotion", 7), ("speaker", 4))}
+    return FuModel(LogMel(), lobe, heads, {"emotion": 1.0, "speaker": theta}, fixed_length, **changes)
 
 
 @pytest.mark.parametrize("fixed_length", [0, 40])
@@ -77,10 +66,7 @@ def test_spectrograms_are_taken_as_well_as_waveforms():
 
 
 def test_theta_0_has_no_speaker_head_and_the_same_emotion_head():
-    one = model()
-    lobe = CNNBLSTMAttention(128, (8, 8, 8), bottleneck=8, lstm_size=8, heads=2)
-    heads = {"emotion": partial(nn.Linear, out_features=7)}
-    other = FuModel(LogMel(), lobe, heads, {"emotion": 1.0, "speaker": 0})
+    one, other = model(), model(theta=0)
     assert set(other.heads) == {"emotion"}
     assert torch.equal(one.heads["emotion"].weight, other.heads["emotion"].weight)
 

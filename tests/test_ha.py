@@ -1,13 +1,17 @@
 """Ha's speaker head: exact reversal, Cai bit for bit at beta 0, and accuracy on known speakers only."""
 
 import json
+from functools import partial
 
 import pandas as pd
 import pytest
 import torch
 
 from speechbrain_ser.errors import UserError
+from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
+from speechbrain_ser.models.ha import HaModel
 from speechbrain_ser.nnet.gradient_reversal import GradientReversal, dann_schedule
+from speechbrain_ser.nnet.pooling import MaskedPooling
 
 from .test_train import folder_of, metrics_of
 
@@ -34,12 +38,6 @@ def test_schedule():
 
 def test_reversed_head_sends_the_encoder_the_exact_negative(small):
     """Through the whole model: only the speaker's loss, reversed or not."""
-    from functools import partial
-
-    from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
-    from speechbrain_ser.models.ha import HaModel
-    from speechbrain_ser.nnet.pooling import MaskedPooling
-
     wavs, lens = torch.randn(2, 4000, generator=torch.Generator().manual_seed(1)), torch.tensor([1.0, 0.6])
     gradients = []
     for reversal in (True, False):
@@ -81,5 +79,5 @@ def test_speaker_accuracy_is_measured_on_held_out_utterances_of_known_speakers(t
 
 
 def test_no_seen_part_says_none(train):
-    out = train("--seen_fraction=0", yaml="ha_speaker_norm")
-    assert metrics_of(out)["selections"]["last"]["seen_speaker_accuracy"] == "none"
+    found = metrics_of(train("--seen_fraction=0", yaml="ha_speaker_norm"))
+    assert found["selections"]["last"]["seen_speaker_accuracy"] == "none"

@@ -3,7 +3,7 @@
 from recipes.cai_mtl.brain import CaiBrain
 from speechbrain_ser.models.hsu import load_stage_1
 from speechbrain_ser.nnet.losses import cross_entropy, reconstruction_loss
-from speechbrain_ser.training.pretraining import PretrainingBrain
+from speechbrain_ser.training.brain import PretrainingBrain
 
 
 class HsuPretrainBrain(PretrainingBrain):

@@ -47,13 +47,7 @@ def load_audio(path: str | os.PathLike) -> torch.Tensor:
 
 
 def samples_of(durations: pd.Series) -> torch.LongTensor:
-    """Return the samples at 16 kHz of durations in seconds.
-
-    Example
-    -------
-    >>> samples_of(pd.Series([0.5, 1.0]))
-    tensor([ 8000, 16000])
-    """
+    """Return the samples at 16 kHz of durations in seconds."""
     return torch.tensor((durations * SAMPLE_RATE).round().to_numpy(), dtype=torch.long)
 
 
@@ -65,7 +59,7 @@ class AudioCache:
 
     Arguments
     ---------
-    folder : str or os.PathLike
+    folder : path
         Where the copies go.
     memory : int
         Bytes of waveforms to keep. What was read first stays: an epoch finds the same share each time.
@@ -78,7 +72,7 @@ class AudioCache:
         self._room = memory
 
     def __getstate__(self) -> dict:
-        """A loading process that is spawned reads for itself what it needs."""
+        # a loading process that is spawned reads for itself what it needs
         return self.__dict__ | {"_kept": {}, "_room": self.memory}
 
     def __getitem__(self, path: str) -> torch.Tensor:
@@ -132,7 +126,7 @@ def make_dataset(
     labels: Mapping[str, Sequence[str]],
     encode: Callable[[str], list[int]] | None = None,
 ) -> DynamicItemDataset:
-    """Return the utterances of a manifest as a SpeechBrain dataset.
+    """Return a dataset of ``id``, each input, each label as an index (or :data:`UNKNOWN`) and ``tokens``.
 
     Arguments
     ---------
@@ -144,11 +138,6 @@ def make_dataset(
         By column of the manifest, the values that are trained on, in the order of the logits.
     encode : callable, optional
         Transcript to token indices, where there is an ASR head.
-
-    Returns
-    -------
-    speechbrain.dataio.dataset.DynamicItemDataset
-        Of ``id``, each input, each label as an index (:data:`UNKNOWN` for other values), ``tokens``.
     """
     indices = {
         label: frame[label].map({value: k for k, value in enumerate(values)}).fillna(UNKNOWN).astype(int)
@@ -183,9 +172,8 @@ def make_loader(dataset, batch_sampler, collate_fn: Callable = Batch, **options)
     """
     # PyTorch draws a seed for the workers at every epoch: from here, not from training's random state
     generator = torch.Generator().manual_seed(0)
-    return SaveableDataLoader(
-        dataset, batch_sampler=batch_sampler, collate_fn=collate_fn, generator=generator, **options
-    )
+    options |= {"batch_sampler": batch_sampler, "collate_fn": collate_fn, "generator": generator}
+    return SaveableDataLoader(dataset, **options)
 
 
 # ------------------------------------------------------------------ steps
@@ -206,10 +194,6 @@ class StepSampler:
     (seed, epoch) alone: seeds do not overlap and a resumed epoch goes on where it was. SpeechBrain's
     DynamicBatchSampler can do neither this nor a fixed number of utterances a step.
 
-    Steps drawn at random are half padding (8 utterances of IEMOCAP's lengths at a time, benchmarks/padding.py).
-    `bucket_steps` deals the utterances of so many steps to these by length, anew every epoch: it changes who is in a
-    step together, and so the results, unlike the micro-batch.
-
     Arguments
     ---------
     durations : sequence of float
@@ -221,13 +205,14 @@ class StepSampler:
     seed : int
         The run's seed.
     weights : sequence of float, optional
-        How often each utterance is drawn, relative to the others: an epoch then draws as many utterances as there
-        are, with replacement, instead of each once.
+        How often each utterance is drawn, relative to the others: with replacement, as many as there are.
+        None: each once.
     epoch_steps : int
-        Optimiser steps of an epoch, all of `step_size`: the utterances are gone through as often as that takes.
-        0: each once.
+        Optimiser steps of an epoch, all of `step_size`, in as many rounds of the utterances as that takes.
+        0: one round.
     bucket_steps : int
-        Steps whose utterances are drawn together and then dealt by length. 1: every step at random.
+        Steps whose utterances are drawn together and dealt by length: less padding (benchmarks/padding.py), but
+        unlike the micro-batch it changes results. 1: every step at random.
     rank, world_size : int
         Which of how many processes this is. The plan of steps is the same in all; each takes its share of every step.
 
@@ -237,10 +222,6 @@ class StepSampler:
     >>> sampler.set_epoch(1)
     >>> list(sampler)
     [[3, 4, 1, 0], [2]]
-    >>> second = StepSampler([1.0, 3.0, 2.0, 5.0, 4.0], 4, 2, seed=0, rank=1, world_size=2)
-    >>> second.set_epoch(1)
-    >>> second.plan
-    [Step(indices=[4, 0], size=4), Step(indices=[], size=1)]
     """
 
     def __init__(
@@ -273,7 +254,6 @@ class StepSampler:
 
     @cached_property
     def plan(self) -> list[Step]:
-        """The epoch's steps."""
         rng, n = np.random.default_rng([self.seed, self.epoch]), len(self.durations)
         wanted = self.epoch_steps * self.step_size or n
         rounds = [
@@ -296,9 +276,8 @@ class StepSampler:
 
     def _share(self, step: np.ndarray) -> Step:
         longest_first = step[np.argsort(self.durations[step], kind="stable")[::-1]]
-        return Step(
-            longest_first[self.rank :: self.world_size].tolist(), len(step)
-        )  # short and long ones for everybody
+        mine = longest_first[self.rank :: self.world_size]  # short and long ones for everybody
+        return Step(mine.tolist(), len(step))
 
     def micro_batches(self, items: list) -> list[Batch]:
         """Collate a step's items into its micro-batches: none for a process that gets no utterance of it."""
@@ -332,22 +311,14 @@ def balanced_weights(
 ) -> np.ndarray | None:
     """Return how often each training utterance is drawn [utterances]; None where each is to be drawn once an epoch.
 
-    Arguments
-    ---------
-    frame : pandas.DataFrame
-        The training rows of a manifest.
-    columns : sequence of str, optional
-        Groups that are drawn equally often: ``[emotion]``, ``[corpus, emotion]``, …
-    second_corpus, second_share : str and float, optional
-        A joined corpus, and its share among the utterances drawn, 0 to 1.
+    Groups of equal `columns` (``[emotion]``, ``[corpus, emotion]``, …) are drawn equally often; a joined corpus has
+    its `second_share`, 0 to 1, of all.
 
     Example
     -------
     >>> frame = pd.DataFrame({"emotion": ["sad", "sad", "angry"], "corpus": ["savee", "savee", "emodb"]})
-    >>> balanced_weights(frame, ["emotion"]).tolist()
-    [0.5, 0.5, 1.0]
-    >>> balanced_weights(frame, None, "emodb", 0.2).round(3).tolist()
-    [0.4, 0.4, 0.2]
+    >>> balanced_weights(frame, ["emotion"]).tolist(), balanced_weights(frame, None, "emodb", 0.2).round(3).tolist()
+    ([0.5, 0.5, 1.0], [0.4, 0.4, 0.2])
     """
     if columns is None and second_share is None:
         return None
@@ -367,12 +338,6 @@ def balanced_weights(
 
 
 def length_sorted_batches(durations: Sequence[float], batch_size: int) -> list[list[int]]:
-    """Return batches for evaluation: longest first, so that little is padded and too little memory shows at once.
-
-    Example
-    -------
-    >>> length_sorted_batches([1.0, 3.0, 2.0], 2)
-    [[1, 2], [0]]
-    """
+    """Return batches for evaluation: longest first, so that little is padded and too little memory shows at once."""
     order = np.argsort(np.asarray(durations), kind="stable")[::-1].tolist()
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

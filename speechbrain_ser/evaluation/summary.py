@@ -28,8 +28,8 @@ def summary(folder: Path) -> str:
         heard = f"{share:.0%} of the test utterances say a text heard in training"
         lines += [f"{heard}: WER there is telling known texts apart", table, in_words(read_calibration(folder))]
     names = ("metrics.json", "predictions.csv", "epochs.csv", "confusion.png", "learning_curves.png", "reconstructions")
-    found = [name for name in (*names, *FILES) if (folder / name).exists()]
-    return "\n".join([*lines, "", f"results: {folder}{os.sep}", *(f"  {name}" for name in found)])
+    found = [f"  {name}" for name in (*names, *FILES) if (folder / name).exists()]
+    return "\n".join([*lines, "", f"results: {folder}{os.sep}", *found])
 
 
 def _recognition_rows(results: dict) -> Iterator[dict]:
@@ -45,13 +45,10 @@ def _recognition_rows(results: dict) -> Iterator[dict]:
             row |= {name: f"{figures[name]:.1%}" for name in ("WA", "UA", "F1")}
             row["WER"] = "" if figures.get("WER") is None else f"{figures['WER']:.1%}"
             row |= {"MSE": f"{figures['MSE']:.1e}"} if "MSE" in figures else {}
-            if part == "all":
-                accuracies = {n.removesuffix("_accuracy"): v for n, v in found.items() if n.endswith("_accuracy")}
-                row |= {
-                    name.replace("seen_speaker", "speaker (seen)"): f"{value:.1%}"
-                    for name, value in accuracies.items()
-                    if value != "none"
-                }
+            for name, value in found.items() if part == "all" else ():
+                if name.endswith("_accuracy") and value != "none":
+                    label = name.removesuffix("_accuracy").replace("seen_speaker", "speaker (seen)")
+                    row[label] = f"{value:.1%}"
             yield row
 
 
@@ -68,13 +65,7 @@ def _pretraining_rows(results: dict) -> Iterator[dict]:
 
 
 def in_words(calibration: dict | None) -> str:
-    """Return what a run's ``calibration.json`` says, None where there is none.
-
-    Example
-    -------
-    >>> in_words({"temperature": None, "reason": "protocol half_session has no validation part"})
-    'posteriors: not calibrated (protocol half_session has no validation part)'
-    """
+    """Return what a run's ``calibration.json`` says; None is for one that is missing."""
     if calibration is None:
         return "posteriors: not calibrated (the same command with --test_only tests once more and does it)"
     if calibration["temperature"] is None:

@@ -12,26 +12,27 @@ import pandas as pd
 import speechbrain as sb
 import torch
 from speechbrain import Stage
-from speechbrain.utils.distributed import if_main_process, main_process_only
+from speechbrain.utils.distributed import if_main_process, main_process_only, run_on_main
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from speechbrain_ser.data.batches import Batch
 from speechbrain_ser.errors import UserError
+from speechbrain_ser.evaluation.figures import plot_reconstructions, save_figure
 from speechbrain_ser.evaluation.metrics import RECOGNITION, label_accuracy, metrics, metrics_by_text
 from speechbrain_ser.files import write_csv
 from speechbrain_ser.models.checkpoints import BEST, find_epoch, load_parameters
 from speechbrain_ser.models.decoding import Decoder
-from speechbrain_ser.nnet.losses import reconstruction_loss
+from speechbrain_ser.nnet.losses import mean_spectrum_mse, reconstruction_loss
 from speechbrain_ser.training import distributed
 from speechbrain_ser.training.checkpoints import History, RandomState, Tally
-from speechbrain_ser.training.results import evaluate_and_write
+from speechbrain_ser.training.results import evaluate_and_write, make_loggers
 from speechbrain_ser.training.run import Run
 from speechbrain_ser.training.signals import stop_wish
-from speechbrain_ser.training.trackers import make_loggers
 
 logger = logging.getLogger(__name__)
 
 NO_CLIPPING = 1e30
+N_DRAWN = 3  # reconstructions in a picture
 
 
 class SERBrain(sb.Brain):
@@ -47,8 +48,6 @@ class SERBrain(sb.Brain):
         which a batch carries as indices: ``batch.emotion``, ``batch.gender``.
     loaders : dict of str to DataLoader
         By part: ``train``, whose items are optimiser steps, and those of valid, test, seen and second that there are.
-    **kwargs
-        Those of ``speechbrain.Brain``.
     """
 
     def __init__(self, run: Run, loaders: dict, **kwargs):
@@ -80,23 +79,16 @@ class SERBrain(sb.Brain):
     def weighted_sum(
         self, losses: dict[str, torch.Tensor], predictions: dict, batch: Batch, stage: Stage
     ) -> torch.Tensor:
-        """Add up the tasks' losses with the YAML's ``loss_weights``, and keep the books of a batch.
+        """Return the losses' sum by the YAML's ``loss_weights``, a mean over utterances, and keep the books of a batch.
 
         Arguments
         ---------
         losses : dict of str to torch.Tensor
             One value an utterance, [batch], by task.
-        predictions : dict of str to torch.Tensor
+        predictions : dict
             The model's outputs. The logits of a label are measured and written by the label's name.
-        batch : Batch
-            The utterances.
-        stage : speechbrain.Stage
-            Where we are.
-
-        Returns
-        -------
-        torch.Tensor
-            Scalar: the mean over the utterances.
+        batch, stage
+            Those of ``compute_objectives``.
         """
         total = sum(self.hparams.loss_weights[task] * loss for task, loss in losses.items())  # (batch,)
         self.utterance_losses = dict(zip(batch.id, total.detach().tolist(), strict=True))
@@ -116,8 +108,7 @@ class SERBrain(sb.Brain):
 
     def prediction_rows(self, predictions: dict, batch: Batch) -> pd.DataFrame:
         """Return the rows of predictions.csv for a batch."""
-        rows = self.run.frame.loc[batch.id]
-        posterior = predictions["emotion"].float().softmax(-1).cpu()
+        rows, posterior = self.run.frame.loc[batch.id], predictions["emotion"].float().softmax(-1).cpu()
         columns = {name: rows[name] for name in ("ID", "speaker", "emotion")}
         columns["predicted"] = [self.run.classes[k] for k in posterior.argmax(-1).tolist()]
         for k, name in enumerate(self.run.classes):
@@ -130,7 +121,7 @@ class SERBrain(sb.Brain):
         return pd.DataFrame(columns)
 
     def _labels_told(self, predictions: dict, rows: pd.DataFrame) -> dict:
-        """Return the columns of the labels beside the emotion that have a head: what is true and what is told."""
+        """True and told values of the labels beside the emotion that have a head."""
         columns = {}
         for label in (label for label in self.run.labels if label in predictions and label != "emotion"):
             told = [self.run.labels[label][k] for k in predictions[label].argmax(-1).tolist()]
@@ -399,7 +390,7 @@ class SERBrain(sb.Brain):
         """Whether it is time, or any process was asked to end."""
         if self.checkpointer is None:
             return False
-        wished = self._is_end_wished()  # in every process, whatever the clock says
+        wished = self._is_end_wished()  # asked in every process, whatever the clock says
         return super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt) or wished
 
     def _is_end_wished(self) -> bool:
@@ -419,10 +410,9 @@ class SERBrain(sb.Brain):
         """Load the model, and only it, of the chosen checkpoint; SpeechBrain would test untrained weights silently."""
         checkpoint = find_epoch(self.checkpointer, max_key=max_key, min_key=min_key)
         if checkpoint is None:
-            raise UserError(
-                f"{self.checkpointer.checkpoints_dir} holds no checkpoint{f' with {max_key}' if max_key else ''}: "
-                "refusing to test untrained weights"
-            )
+            wanted = f"checkpoint with {max_key}" if max_key else "checkpoint"
+            folder = self.checkpointer.checkpoints_dir
+            raise UserError(f"{folder} holds no {wanted}: refusing to test untrained weights")
         load_parameters(self.model, checkpoint)
         self.tested_epoch = checkpoint.meta["epoch"]
 
@@ -449,7 +439,7 @@ class SERBrain(sb.Brain):
         """Return what metrics.json says of the tested parts of a selection."""
         test = tables["test"]
         found = metrics_by_text(test, self.run.classes)
-        if "second" in tables:
+        if "second" in tables:  # corpus
             found["second"] = metrics(tables["second"], self.run.classes)
         if self.measures_seen:
             found["seen_speaker_accuracy"] = label_accuracy(tables["seen"], "speaker") if "seen" in tables else "none"
@@ -459,3 +449,65 @@ class SERBrain(sb.Brain):
     def facts(self) -> dict:
         """Return what metrics.json says of the trained model beside its figures."""
         return {}
+
+
+class PretrainingBrain(SERBrain):
+    """Base of the Brains of pre-training (``kind: pretraining``), judged by the errors of their reconstructions."""
+
+    tested_parts = ("test", "seen")
+
+    def __init__(self, run, loaders, **kwargs):
+        super().__init__(run, loaders, **kwargs)
+        self.has_speaker_task = self.measures_seen
+        self.measures_seen = True  # known speakers: there the reconstruction and the timbre mean most
+        self.drawn = dict.fromkeys((run.fold.seen or run.fold.valid or run.fold.test)[:N_DRAWN])
+
+    def prediction_rows(self, predictions, batch):
+        """Return errors of the reconstruction, and of the best spectrum that does not move; the speaker recognised."""
+        for k, utterance in enumerate(batch.id):
+            if utterance in self.drawn:
+                frames = predictions["mel_frames"][k]
+                self.drawn[utterance] = [predictions[p][k, :frames].cpu() for p in ("target", "reconstruction")]
+        rows = self.run.frame.loc[batch.id]
+        columns = {"ID": rows["ID"], "speaker": rows["speaker"], "mse": reconstruction_loss(predictions).tolist()}
+        columns["mse_of_mean"] = mean_spectrum_mse(predictions["target"], predictions["mel_frames"]).tolist()
+        return pd.DataFrame({**columns, **self._labels_told(predictions, rows)})
+
+    def figures(self, predictions):
+        """Return the error of a part's reconstructions."""
+        return {"MSE": float(predictions["mse"].mean())}
+
+    def score(self, figures):
+        """Return the more the smaller the error."""
+        return -figures["MSE"]
+
+    def seen_figures(self, predictions):
+        """Return also whether the timbre tells the speakers."""
+        return self.figures(predictions) | (super().seen_figures(predictions) if self.has_speaker_task else {})
+
+    def table(self, part):
+        """Return the predictions, as they are."""
+        return self.predictions()
+
+    def report(self, tables):
+        """Return each part's mean errors; the speaker's accuracy where the speakers are known."""
+        found = {}
+        for part, rows in tables.items():
+            of_mean = float(rows["mse_of_mean"].mean())
+            found[part] = {"n": len(rows), **self.figures(rows), "MSE_of_mean_spectrum": of_mean}
+            if part == "seen" and self.has_speaker_task:
+                found[part]["speaker_accuracy"] = label_accuracy(rows, "speaker")
+        return found
+
+    def _log_epoch(self):
+        super()._log_epoch()
+        epoch = self.row["epoch"]
+        if epoch % self.hparams.draw_every == 0 or epoch == self.hparams.n_epochs:
+            pairs = [pair for drawn in distributed.gathered(self.drawn) for pair in drawn.items()]
+            found = {utterance: pair for utterance, pair in pairs if pair is not None}
+            run_on_main(self._draw, [epoch, {u: found[u] for u in self.drawn if u in found}])
+
+    def _draw(self, epoch: int, pairs: dict) -> None:
+        folder = self.run.folder / "reconstructions"
+        folder.mkdir(exist_ok=True)
+        save_figure(plot_reconstructions(pairs, f"epoch {epoch}"), folder / f"epoch_{epoch:04d}.png")

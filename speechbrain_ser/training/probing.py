@@ -62,7 +62,7 @@ class LayerChoice:
     def scores(
         self, x: np.ndarray, emotion: np.ndarray, speaker: np.ndarray, weight: np.ndarray | None = None
     ) -> pd.DataFrame:
-        """Return WA and UA of every layer and C on utterances that were left out, all of them pooled.
+        """Return WA and UA of every ``layer`` and ``C`` (a row each) on utterances that were left out, pooled.
 
         Arguments
         ---------
@@ -72,11 +72,6 @@ class LayerChoice:
             [utterances], the class by index and who speaks; ``""`` where that is not known.
         weight : numpy.ndarray, optional
             [utterances], of each in the loss.
-
-        Returns
-        -------
-        pandas.DataFrame
-            A row a layer and C, in ascending order: ``layer``, ``C``, ``WA``, ``UA``.
         """
         folds, how = inner_folds(emotion, speaker)
         logger.info(f"{len(self.layers)} layers x {len(self.strengths)} C are compared on {how}")
@@ -90,7 +85,7 @@ class LayerChoice:
 
     @one_thread
     def _left_out(self, x, emotion, folds, weight) -> np.ndarray:
-        """Return what is said of each utterance by a model that has not seen it [C, utterances]."""
+        """What is said of each utterance by a model that has not seen it [C, utterances]."""
         said = np.empty((len(self.strengths), len(emotion)), emotion.dtype)
         for train, test in folds:
             if len(classes := np.unique(emotion[train])) == 1:
@@ -154,12 +149,6 @@ def inner_folds(emotion: np.ndarray, speaker: np.ndarray) -> tuple[list[tuple[np
     """Return who is trained on and who is left out in turn (indices), and the same in words.
 
     Each speaker is left out; stratified fifths where speakers are not known, or too few.
-
-    Example
-    -------
-    >>> folds, how = inner_folds(np.array([0, 1, 0, 1]), np.array(["a", "a", "b", "c"]))
-    >>> how, [left_out.tolist() for _, left_out in folds]
-    ('3 inner speakers left out one by one', [[0, 1], [2], [3]])
     """
     speakers = np.unique(speaker)
     if len(speakers) >= FEWEST_SPEAKERS and "" not in speakers:
@@ -176,13 +165,7 @@ def inner_folds(emotion: np.ndarray, speaker: np.ndarray) -> tuple[list[tuple[np
 
 
 def best(scores: pd.DataFrame) -> tuple[int, float]:
-    """Return layer and C of the highest WA; of equal ones the lowest layer, then the smallest C.
-
-    Example
-    -------
-    >>> best(pd.DataFrame({"layer": [0, 1, 1], "C": [0.1, 0.1, 1.0], "WA": [0.5, 0.75, 0.75]}))
-    (1, 0.1)
-    """
+    """Return layer and C of the highest WA; of equal ones the lowest layer, then the smallest C."""
     row = scores.loc[scores["WA"].idxmax()]
     return int(row["layer"]), float(row["C"])
 

@@ -1,8 +1,13 @@
-"""From a trained Brain to the run's files: predictions, metrics, calibration, pictures."""
+"""From a Brain to the run's files: an epoch's figures; predictions, metrics, calibration and pictures in the end."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 import speechbrain as sb
 from speechbrain.utils.distributed import run_on_main
+from speechbrain.utils.train_logger import FileTrainLogger, TensorboardLogger, WandBLogger
 
 from speechbrain_ser.data.protocols import PARTS, why_none_validates
 from speechbrain_ser.evaluation.calibration import (
@@ -24,18 +29,64 @@ from speechbrain_ser.evaluation.figures import (
     save_figure,
 )
 from speechbrain_ser.evaluation.metrics import SELECTIONS
-from speechbrain_ser.files import write_csv, write_json
+from speechbrain_ser.files import cannot_be_written, write_csv, write_json
 from speechbrain_ser.training.run import Run
+
+# on its import SpeechBrain warns that it could not save images with torchvision, which nobody asked for
+logging.getLogger("speechbrain.utils.train_logger").addFilter(lambda record: "torchvision" not in record.getMessage())
+
+TRACKED = ("train", "valid", "test")  # parts, in the order of SpeechBrain's loggers
+
+# ------------------------------------------------------------------ after an epoch
+
+
+def make_loggers(folder: Path, tracker: str | None) -> list[Callable[[dict, dict], None]]:
+    """Return functions that take (meta, {"train": figures, …}) after an epoch: train_log.txt's and the tracker's."""
+    trackers = {"tensorboard": _tensorboard, "wandb": _wandb}
+    return [_log_to_file(folder), *([trackers[tracker](folder)] if tracker else [])]
+
+
+def _log_to_file(folder: Path) -> Callable:
+    logger = FileTrainLogger(str(folder / "train_log.txt"))
+
+    def log(meta: dict, parts: dict) -> None:
+        texts = {p: f and {k: f"{v:.4g}" for k, v in f.items()} for p, f in parts.items()}
+        try:
+            logger.log_stats(meta, *(texts[p] for p in TRACKED))
+        except OSError as error:
+            raise cannot_be_written(logger.save_file, error) from error
+
+    return log
+
+
+def _tensorboard(folder: Path) -> Callable:
+    board = TensorboardLogger(str(folder / "tensorboard"))
+
+    def log(meta: dict, parts: dict) -> None:
+        # SpeechBrain's logger counts epochs by itself from 0: a resumed run would start again
+        done = meta["epoch"] - 1
+        board.global_step = {"meta": done, **{p: dict.fromkeys(f or (), done) for p, f in parts.items()}}
+        board.log_stats(meta, *(parts[p] for p in TRACKED))
+        board.writer.flush()  # else minutes later, and never in a killed process
+
+    return log
+
+
+def _wandb(folder: Path) -> Callable:
+    import wandb
+
+    board = WandBLogger(wandb.init, dir=folder, project="speechbrain-ser", resume="allow")
+    return lambda meta, parts: board.log_stats(meta, *(parts[p] for p in TRACKED))
+
+
+# ------------------------------------------------------------------ after training
 
 
 def evaluate_and_write(brain: sb.Brain) -> None:
     """Test every selection this training gives, calibrate the configured one, and write predictions and metrics.
 
-    Arguments
-    ---------
-    brain : speechbrain_ser.training.brain.SERBrain
-        Trained. It has the run, the loaders by part, and says which parts are tested (``tested_parts``) and what is
-        said of them (``table``, ``report``).
+    The Brain (a ``SERBrain``) says which parts are tested (``tested_parts``) and what is said of them (``table``,
+    ``report``).
     """
     run: Run = brain.run
     chosen, selections = run.config.plain["selection"], {}
@@ -59,14 +110,12 @@ def evaluate_and_write(brain: sb.Brain) -> None:
 
 
 def _facts(run: Run) -> dict:
-    """Return what metrics.json says besides figures: no times, no absolute paths."""
+    """What metrics.json says besides figures: no times, no absolute paths."""
     plain, leak = run.config.plain, run.leak
     return {
         **({} if run.recognises else {"kind": "pretraining"}),
         "system": run.config.system,
-        "corpus": plain["corpus"],
-        "second_corpus": plain["second_corpus"],
-        "protocol": plain["protocol"],
+        **{key: plain[key] for key in ("corpus", "second_corpus", "protocol")},
         "fold": run.fold.name,
         "folds": run.folds,
         "seed": plain["seed"],
@@ -76,8 +125,7 @@ def _facts(run: Run) -> dict:
         "leak": leak,
         "classes": run.classes,
         "utterances": {p: len(getattr(run.fold, p)) for p in PARTS},
-        "n_epochs": plain["n_epochs"],
-        "selection": plain["selection"],
+        **{key: plain[key] for key in ("n_epochs", "selection")},
     }
 
 
@@ -102,10 +150,8 @@ def _where(run: Run) -> str:
 def _calibrate(run: Run, valid_logits: dict, test_logits: dict, tested: dict) -> None:
     """Fit a temperature on the validation utterances; write it, the logits and a picture into the run's folder."""
     plain = run.config.plain
-    tables = {
-        part: logit_table(run.frame, logits, run.classes)
-        for part, logits in {"valid": valid_logits, "test": test_logits}.items()
-    }
+    parts = {"valid": valid_logits, "test": test_logits}
+    tables = {part: logit_table(run.frame, logits, run.classes) for part, logits in parts.items()}
     found = {"temperature": None, "epoch": tested["epoch"], "selection": plain["selection"]}
     found |= calibrate(tables["valid"], tables["test"], run.classes)
     if not run.fold.valid:
@@ -124,7 +170,7 @@ def _calibrate(run: Run, valid_logits: dict, test_logits: dict, tested: dict) ->
 
 
 def _what_to_know(run: Run) -> list[str]:
-    """Return why the validation utterances may be easier than a stranger's."""
+    """Why the validation utterances may be easier than a stranger's."""
     notes = []
     if run.fold.valid and run.config.plain["selection"] == "valid":
         notes.append("the epoch was chosen on the same utterances")

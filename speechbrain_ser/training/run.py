@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import inspect
 import json
 import logging
@@ -38,10 +39,10 @@ from speechbrain_ser.training.checkpoints import WholeCheckpointer, has_optimize
 from speechbrain_ser.training.config import NEUTRAL_KEYS, Config, read_config, text_of
 from speechbrain_ser.training.distributed import main_first, on_main
 from speechbrain_ser.training.signals import Stopped, leave_signals_to_parent, stop_wish
-from speechbrain_ser.training.trackers import check_tracker
 
 logger = logging.getLogger(__name__)
 
+TRACKERS = ("tensorboard", "wandb")
 # Lines of its data that a run shares with the run it starts from
 COMMON_LINES = ("corpus", "second_corpus", "protocol", "fold", "split_seed", "seen_fraction", "utterances")
 CORPUS_LINES = (
@@ -103,7 +104,7 @@ class Run:
 
     @property
     def classes(self) -> list[str]:
-        """Emotion classes."""
+        """Emotion classes, in the order of the logits."""
         return self.labels["emotion"]
 
     @cached_property
@@ -205,12 +206,7 @@ class Preparation:
 def prepare(config: Config, shared: Preparation | None = None) -> Run:
     """Check everything that can go wrong before training: corpus, labels, fold, backbone, output folder.
 
-    Arguments
-    ---------
-    config : Config
-        The checked configuration.
-    shared : Preparation, optional
-        Of other runs that are prepared together.
+    Runs that are prepared together have one `shared`.
     """
     shared, plain = shared or Preparation(), config.plain
     _check_lines(plain)
@@ -223,8 +219,8 @@ def prepare(config: Config, shared: Preparation | None = None) -> Run:
     _check_fold(plain, fold, corpus.frame)
     parts = hashlib.sha256(repr(fold).encode()).hexdigest()[:16]  # of a run that goes on, they must be the same
     science = {**config.science(), "fold": fold.name, "parts_digest": parts, **backbone, "utterances": corpus.digest}
-    science = {key: str(value) for key, value in science.items()}
-    run = Run(config, corpus.frame, fold, list(corpus.folds), _folder(config, fold), science)
+    texts = {key: str(value) for key, value in science.items()}
+    run = Run(config, corpus.frame, fold, list(corpus.folds), _folder(config, fold), texts)
     run.labels, run.class_weights  # noqa: B018 (they refuse what cannot be)
     for key, need in config.needs().items():
         run.science[key] = _check_needed(run, key, need, shared)
@@ -233,7 +229,7 @@ def prepare(config: Config, shared: Preparation | None = None) -> Run:
 
 
 def _check_lines(plain: dict) -> None:
-    check_tracker(plain["tracker"])
+    _check_tracker(plain["tracker"])
     if (name := plain["selection"]) not in SELECTIONS:
         raise UserError(f"selection '{name}' is unknown{nearest(name, SELECTIONS)}; known: {', '.join(SELECTIONS)}")
     if name == "test" and not plain["test_every_epoch"]:
@@ -241,6 +237,13 @@ def _check_lines(plain: dict) -> None:
     patience = plain.get("early_stopping", plain["n_epochs"])
     if not isinstance(patience, int) or patience < 1:
         raise UserError(f"early_stopping must be a whole number >= 1 (n_epochs: off), found {patience!r}")
+
+
+def _check_tracker(tracker: str | None) -> None:
+    if tracker and tracker not in TRACKERS:
+        raise UserError(f"tracker: '{tracker}' is unknown{nearest(tracker, TRACKERS)}; known: {', '.join(TRACKERS)}")
+    if tracker and importlib.util.find_spec(tracker) is None:
+        raise UserError(f'tracker: {tracker} is not installed: pip install "speechbrain-ser[track]"')
 
 
 def _check_fold(plain: dict, fold: Fold, frame: pd.DataFrame) -> None:
@@ -312,11 +315,8 @@ def _check_needed(run: Run, key: str, need: dict, shared: Preparation) -> str:
 
 
 def _differences(theirs: dict, ours: dict, keys) -> list[str]:
-    return [
-        f"{k}: there {theirs.get(k, '(absent)')}, here {ours.get(k, '(absent)')}"
-        for k in keys
-        if theirs.get(k) != ours.get(k)
-    ]
+    pairs = {key: (theirs.get(key, "(absent)"), ours.get(key, "(absent)")) for key in keys}
+    return [f"{key}: there {there}, here {here}" for key, (there, here) in pairs.items() if there != here]
 
 
 def _folder(config: Config, fold: Fold) -> Path:
@@ -425,16 +425,18 @@ def _loaders(run: Run, hparams: dict, device: str) -> dict:
     if micro_batch_size is None:
         micro_batch_size = 1 if device == "cpu" else hparams["batch_size"]
     train, rank, world_size = run.part("train"), distributed.rank(), distributed.world_size()
+    balance, second_share = hparams.get("balance"), hparams.get("second_share")
+    weights = batches.balanced_weights(train, balance, hparams["second_corpus"], second_share)
+    lengths = {key: hparams[key] for key in ("epoch_steps", "bucket_steps") if key in hparams}
     sampler = batches.StepSampler(
         train["duration"],
         hparams["batch_size"],
         micro_batch_size,
         hparams["seed"],
-        batches.balanced_weights(train, hparams.get("balance"), hparams["second_corpus"], hparams.get("second_share")),
-        hparams.get("epoch_steps", 0),
-        hparams.get("bucket_steps", 1),
-        rank,
-        world_size,
+        weights,
+        **lengths,
+        rank=rank,
+        world_size=world_size,
     )
     if hparams.get("opt_class"):
         logger.info(
@@ -443,8 +445,7 @@ def _loaders(run: Run, hparams: dict, device: str) -> dict:
             + (f", shared by {world_size} processes" if world_size > 1 else "")
         )
     inputs, encode = _inputs(run, hparams), run.tokens.encode if run.tokens else None
-    options = {"num_workers": hparams["num_workers"], "pin_memory": device == "cuda"}
-    options["worker_init_fn"] = leave_signals_to_parent
+    workers = {"num_workers": hparams["num_workers"], "worker_init_fn": leave_signals_to_parent}
     loaders = {"valid": None}
     for part in (part for part in PARTS if getattr(run.fold, part)):
         rows, planned, collate = run.part(part), sampler, sampler.micro_batches
@@ -452,7 +453,7 @@ def _loaders(run: Run, hparams: dict, device: str) -> dict:
             planned = batches.length_sorted_batches(rows["duration"], hparams["eval_batch_size"])[rank::world_size]
             collate = batches.Batch
         dataset = batches.make_dataset(rows, inputs, run.labels, encode)
-        loaders[part] = batches.make_loader(dataset, planned, collate, **options)
+        loaders[part] = batches.make_loader(dataset, planned, collate, pin_memory=device == "cuda", **workers)
     return loaders
 
 
