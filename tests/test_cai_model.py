@@ -86,10 +86,10 @@ def test_a_further_head_reads_the_utterances_vector(small, kind):
     encoder, pooling, weights = Wav2Vec2(str(small.backbone())), MaskedPooling("mean"), {"emotion": 1, "gender": 0.5}
     if kind is FuModel:
         lobe = CNNBLSTMAttention(channels=(8, 8, 8), bottleneck=8, lstm_size=4, heads=2)
-        net, x = FuModel(LogMel(), lobe, heads, weights, cached=False).eval(), {"sig": (torch.randn(2, 8000), None)}
+        net = FuModel(LogMel(), lobe, heads, weights, cached=False).eval()
     else:
-        net, x = kind(encoder, pooling, heads, weights).eval(), {"sig": (torch.randn(2, 8000), None)}
-    out = net(**x)
+        net = kind(encoder, pooling, heads, weights).eval()
+    out = net(sig=(torch.randn(2, 8000), None))
     assert list(net.heads) == ["emotion", "gender"] and out["gender"].shape == (2, 2)
     assert torch.equal(out["gender"], net.heads["gender"](out["embedding"]))
     net.keep_tasks({"asr"})

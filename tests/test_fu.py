@@ -14,7 +14,7 @@ from speechbrain_ser.lobes.cnn_blstm_attention import CNNBLSTMAttention
 from speechbrain_ser.models.fu import FuModel
 from speechbrain_ser.processing.log_mel import LogMel
 
-from .test_train import folder_of, metrics_of
+from .test_train import metrics_of
 
 #: the lines of tables/fu_table2.yaml
 TWO = ["--second_corpus=emodb", "--second_labels={angry: angry, boredom: null, disgust: disgust, fear: fear, "]
@@ -114,21 +114,6 @@ def test_two_corpora(fu, tmp_path):
     (name,) = (n for n in report.tables["figures"].values["variant"] if "second_corpus=emodb" in n)
     assert table["variant"].tolist() == [name] and table["second corpus"].tolist() == ["emodb"]
     assert table["WA"][0] == found["selections"]["last"]["second"]["WA"] and "On the second corpus" in report.console
-
-
-def test_cached_features_and_waveforms_train_alike(fu):
-    """The cache computes one utterance at a time, the model a batch: equal but for rounding."""
-    cached, computed = metrics_of(fu()), metrics_of(fu("--cache_features=False"))
-    a, b = (m["selections"]["last"]["all"] for m in (cached, computed))
-    assert a["n"] == b["n"] and abs(a["WA"] - b["WA"]) <= 1 / a["n"]
-
-
-def test_same_seed_same_files_also_with_random_cuts_and_masks(fu, tmp_path):
-    flags = ["--cut=random", "--fixed_length=60", "--n_epochs=2", "--balance=[emotion]"]
-    flags += ["--feature_augment=!new:speechbrain.augment.freq_domain.SpectrogramDrop"]
-    a, b = (folder_of(fu(*flags, f"--results_folder={tmp_path / name}")) for name in "ab")
-    for name in ("metrics.json", "predictions.csv", "epochs.csv"):
-        assert (a / name).read_bytes() == (b / name).read_bytes()
 
 
 def test_what_is_cut_is_said(fu):

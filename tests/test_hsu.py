@@ -42,14 +42,10 @@ def heads(*tasks):
 @pytest.fixture
 def stage_2(small):
     def build(parts=PARTS, emotion_reads=None, **weights) -> HsuModel:
-        encoder = Wav2Vec2(str(small.backbone()), apply_spec_augment=False)
-        reads = parts if emotion_reads is None else emotion_reads
-        features, tasks = (SplitMel(), PitchTrack()), heads("emotion", "asr", "speaker")
-        weights = OURS | weights
-        pooling = MaskedPooling("mean")
-        return HsuModel(
-            encoder, pooling, *features, parts, reads, NARROW, True, RESAMPLING, tasks, weights, seed=3
-        ).eval()
+        speech = Wav2Vec2(str(small.backbone()), apply_spec_augment=False), MaskedPooling("mean")
+        reads, tasks = parts if emotion_reads is None else emotion_reads, heads("emotion", "asr", "speaker")
+        lines = parts, reads, NARROW, True, RESAMPLING, tasks, OURS | weights
+        return HsuModel(*speech, SplitMel(), PitchTrack(), *lines, seed=3).eval()
 
     return build
 
@@ -91,12 +87,9 @@ def test_a_batch_gives_what_its_utterances_give_alone(stage_2):
         alone = run(model, [utterance])
         for name in ("emotion", "speaker", "embedding"):
             torch.testing.assert_close(together[name][k], alone[name][0], atol=1e-4, rtol=0)
-        frames = alone["mel_frames"][0]
-        torch.testing.assert_close(
-            together["reconstruction"][k, :frames], alone["reconstruction"][0], atol=1e-4, rtol=0
-        )
-        spelled = alone["asr"].shape[1]
-        torch.testing.assert_close(together["asr"][k, :spelled], alone["asr"][0], atol=1e-4, rtol=0)
+        for name in ("reconstruction", "asr"):
+            found = together[name][k, : alone[name].shape[1]]
+            torch.testing.assert_close(found, alone[name][0], atol=1e-4, rtol=0)
 
 
 def test_a_task_of_weight_0_has_no_parameters_and_no_outputs(stage_2):
@@ -146,11 +139,8 @@ def test_what_is_kept_of_a_model_gives_what_it_gave(stage_2, reads):
     assert set(rest) == {"frames", "embedding", "emotion", "asr"} | ({"codes"} if reads else set())
     assert all(torch.equal(rest[name], whole[name]) for name in ("embedding", "emotion", "asr"))
     encoders = set() if model.decomposition is None else set(model.decomposition.encoders)
-    assert (
-        encoders == set(reads)
-        and ("f0" in model.inputs) == ("pitch" in reads)
-        and ("mel" in model.inputs) == bool(reads)
-    )
+    inputs = {"sig"} | ({"mel"} if reads else set()) | ({"f0"} if "pitch" in reads else set())
+    assert encoders == set(reads) and set(model.inputs) == inputs
     model.keep_tasks({"emotion"})
     assert torch.equal(run(model, utterances)["emotion"], whole["emotion"]) and set(model.heads) == {"emotion"}
 
@@ -291,21 +281,14 @@ def test_a_run_of_stage_1_can_be_looked_at_and_converted_with(pretrained, small,
     assert cli(["convert", str(folder), first, second, "--swap=timbre", f"--out={out}", "--audio"]) == 0
     assert len(list(out.glob("*.wav"))) == 2 and len(list(out.glob("*.png"))) == 1
     assert cli(["decompose", str(tmp_path), first, f"--out={tmp_path / 'no'}"]) == 2
-    assert "expected the folder of a finished run, found no hyperparams.yaml and no metrics.json" in (
-        capfd.readouterr().err
-    )
+    said = "expected the folder of a finished run, found no hyperparams.yaml and no metrics.json"
+    assert said in capfd.readouterr().err
 
 
 def test_no_emotion_is_needed_where_nothing_is_recognised(pretrained):
     found = json.loads((pretrained("--omega=0", "--test_every_epoch=True") / "metrics.json").read_text())
     assert found["kind"] == "pretraining" and set(found["selections"]) == {"last", "valid", "test"}
     assert "speaker_accuracy" not in found["selections"]["last"]["seen"]
-
-
-def test_stage_1_same_seed_same_files(pretrained, tmp_path):
-    a, b = (pretrained(f"--results_folder={tmp_path / n}", "--n_epochs=2", "--epoch_steps=3") for n in "ab")
-    for name in ("metrics.json", "predictions.csv", "epochs.csv"):
-        assert (a / name).read_bytes() == (b / name).read_bytes()
 
 
 def test_short_silent_and_unvoiced_recordings(train, tmp_path):
@@ -346,21 +329,17 @@ def test_said_before_training(train, flags, said):
 # ------------------------------------------------------------------ tables
 
 
-def plan(table: str, small, tmp_path):
+ALONE = {"M1 (emotion alone)", "M2 (and ASR; Cai)"}
+
+
+@pytest.mark.parametrize(
+    "table, n_runs, parts, alone", [("hsu_table2", 12, [4, 4], set()), ("hsu_table3", 14, [1, 1, 4, 4], ALONE)]
+)
+def test_a_table_shares_each_kind_of_stage_1_within_a_fold(small, tmp_path, table, n_runs, parts, alone):
     lines = [f"--data_folder={small.corpus('emodb')}", "--corpus=emodb", f"--encoder={small.backbone()}"]
     lines += [f"--results_folder={tmp_path / 'results'}", "--folds=03,08"]
-    return make_plan(read_arguments([str(ROOT / "hparams" / "tables" / table), *lines]), ROOT / "hparams").runs
-
-
-def test_table_2_shares_one_stage_1_a_fold(small, tmp_path):
-    runs = plan("hsu_table2.yaml", small, tmp_path)
+    table = ROOT / "hparams" / "tables" / f"{table}.yaml"
+    runs = make_plan(read_arguments([str(table), *lines]), ROOT / "hparams").runs
     stage_1 = [r for r in runs if r.setup.config.system == "hsu_pretrain"]
-    assert len(runs) == 12 and len(stage_1) == 2
-    assert all(len(r.needs) == 1 for r in runs if r not in stage_1)
-
-
-def test_table_3_has_two_kinds_of_stage_1_and_two_rows_without(small, tmp_path):
-    runs = plan("hsu_table3.yaml", small, tmp_path)
-    parts = [r.setup.config.plain["parts"] for r in runs if r.setup.config.system == "hsu_pretrain"]
-    assert len(runs) == 14 and sorted(map(len, parts)) == [1, 1, 4, 4]
-    assert {r.name for r in runs if not r.needs} == {"hsu_pretrain", "M1 (emotion alone)", "M2 (and ASR; Cai)"}
+    assert len(runs) == n_runs and sorted(len(r.setup.config.plain["parts"]) for r in stage_1) == parts
+    assert {r.name for r in runs if not r.needs} == {"hsu_pretrain", *alone}

@@ -130,12 +130,23 @@ def test_a_head_from_outside(train, tmp_path):
 # ------------------------------------------------------------------ reproducible, resumable
 
 
-def test_same_seed_same_files(train, tmp_path):
-    flags = ("--n_epochs=2", "--spec_augment=True", "--layerdrop=0.2")
-    first, second = (folder_of(train(*flags, f"--results_folder={tmp_path / name}")) for name in "ab")
+RANDOM = {
+    "cai_mtl": ["--spec_augment=True", "--layerdrop=0.2"],
+    "fu_cross_lingual": [
+        *("--cut=random", "--fixed_length=60", "--balance=[emotion]"),
+        "--feature_augment=!new:speechbrain.augment.freq_domain.SpectrogramDrop",
+    ],
+    "hsu_pretrain": ["--epoch_steps=3"],
+}
+
+
+@pytest.mark.parametrize("yaml", RANDOM)
+def test_same_seed_same_files(train, tmp_path, yaml):
+    flags = ["--n_epochs=2", *RANDOM[yaml]]
+    first, second = (folder_of(train(*flags, f"--results_folder={tmp_path / name}", yaml=yaml)) for name in "ab")
     for name in ("metrics.json", "predictions.csv", "epochs.csv"):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
-    other = folder_of(train(*flags, "--seed=2"))
+    other = folder_of(train(*flags, "--seed=2", yaml=yaml))
     assert (first / "epochs.csv").read_bytes() != (other / "epochs.csv").read_bytes()
 
 
@@ -268,12 +279,19 @@ def test_a_cpu_takes_one_utterance_at_a_time_unless_told(train, tmp_path):
     assert "micro-batches of 4" in train("--micro_batch_size=4", f"--results_folder={tmp_path}")
 
 
-@pytest.mark.parametrize("yaml", ["cai_mtl", "hsu_mtl"])
-def test_a_cached_front_end_trains_alike(train, tmp_path, yaml):
+CACHED = {
+    "cai_mtl": ["cache_front_end", "--freeze_feature_extractor=True"],
+    "hsu_mtl": ["cache_front_end", "--freeze_feature_extractor=True", "--pretrain=False", "--fold=03"],
+    "fu_cross_lingual": ["cache_features"],
+}
+
+
+@pytest.mark.parametrize("yaml", CACHED)
+def test_what_is_cached_trains_alike(train, tmp_path, yaml):
     """The cache computes one utterance at a time, the model a batch: equal but for rounding."""
-    flags = ["--freeze_feature_extractor=True", *(["--pretrain=False", "--fold=03"] if yaml == "hsu_mtl" else [])]
+    switch, *flags = CACHED[yaml]
     runs = [
-        folder_of(train(*flags, f"--cache_front_end={cached}", f"--results_folder={tmp_path / str(cached)}", yaml=yaml))
+        folder_of(train(*flags, f"--{switch}={cached}", f"--results_folder={tmp_path / str(cached)}", yaml=yaml))
         for cached in (True, False)
     ]
     assert list((tmp_path / "True" / "cache" / "features").glob("*/*.safetensors"))
@@ -292,9 +310,8 @@ def test_a_cached_front_end_is_refused_where_it_would_be_wrong(train):
 @pytest.mark.slow
 def test_compiled_trains_alike(train, tmp_path):
     """Minutes of compiling; parameters keep their names, so that the run is tested and resumed as any other."""
-    flags = ["--spec_augment=True", "--n_epochs=2"]
-    runs = [
-        folder_of(train(*flags, *more, f"--results_folder={tmp_path / str(len(more))}")) for more in ([], ["--compile"])
-    ]
-    losses = [pd.read_csv(run / "epochs.csv")["train_loss"].tolist() for run in runs]
+    losses = []
+    for k, flags in enumerate(([], ["--compile"])):
+        out = train("--spec_augment=True", "--n_epochs=2", f"--results_folder={tmp_path / str(k)}", *flags)
+        losses.append(pd.read_csv(folder_of(out) / "epochs.csv")["train_loss"].tolist())
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)

@@ -205,9 +205,8 @@ class SERBrain(sb.Brain):
         if self.clip_norm > 0:
             self.optimizer.register_step_pre_hook(self._clip)
         self.total_steps = steps = self.hparams.n_epochs * self.train_sampler.steps_per_epoch
-        self.scheduler = self.hparams.lr_schedule(
-            self.optimizer, num_warmup_steps=round(self.hparams.warmup * steps), num_training_steps=steps
-        )
+        lengths = {"num_warmup_steps": round(self.hparams.warmup * steps), "num_training_steps": steps}
+        self.scheduler = self.hparams.lr_schedule(self.optimizer, **lengths)
         if self.checkpointer is not None:
             self.checkpointer.add_recoverables({"optimizer": self.optimizer, "scheduler": self.scheduler})
 
@@ -237,9 +236,8 @@ class SERBrain(sb.Brain):
         bad = {k: v for k, v in self.utterance_losses.items() if not torch.isfinite(torch.tensor(v))}
         message = f"the loss is not finite; utterances: {', '.join(f'{k} ({v})' for k, v in bad.items())}"
         if self.nonfinite_count > self.nonfinite_patience:
-            raise UserError(
-                f"{message}\n  Listen to them, lower lr, or set nonfinite_patience to skip some batches an epoch"
-            )
+            way_out = "Listen to them, lower lr, or set nonfinite_patience to skip some batches an epoch"
+            raise UserError(f"{message}\n  {way_out}")
         logger.warning(f"{message}; {self.nonfinite_count} of {self.nonfinite_patience} tolerated, no step from them")
 
     def check_gradients(self):
@@ -288,9 +286,8 @@ class SERBrain(sb.Brain):
             return
         self.modules.train()  # what is frozen stays in evaluation mode, and measures nothing
         if names := [n for n, m in self.modules.named_modules() if isinstance(m, _BatchNorm) and m.training]:
-            raise UserError(
-                f"{', '.join(names)} normalise over a batch: start one process, which has it, or freeze them"
-            )
+            way_out = "start one process, which has it, or freeze them"
+            raise UserError(f"{', '.join(names)} normalise over a batch: {way_out}")
 
     def on_stage_start(self, stage, epoch=None):
         """Empty books; a training epoch resumed in its middle keeps its own."""
@@ -378,10 +375,6 @@ class SERBrain(sb.Brain):
         numbers = {k: v for k, v in self.row.items() if isinstance(v, int | float)}
         for log in self.log_to:
             log(meta, {part: self._of_part(part, numbers) or None for part in ("train", "valid", "test")})
-        for part in ("valid", "test"):
-            if f"{part}_confusion" in self.row:
-                rows = " | ".join(" ".join(map(str, r)) for r in json.loads(self.row[f"{part}_confusion"]))
-                logger.info(f"{part} confusion (rows: true {', '.join(self.run.classes)}): {rows}")
 
     def _of_part(self, part: str, row: dict) -> dict:
         return {k.removeprefix(f"{part}_"): v for k, v in row.items() if k.startswith(f"{part}_")}
@@ -474,23 +467,18 @@ class PretrainingBrain(SERBrain):
         return pd.DataFrame({**columns, **self._labels_told(predictions, rows)})
 
     def figures(self, predictions):
-        """Return the error of a part's reconstructions."""
         return {"MSE": float(predictions["mse"].mean())}
 
     def score(self, figures):
-        """Return the more the smaller the error."""
         return -figures["MSE"]
 
     def seen_figures(self, predictions):
-        """Return also whether the timbre tells the speakers."""
         return self.figures(predictions) | (super().seen_figures(predictions) if self.has_speaker_task else {})
 
     def table(self, part):
-        """Return the predictions, as they are."""
         return self.predictions()
 
     def report(self, tables):
-        """Return each part's mean errors; the speaker's accuracy where the speakers are known."""
         found = {}
         for part, rows in tables.items():
             of_mean = float(rows["mse_of_mean"].mean())

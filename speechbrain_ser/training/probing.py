@@ -112,7 +112,6 @@ class RegressionBrain(SERBrain):
             raise UserError(f"n_epochs: a regression is solved at once, expected 1, found {self.hparams.n_epochs}")
 
     def init_optimizers(self):
-        """Make none."""
         self.scheduler = None
 
     def settings(self):

@@ -116,9 +116,8 @@ class Run:
         tokens = build_tokens(plain["tokens"], transcripts, plain["n_pieces"])
         if deleted := tokens.deleted(transcripts):
             listed = ", ".join(f"{c} ({n})" for c, n in deleted.most_common())
-            logger.warning(
-                f"characters outside `tokens: {plain['tokens']}` are deleted from training transcripts: {listed}"
-            )
+            whose = f"characters outside `tokens: {plain['tokens']}`"
+            logger.warning(f"{whose} are deleted from training transcripts: {listed}")
         return tokens
 
     @cached_property
@@ -145,17 +144,18 @@ class Run:
         return {**found, "output_folder": str(self.folder), "fold": self.fold.name}
 
     def results(self) -> dict | None:
-        """Return what metrics.json says, where it is."""
+        """Return what metrics.json says, None before it is there."""
         path = self.folder / "metrics.json"
         return read_json(path) if path.is_file() else None
 
     def trained(self) -> bool:
         """Return whether nothing is left but to test: all epochs that are asked for are behind a tested run."""
         found, n_epochs = self.results(), self.config.plain["n_epochs"]
-        if found is not None and found["n_epochs"] > n_epochs:
-            more = f"{self.folder} was trained for {found['n_epochs']} epochs, --n_epochs={n_epochs} asks for fewer"
+        done = found["n_epochs"] if found else 0
+        if done > n_epochs:
+            more = f"{self.folder} was trained for {done} epochs, --n_epochs={n_epochs} asks for fewer"
             raise UserError(f"{more}: name another output_folder")
-        return found is not None and found["n_epochs"] == n_epochs
+        return done == n_epochs
 
     def finished(self) -> bool:
         """Return whether this very run has its results already."""
@@ -343,8 +343,8 @@ def _check_folder(run: Run) -> None:
     if run.results() is not None and not run.trained() and not has_optimizer(run.folder / "save"):
         raise UserError(
             f"{run.folder} finished after {run.results()['n_epochs']} epochs and its optimiser state was dropped "
-            f"(crossval.py keeps it with --keep_optimizer): it can be tested, but not be trained for "
-            f"{run.config.plain['n_epochs']} epochs. Delete the folder to train anew, or give another results_folder"
+            "(crossval.py keeps it with --keep_optimizer): it can be tested, not trained for more. "
+            "Delete the folder to train anew, or give another results_folder"
         )
 
 
@@ -359,16 +359,9 @@ def build(run: Run) -> tuple[dict, sb.Brain]:
             _fill_folder(run)
         _log_split(run)
         hparams, loaders = _parts(run)
-        brain = hparams["brain_class"](
-            run=run,
-            loaders=loaders,
-            modules=hparams["modules"],
-            opt_class=hparams.get("opt_class"),
-            hparams=hparams,
-            run_opts=run.config.run_opts,
-            checkpointer=WholeCheckpointer(run.folder / "save", {"model": hparams["model"]}),
-        )
-        return hparams, brain
+        options = {"modules": hparams["modules"], "opt_class": hparams.get("opt_class"), "hparams": hparams}
+        options["checkpointer"] = WholeCheckpointer(run.folder / "save", {"model": hparams["model"]})
+        return hparams, hparams["brain_class"](run=run, loaders=loaders, run_opts=run.config.run_opts, **options)
     except Exception:
         if is_new and if_main_process():  # else a corrected line would meet a folder of another configuration
             shutil.rmtree(run.folder, ignore_errors=True)
@@ -428,16 +421,9 @@ def _loaders(run: Run, hparams: dict, device: str) -> dict:
     balance, second_share = hparams.get("balance"), hparams.get("second_share")
     weights = batches.balanced_weights(train, balance, hparams["second_corpus"], second_share)
     lengths = {key: hparams[key] for key in ("epoch_steps", "bucket_steps") if key in hparams}
-    sampler = batches.StepSampler(
-        train["duration"],
-        hparams["batch_size"],
-        micro_batch_size,
-        hparams["seed"],
-        weights,
-        **lengths,
-        rank=rank,
-        world_size=world_size,
-    )
+    processes = {"rank": rank, "world_size": world_size}
+    sizes = train["duration"], hparams["batch_size"], micro_batch_size
+    sampler = batches.StepSampler(*sizes, hparams["seed"], weights, **lengths, **processes)
     if hparams.get("opt_class"):
         logger.info(
             f"{sampler.steps_per_epoch} steps of {hparams['batch_size']} utterances an epoch, "
@@ -489,10 +475,8 @@ def _refuse_lengths(run: Run, model) -> None:
     """An utterance without a frame, or longer than an encoder has positions for, would stop an epoch in its middle."""
     seconds, rate, least = run.frame["duration"], batches.SAMPLE_RATE, model.min_samples
     if short := [f"{k} ({1000 * s:.0f} ms)" for k, s in seconds.items() if round(s * rate) < least]:
-        raise UserError(
-            f"{len(short)} utterances are shorter than the {1000 * least / rate:.0f} ms the model needs for a frame: "
-            f"{', '.join(shown(short))}"
-        )
+        least = f"{1000 * least / rate:.0f} ms the model needs for a frame"
+        raise UserError(f"{len(short)} utterances are shorter than the {least}: {', '.join(shown(short))}")
     most = getattr(getattr(model, "encoder", None), "max_samples", None)
     if most and (long := [f"{k} ({s:.1f} s)" for k, s in seconds.items() if s * rate > most]):
         raise UserError(
@@ -508,9 +492,8 @@ def _warn_cut(run: Run, model) -> None:
         frames = model.frame_counts(batches.samples_of(train["duration"])).tolist()
         needed = [frames_needed(run.tokens.encode(text)) for text in train["transcript"]]
         if short := [k for k, f, n in zip(train.index, frames, needed, strict=True) if n > f]:
-            logger.warning(
-                f"{len(short)} utterances are too short for their transcript, CTC leaves them out: {short[:20]}"
-            )
+            said = "utterances are too short for their transcript, CTC leaves them out"
+            logger.warning(f"{len(short)} {said}: {short[:20]}")
     if length := getattr(model, "fixed_length", 0):
         counts = model.features.frame_counts(batches.samples_of(run.frame["duration"]))
         if n := int((counts > length).sum()):
