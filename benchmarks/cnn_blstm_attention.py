@@ -15,7 +15,7 @@ import torch
 from machine import machine
 
 from speechbrain_ser.lobes.cnn_blstm_attention import CNNBLSTMAttention
-from speechbrain_ser.nnet.recurrent import BLSTM
+from speechbrain_ser.nnet.masked import BLSTM
 from speechbrain_ser.processing.lengths import frame_mask
 
 

@@ -107,7 +107,7 @@ def our_model(folder: Path, ctc: bool = False) -> CaiModel:
 def ours(folder: Path, precision: str, batch_size: int | None, ctc: bool = False) -> tuple[Classify, torch.nn.Module]:
     """classify_files; a batch size of None is its default."""
     from speechbrain_ser.data.text import build_tokens
-    from speechbrain_ser.models.decoding import Decoder
+    from speechbrain_ser.models.heads import Decoder
 
     decode = Decoder(build_tokens("letters", [])) if ctc else None
     options = {"device": "cpu", "precision": precision}

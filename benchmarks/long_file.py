@@ -36,7 +36,7 @@ from speechbrain_ser.inference.recognizer import EmotionRecognizer  # noqa: E402
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2  # noqa: E402
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2  # noqa: E402
 from speechbrain_ser.models.cai import CaiModel  # noqa: E402
-from speechbrain_ser.models.decoding import Decoder  # noqa: E402
+from speechbrain_ser.models.heads import Decoder  # noqa: E402
 from speechbrain_ser.nnet.pooling import MaskedPooling  # noqa: E402
 
 PAUSE = 0.4  # seconds

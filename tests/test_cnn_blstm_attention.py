@@ -6,7 +6,7 @@ from torch import nn
 
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.lobes.cnn_blstm_attention import CNNBLSTMAttention
-from speechbrain_ser.nnet.recurrent import BLSTM
+from speechbrain_ser.nnet.masked import BLSTM
 from speechbrain_ser.processing.lengths import frame_mask
 
 SMALL = {"input_size": 6, "channels": (5, 7, 9), "bottleneck": 8, "lstm_size": 4, "heads": 2}

@@ -8,8 +8,7 @@ import soundfile
 
 from speechbrain_ser.cli import main
 from speechbrain_ser.data.corpora import espeak
-from speechbrain_ser.data.corpora.demo import make_demo_corpus
-from speechbrain_ser.data.corpora.demo_sentences import HELD_OUT, SENTENCES
+from speechbrain_ser.data.corpora.demo import HELD_OUT, SENTENCES, make_demo_corpus
 from speechbrain_ser.data.corpora.espeak import Speech, speak
 from speechbrain_ser.data.labels import apply_labels
 from speechbrain_ser.data.manifest import prepare, read_manifest

@@ -15,8 +15,7 @@ import torch
 
 from speechbrain_ser.data.batches import load_audio
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.inference.recognizer import LOOK_AHEAD, EmotionRecognizer
-from speechbrain_ser.inference.trained import load_model
+from speechbrain_ser.inference.recognizer import LOOK_AHEAD, EmotionRecognizer, load_model
 
 from .conftest import ROOT
 

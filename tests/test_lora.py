@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 from speechbrain_ser.data.batches import load_audio
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.inference.export import export_run
-from speechbrain_ser.inference.recognizer import EmotionRecognizer
-from speechbrain_ser.inference.trained import load_model
+from speechbrain_ser.inference.recognizer import EmotionRecognizer, load_model
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.cai import CaiModel
 from speechbrain_ser.nnet.lora import LoRALinear, add_lora, merge_lora, merged_state

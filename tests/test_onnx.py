@@ -13,8 +13,8 @@ from torch import nn
 from speechbrain_ser.data.batches import load_audio
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.inference import export
+from speechbrain_ser.inference.adapters import Graph, check_onnx, write_onnx
 from speechbrain_ser.inference.export import export_run
-from speechbrain_ser.inference.onnx import Graph, check_onnx, write_onnx
 from speechbrain_ser.inference.package import sha256
 from speechbrain_ser.inference.recognizer import EmotionRecognizer
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2

@@ -350,7 +350,7 @@ def test_an_edited_card_and_hidden_files_are_nobodys_business(package):
 
 CLASS = {"class": "os.system", "arguments": {"command": "touch {canary}"}}
 EVAL = {"class": "builtins.eval", "arguments": {"source": "__import__('os').system('touch {canary}')"}}
-LOAD = {"class": "speechbrain_ser.inference.trained.load_model", "arguments": {"run_folder": "."}}
+LOAD = {"class": "speechbrain_ser.inference.recognizer.load_model", "arguments": {"run_folder": "."}}
 TABLE = "model.*expected a (model|class) of the table in speechbrain_ser/inference/package.py"
 
 

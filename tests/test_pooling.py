@@ -8,8 +8,7 @@ from safetensors.torch import load_file
 from speechbrain.lobes.models.ECAPA_TDNN import AttentiveStatisticsPooling
 
 from speechbrain_ser.inference.export import export_run
-from speechbrain_ser.inference.recognizer import EmotionRecognizer
-from speechbrain_ser.inference.trained import load_model
+from speechbrain_ser.inference.recognizer import EmotionRecognizer, load_model
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.cai import CaiModel
 from speechbrain_ser.nnet.pooling import MODES, MaskedPooling

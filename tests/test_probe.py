@@ -15,8 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.inference.export import export_run
-from speechbrain_ser.inference.recognizer import EmotionRecognizer
-from speechbrain_ser.inference.trained import load_model
+from speechbrain_ser.inference.recognizer import EmotionRecognizer, load_model
 from speechbrain_ser.lobes.encoder import Encoder
 from speechbrain_ser.lobes.pretrained import LayerStatistics
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2

@@ -1,11 +1,13 @@
 """The project's own promises: README and CI say the same, every shipped file is where it should be."""
 
+import ast
 import contextlib
 import importlib.metadata
 import json
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from importlib.metadata import PackageNotFoundError, metadata, requires
 
 import pytest
@@ -85,3 +87,30 @@ def test_importing_data_and_evaluation_needs_no_torch():
     code = f"import sys, {', '.join(names)}; print([n for n in ('torch', 'speechbrain') if n in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+# what each room may import: these, and what they may import
+BELOW = {
+    **{"errors": "", "files": "errors", "data": "files", "processing": "data", "nnet": "processing", "lobes": "nnet"},
+    **{"models": "lobes", "evaluation": "data", "training": "models evaluation", "crossval": "training"},
+    "inference": "models evaluation",
+}
+
+
+def rooms_below(room: str) -> set[str]:
+    return {room}.union(*(rooms_below(other) for other in BELOW[room].split()))
+
+
+def test_arrows_between_rooms_and_no_circle_between_files():
+    """Types included; CONTRIBUTING.md draws the arrows."""
+    paths = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in (ROOT / "speechbrain_ser").rglob("*.py")}
+    paths = {name.removesuffix(".__init__"): p for name, p in paths.items() if name.count(".") > 1 or p.stem in BELOW}
+    asked = {}
+    for name, path in paths.items():
+        nodes = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.ImportFrom)]
+        full = {f"{n.module}.{a.name}" for n in nodes for a in n.names} | {n.module for n in nodes}
+        asked[name] = (full & set(paths)) - {name}
+    assert len(asked) > 70
+    rooms = {(a.split(".")[1], b.split(".")[1]) for a, below in asked.items() for b in below}
+    assert [(a, b) for a, b in rooms if b not in rooms_below(a)] == []
+    list(TopologicalSorter(asked).static_order())  # raises CycleError

@@ -29,7 +29,7 @@ from speechbrain_ser.inference.timeline import (
     stream_audio,
 )
 from speechbrain_ser.inference.timeline_figure import plot_timeline
-from speechbrain_ser.models.decoding import Decoder
+from speechbrain_ser.models.heads import Decoder
 
 from .test_inference import CPU, odd, run_of, wavs  # noqa: F401 (fixtures)
 

@@ -16,7 +16,7 @@ from speechbrain_ser.data.text import (
     save_tokens,
 )
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.models.decoding import Decoder
+from speechbrain_ser.models.heads import Decoder
 from speechbrain_ser.nnet.losses import ctc_loss, frames_needed
 
 PUBLISHED = Path(__file__).parent / "data" / "cai_tiny" / "vocab.json"

@@ -18,7 +18,7 @@ from speechbrain_ser.data.batches import SAMPLE_RATE, load_audio
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.evaluation.figures import save_figure
 from speechbrain_ser.files import written_whole
-from speechbrain_ser.inference.trained import TrainedModel, load_model
+from speechbrain_ser.inference.recognizer import TrainedModel, load_model
 from speechbrain_ser.lobes.speech_decomposition import SpeechDecomposition
 from speechbrain_ser.nnet.losses import masked_mse
 from speechbrain_ser.processing.pitch import PitchTrack, normalize

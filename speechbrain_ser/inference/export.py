@@ -21,9 +21,9 @@ from speechbrain_ser.evaluation.calibration import read_calibration, temperature
 from speechbrain_ser.evaluation.intervals import Interval, speaker_interval, speaker_sums
 from speechbrain_ser.evaluation.metrics import FIGURES, SELECTIONS, printed, with_interval
 from speechbrain_ser.files import read_json, sha256, write_json, write_text
-from speechbrain_ser.inference import onnx, package
+from speechbrain_ser.inference import adapters, package
 from speechbrain_ser.inference.package import CONFIG, LABELS, PARAMETERS, TASKS
-from speechbrain_ser.inference.trained import TrainedModel, finished, load_model, read_yaml
+from speechbrain_ser.inference.recognizer import TrainedModel, finished, load_model, read_yaml
 from speechbrain_ser.lobes.backbone import backbone_settings, preprocessor_settings
 from speechbrain_ser.models.heads import model_inputs
 from speechbrain_ser.nnet.lora import merged_state
@@ -142,21 +142,21 @@ SPEECHBRAIN_YAML = """\
 sample_rate: {sample_rate}
 
 {description}
-embedding: !new:speechbrain_ser.inference.adapter.Embedding
+embedding: !new:speechbrain_ser.inference.adapters.Embedding
   description: !ref <description>
   backbone: !ref <backbone>
   preprocessor: !ref <preprocessor>
-label_encoder: !apply:speechbrain_ser.inference.adapter.empty_encoder [{n_classes}]
+label_encoder: !apply:speechbrain_ser.inference.adapters.empty_encoder [{n_classes}]
 
 modules:
   compute_features: !new:torch.nn.Identity
-  mean_var_norm: !new:speechbrain_ser.inference.adapter.Unchanged
+  mean_var_norm: !new:speechbrain_ser.inference.adapters.Unchanged
   embedding_model: !ref <embedding>
-  classifier: !new:speechbrain_ser.inference.adapter.LogPosteriors
+  classifier: !new:speechbrain_ser.inference.adapters.LogPosteriors
     embedding: !ref <embedding>
     temperature: {temperature!r}
 
-pretrainer: !new:speechbrain_ser.inference.adapter.NamedPretrainer
+pretrainer: !new:speechbrain_ser.inference.adapters.NamedPretrainer
   files:
     embedding: {parameters}
     label_encoder: {labels}
@@ -211,7 +211,7 @@ def export_run(
     out, run = _free(out), Path(run_folder)
     description = _description(run)
     if with_onnx:
-        onnx.check_possible(description)
+        adapters.check_possible(description)
     trained = load_model(run)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
@@ -267,7 +267,7 @@ def _write(folder: Path, run: Path, trained: TrainedModel, description: dict, wi
     model = package.build_model(description, str(run / "hyperparams.yaml"), str(folder / package.BACKBONE))
     _write_parameters(folder / PARAMETERS, model, trained.model)
     if with_onnx:
-        onnx.write_onnx(model, folder / package.ONNX)
+        adapters.write_onnx(model, folder / package.ONNX)
     if with_speechbrain:
         _write_speechbrain_layout(folder, config, backbone)
     config["files"] = {name: sha256(folder / name) for name in package.FILES if (folder / name).is_file()}

@@ -30,9 +30,9 @@ from speechbrain_ser.lobes.encoder import Encoder
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.lobes.whisper import Whisper
 from speechbrain_ser.models.cai import CaiModel
-from speechbrain_ser.models.decoding import KINDS
 from speechbrain_ser.models.fu import FuModel
 from speechbrain_ser.models.ha import HaModel
+from speechbrain_ser.models.heads import KINDS
 from speechbrain_ser.models.hsu import HsuModel
 from speechbrain_ser.models.probe import ProbeModel
 from speechbrain_ser.nnet.convolution import ConvHead

@@ -289,11 +289,11 @@ class PhraseCutter:
 
     What goes on without a pause for more than `max_phrase` seconds is cut at a word's end, if there is one, else at its
     longest silence. A pause lasts `min_pause` seconds: within a phrase CTC is blank between letters too, for as long as
-    a vowel lasts. `decode` is a :class:`speechbrain_ser.models.decoding.Decoder`, `frame_seconds` from frame to frame.
+    a vowel lasts. `decode` is a :class:`speechbrain_ser.models.heads.Decoder`, `frame_seconds` from frame to frame.
 
     Example
     -------
-    >>> from speechbrain_ser.models.decoding import Decoder
+    >>> from speechbrain_ser.models.heads import Decoder
     >>> from speechbrain_ser.data.text import CharacterTokens
     >>> cutter = PhraseCutter(Decoder(CharacterTokens(["<blank>", "|", "A", "B"]), "greedy"), 0.1, min_pause=0.3)
     >>> logits = torch.nn.functional.one_hot(torch.tensor([0, 2, 1, 3, 0, 1, 0, 0, 0, 3, 3]), 4).float()

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.nnet.attention import LocalAttentionPooling, SelfAttention
 from speechbrain_ser.nnet.initialization import keras_init_
-from speechbrain_ser.nnet.masked import constant_tail_start
-from speechbrain_ser.nnet.recurrent import BLSTM
+from speechbrain_ser.nnet.masked import BLSTM, constant_tail_start
 from speechbrain_ser.processing.lengths import frame_mask
 
 INITIALIZATIONS = ("keras", "pytorch")

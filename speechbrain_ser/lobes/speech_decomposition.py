@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from speechbrain_ser.nnet.augment import Draws, RandomResampling
-from speechbrain_ser.nnet.masked import MaskedGroupNorm
+from speechbrain_ser.nnet.masked import BLSTM, MaskedGroupNorm
 from speechbrain_ser.nnet.pooling import MaskedPooling
-from speechbrain_ser.nnet.recurrent import BLSTM
 from speechbrain_ser.processing.lengths import check_frame_counts, frame_mask
 from speechbrain_ser.processing.pitch import UNVOICED, quantize
 

@@ -21,7 +21,7 @@ from speechbrain_ser.evaluation.figures import plot_reconstructions, save_figure
 from speechbrain_ser.evaluation.metrics import RECOGNITION, label_accuracy, metrics, metrics_by_text
 from speechbrain_ser.files import write_csv
 from speechbrain_ser.models.checkpoints import BEST, find_epoch, load_parameters
-from speechbrain_ser.models.decoding import Decoder
+from speechbrain_ser.models.heads import Decoder
 from speechbrain_ser.nnet.losses import mean_spectrum_mse, reconstruction_loss
 from speechbrain_ser.training import distributed
 from speechbrain_ser.training.checkpoints import History, RandomState, Tally

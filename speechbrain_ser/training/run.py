@@ -28,7 +28,7 @@ from speechbrain_ser.data.protocols import PARTS, Fold
 from speechbrain_ser.data.text import build_tokens, save_tokens
 from speechbrain_ser.errors import INTERRUPTED, TRY_LATER, UserError, nearest, shown
 from speechbrain_ser.evaluation.metrics import SELECTIONS
-from speechbrain_ser.evaluation.summary import summary
+from speechbrain_ser.evaluation.runs import summary
 from speechbrain_ser.files import NO_ROOM, FolderInUse, locked, read_json, write_json, write_text
 from speechbrain_ser.lobes.backbone import check_backbone, fingerprint
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
