@@ -49,9 +49,6 @@ def gradients(lobe: nn.Module, vectors: torch.Tensor) -> dict[str, torch.Tensor]
     return {name: parameter.grad.clone() for name, parameter in lobe.named_parameters()}
 
 
-# --- table 1 ---------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def published() -> CNNBLSTMAttention:
     torch.manual_seed(0)
@@ -74,9 +71,6 @@ def test_shapes_are_those_of_table_1(published):
     assert published.min_frames == 5 and published.frame_counts(torch.tensor([256, 5, 4])).tolist() == [252, 1, 0]
     assert published.local_attention.score.weight.numel() == 256  # U
     assert sum(p.numel() for p in published.parameters()) == 9_381_120  # Keras' LSTMs have a bias fewer: 4 x 512
-
-
-# --- the equations, for one utterance ---------------------------------------------------------------------
 
 
 def stages_of(lobe: CNNBLSTMAttention, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -116,9 +110,6 @@ def test_every_stage_agrees_with_the_equations(features, initialization):
         assert_close(found[name], expected)
 
 
-# --- padding and company change nothing ------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("padding", [None, 0.0, -1.0, 1e30, float("nan")])
 @pytest.mark.parametrize("training", [False, True])
 def test_batch_gives_the_singles(lobe, features, padding, training):
@@ -133,16 +124,6 @@ def test_batch_gives_the_singles(lobe, features, padding, training):
             assert_close(found[name], gradient)
 
 
-def test_gradient_of_the_input_stays_within_the_utterance(lobe, features):
-    batch = padded_with(features, float("nan")).requires_grad_()
-    lobe(batch, LENGTHS).sum().backward()
-    own = frame_mask(LENGTHS, FRAMES)
-    assert (batch.grad[~own] == 0).all()
-    single = features[2:3, : LENGTHS[2]].clone().requires_grad_()
-    lobe(single).sum().backward()
-    assert_close(batch.grad[2, : LENGTHS[2]], single.grad[0])
-
-
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_ways_to_run_the_blstm_agree(layers):
     torch.manual_seed(0)
@@ -153,9 +134,6 @@ def test_ways_to_run_the_blstm_agree(layers):
     assert (turned[~frame_mask(counts, 9)] == 0).all()
     for name, gradient in gradients(layer, packed.flatten(1)).items():
         assert_close(gradients(layer, layer._turned(x, counts).flatten(1))[name], gradient)
-
-
-# --- the paper's mode: padding counts as frames ----------------------------------------------------------
 
 
 def computed_frames(lobe: CNNBLSTMAttention, *args) -> tuple[torch.Tensor, int]:
@@ -189,9 +167,6 @@ def test_padding_counts_without_lengths(lobe, features):
     torch.testing.assert_close(lobe(padded), lobe(padded, torch.full_like(LENGTHS, FRAMES)), rtol=0, atol=0)
 
 
-# --- attention -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("training", [False, True])
 def test_attention_is_a_distribution_over_own_frames(features, training):
     torch.manual_seed(0)
@@ -219,9 +194,6 @@ def test_mixed_precision(lobe, features):
     sums = attention.local_attention.sum(1)
     torch.testing.assert_close(sums, torch.ones(5), rtol=0, atol=1e-6)  # not bfloat16's 4e-3
     assert_close(fixed, lobe(features), share=0.05)
-
-
-# --- initialisation --------------------------------------------------------------------------------------
 
 
 def assert_uniform(weight: torch.Tensor, bound: float) -> None:
@@ -257,9 +229,6 @@ def test_keras_lstms(published):
         into, forget, new, out = (bias_ih + bias_hh).split(128)
         assert (forget == 1).all()
         assert (torch.cat([into, new, out]) == 0).all()
-
-
-# --- mistakes --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,6 @@ def sine(rate: int, seconds: float = 0.5, hertz: float = 440.0) -> np.ndarray:
     return (0.5 * np.sin(2 * math.pi * hertz * np.arange(int(rate * seconds)) / rate)).astype("float32")
 
 
-# ------------------------------------------------------------------ audio
-
-
 # 44 101 Hz has no common divisor with 16 kHz
 RECORDINGS = [("a.flac", 44_100, "PCM_16"), ("a.wav", 8_000, "FLOAT"), ("a.ogg", 48_000, None)]
 
@@ -108,8 +105,6 @@ def test_a_recording_is_decoded_once_while_there_is_room(tmp_path, monkeypatch):
     assert torch.equal(pickle.loads(pickle.dumps(cache))["a"], wavs["a"]) and read[-1] == "a"  # a loading process
 
 
-# ------------------------------------------------------------------ steps
-
 DURATIONS = [float(d) for d in np.random.default_rng(5).uniform(1, 9, 23)]
 
 
@@ -178,9 +173,6 @@ def test_evaluation_takes_each_once_longest_first():
     flat = [k for batch in batches for k in batch]
     assert sorted(flat) == list(range(23)) and [len(batch) for batch in batches] == [5, 5, 5, 5, 3]
     assert [DURATIONS[k] for k in flat] == sorted(DURATIONS, reverse=True)
-
-
-# ------------------------------------------------------------------ loading
 
 
 @pytest.fixture(scope="module")

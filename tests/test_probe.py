@@ -47,9 +47,6 @@ def data(each=30, values=40):
     return (x * 7 + 100).astype(np.float32), emotion, speaker
 
 
-# ------------------------------------------------------------------ statistics
-
-
 def test_statistics_are_those_of_own_frames_in_any_batch(any_encoder):
     wavs = torch.randn(2, 9000, generator=torch.Generator().manual_seed(0))
     lens = torch.tensor([1.0, 0.4])
@@ -74,9 +71,6 @@ def test_a_model_in_use_stops_after_its_layer(any_encoder, state):
     model.keep_tasks({"emotion"})
     assert len(any_encoder.states(wavs, lens)[0]) == min(state + 1, 2) + 1 and model.inputs == {"sig": None}
     torch.testing.assert_close(model((wavs, lens))["emotion"], expected)
-
-
-# ------------------------------------------------------------------ choice and fit
 
 
 def test_scores_are_scikit_learns(encoder):
@@ -130,9 +124,6 @@ def test_a_left_out_speaker_may_be_the_only_one_with_a_class(encoder):
     emotion = (speaker == "s0").astype(int)
     scores = LayerChoice(encoder, [1], [0.1]).scores(x, emotion, speaker)
     assert scores["UA"].item() < 1  # s0's class is not known where s0 is left out
-
-
-# ------------------------------------------------------------------ runs
 
 
 @pytest.fixture

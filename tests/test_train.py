@@ -24,9 +24,6 @@ def metrics_of(out: str) -> dict:
 TABLE_COLUMNS = "--table_columns={wav: path, emotion: label, speaker: who, transcript: said, split: part}"
 
 
-# ------------------------------------------------------------------ one line swaps
-
-
 @pytest.mark.parametrize("corpus, layout", [("iemocap", "iemocap"), ("demo", "iemocap"), ("emodb", "emodb")])
 def test_corpus(train, small, corpus, layout):
     out = train(f"--corpus={corpus}", f"--data_folder={small.corpus(layout)}")
@@ -62,7 +59,10 @@ LINES = {
     "c": {"freeze_feature_extractor": True, "spec_augment": True, "attention": "eager", "layerdrop": 0.5},
     "d": {"pooling": "attentive", "gradient_checkpointing": True, "backbone_lr": 0.0001, "class_weights": "balanced"},
     "e": {"precision": "bf16", "max_grad_norm": 0, "early_stopping": 1, "selection": "valid", "augment": AUGMENT},
-    "f": {"labels": "{angry: negative, sad: negative, fear: negative, happy: positive, '*': null}"},
+    "f": {
+        "labels": "{angry: negative, sad: negative, fear: negative, happy: positive, '*': null}",
+        "lr_schedule": "!name:transformers.get_scheduler [constant_with_warmup]",
+    },
 }
 
 
@@ -127,9 +127,6 @@ def test_a_head_from_outside(train, tmp_path):
     assert "nothing reads the line" not in out
 
 
-# ------------------------------------------------------------------ reproducible, resumable
-
-
 RANDOM = {
     "cai_mtl": ["--spec_augment=True", "--layerdrop=0.2"],
     "fu_cross_lingual": [
@@ -146,8 +143,6 @@ def test_same_seed_same_files(train, tmp_path, yaml):
     first, second = (folder_of(train(*flags, f"--results_folder={tmp_path / name}", yaml=yaml)) for name in "ab")
     for name in ("metrics.json", "predictions.csv", "epochs.csv"):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
-    other = folder_of(train(*flags, "--seed=2", yaml=yaml))
-    assert (first / "epochs.csv").read_bytes() != (other / "epochs.csv").read_bytes()
 
 
 def test_finished_is_not_run_again_and_more_epochs_continue(train):
@@ -164,9 +159,6 @@ def test_finished_is_not_run_again_and_more_epochs_continue(train):
 def test_debug_leaves_no_results(train, tmp_path):
     train("--debug")
     assert not (tmp_path / "results").exists() or not list((tmp_path / "results").glob("cai_mtl"))
-
-
-# ------------------------------------------------------------------ wrong input
 
 
 def wrong(train, *flags, expect: str | tuple, **kwargs):
