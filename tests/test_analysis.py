@@ -95,9 +95,6 @@ def recordings(tmp_path) -> tuple[str, str]:
     return tuple(map(str, paths))
 
 
-# --- sound -----------------------------------------------------------------------------------------------
-
-
 def test_sound_of_a_spectrogram_has_that_spectrogram_and_pitch():
     wav = voice(1.5)
     mel = MEL.extract(wav)
@@ -125,9 +122,6 @@ def test_sound_of_silence_of_values_beyond_the_range_and_of_what_is_no_spectrogr
     for mel in (np.zeros((0, 80)), np.zeros((80, 20)), np.zeros(80), np.full((5, 80), np.nan)):
         with pytest.raises(ValueError, match="expected a spectrogram"):
             invert_mel(mel)
-
-
-# --- parts -----------------------------------------------------------------------------------------------
 
 
 def test_parts_of_a_recording(tmp_path):
@@ -160,9 +154,6 @@ def test_unusable_recordings_are_named(tmp_path, wav, said):
         read_parts(path, MEL, F0)
 
 
-# --- analysis --------------------------------------------------------------------------------------------
-
-
 def test_analysis_is_what_the_model_gives_without_resampling(source):
     model = decomposition().train()
     model.decoder.eval()
@@ -193,9 +184,6 @@ def test_without_a_voice(model, source, wav, remark):
     assert np.isfinite(analysis.reconstruction).all() and np.isfinite(analysis.mse)
     assert parts.title in plot_analysis(analysis).get_suptitle()
     assert np.isfinite(convert(model, source, parts, ["pitch", "timbre"]).mel).all()
-
-
-# --- conversion ------------------------------------------------------------------------------------------
 
 
 def test_nothing_and_everything_swapped_are_reconstructions(model, source, target):
@@ -241,9 +229,6 @@ def test_length_of_other_models(source, target, names, swap):
     assert conversion.f0_hz is None
 
 
-# --- pictures --------------------------------------------------------------------------------------------
-
-
 def panels(figure) -> dict:
     """Axes by label, without colour bars."""
     return {axes.get_ylabel().split("\n")[0]: axes for axes in figure.axes if axes.get_label() != "<colorbar>"}
@@ -283,9 +268,6 @@ def test_picture_of_a_conversion(model, source, target):
     for axes, f0 in zip(overs, (source.f0_hz, target.f0_hz, conversion.f0_hz), strict=True):
         np.testing.assert_array_equal(np.nan_to_num(axes.lines[0].get_ydata()), f0)
         assert axes.get_ylim() == overs[0].get_ylim()
-
-
-# --- commands --------------------------------------------------------------------------------------------
 
 
 def test_decompose(loader, model, recordings, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Temperatures, ECE and abstention: by hand, in trained runs, in reports, in use."""
 
+# ruff: noqa: F811 (fixtures of other files)
 import json
 import math
 import shutil
@@ -33,26 +34,15 @@ from speechbrain_ser.evaluation.calibration import (
 )
 from speechbrain_ser.evaluation.report import build_report
 from speechbrain_ser.evaluation.runs import in_words
-from speechbrain_ser.files import write_csv, write_json, write_text
+from speechbrain_ser.files import write_csv, write_json
 from speechbrain_ser.inference.formats import csv_text, json_text, table_text
 from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition
 
 from .run_folders import CLASSES, FOLDS, predictions, write_run
+from .test_inference import CPU, run_of  # noqa: F401 (a fixture)
+from .test_report import blank_pictures  # noqa: F401 (a fixture)
 
-CPU = {"device": "cpu"}
-# one run each, shared with tests/test_inference.py
-RUNS = {
-    "cai": ("cai_mtl", ["--pooling=sum"]),
-    "ha": ("ha_speaker_norm", ["--pooling=sum", "--decoding=beam", "--beam_size=3"]),
-    "fu": ("fu_cross_lingual", ["--fold=03", "--lr=0.01", "--n_epochs=2"]),
-    "hsu": ("hsu_mtl", ["--pretrain=False", "--fold=03", "--pooling=sum", "--emotion_reads=[pitch, timbre]"]),
-}
-
-
-@pytest.fixture
-def run_of(trained):
-    """The folder of one of the runs."""
-    return lambda name: trained(*RUNS[name][1], yaml=RUNS[name][0])
+RUNS = ["cai", "ha", "fu", "hsu"]
 
 
 def synthetic(n: int, temperature: float, classes: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -60,9 +50,6 @@ def synthetic(n: int, temperature: float, classes: int = 4, seed: int = 0) -> tu
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(n, classes)) * 4
     return logits, np.array([rng.choice(classes, p=np.exp(p)) for p in with_temperature(logits, temperature)])
-
-
-# ------------------------------------------------------------------ a temperature
 
 
 @pytest.mark.parametrize("temperature", [2.5, 0.4])
@@ -119,9 +106,6 @@ def test_posteriors_of_exactly_0_and_1():
     assert found["ECE"] == pytest.approx((2 * abs(1.0 - 0.5) + abs(0.5 - 0.0)) / 3)  # the third calls the first class
 
 
-# ------------------------------------------------------------------ ECE, and abstention
-
-
 def test_ece_by_hand():
     """In 15 bins: one of 0.95 and 0.97 (half right), one of 0.6 (right), which is an upper edge; 0.61 is above it."""
     bins = reliability_bins([0.95, 0.97, 0.6, 0.61], [True, False, True, False])
@@ -142,9 +126,6 @@ def test_coverage_and_accuracy():
     assert [r["n"] for r in rows] == [4, 3, 0] and [r["WA"] for r in rows] == [0.75, pytest.approx(2 / 3), None]
     coverage, accuracy = coverage_curve(scores)
     assert coverage.tolist() == [0.25, 0.5, 0.75, 1.0] and accuracy.tolist() == pytest.approx([1, 1, 2 / 3, 0.75])
-
-
-# ------------------------------------------------------------------ a run's files
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -200,9 +181,6 @@ def test_speakers_that_are_trained_on_are_named(trained, run_of):
     known = read_calibration(trained("--protocol=random", "--alpha=0", yaml="cai_mtl"))
     assert "its speakers are trained on" in known["note"]
     assert "trained on" not in read_calibration(run_of("cai"))["note"]
-
-
-# ------------------------------------------------------------------ in use
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -281,9 +259,6 @@ def test_predict_with_a_threshold(run_of, small, tmp_path, capfd):
     assert "expected results of this model" in capfd.readouterr().err and out.read_bytes() == before
 
 
-# ------------------------------------------------------------------ reports
-
-
 def calibrated_run(root: Path, fold: str, temperature: float | None = 2.5, calibrate_it=True, **metrics) -> Path:
     """A fabricated run with logits that are too sure by a temperature; without one: all validation utterances right."""
     frame, rng = predictions(fold), np.random.default_rng(sum(map(ord, fold)))
@@ -301,12 +276,6 @@ def calibrated_run(root: Path, fold: str, temperature: float | None = 2.5, calib
         write_json({"epoch": 3, **calibrate(*tables.values(), CLASSES)}, folder / CALIBRATION)
         write_csv(pd.concat([t.assign(part=p) for p, t in tables.items()]), folder / LOGITS)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def blank_pictures(monkeypatch):
-    """Of reports: they take most of a report's time."""
-    monkeypatch.setattr("speechbrain_ser.evaluation.report.save_figure", lambda figure, path: write_text("-", path))
 
 
 def scores_by_hand(folder, temperature) -> pd.DataFrame:
@@ -349,15 +318,6 @@ def test_a_report_pools_folds_each_with_its_own_temperature(tmp_path):
     on_valid = on_valid[on_valid["threshold"] == 0.6]
     assert answers["valid_coverage"] == pytest.approx(on_valid["coverage"].mean())
     assert answers["valid_WA"] == pytest.approx((on_valid["n"] * on_valid["WA"]).sum() / on_valid["n"].sum())
-
-
-def test_a_report_of_runs_from_before(tmp_path):
-    for fold in FOLDS:
-        calibrated_run(tmp_path, fold, calibrate_it=False)
-    tables = build_report(tmp_path).tables
-    assert tables["calibration"].text[["posteriors", "temperature"]].to_numpy().tolist() == [["as trained", "none"]]
-    assert "No temperature: no calibration.json." in tables["calibration"].notes
-    assert set(tables["abstention"].text["posteriors"]) == {"as trained"}
 
 
 def test_some_folds_without_a_temperature_stay_as_trained(tmp_path):

@@ -39,9 +39,6 @@ def write(tmp_path):
     return write_file
 
 
-# ------------------------------------------------------------------ the command line
-
-
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -121,9 +118,6 @@ def test_run_options_pass_through():
     assert not {"precision", "max_grad_norm", "nonfinite_patience"} & config.run_opts.overridden_args
 
 
-# ------------------------------------------------------------------ arguments of objects
-
-
 @pytest.mark.parametrize(
     ("flag", "where", "hint"),
     [
@@ -153,9 +147,6 @@ def test_another_class_replaces_and_the_same_one_merges():
     merged = read("--opt_class={weight_decay: 0.5}").changed()["opt_class"]
     assert "AdamW" in merged and "betas" in merged and "0.5" in merged and "<lr>" in merged
     assert read("--loss_weights={emotion: 0.5}").plain["loss_weights"] == {"emotion": 0.5, "asr": 0.1}
-
-
-# ------------------------------------------------------------------ files
 
 
 @pytest.mark.parametrize(
@@ -205,8 +196,6 @@ def test_old_names(write, caplog):
     assert caplog.messages == [f"{path}: {new.format('')}", f"--{new.format('--')}"]  # each once
 
 
-# ------------------------------------------------------------------ a system of the user's own
-
 OWN = """
 base: cai_mtl.yaml
 system: own
@@ -243,9 +232,6 @@ def test_a_line_that_nothing_reads_is_a_warning(write, caplog):
     path = write("base: cai_mtl.yaml\nalhpa: 0.2  # not alpha\n")
     assert read(yaml=path).changed() == {"alhpa": "0.2"}
     assert caplog.messages == [f"{path}: nothing reads the line 'alhpa:' (did you mean 'alpha'?)"]
-
-
-# ------------------------------------------------------------------ what a run is called
 
 
 @pytest.mark.parametrize(
@@ -286,9 +272,6 @@ def test_a_name_is_never_too_long_for_a_file_system():
     flags |= {"freeze_feature_extractor": True, "gradient_checkpointing": True, "weighted_sum": True}
     variants = {read(*(f"--{k}={v}" for k, v in flags.items()), f"--weight_decay={w}").variant() for w in (1, 2)}
     assert len(variants) == 2 and all(len(v.encode()) < 255 and "/" not in v for v in variants)
-
-
-# ------------------------------------------------------------------ what is built
 
 
 @pytest.mark.parametrize(

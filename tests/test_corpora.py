@@ -52,8 +52,6 @@ def error_of(corpus, folder, out, **options):
     return str(error.value)
 
 
-# ---------------------------------------------------------------------------------------------------- IEMOCAP
-
 EXPECTED = [  # ID, emotion, speaker, gender, session, dialog, transcript
     ("Ses01F_impro01_F000", "neutral", "01F", "F", "Ses01", "Ses01F_impro01", "Excuse me."),
     ("Ses01F_impro01_F001", "undecided", "01F", "F", "Ses01", "Ses01F_impro01", ""),
@@ -204,9 +202,6 @@ def test_iemocap_partial_copies_only_warn(release, tmp_path, caplog):
     assert "5 turns in the default four classes; the official release has 5531" in caplog.text
 
 
-# ----------------------------------------------------------------------------------------------------- EMO-DB
-
-
 @needs_emodb
 def test_real_emodb(tmp_path, caplog):
     frame = read_manifest(prepare("emodb", EMODB, tmp_path), EMODB)
@@ -233,8 +228,6 @@ def test_emodb_bad_names_are_listed(tmp_path):
     assert "unknown text" in message and "03a99Xa.wav: 'a99'" in message
     assert "unknown emotion (known: W L E A F T N) (1):\n  03a99Xa.wav: 'X'" in message
 
-
-# ------------------------------------------------------------------------------------------------------ SAVEE
 
 TAKES = [f"{code}{n:02}" for code in ("a", "d", "f", "h", "sa", "su") for n in range(1, 16)]
 TAKES += [f"n{n:02}" for n in range(1, 31)]
@@ -319,25 +312,11 @@ def test_which_savee_is_meant(copy, tmp_path):
         assert hint in error_of("savee", folder, tmp_path / "out")
 
 
-# ------------------------------------------------------------------------------------------------------ table
-
 PLAIN = "wav,emotion\na/one.wav,happy\nb/two.wav,NA\n"
 
 
 def rows_of(folder, out, **options):
     return read_manifest(prepare("table", folder, out, **options), folder)
-
-
-def test_smallest_table(tmp_path):
-    folder = table_folder(tmp_path / "own", PLAIN, ["a/one.wav", "b/two.wav"])
-    frame = rows_of(folder, tmp_path / "out")
-    assert list(frame.columns) == list(COLUMNS)
-    assert frame[["ID", "emotion", "speaker", "corpus"]].values.tolist() == [
-        ["a_one", "happy", "", "table"],
-        ["b_two", "NA", "", "table"],
-    ]
-    assert [Path(wav) for wav in frame["wav"]] == [folder / "a/one.wav", folder / "b/two.wav"]
-    assert list(apply_labels(frame)["emotion"]) == ["happy", "NA"]
 
 
 def test_mapped_columns_extra_columns_tabs_and_semicolons(tmp_path):
@@ -425,9 +404,6 @@ def test_which_file_is_the_table(tmp_path):
     assert len(rows_of(folder, tmp_path / "out", file=str(folder / "users.csv"))) == 2
 
 
-# ------------------------------------------------------------------------------------------------------ audio
-
-
 def test_every_bad_recording_is_listed(tmp_path):
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 50000)
     write_wav(tmp_path / "good.wav")
@@ -474,9 +450,6 @@ def test_any_format_is_accepted(tmp_path):
     data[40:44] = b"\xff\xff\xff\xff"  # what is written into a pipe has no length in its header
     (tmp_path / "streamed.wav").write_bytes(data)
     assert check_audio([tmp_path / name for name in (*formats, "streamed.wav")]) == [0.5] * 5
-
-
-# --------------------------------------------------------------------------------------------------- manifest
 
 
 def row(name="a", **values):
@@ -527,9 +500,6 @@ def test_unknown_corpus_and_option(release, tmp_path):
     message = error_of("table", release, tmp_path / "out", colums={})
     assert "has no option colums (did you mean 'columns'?); it has: file, columns, extra" in message
     assert "it has: none" in error_of("iemocap", release, tmp_path / "out", seed=1)
-
-
-# ----------------------------------------------------------------------------------------------------- labels
 
 
 def labelled(*emotions, corpus="iemocap"):

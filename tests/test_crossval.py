@@ -27,8 +27,6 @@ from .fake_train import HANGS_AFTER
 
 PATIENCE = 60  # seconds until a test stops waiting: other tests may keep the machine busy
 
-# ------------------------------------------------------------------ locks
-
 
 def test_lock_of_a_killed_process(tmp_path):
     """Its file is left; a child of it that lives on holds nothing."""
@@ -45,9 +43,6 @@ def test_lock_of_a_killed_process(tmp_path):
         os.kill(child, signal.SIGKILL)
 
 
-# ------------------------------------------------------------------ the schedule, with processes that only pretend
-
-
 def test_failures_are_tried_once_more_and_the_rest_goes_on(tmp_path):
     runs = fake_runs(tmp_path, 1, 0, ["a:fails", "b:fails once", "c", "d:works:a", "e:works:b"])
     outcome = work(runs)
@@ -59,15 +54,6 @@ def test_failures_are_tried_once_more_and_the_rest_goes_on(tmp_path):
     assert "the reason of a" in said and str(a.log) in said and "NOT RUN: d: needs a" in said
     again = work(runs)  # what is finished is not run again, what failed is
     assert again.skipped == 3 and [r.starts() for r in runs] == [4, 2, 1, 0, 1]
-
-
-def test_a_run_of_another_program_is_waited_for(tmp_path):
-    (run,) = fake_runs(tmp_path, 4, 0.1, ["a"])
-    tmp_path.joinpath("a.log").touch()
-    other = start(tmp_path, 1, 4, 0.1, "a")
-    wait(lambda: is_locked(run.folder))
-    outcome = work([run])
-    assert not outcome.failed and run.starts() == 1 and other.wait(PATIENCE) == 0
 
 
 def start(folder: Path, jobs: int, n_epochs: int, seconds: float, *names: str) -> subprocess.Popen:
@@ -99,17 +85,6 @@ def hangs(run: FakeRun) -> bool:
     return run.epochs_done() == HANGS_AFTER
 
 
-def test_kill_9_of_a_training(tmp_path):
-    names = ["a:hangs once", "b"]
-    runs = fake_runs(tmp_path, 5, 0.1, names)
-    crossval = start(tmp_path, 2, 5, 0.1, *names)
-    wait(lambda: hangs(runs[0]))
-    os.kill(int((runs[0].folder / "pid").read_text()), signal.SIGKILL)
-    assert crossval.wait(PATIENCE) == 0
-    assert [r.starts() for r in runs] == [2, 1]
-    assert all(epochs(r) == ["epoch", *"12345"] for r in runs)
-
-
 def test_kill_9_of_crossval(tmp_path):
     names = ["a", "b", "c:hangs once", "d:hangs once"]
     runs = fake_runs(tmp_path, 5, 0.1, names)
@@ -133,9 +108,6 @@ def test_interrupted(tmp_path, number):
     assert not list(tmp_path.glob("*.lock")) and runs[2].starts() == 0
     work(runs)
     assert all(epochs(r) == ["epoch", *"12345"] for r in runs)
-
-
-# ------------------------------------------------------------------ the plan, with real configurations
 
 
 class PretendedBrain(SERBrain):
@@ -389,9 +361,6 @@ def test_a_needed_run_is_asked_for_by_train(argv, two_stages, tmp_path, capfd):
         assert words in capfd.readouterr().err
 
 
-# ------------------------------------------------------------------ finished runs without their optimiser
-
-
 def test_dropped_optimizer(train, crossval, small, tmp_path):
     from .test_train import folder_of
 
@@ -407,9 +376,6 @@ def test_dropped_optimizer(train, crossval, small, tmp_path):
     said = train("--n_epochs=3", code=2)
     assert "optimiser state was dropped" in said and "--keep_optimizer" in said
     assert "optimiser state was dropped" in crossval(*same[:1], "--n_epochs=3", *same[2:], code=2)
-
-
-# ------------------------------------------------------------------ the real thing
 
 
 @pytest.mark.slow

@@ -8,10 +8,9 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -33,14 +32,6 @@ PATIENCE = 600  # seconds, on a machine that does other things as well
 # no draw at random: the processes then compute what one would
 STILL = ("--dropout=0", "--layerdrop=0", "--spec_augment=False")
 DRAWN = ("--dropout=0.2", "--layerdrop=0.3", "--spec_augment=True")
-
-
-@dataclass
-class Ended:
-    """What forked processes have left."""
-
-    statuses: list[int]
-    err: str
 
 
 @pytest.fixture(autouse=True)
@@ -66,13 +57,13 @@ def lines(small, tmp_path):
     return arguments
 
 
-def fork(n: int, work, folder: Path) -> Ended:
+def fork(n: int, work, folder: Path) -> SimpleNamespace:
     """Run ``work(rank)`` in `n` processes with the environment that torchrun gives; its result is an exit status.
 
     They are forked: nothing is imported anew, which takes most of the time of so small a training.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     children = []
     for rank in range(n):
         if pid := os.fork():
@@ -92,26 +83,22 @@ def fork(n: int, work, folder: Path) -> Ended:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
-    statuses = _wait_for(children)
-    return Ended(statuses, "".join((folder / f"err{rank}").read_text() for rank in range(n)))
-
-
-def _wait_for(children: list[int]) -> list[int]:
-    """Exit statuses; processes that wait for each other are killed."""
+    # processes that wait for each other are killed
     watch = threading.Timer(PATIENCE, lambda: [os.kill(pid, signal.SIGKILL) for pid in children])
     watch.start()
     statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
     watch.cancel()
-    return statuses
+    err = "".join((folder / f"err{rank}").read_text() for rank in range(n))
+    return SimpleNamespace(statuses=statuses, err=err)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
 
 
-def train(n: int, argv: list[str], folder: Path, code: int = 0) -> Ended:
+def train(n: int, argv: list[str], folder: Path, code: int = 0) -> SimpleNamespace:
     """train.py's main in `n` processes, into a run folder."""
     ended = fork(
         n,
@@ -158,9 +145,6 @@ def parameters(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(newest, weights_only=True)
 
 
-# ------------------------------------------------------------------ the plan
-
-
 @pytest.mark.parametrize("world_size", [2, 3, 5])
 @pytest.mark.parametrize("micro", [1, 3])
 def test_each_takes_a_share_of_the_same_steps(world_size, micro):
@@ -176,9 +160,6 @@ def test_each_takes_a_share_of_the_same_steps(world_size, micro):
         assert {share.size for share in shares} == {step.size}
         assert sorted(k for share in shares for k in share.indices) == sorted(step.indices)
     assert min(len(share.indices) for plan in plans for share in plan) == (0 if world_size > 2 else 1)
-
-
-# ------------------------------------------------------------------ the same result
 
 
 def test_training_is_that_of_one_process(lines, recorded, tmp_path):
@@ -207,9 +188,6 @@ def assert_same_losses(mine: list[dict[str, float]], theirs: list[dict[str, floa
         assert step == pytest.approx(other, rel=rel)
 
 
-# ------------------------------------------------------------------ gradients and random states
-
-
 def test_gradients_are_summed_parameters_are_the_same_and_draws_are_not(tmp_path):
     def work(rank: int) -> int:
         with distributed.process_group(RunOptions.from_dictionary({"device": "cpu"})):
@@ -233,9 +211,6 @@ def test_gradients_are_summed_parameters_are_the_same_and_draws_are_not(tmp_path
 
     ended = fork(2, work, tmp_path)
     assert ended.statuses == [0, 0], ended.err
-
-
-# ------------------------------------------------------------------ killed and resumed
 
 
 @pytest.mark.parametrize(("number", "interval"), [(signal.SIGKILL, 1), (signal.SIGUSR1, 0)])
@@ -279,9 +254,6 @@ def assert_same_files(mine: Path, theirs: Path) -> None:
         assert (mine / name).read_bytes() == (theirs / name).read_bytes(), name
 
 
-# ------------------------------------------------------------------ errors
-
-
 @pytest.mark.parametrize(
     ("flag", "expect"),
     [
@@ -323,49 +295,18 @@ def test_crossval_under_torchrun(monkeypatch, capsys):
     assert "without torchrun" in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------ through torchrun itself
-
-
-def torchrun(argv: list[str], n: int = 2, **kwargs) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={n}", f"--master_port={_free_port()}"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*command, str(ROOT / "train.py"), *argv], env=environment, **pipes, **kwargs)
-
-
 def test_torchrun(lines, tmp_path):
     argv = lines(*STILL, "--n_epochs=1", "--batch_size=16", f"--output_folder={tmp_path / 'run'}")
-    process = torchrun(argv)
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, err
-    assert out.count("results: ") == 1 and out.count("Going into epoch 1") == 1, out
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command += [str(ROOT / "train.py"), *argv]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("results: ") == 1 and done.stdout.count("Going into epoch 1") == 1, done.stdout
     train(1, argv[:-1], tmp_path / "one")
     one, two = (pd.read_csv(tmp_path / folder / "predictions.csv") for folder in ("one", "run"))
     pd.testing.assert_frame_equal(one, two, rtol=0, atol=1e-5)
     assert not (tmp_path / "run.lock").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_torchrun_after_a_signal(lines, tmp_path, number):
-    """To one process; of Ctrl-C the terminal tells all of the group, and torchrun tells its processes once more."""
-    argv = lines(*DRAWN, "--n_epochs=30", "--batch_size=5", "--ckpt_interval_steps=1")
-    train(2, argv, tmp_path / "whole")
-    process = torchrun([*argv, f"--output_folder={tmp_path / 'run'}"], start_new_session=True)
-    deadline = time.monotonic() + PATIENCE
-    while not list((tmp_path / "run").glob("save/CKPT*/CKPT.yaml")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)
-    else:
-        os.kill(int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[1]), number)
-    _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode and not (tmp_path / "run" / "metrics.json").exists()
-    assert err.count("ended by SIGINT: the same command goes on") == (number == signal.SIGINT), err
-    process = torchrun([*argv, f"--output_folder={tmp_path / 'run'}"])
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0 and "resumed after epoch" in out, err
-    assert_same_files(tmp_path / "run", tmp_path / "whole")
 
 
 SYSTEMS = {

@@ -47,9 +47,6 @@ def ids(frame, speakers=None, corpus=None) -> set:
     return set(rows["ID"] if speakers is None else rows["ID"][rows["speaker"].isin(speakers)])
 
 
-# ------------------------------------------------------------------ join
-
-
 def test_rows_of_both(savee, emodb, caplog):
     emodb = emodb.assign(valence="3")
     emodb.loc[0, "speaker"] = ""
@@ -98,9 +95,6 @@ def test_what_cannot_be_joined(savee, emodb):
     ]:
         with pytest.raises(CorpusError, match=message):
             join(first, second)
-
-
-# ------------------------------------------------------------------ folds
 
 
 def test_leave_one_speaker_out_membership(both):

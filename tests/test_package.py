@@ -1,5 +1,6 @@
 """Packages: what the run said, wherever they are; what a stranger's package may try, and that none of it is run."""
 
+# ruff: noqa: F811 (fixtures of other files)
 import hashlib
 import json
 import os
@@ -27,20 +28,9 @@ from speechbrain_ser.inference.package import sha256
 from speechbrain_ser.inference.recognizer import EmotionRecognizer, open_recognizer
 
 from .conftest import ROOT
-from .test_inference import CPU, RUNS, assert_equal, predictions_of
+from .test_inference import CPU, assert_equal, predictions_of, run_of, wavs  # noqa: F401 (fixtures)
 
 PLAIN = {"config.json", "labels.json", "model.safetensors", "README.md"}
-
-
-@pytest.fixture
-def run_of(trained):
-    """The folder of one of the runs of test_inference.py."""
-    return lambda name: trained(*RUNS[name][1], yaml=RUNS[name][0])
-
-
-@pytest.fixture(scope="module")
-def wavs(small):
-    return small.corpus("emodb") / "wav"
 
 
 _packages: dict[str, Path] = {}
@@ -77,9 +67,6 @@ def write(folder: Path, name: str, content: bytes | str) -> None:
     content = content.encode() if isinstance(content, str) else content
     (folder / name).write_bytes(content)
     change(folder, lambda config: config["files"].update({name: hashlib.sha256(content).hexdigest()}))
-
-
-# ------------------------------------------------------------------ what the run said
 
 
 @pytest.mark.parametrize("name", ["cai", "ha", "fu", "fu, waveforms", "hsu", "probe"])
@@ -136,9 +123,6 @@ def test_a_runs_calibration_goes_with_it(run_of, tmp_path):
     assert "temperature: 2.5" in (out / "hyperparams.yaml").read_text()
 
 
-# ------------------------------------------------------------------ SpeechBrain's layout
-
-
 @pytest.mark.parametrize("name", ["cai", "fu", "hsu"])
 def test_speechbrains_classifier_says_the_same(package_of, wavs, name, tmp_path, caplog):
     recognizer = EmotionRecognizer.from_package(package_of(name), CPU)
@@ -160,9 +144,6 @@ def test_speechbrains_classifier_says_the_same(package_of, wavs, name, tmp_path,
             assert torch.allclose(out_prob[0].exp(), log_posteriors.exp(), atol=1e-4)
             assert float(score) == float(out_prob.max())
     assert "expect_len" not in caplog.text
-
-
-# ------------------------------------------------------------------ the card
 
 
 def card_of(run: Path, package: Path, speakers: int = 1, **changed) -> str:
@@ -201,9 +182,6 @@ def test_the_card_says_what_is_wrong(run_of, package_of):
     changed = {"encoder": "/home/me/backbone", "augment": {"noise": "/corpora/noise.csv"}, "lr": 0.01}
     text = card_of(run, package, changed=changed)
     assert "`augment: {'noise': '…'}`, `lr: 0.01`" in text and "/home" not in text and "/corpora" not in text
-
-
-# ------------------------------------------------------------------ what is not exported
 
 
 def test_a_folder_that_is_taken_is_left_alone_and_an_empty_one_is_used(run_of, tmp_path, capfd):
@@ -262,9 +240,6 @@ def test_a_package_that_says_something_else_is_not_kept(run_of, tmp_path, monkey
     assert not os.listdir(tmp_path)
 
 
-# ------------------------------------------------------------------ strangers' packages
-
-
 @pytest.fixture
 def canary(tmp_path):
     """A file that any of the payloads would make; after the test there must be none."""
@@ -313,9 +288,6 @@ def test_yaml(package, canary):
     assert open_recognizer(package, run_opts=CPU).classify_batch(torch.randn(1, 16000))[0].emotion
 
 
-# ------------------------------------------------------------------ paths, hashes, files
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "backbone", "config.json"])
 def test_links_that_lead_outside(package, tmp_path, name):
     """Even to a file with the right hash."""
@@ -345,8 +317,6 @@ def test_an_edited_card_and_hidden_files_are_nobodys_business(package):
     (package / ".cache" / "x.lock").touch()
     assert EmotionRecognizer.from_package(package, CPU).classes
 
-
-# ------------------------------------------------------------------ content
 
 CLASS = {"class": "os.system", "arguments": {"command": "touch {canary}"}}
 EVAL = {"class": "builtins.eval", "arguments": {"source": "__import__('os').system('touch {canary}')"}}
@@ -450,9 +420,6 @@ def test_other_tensors(package, changed, said):
     refused(package, said)
     write(package, "model.safetensors", data[:-10])
     refused(package, "model.safetensors: expected a file of safetensors")
-
-
-# ------------------------------------------------------------------ the hub
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -150,29 +149,6 @@ def paths_in(out: Path) -> list[str]:
     frame = pd.read_csv(out) if out.suffix == ".csv" else pd.read_json(out, lines=True)
     assert frame.notna().all(axis=None)
     return frame["path"].tolist()
-
-
-def test_killed_in_the_middle_it_ends_as_if_never_killed(predict, run_folder, long_recording, tmp_path):
-    many = tmp_path / "many"
-    many.mkdir()
-    for k in range(12):
-        (many / f"{k:02}.flac").symlink_to(long_recording)
-    whole, out, lines = (tmp_path / name for name in ("whole.csv", "cut.csv", "cut.csv.jsonl"))
-    words = [many, "--window=1", "--step=0.5", "--batch=1"]
-    predict(*words, f"--out={whole}")
-    command = [sys.executable, "-m", "speechbrain_ser.cli", "predict", *words, f"--model={run_folder}"]
-    command += [f"--out={out}", "--device=cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process: equal to the last digit
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env=environment)
-    while process.poll() is None and not (lines.is_file() and lines.stat().st_size > 1_000):
-        time.sleep(0.005)
-    assert process.poll() is None, "ended before it was killed"
-    process.kill()
-    process.wait()
-    done = len(lines.read_bytes().splitlines())
-    assert 0 < done < 12 and not out.exists()
-    assert f"{done} of 12 recordings are in" in predict(*words, f"--out={out}")[1]
-    assert out.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["results.csv", "results.json"])

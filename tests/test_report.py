@@ -12,7 +12,6 @@ from sklearn import metrics as sk
 
 from speechbrain_ser.cli import main
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.evaluation.figures import plot_learning_curves
 from speechbrain_ser.evaluation.report import PAGES, build_report, compare_folders, mean_curves
 from speechbrain_ser.evaluation.runs import load_runs, stacked
 from speechbrain_ser.evaluation.tables import Table
@@ -59,9 +58,6 @@ def run_of(root, fold="01F"):
 
 def change(path, **entries):
     write_json(json.loads(path.read_text()) | entries, path)
-
-
-# ------------------------------------------------------------------ figures
 
 
 def test_pooled_figures_are_scikit_learns_and_jiwers(results, report):
@@ -186,20 +182,12 @@ def test_mse_has_a_picture_and_survives_every_format_where_it_is(with_mse, repor
     assert not [c for t in report.tables.values() for c in t.text if "MSE" in c] and "MSE" not in report.console
 
 
-def test_curves_of_one_run_have_a_panel_for_mse():
-    axes = [plot_learning_curves(epochs(0.7, mse=mse), "demo").axes for mse in (None, 5e-4)]
-    assert list(map(len, axes)) == [3, 4] and axes[1][-1].lines[0].get_ydata()[-1] == pytest.approx(5e-4)
-
-
 def test_curves_are_means_over_folds_and_a_stopped_run_keeps_its_last_value(one):
     write_csv(epochs(0.5, 2), run_of(one) / "epochs.csv")
     part, curves = mean_curves(load_runs(one))
     assert part == "test" and curves["default"].index.tolist() == [1, 2, 3]
     last = {"WA": (0.5 + 3 * 0.8) / 4, "WER": (0.5 + 3 * 0.2) / 4}
     assert curves["default"].iloc[-1].to_dict() == pytest.approx(last)
-
-
-# ------------------------------------------------------------------ honesty
 
 
 def test_cost_of_selection_and_the_word_oracle(report):
@@ -264,9 +252,6 @@ def test_unknown_speakers_have_no_intervals(tmp_path):
     assert tables["comparisons"].values["p_mcnemar"].notna().any()
 
 
-# ------------------------------------------------------------------ files
-
-
 def test_files_and_a_self_contained_page(report):
     names = {p.name for p in report.files}
     assert {"report.html", "report.md", "report.tex", "figures.csv", "comparisons.csv", "confusion_3.csv"} <= names
@@ -315,9 +300,6 @@ def test_a_smaller_report_sweeps_the_files_of_a_larger_one(tmp_path):
     assert not [p for p in found.folder.rglob("*") if p.is_file() and p not in found.files]
 
 
-# ------------------------------------------------------------------ names
-
-
 def test_two_systems_in_one_report(tmp_path):
     for system, changed in (("cai_mtl", {}), ("ha_speaker_norm", {"beta": "0.1"})):
         write_results(tmp_path, [(changed, 0.7)], folds=FOLDS[:1], system=system)
@@ -336,9 +318,6 @@ def test_lines_that_all_variants_share_are_said_once(tmp_path):
     assert "All variants: encoder=tiny" in found.console
 
 
-# ------------------------------------------------------------------ pre-training
-
-
 def test_pretraining_runs_are_left_out(one):
     before = build_report(one).console
     write_pretraining(one, "01F")
@@ -355,9 +334,6 @@ def test_nothing_but_pretraining(tmp_path):
     write_json({"kind": "joint"}, write_pretraining(tmp_path, "02F", finished=False) / "configuration.json")
     with pytest.raises(UserError, match="holds 1 unfinished runs and 2 pre-training runs"):
         build_report(tmp_path)
-
-
-# ------------------------------------------------------------------ bad input
 
 
 def test_no_such_folder(tmp_path):
@@ -502,9 +478,6 @@ def test_a_selection_reference_or_figure_that_there_is_not(tmp_path, options, me
         build_report(tmp_path, **options)
 
 
-# ------------------------------------------------------------------ compare two folders, and the command line
-
-
 def folders(tmp_path):
     write_results(tmp_path / "a", [({}, 0.8)])
     write_results(tmp_path / "b", [({"alpha": "0"}, 0.6)])
@@ -558,18 +531,3 @@ def test_command_line(one, tmp_path, capsys):
         err = capsys.readouterr().err
         assert err.startswith("error: ") and said in err and "Traceback" not in err
     assert main(["report", str(one), "--allow-incomplete"]) == 0 and "INCOMPLETE" in capsys.readouterr().out
-
-
-def test_report_of_a_real_training(train, tmp_path):
-    """The files that train.py writes are the files that a report reads."""
-    train("--test_every_epoch=True")
-    with pytest.raises(UserError, match="seed 1: fold 08, 09"):
-        build_report(tmp_path / "results")
-    found = build_report(tmp_path / "results", allow_incomplete=True)
-    assert "1 of 10 folds" in found.title and "INCOMPLETE, missing: cai_mtl/" in found.title
-    (path,) = (tmp_path / "results").glob("**/metrics.json")
-    trained = json.loads(path.read_text())["selections"]["last"]["all"]
-    row = found.tables["figures"].values.iloc[0]
-    assert [row[m] for m in ("WA", "UA", "F1")] == [trained[m] for m in ("WA", "UA", "F1")]
-    assert row["WER"] == pytest.approx(trained["WER"])
-    assert "best on TEST (oracle)" in found.tables["selections"].text

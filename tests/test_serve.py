@@ -8,7 +8,6 @@ import socket
 import stat
 import sys
 import threading
-import time
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -29,6 +28,9 @@ from speechbrain_ser.lobes.cnn_blstm_attention import CNNBLSTMAttention
 from speechbrain_ser.models.fu import FuModel
 from speechbrain_ser.processing.log_mel import LogMel
 
+from .test_crossval import wait
+from .test_ddp import free_port
+
 RATE = 16_000
 MAX_BYTES = 1_000_000
 API = "gradio_api"
@@ -36,21 +38,9 @@ META = {"meta": {"_type": "gradio.FileData"}}
 WORDS = ({"emotion": "sad"}, None)  # an answer, and a timeline that nobody draws
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
-
-
 def noise(path: Path, seconds: float = 1.0, seed: int = 0) -> Path:
     soundfile.write(path, 0.1 * np.random.default_rng(seed).standard_normal(round(seconds * RATE)), RATE)
     return path
-
-
-def wait_for(condition, seconds: float = 120.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +101,6 @@ def site(recognizer):
         yield found
 
 
-# ------------------------------------------------------------------ answers
-
-
 def test_an_answer_is_what_python_says(site, recognizer, tmp_path):
     path = noise(tmp_path / "a b ü.wav", 3.5)
     found, expected = site.recognize(path), recognizer.classify_file(path)
@@ -159,9 +146,6 @@ def test_a_failure_of_ours_does_not_tell_what_it_was(tmp_path, capfd):
     assert "secrets" in capfd.readouterr().err and not site.folder.exists()
 
 
-# ------------------------------------------------------------------ what is refused
-
-
 def test_too_large_an_upload_is_refused(site):
     response = site.web.post(f"{API}/upload", files={"files": ("a.wav", bytes(2 * MAX_BYTES))})
     assert response.status_code == 413 and "maximum allowed size" in response.text and site.kept == []
@@ -179,7 +163,7 @@ def test_no_more_wait_than_there_is_room_for(tmp_path):
     with site_of(slow) as site:
         sent = [{"path": site.send(noise(tmp_path / "a.wav", seed=k)), **META} for k in range(QUEUE + 2)]
         names = [site.ask(sent[0])]
-        wait_for(lambda: running_now)
+        wait(lambda: running_now)
         names += [site.ask(each) for each in sent[1:-1]]
         refused = site.web.post(f"{API}/call/recognize", json={"data": sent[-1:]})
         assert refused.status_code == 503 and "Queue is full" in refused.text
@@ -228,9 +212,6 @@ def test_the_page_asks_nobody_else(site):
     assert [c["api_name"] for c in config["dependencies"] if c["api_visibility"] == "public"] == ["recognize"]
 
 
-# ------------------------------------------------------------------ the command
-
-
 def test_the_command_serves_until_ctrl_c(trained, tmp_path, small, capfd):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background begins with it ignored
     port, found = free_port(), []
@@ -243,7 +224,7 @@ def test_the_command_serves_until_ctrl_c(trained, tmp_path, small, capfd):
 
     def visit():
         try:
-            wait_for(up)
+            wait(up)
             found.append(Site(f"http://127.0.0.1:{port}").recognize(path))
         finally:
             os.kill(os.getpid(), signal.SIGINT)

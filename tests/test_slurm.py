@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from .conftest import ROOT
+from .test_ddp import free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "sinfo", "scancel")
 N_EPOCHS = 12
@@ -79,7 +80,7 @@ def _start(folder: Path, daemons: list) -> dict[str, str]:
     (folder / "munge.key").chmod(0o600)
     names = {"host": socket.gethostname(), "user": getpass.getuser(), "folder": folder}
     conf = folder / "slurm.conf"
-    ports = {f"{name}_port": _free_port() for name in ("ctld", "first", "second")}
+    ports = {f"{name}_port": free_port() for name in ("ctld", "first", "second")}
     conf.write_text(CONF.format(**names, **ports))
     environment = {**os.environ, "SLURM_CONF": str(conf)}
     munge = [f"--{k}-file={folder}/munge.{k}" for k in ("key", "pid", "log", "seed")]
@@ -99,12 +100,6 @@ def _start(folder: Path, daemons: list) -> dict[str, str]:
         time.sleep(1)
     logs = "\n".join(f"{p.name}:\n{p.read_text(errors='replace')[-2000:]}" for p in folder.glob("*.[lo][ou][gt]"))
     pytest.fail(f"Slurm does not start: {found.stdout}{found.stderr}\n{logs}")
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def _command(small, *flags: str) -> list[str]:
