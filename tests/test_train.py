@@ -244,8 +244,8 @@ def test_a_run_says_who_validates(train, small):
 def test_nobody_validates_among_two_speakers(train, table, tmp_path):
     rows = pd.read_csv(table / "mine.tsv", sep="\t", dtype=str)
     rows["who"] = [str(k % 2) for k in range(len(rows))]
-    rows.to_csv(table / "two.tsv", sep="\t", index=False)
-    flags = ["--corpus=table", f"--data_folder={table}", TABLE_COLUMNS, f"--table_file={table / 'two.tsv'}"]
+    rows.to_csv(tmp_path / "two.tsv", sep="\t", index=False)
+    flags = ["--corpus=table", f"--data_folder={table}", TABLE_COLUMNS, f"--table_file={tmp_path / 'two.tsv'}"]
     for line in ("selection=valid", "early_stopping=1"):
         said = train(*flags, "--n_epochs=2", f"--{line}", code=2)
         assert "needs a validation part: protocol speaker finds no training speaker to leave out for it" in said

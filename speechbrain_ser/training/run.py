@@ -420,7 +420,7 @@ def _loaders(run: Run, hparams: dict, device: str) -> dict:
     train, rank, world_size = run.part("train"), distributed.rank(), distributed.world_size()
     balance, second_share = hparams.get("balance"), hparams.get("second_share")
     weights = batches.balanced_weights(train, balance, hparams["second_corpus"], second_share)
-    lengths = {key: hparams[key] for key in ("epoch_steps", "bucket_steps") if key in hparams}
+    lengths = {"epoch_steps": hparams.get("epoch_steps", 0), "bucket_steps": hparams.get("bucket_steps", 1)}
     processes = {"rank": rank, "world_size": world_size}
     sizes = train["duration"], hparams["batch_size"], micro_batch_size
     sampler = batches.StepSampler(*sizes, hparams["seed"], weights, **lengths, **processes)
