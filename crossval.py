@@ -10,7 +10,7 @@ Beside its own options (--help) it takes every one of train.py's. Started again,
 import sys
 from pathlib import Path
 
-from speechbrain_ser.libraries import libraries_that_load
+from speechbrain_ser.errors import libraries_that_load
 
 with libraries_that_load():
     from speechbrain_ser.crossval.program import main

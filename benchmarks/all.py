@@ -1,4 +1,4 @@
-"""The benchmarks of training, inference, features, preparation and checkpoints, one after the other, in one file.
+"""The benchmarks of training, inference, features and preparation, one after the other, in one file.
 
     python benchmarks/all.py --data_folder=/corpora/EMO-DB/wav                # on 2 cores 20 minutes
     python benchmarks/all.py --device=cuda --out=gpu.md
@@ -71,7 +71,6 @@ def sections(args, measured: str) -> list[Section]:
         Section("Features", "features.py", speech),
         Section("Frozen Whisper", "whisper.py", [*speech, *(["--files=4"] if args.quick else [])]),
         Section("Preparation", "prepare.py"),
-        Section("A checkpoint", "checkpoint.py"),
     ]
 
 

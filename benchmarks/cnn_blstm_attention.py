@@ -15,8 +15,8 @@ import torch
 from machine import machine
 
 from speechbrain_ser.lobes.cnn_blstm_attention import CNNBLSTMAttention
-from speechbrain_ser.nnet.blstm import BLSTM
-from speechbrain_ser.nnet.pooling import frame_mask
+from speechbrain_ser.nnet.masked import BLSTM
+from speechbrain_ser.processing.lengths import frame_mask
 
 
 def seconds(forward: Callable[[], torch.Tensor], repeats: int) -> float:

@@ -22,9 +22,11 @@ from utterances import lengths_like_savee, make_corpus
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the recipes
 
-from speechbrain_ser.building import build  # noqa: E402
-from speechbrain_ser.config import read_config  # noqa: E402
-from speechbrain_ser.preparation import prepare  # noqa: E402
+from speechbrain_ser.training.config import read_config  # noqa: E402
+from speechbrain_ser.training.run import (  # noqa: E402
+    build,
+    prepare,
+)
 
 EMOTIONS = ("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
 
@@ -50,7 +52,7 @@ def train_epoch(brain, loader, epoch: int, at_most: int | None = None) -> Took:
         before = time.perf_counter()
         brain.fit_batch(batch)
         inside += time.perf_counter() - before
-        utterances, steps = utterances + len(batch.id), steps + brain.micro.ends_step
+        utterances, steps = utterances + sum(len(micro.id) for micro in batch), steps + 1
         if steps == at_most:
             break
     if brain.device != "cpu":
@@ -73,11 +75,11 @@ def main() -> None:
             lines += ["--protocol=given", f"--results_folder={folder}/results"]
         setup = prepare(read_config([*given[:1], *lines, *given[1:]], ROOT / "hparams"))
         start = time.perf_counter()
-        hparams, brain, loaders = build(setup)
+        hparams, brain = build(setup)
         built = time.perf_counter() - start
         brain.on_fit_start()
-        train_epoch(brain, loaders["train"], 1)
-        took = train_epoch(brain, loaders["train"], 2)
+        train_epoch(brain, brain.loaders["train"], 1)
+        took = train_epoch(brain, brain.loaders["train"], 2)
     epochs = hparams["n_epochs"]
     print(f"{machine(brain.device)}\n")
     print("| | utterances | s an epoch | utterances/s | outside the model | padding | peak GB | building, s |", end="")

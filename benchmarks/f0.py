@@ -17,9 +17,9 @@ import scipy
 import soundfile
 from machine import machine
 
-from speechbrain_ser.corpora.emodb import GENDERS, find_utterances
+from speechbrain_ser.data.corpora.emodb import GENDERS, find_utterances
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.processing.f0 import extract_f0
+from speechbrain_ser.processing.pitch import extract_f0
 
 GROSS = 0.2
 SAMPLE_RATE = 16_000

@@ -17,11 +17,11 @@ import torch
 from machine import machine, peak_gb
 from utterances import lengths_like_iemocap, make_corpus
 
-from speechbrain_ser.corpora.audio import cores
-from speechbrain_ser.dataio import load_audio
-from speechbrain_ser.processing.feature_cache import FeatureCache
+from speechbrain_ser.data.audio import cores
+from speechbrain_ser.data.batches import load_audio
+from speechbrain_ser.processing.cache import FeatureCache
 from speechbrain_ser.processing.log_mel import LogMel
-from speechbrain_ser.processing.pitch_track import PitchTrack
+from speechbrain_ser.processing.pitch import PitchTrack
 from speechbrain_ser.processing.split_mel import SplitMel
 
 FEATURES = {"log-mel, 128 bands (Fu)": LogMel(), "mel, 80 bands (Hsu)": SplitMel(), "F0 by RAPT (Hsu)": PitchTrack()}

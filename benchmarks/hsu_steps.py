@@ -22,9 +22,13 @@ from speechbrain.dataio.batch import PaddedData
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the recipes
 
-from speechbrain_ser.config import read_config  # noqa: E402
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2  # noqa: E402
-from speechbrain_ser.nnet.losses import ctc_loss, emotion_loss, reconstruction_loss, speaker_loss  # noqa: E402
+from speechbrain_ser.nnet.losses import (  # noqa: E402
+    cross_entropy,
+    ctc_loss,
+    reconstruction_loss,
+)
+from speechbrain_ser.training.config import read_config  # noqa: E402
 
 STAGE_1 = {
     "stage 1 (16 pieces of 64-128 in 192 frames)": [],
@@ -51,8 +55,7 @@ def build(stage: int, lines: list[str], backbone: str, folder: str) -> dict:
     more = [f"--encoder={backbone}", "--spec_augment=False"] if stage == 2 else []
     config = read_config([str(yaml), f"--data_folder={folder}", *more, *lines], ROOT / "hparams")
     sizes = {"n_emotions": 4, "n_tokens": 32, "n_speakers": 8}
-    config.computed = {k: v for k, v in sizes.items() if k in config.tree}
-    return config.build()
+    return config.build({k: v for k, v in sizes.items() if k in config.tree})
 
 
 def batch(inputs, utterances: int, seconds: float) -> dict[str, PaddedData]:
@@ -66,7 +69,7 @@ def loss_of(outputs: dict, weights: dict) -> torch.Tensor:
     """The weighted losses of the tasks that there are."""
     total = 0.0
     if "emotion" in outputs:
-        total = total + weights["emotion"] * emotion_loss(outputs["emotion"], torch.zeros(1, dtype=torch.long))
+        total = total + weights["emotion"] * cross_entropy(outputs["emotion"], torch.zeros(1, dtype=torch.long))
     if "asr" in outputs:
         said = [torch.arange(1, 31)]
         total = total + weights["asr"] * ctc_loss(outputs["asr"], outputs["frames"], said)
@@ -74,7 +77,7 @@ def loss_of(outputs: dict, weights: dict) -> torch.Tensor:
         total = total + weights["reconstruction"] * reconstruction_loss(outputs)
     if "speaker" in outputs:
         speaker = torch.zeros(len(outputs["speaker"]), dtype=torch.long)
-        total = total + weights["speaker"] * speaker_loss(outputs["speaker"], speaker)
+        total = total + weights["speaker"] * cross_entropy(outputs["speaker"], speaker)
     return total.mean()
 
 

@@ -34,8 +34,8 @@ from utterances import lengths_like_iemocap
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # what is measured is the code beside this file
 
-from speechbrain_ser.dataio import SAMPLE_RATE, load_audio
-from speechbrain_ser.inference import EmotionRecognizer
+from speechbrain_ser.data.batches import SAMPLE_RATE, load_audio
+from speechbrain_ser.inference.recognizer import EmotionRecognizer
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.cai import CaiModel
@@ -106,8 +106,8 @@ def our_model(folder: Path, ctc: bool = False) -> CaiModel:
 
 def ours(folder: Path, precision: str, batch_size: int | None, ctc: bool = False) -> tuple[Classify, torch.nn.Module]:
     """classify_files; a batch size of None is its default."""
-    from speechbrain_ser.decoding import Decoder
-    from speechbrain_ser.tokens import build_tokens
+    from speechbrain_ser.data.text import build_tokens
+    from speechbrain_ser.models.heads import Decoder
 
     decode = Decoder(build_tokens("letters", [])) if ctc else None
     options = {"device": "cpu", "precision": precision}

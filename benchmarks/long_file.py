@@ -29,15 +29,15 @@ from torch import nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the recipes
 
-from speechbrain_ser.dataio import SAMPLE_RATE, load_audio  # noqa: E402
-from speechbrain_ser.decoding import Decoder  # noqa: E402
-from speechbrain_ser.inference import EmotionRecognizer  # noqa: E402
+from speechbrain_ser.data.batches import SAMPLE_RATE, load_audio  # noqa: E402
+from speechbrain_ser.data.text import LETTERS, CharacterTokens  # noqa: E402
+from speechbrain_ser.inference.predict import find_recordings  # noqa: E402
+from speechbrain_ser.inference.recognizer import EmotionRecognizer  # noqa: E402
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2  # noqa: E402
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2  # noqa: E402
 from speechbrain_ser.models.cai import CaiModel  # noqa: E402
+from speechbrain_ser.models.heads import Decoder  # noqa: E402
 from speechbrain_ser.nnet.pooling import MaskedPooling  # noqa: E402
-from speechbrain_ser.predict.recordings import find_recordings  # noqa: E402
-from speechbrain_ser.tokens import LETTERS, CharacterTokens  # noqa: E402
 
 PAUSE = 0.4  # seconds
 

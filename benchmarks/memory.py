@@ -22,11 +22,13 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # this very copy, and the recipes
 
-from speechbrain_ser.building import build  # noqa: E402
-from speechbrain_ser.config import read_config  # noqa: E402
-from speechbrain_ser.corpora.demo import make_demo_corpus  # noqa: E402
+from speechbrain_ser.data.corpora.demo import make_demo_corpus  # noqa: E402
 from speechbrain_ser.evaluation.figures import save_figure  # noqa: E402
-from speechbrain_ser.preparation import prepare  # noqa: E402
+from speechbrain_ser.training.config import read_config  # noqa: E402
+from speechbrain_ser.training.run import (  # noqa: E402
+    build,
+    prepare,
+)
 
 WARM_UP = 50  # epochs until caches, pools and the allocator have what they need
 SIZES = "{hidden_size: 16, num_layers: 1, conv_dim: 8, num_heads: 2, intermediate_size: 16, num_conv_pos_embeddings: 3}"
@@ -44,7 +46,7 @@ def resident() -> float:
 def measure(argv: list[str], forget: bool = False) -> list[float]:
     """Resident megabytes after each epoch of a run, which may forget its earlier epochs' figures."""
     setup = prepare(read_config(argv, ROOT / "hparams"))
-    hparams, brain, loaders = build(setup)
+    hparams, brain = build(setup)
     sizes: list[float] = []
 
     def look(meta, parts) -> None:
@@ -53,7 +55,7 @@ def measure(argv: list[str], forget: bool = False) -> list[float]:
         sizes.append(resident())
 
     brain.log_to.append(look)
-    brain.fit(hparams["epoch_counter"], loaders["train"], loaders["valid"])
+    brain.fit(hparams["epoch_counter"], brain.loaders["train"], brain.loaders["valid"])
     return sizes
 
 

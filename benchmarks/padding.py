@@ -13,7 +13,7 @@ from utterances import lengths_like_iemocap
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this very copy
 
-from speechbrain_ser.dataio import StepSampler
+from speechbrain_ser.data.batches import StepSampler
 
 UTTERANCES = 3982  # of IEMOCAP's 5531: eight of ten speakers, a tenth of them held out
 STEPS = (8, 16, 56)  # utterances; 56 are 240 s

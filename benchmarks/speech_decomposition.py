@@ -17,7 +17,7 @@ from speechbrain_ser.lobes.speech_decomposition import (
     SpeechDecomposition,
     TimbreEncoder,
 )
-from speechbrain_ser.nnet.masked_mse import masked_mse
+from speechbrain_ser.nnet.losses import masked_mse
 
 
 def main() -> None:

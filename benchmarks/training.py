@@ -34,11 +34,13 @@ from utterances import lengths_like_iemocap, make_corpus
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the recipes
 
-from speechbrain_ser.building import build  # noqa: E402
-from speechbrain_ser.config import read_config  # noqa: E402
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2  # noqa: E402
 from speechbrain_ser.lobes.wav2vec2 import DROPOUTS, Wav2Vec2  # noqa: E402
-from speechbrain_ser.preparation import prepare  # noqa: E402
+from speechbrain_ser.training.config import read_config  # noqa: E402
+from speechbrain_ser.training.run import (  # noqa: E402
+    build,
+    prepare,
+)
 
 BACKBONES = {"base": BASE, "tiny": {}}
 #: no dropout, layer drop or SpecAugment: as lines of ours, and as settings of transformers
@@ -116,7 +118,7 @@ def evaluated(brain, loader) -> float:
     brain.modules.eval()
     start, utterances = time.perf_counter(), 0
     with torch.no_grad(), brain.evaluation_ctx:
-        for batch in loader:
+        for batch in (micro for step in loader for micro in step):
             utterances += len(brain.compute_forward(batch, None)["emotion"].cpu())
     return utterances / (time.perf_counter() - start)
 
@@ -131,19 +133,19 @@ def measure(args, flags: list[str]) -> dict:
     argv = ["--noprogressbar", *(f"{name}={value}" for name, value in lines.items()), *flags]  # the last one counts
     argv += STILL if args.still else ()
     setup = prepare(read_config([str(ROOT / "hparams" / "cai_mtl.yaml"), *argv], ROOT / "hparams"))
-    brain, loaders = build(setup)[1:]
+    brain = build(setup)[1]
     if args.published_encoder:
         settings = STILL_SETTINGS if args.still else {}
         # in both places, or ours would still be in memory
         brain.hparams.encoder = brain.model.encoder = PublishedEncoder(hub, checkpointing, settings).to(brain.device)
     brain.on_fit_start()
-    train_epoch(brain, loaders["train"], 1, at_most=args.warmup)
+    train_epoch(brain, brain.loaders["train"], 1, at_most=args.warmup)
     print("ready", flush=True)
     sys.stdin.readline()
-    took = train_epoch(brain, loaders["train"], 2)
+    took = train_epoch(brain, brain.loaders["train"], 2)
     found = {"utterances": took.utterances, "s": took.seconds, "padding": brain.train_sampler.padding_share()}
     found |= {"peak GB": peak_gb(args.device), "loss": brain.tally.means()["loss"]}
-    return {**found, "evaluated/s": evaluated(brain, loaders["train"])}
+    return {**found, "evaluated/s": evaluated(brain, brain.loaders["train"])}
 
 
 class Process:

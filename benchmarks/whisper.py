@@ -20,11 +20,11 @@ from machine import machine, peak_gb
 from transformers import WhisperFeatureExtractor, WhisperModel
 from utterances import lengths_like_iemocap, make_corpus
 
-from speechbrain_ser.dataio import load_audio
+from speechbrain_ser.data.batches import load_audio
 from speechbrain_ser.lobes.backbone import resolve_backbone
-from speechbrain_ser.lobes.statistics import LayerStatistics
+from speechbrain_ser.lobes.pretrained import LayerStatistics
 from speechbrain_ser.lobes.whisper import Whisper
-from speechbrain_ser.processing.feature_cache import FeatureCache
+from speechbrain_ser.processing.cache import FeatureCache
 
 
 def fill(features, paths: list[str], folder: Path, workers: int) -> tuple[float, float]:
@@ -73,7 +73,7 @@ def main() -> None:
         else:
             paths = sorted(map(str, args.recordings.rglob("*.wav")))[: args.files]
         minutes = sum(len(load_audio(path)) for path in paths) / 16_000 / 60
-        source = resolve_backbone(args.encoder, folder / "hub")
+        source = resolve_backbone(args.encoder, folder / "hub").folder
         part = paths[:: max(1, len(paths) // args.padded_files)][: args.padded_files]
         print(f"{len(paths)} recordings, {minutes:.1f} min; the padded ones measured on {len(part)} of them\n")
         print("| | seconds for all | MB on disk |\n| --- | ---: | ---: |", flush=True)

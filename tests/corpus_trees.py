@@ -1,7 +1,6 @@
 """Hand-made corpora: folders as they are on disk, with tiny recordings."""
 
 import os
-import random
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,18 +24,6 @@ TRAP_TURNS = (
     ("Ses05M_script01_1b_F004", "fea", "{LG}"),
     ("Ses05M_script01_1b_M004", "dis", "What's that?"),
     ("Ses05F_impro08_M011", "oth", "'Tis."),
-)
-FULL_LABELS = {
-    **{"xxx": 2507, "fru": 1849, "neu": 1708, "ang": 1103, "sad": 1084, "exc": 1041, "hap": 595},
-    **{"sur": 107, "fea": 40, "oth": 3, "dis": 2},
-}
-FOUR_CLASSES = ("neu", "hap", "exc", "ang", "sad")
-# utterances of the four classes for 01F 01M … 05M: by who speaks, and by the dialog's name
-FULL_SPEAKERS = (528, 557, 481, 542, 522, 629, 528, 503, 590, 651)
-FULL_HALVES = (507, 578, 505, 518, 536, 615, 553, 478, 644, 597)
-FULL_DIALOGS = (
-    *("impro01", "impro02", "impro03", "impro04", "impro05", "impro05a", "impro06", "impro07", "impro08"),
-    *("script01_1", "script01_1b", "script01_2", "script02_1", "script02_2", "script03_1"),
 )
 
 
@@ -72,47 +59,6 @@ def iemocap_tree(folder: Path, turns: Iterable[tuple[str, str, str]] = TRAP_TURN
     if original:
         original.unlink()
     return folder
-
-
-def full_iemocap_tree(folder: Path) -> Path:
-    """10,039 turns in 150 dialogs with the release's label counts and fold sizes (four classes)."""
-    return iemocap_tree(folder, full_iemocap_turns(), links=True)
-
-
-def full_iemocap_turns() -> list[tuple[str, str, str]]:
-    """The turns of `full_iemocap_tree`. Scripted lines are the same in all sessions, others are not."""
-    chosen = _shuffled(code for code in FOUR_CLASSES for _ in range(FULL_LABELS[code]))
-    others = _shuffled(code for code, n in FULL_LABELS.items() if code not in FOUR_CLASSES for _ in range(n))
-    cells = _cells()
-    codes = {cell: [chosen.pop() for _ in range(count)] for cell, count in cells.items()}
-    for number, code in enumerate(others):
-        codes[list(cells)[number % len(cells)]].append(code)
-    turns = []
-    for (session, letter, half), members in codes.items():
-        for number, code in enumerate(members):
-            name, place = FULL_DIALOGS[number % len(FULL_DIALOGS)], number // len(FULL_DIALOGS)
-            turn = f"Ses{session:02}{half}_{name}_{letter}{place:03}"
-            words = f"Line {place} of {name} said by {letter}." if "script" in name else f"Words of {turn}."
-            turns.append((turn, code, words))
-    return turns
-
-
-def _cells():
-    """(session, who speaks, whose dialog) -> four-class utterances, so that both kinds of folds come out."""
-    cells = {}
-    for session in range(1, 6):
-        women, men = FULL_SPEAKERS[2 * session - 2 : 2 * session]
-        in_f, _ = FULL_HALVES[2 * session - 2 : 2 * session]
-        women_in_f = round(women * in_f / (women + men))
-        cells[session, "F", "F"], cells[session, "F", "M"] = women_in_f, women - women_in_f
-        cells[session, "M", "F"], cells[session, "M", "M"] = in_f - women_in_f, men - (in_f - women_in_f)
-    return cells
-
-
-def _shuffled(items):
-    items = list(items)
-    random.Random(0).shuffle(items)
-    return items
 
 
 def _labels(members):

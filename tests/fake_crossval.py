@@ -4,9 +4,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from speechbrain_ser.crossval.interrupt import Interrupted, interruptible
-from speechbrain_ser.crossval.local import LocalProcesses
-from speechbrain_ser.crossval.schedule import Outcome, Schedule
+from speechbrain_ser.crossval.schedule import Interrupted, LocalProcesses, Outcome, Schedule, interruptible
 
 COMMAND = [sys.executable, str(Path(__file__).with_name("fake_train.py"))]
 

@@ -1,16 +1,19 @@
 """Stands for train.py: `FOLDER EPOCHS SECONDS MODE`; holds the folder's lock, writes epochs.csv, may fail or hang."""
 
+import os
 import sys
 import time
 from pathlib import Path
 
-from speechbrain_ser.locks import end_with_parent, locked
+from speechbrain_ser.files import locked
+from speechbrain_ser.training.signals import end_with_parent
 
 HANGS_AFTER = 2  # epochs: a run that `hangs once` is still there when it is killed, however busy the machine
 
 
 def train(folder: Path, n_epochs: int, seconds: float, mode: str) -> None:
     folder.mkdir(exist_ok=True)
+    (folder / "pid").write_text(str(os.getpid()))
     with (folder / "starts").open("a") as starts:
         starts.write("x\n")
     first = len((folder / "starts").read_text().splitlines()) == 1

@@ -13,61 +13,46 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 600  # seconds until a training that hangs is ended, on a machine that does other things as well
 PLACES = {
     "manifest: rows are written, the file has no name": ("csv:DictWriter.writerows", "after"),
-    "manifest: between the two files": ("speechbrain_ser.corpora.manifest:write_text", "before"),
+    "manifest: between the two files": ("speechbrain_ser.data.manifest:write_json", "before"),
     "preparation: in a resampled recording": ("pathlib:Path.write_bytes", "half"),
     "preparation: in a file of the run's folder": ("pathlib:Path.write_text", "half"),
-    "step: after a forward pass": ("speechbrain_ser.brain:SERBrain.combine", "after"),
+    "step: after a forward pass": ("speechbrain_ser.training.brain:SERBrain.weighted_sum", "after"),
     "step: after a backward pass": ("torch:Tensor.backward", "after"),
     "step: before the optimiser's": ("torch.optim:AdamW.step", "before"),
     "step: after the optimiser's": ("torch.optim:AdamW.step", "after"),
     "checkpoint: in a file": ("torch:save", "half"),
     "checkpoint: between two files": ("torch:save", "after"),
-    "checkpoint: all written, not yet named": ("speechbrain_ser.checksums:write_checksums", "after"),
+    "checkpoint: all written, not yet named": ("speechbrain.utils.checkpoints:Checkpointer.save_checkpoint", "after"),
     "checkpoint: while an older one is deleted": ("shutil:rmtree", "before"),
-    "epoch: validation or test of it": ("speechbrain_ser.brain:SERBrain.prediction_rows", "before"),
-    "epoch: its row is written, its checkpoint not": ("speechbrain_ser.brain:write_csv", "after"),
-    "results: a checkpoint is loaded for a test": ("speechbrain_ser.brain:SERBrain.on_evaluate_start", "after"),
-    "results: predictions are written": ("speechbrain_ser.results:write_csv", "after"),
-    "results: before metrics.json": ("speechbrain_ser.results:write_json", "before"),
+    "epoch: validation or test of it": ("speechbrain_ser.training.brain:SERBrain.prediction_rows", "before"),
+    "epoch: its row is written, its checkpoint not": ("speechbrain_ser.training.brain:write_csv", "after"),
+    "results: a checkpoint is loaded for a test": (
+        "speechbrain_ser.training.brain:SERBrain.on_evaluate_start",
+        "after",
+    ),
+    "results: predictions are written": ("speechbrain_ser.training.results:write_csv", "after"),
+    "results: before metrics.json": ("speechbrain_ser.training.results:write_json", "before"),
 }
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens, and when.
+    """What happens, and when."""
 
-    Arguments
-    ---------
-    place : str, optional
-        `module:name` of a function.
-    how : str
-        before, after, or half: in the middle of writing the file that is its first argument.
-    call : int
-        At which of its calls.
-    seconds : float, optional
-        Instead of a place: so long after the start of training's program.
-    signals : tuple of int
-        What the process gets.
-    loader : bool
-        Whether one of its loading processes gets it.
-    file_size : int, optional
-        No file can be larger: bytes.
-    """
-
-    place: str | None = None
-    how: str = "before"
-    call: int = 1
-    seconds: float | None = None
-    signals: tuple[int, ...] = (signal.SIGKILL,)
-    loader: bool = False
-    file_size: int | None = None
+    place: str | None = None  # `module:name` of a function
+    how: str = "before"  # after, or half: in the middle of writing the file that is its first argument
+    call: int = 1  # at which of its calls
+    seconds: float | None = None  # so long after the start of training's program
+    signals: tuple[int, ...] = (signal.SIGKILL,)  # what the process gets
+    loader: bool = False  # whether one of its loading processes gets it
+    file_size: int | None = None  # bytes, above which no file can be
 
     def strike(self, note: Path) -> None:
         """Say where we are, then do it."""
@@ -79,27 +64,13 @@ class Fault:
 
 @dataclass
 class Ended:
-    """How a training ended.
+    """How a training ended."""
 
-    Arguments
-    ---------
-    code : int
-        Its exit status; negative: the signal.
-    said : str
-        On both streams.
-    where : str
-        What it was doing when it was struck; empty where it was not.
-    seconds : float
-        How long it took.
-    calls : dict of str to int
-        How often the places were called, where that was asked for.
-    """
-
-    code: int
-    said: str
-    where: str
+    code: int  # its exit status; negative: the signal
+    said: str  # on both streams
+    where: str  # what it was doing when it was struck; empty where it was not
     seconds: float
-    calls: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)  # of the places, where they were counted
 
     @property
     def resumed(self) -> str:
@@ -116,25 +87,7 @@ def server():
 
 
 def train(context, argv: list[str], folder: Path, fault: Fault | None = None, count: bool = False) -> Ended:
-    """Run train.py's main in a process of its own.
-
-    Arguments
-    ---------
-    context : multiprocessing context
-        Of :func:`server`.
-    argv : list of str
-        Its command line.
-    folder : pathlib.Path
-        For notes.
-    fault : Fault, optional
-        What happens to it.
-    count : bool
-        Whether to count the calls of `PLACES`.
-
-    Returns
-    -------
-    Ended
-    """
+    """Run train.py's main in a process of :func:`server`'s; notes go into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     note, counts = folder / "note", folder / "counts"
     note.unlink(missing_ok=True)
@@ -164,7 +117,7 @@ def _main(argv, pipe, fault, note, counts):
     import torch
     from speechbrain.utils import logger
 
-    from speechbrain_ser.experiment import main
+    from speechbrain_ser.training.run import main
 
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # for loading processes, as in a program of its own
@@ -240,21 +193,7 @@ def _where() -> str:
 
 
 def random_instants(reference: Ended, n_times: int, seed: int) -> dict[str, Fault]:
-    """Instants of a run like `reference`: every place at a random one of its calls, then random times.
-
-    Arguments
-    ---------
-    reference : Ended
-        With its calls counted.
-    n_times : int
-        How many random times.
-    seed : int
-        Of all that is random.
-
-    Returns
-    -------
-    dict of str to Fault
-    """
+    """Instants of a run whose calls were counted: every place at a random one of its calls, then random times."""
     draw, instants = random.Random(seed), {}
     for name, (place, how) in PLACES.items():
         fault = Fault(place, how, draw.randint(1, reference.calls[place]))
@@ -262,8 +201,3 @@ def random_instants(reference: Ended, n_times: int, seed: int) -> dict[str, Faul
     for _ in range(n_times):
         instants[f"random time {len(instants) - len(PLACES) + 1}"] = Fault(seconds=draw.uniform(0.0, reference.seconds))
     return instants
-
-
-def with_signals(fault: Fault, *numbers: int) -> Fault:
-    """The same instant, other signals."""
-    return replace(fault, signals=numbers)

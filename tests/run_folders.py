@@ -5,13 +5,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from speechbrain_ser.evaluation.metrics import metrics_by_text
+from speechbrain_ser.evaluation.metrics import SELECTIONS, metrics_by_text
 from speechbrain_ser.files import write_csv, write_json
 
 CLASSES = ["angry", "happy", "neutral", "sad"]
 FOLDS = ["01F", "01M", "02F", "02M"]
 SENTENCES = ["the boat left before sunrise", "bring me a glass of water", "it is late", "nobody was at home tonight"]
-SELECTED_BY = {"last": "last epoch", "valid": "best on validation", "test": "best on TEST (oracle)"}
 
 
 def predictions(
@@ -82,7 +81,7 @@ def write_run(
         "selection": "last",
     } | metrics
     found["selections"] = {
-        s: {"selected_by": SELECTED_BY[s], "epoch": 3, **metrics_by_text(p, found["classes"])}
+        s: {"selected_by": SELECTIONS[s].words, "epoch": 3, **metrics_by_text(p, found["classes"])}
         for s, p in by_selection.items()
     }
     place = (found["system"], f"{found['corpus']}-{found['protocol']}", found["variant"], fold, str(seed))

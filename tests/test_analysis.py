@@ -1,22 +1,27 @@
 """Decomposed speech to look at and listen to: parts, codes, conversions, pictures, sound and the two commands."""
 
+import os
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from matplotlib.colors import to_hex
 
-from speechbrain_ser.analysis.codes import analyse
-from speechbrain_ser.analysis.conversion import convert
-from speechbrain_ser.analysis.parts import parts_of, read_parts
 from speechbrain_ser.cli import main
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.evaluation.decomposition_figure import F0_COLOUR, plot_analysis, plot_conversion
+from speechbrain_ser.inference.decompose import (
+    _recording_names,
+    analyse,
+    convert,
+    invert_mel,
+    parts_of,
+    plot_analysis,
+    plot_conversion,
+    read_parts,
+)
 from speechbrain_ser.lobes.speech_decomposition import (
     ContentEncoder,
     Decoder,
@@ -25,9 +30,7 @@ from speechbrain_ser.lobes.speech_decomposition import (
     SpeechDecomposition,
     TimbreEncoder,
 )
-from speechbrain_ser.processing.f0 import extract_f0, normalize
-from speechbrain_ser.processing.invert_mel import invert_mel
-from speechbrain_ser.processing.pitch_track import PitchTrack
+from speechbrain_ser.processing.pitch import PitchTrack, extract_f0, normalize
 from speechbrain_ser.processing.split_mel import SplitMel, prepare
 
 MEL = SplitMel()
@@ -73,106 +76,89 @@ def model():
     return decomposition()
 
 
-# --- sound -----------------------------------------------------------------------------------------------
+@pytest.fixture
+def loader(monkeypatch):
+    """Put a model where `load_model` finds it."""
+
+    def put(model):
+        trained = SimpleNamespace(model=SimpleNamespace(decomposition=model), inputs={"mel": MEL, "f0": F0})
+        monkeypatch.setattr("speechbrain_ser.inference.decompose.load_model", lambda run: trained)
+
+    return put
 
 
-def test_sound_of_a_spectrogram_has_that_spectrogram():
+@pytest.fixture
+def recordings(tmp_path) -> tuple[str, str]:
+    paths = tmp_path / "a01.wav", tmp_path / "b02.wav"
+    for path, wav in zip(paths, (voice(1.2), voice(0.7, 220.0)), strict=True):
+        soundfile.write(path, wav.numpy(), 16_000)
+    return tuple(map(str, paths))
+
+
+def test_sound_of_a_spectrogram_has_that_spectrogram_and_pitch():
     wav = voice(1.5)
     mel = MEL.extract(wav)
     again = invert_mel(mel)
     decibels = 100 * (MEL.extract(again) - mel)
     assert decibels.square().mean().sqrt() < 3.2  # 2.8 dB, over all bands and frames; 100 dB is the range
-    loud = mel > 0.5
-    assert loud.float().mean() > 0.2
-    assert decibels[loud].abs().mean() < 1.5
     assert torch.equal(invert_mel(mel), again)
-    assert again.square().mean().sqrt().item() == pytest.approx(
-        wav.square().mean().sqrt().item(), rel=0.1
-    )  # the level comes back too
-
-
-def test_sound_keeps_the_pitch():
-    wav = voice(1.5)
-    before, after = (extract_f0(x.numpy()) for x in (wav, invert_mel(MEL.extract(wav))))
+    assert again.square().mean().sqrt().item() == pytest.approx(wav.square().mean().sqrt().item(), rel=0.1)  # its level
+    before, after = (extract_f0(x.numpy()) for x in (wav, again))
     both = (before > 0) & (after > 0)
     assert both.sum() > 0.8 * (before > 0).sum()
     assert np.median(np.abs(1200 * np.log2(after[both] / before[both]))) < 20  # cents
 
 
-@pytest.mark.parametrize("samples", [19, 255, 256, 700, 1100, 15_999, 16_000, 16_001])
+@pytest.mark.parametrize("samples", [19, 255, 256, 15_999])
 def test_sound_is_as_long_to_half_a_hop(samples):
     mel = MEL.extract(voice(2.0)[:samples])
     wav = invert_mel(mel)
-    assert wav.isfinite().all()
-    assert abs(len(wav) - samples) <= 128
-    assert len(MEL.extract(wav)) == len(mel)
+    assert wav.isfinite().all() and abs(len(wav) - samples) <= 128 and len(MEL.extract(wav)) == len(mel)
 
 
-def test_sound_of_silence_and_of_values_beyond_the_range():
+def test_sound_of_silence_of_values_beyond_the_range_and_of_what_is_no_spectrogram():
     assert invert_mel(np.full((20, 80), -3.0)).abs().max() < 1e-3
     torch.testing.assert_close(invert_mel(np.full((20, 80), 7.0)), invert_mel(np.ones((20, 80))))
-
-
-@pytest.mark.parametrize("mel", [np.zeros((0, 80)), np.zeros((80, 20)), np.zeros(80), np.full((5, 80), np.nan)])
-def test_sound_of_what_is_no_spectrogram(mel):
-    with pytest.raises(ValueError, match="expected a spectrogram"):
-        invert_mel(mel)
-
-
-# --- parts -----------------------------------------------------------------------------------------------
+    for mel in (np.zeros((0, 80)), np.zeros((80, 20)), np.zeros(80), np.full((5, 80), np.nan)):
+        with pytest.raises(ValueError, match="expected a spectrogram"):
+            invert_mel(mel)
 
 
 def test_parts_of_a_recording(tmp_path):
     wav = voice()
     soundfile.write(tmp_path / "a01.wav", wav.numpy(), 16_000, "FLOAT")
     parts = read_parts(tmp_path / "a01.wav", MEL, F0)
-    assert (parts.name, parts.title, parts.remark, parts.hop_seconds) == ("a01", "a01", "", 0.016)
+    assert (parts.name, parts.title, parts.hop_seconds) == ("a01", "a01", 0.016)
     np.testing.assert_array_equal(parts.mel, MEL.extract(wav))
     np.testing.assert_array_equal(parts.f0_hz, extract_f0(prepare(wav), f_min=60.0, f_max=500.0))
     np.testing.assert_array_equal(parts.f0, normalize(parts.f0_hz))
-    assert len(parts.f0) == len(parts.mel)
-    assert 100 < np.median(parts.f0_hz[parts.f0_hz > 0]) < 180
-    assert 0.2 < np.mean(parts.f0_hz > 0) < 0.8
+    assert len(parts.f0) == len(parts.mel) and 100 < np.median(parts.f0_hz[parts.f0_hz > 0]) < 180
 
 
-def test_settings_of_f0_count():
-    low = parts_of(voice(pitch=220.0), "a01", MEL, PitchTrack(f_range=(50.0, 150.0)))
-    assert parts_of(voice(pitch=220.0), "a01", MEL, F0).f0_hz.max() > 200 > 155 > low.f0_hz.max()
+def test_f0_is_tracked_only_where_it_is_read(loader, recordings, tmp_path, monkeypatch):
+    loader(decomposition(("rhythm", "timbre"), decoder=False))
+    monkeypatch.setattr("speechbrain_ser.processing.pitch.extract_f0", lambda *a: pytest.fail("F0 tracked"))
+    assert main(["decompose", "run", recordings[0], f"--out={tmp_path / 'out'}"]) == 0
+    with np.load(tmp_path / "out" / "a01.npz") as arrays:
+        assert set(arrays) == {"mel", "code_rhythm", "code_timbre", "hop_seconds"}
 
 
-def test_f0_is_tracked_only_where_it_is_read(monkeypatch):
-    monkeypatch.setattr("speechbrain_ser.processing.pitch_track.extract_f0", lambda *a: pytest.fail("F0 tracked"))
-    parts = parts_of(voice(), "a01", MEL)
-    assert parts.f0 is None and parts.f0_hz is None
-    assert list(analyse(decomposition(("content", "rhythm")), parts).codes) == ["content", "rhythm"]
+@pytest.mark.parametrize(
+    ("wav", "said"),
+    [(np.full(1000, np.nan), "NaN"), (np.ones(18), "at least 19 samples at 16 kHz, which make a frame, found 18")],
+)
+def test_unusable_recordings_are_named(tmp_path, wav, said):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, wav, 16_000, "FLOAT")
+    with pytest.raises(UserError, match=f"^{path}: .*{said}"):
+        read_parts(path, MEL, F0)
 
 
-def test_unusable_recordings_are_named(tmp_path):
-    def message(name, content: bytes | np.ndarray | None):
-        path = tmp_path / name
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        elif content is not None:
-            soundfile.write(path, content, 16_000, "FLOAT")
-        with pytest.raises(UserError) as error:
-            read_parts(path, MEL, F0)
-        assert str(error.value).startswith(f"{path}: ")
-        return str(error.value)
-
-    assert "no such recording" in message("missing.wav", None)
-    assert "unreadable" in message("text.wav", b"these are no samples")
-    assert "empty" in message("empty.wav", b"")
-    assert "NaN" in message("nan.wav", np.full(1000, np.nan))
-    assert "at least 19 samples" in message("short.wav", np.ones(18)) and "found 18" in message("short.wav", None)
-    soundfile.write(tmp_path / "frame.wav", np.ones(19) * 0.1, 16_000)
-    assert len(read_parts(tmp_path / "frame.wav", MEL, F0).mel) == 1
-
-
-# --- analysis --------------------------------------------------------------------------------------------
-
-
-def test_analysis_is_what_the_model_gives(model, source):
+def test_analysis_is_what_the_model_gives_without_resampling(source):
+    model = decomposition().train()
+    model.decoder.eval()
     analysis = analyse(model, source)
+    assert model.training and model.encoders.training and not model.decoder.training
     frames = len(source.mel)
     codes = -(-frames // 8)
     shapes = {"content": (codes, 16), "pitch": (codes, 8), "rhythm": (codes, 2), "timbre": (8,)}
@@ -187,54 +173,27 @@ def test_analysis_is_what_the_model_gives(model, source):
     assert analysis.mse == pytest.approx(np.mean((analysis.reconstruction - source.mel) ** 2), rel=1e-5)
 
 
-def test_analysis_resamples_nothing_and_leaves_the_mode(source):
-    model = decomposition().train()
-    model.decoder.eval()
-    first, second = analyse(model, source), analyse(model, source)
-    np.testing.assert_array_equal(first.reconstruction, second.reconstruction)
-    assert model.training and model.encoders.training and not model.decoder.training
-    assert torch.is_grad_enabled()
+WHISPER = 0.01 * torch.randn(8001, generator=torch.Generator().manual_seed(3)).diff()
 
 
-def test_analysis_without_a_decoder(source):
-    analysis = analyse(decomposition(decoder=False), source)
-    assert analysis.reconstruction is None and analysis.mse is None
-    assert list(analysis.codes) == list(NAMES)
-
-
-@pytest.mark.parametrize(
-    ("wav", "remark"),
-    [
-        (torch.zeros(8000), "silent"),
-        (0.01 * torch.randn(8000, generator=torch.Generator().manual_seed(3)).diff(prepend=torch.zeros(1)), "unvoiced"),
-    ],
-)
+@pytest.mark.parametrize(("wav", "remark"), [(torch.zeros(8000), "silent"), (WHISPER, "entirely unvoiced")])
 def test_without_a_voice(model, source, wav, remark):
     parts = parts_of(wav, "whisper", MEL, F0)
-    assert not parts.f0_hz.any()
-    assert remark in parts.title and parts.title.startswith("whisper (")
+    assert not parts.f0_hz.any() and parts.title == f"whisper ({remark})"
     analysis = analyse(model, parts)
     assert np.isfinite(analysis.reconstruction).all() and np.isfinite(analysis.mse)
     assert parts.title in plot_analysis(analysis).get_suptitle()
-    for swap in NAMES:
-        conversion = convert(model, source, parts, [swap])
-        assert np.isfinite(conversion.mel).all()
-    assert parts.title in plot_conversion(conversion).axes[1].get_title("left")
+    assert np.isfinite(convert(model, source, parts, ["pitch", "timbre"]).mel).all()
 
 
-# --- conversion ------------------------------------------------------------------------------------------
-
-
-def test_nothing_swapped_is_the_reconstruction(model, source, target):
+def test_nothing_and_everything_swapped_are_reconstructions(model, source, target):
     conversion = convert(model, source, target, [])
     np.testing.assert_array_equal(conversion.mel, analyse(model, source).reconstruction)
     assert conversion.kept == NAMES
-
-
-def test_everything_swapped_is_the_targets_reconstruction(model, source, target):
-    conversion = convert(model, source, target, NAMES)
+    conversion = convert(model, source, target, [*NAMES[::-1], "pitch"])
     np.testing.assert_array_equal(conversion.mel, analyse(model, target).reconstruction)
     np.testing.assert_array_equal(conversion.f0_hz, target.f0_hz)
+    assert conversion.swap == NAMES  # in the decoder's order, once each
 
 
 @pytest.mark.parametrize("swap", NAMES)
@@ -247,66 +206,27 @@ def test_only_what_is_swapped_changes(model, source, target, swap, longer):
     leader = target if swap == "rhythm" else source
     frames, codes = len(leader.mel), -(-len(leader.mel) // 8)
     assert conversion.mel.shape == (frames, 80)
-    assert conversion.f0_hz.shape == (frames,)
+    contour = (target if swap == "pitch" else source).f0_hz[:frames]
+    np.testing.assert_array_equal(conversion.f0_hz, np.pad(contour, (0, frames - len(contour))))
     for name in NAMES:
-        given = (other if name == swap else own)[name]
-        found = conversion.codes[name]
-        if name == "timbre":
-            np.testing.assert_array_equal(found, given)
-        else:
-            common = min(codes, len(given))
-            assert len(found) == codes
-            np.testing.assert_array_equal(found[:common], given[:common])
-            assert not found[common:].any()
+        expected = (other if name == swap else own)[name]
+        if name != "timbre":
+            expected = np.pad(expected, [(0, max(0, codes - len(expected))), (0, 0)])[:codes]
+        np.testing.assert_array_equal(conversion.codes[name], expected)
     before = analyse(model, source).reconstruction
     common = min(frames, len(before))
     assert np.abs(conversion.mel[:common] - before[:common]).max() > 1e-4
 
 
-def test_contour_asked_for(model, source, target):
-    pitch = convert(model, source, target, ["pitch"]).f0_hz  # on the longer source
-    np.testing.assert_array_equal(pitch[: len(target.f0_hz)], target.f0_hz)
-    assert not pitch[len(target.f0_hz) :].any()
-    rhythm = convert(model, source, target, ["rhythm"]).f0_hz  # on the shorter target
-    np.testing.assert_array_equal(rhythm, source.f0_hz[: len(target.f0_hz)])
-
-
-def test_order_of_names_does_not_count(model, source, target):
-    first, second = (
-        convert(model, source, target, swap) for swap in (["timbre", "pitch"], ["pitch", "timbre", "pitch"])
-    )
-    assert first.swap == second.swap == ("pitch", "timbre")
-    np.testing.assert_array_equal(first.mel, second.mel)
-
-
 @pytest.mark.parametrize(
-    ("names", "swap", "follows"),
-    [
-        (("timbre", "content"), "timbre", "source"),  # content leads, not what comes first
-        (("timbre", "content"), "content", "target"),
-        (("content", "rhythm"), "content", "source"),
-        (("rhythm",), "rhythm", "target"),
-    ],
+    ("names", "swap"), [(("timbre", "content"), "timbre"), (("content", "rhythm"), "content"), (("rhythm",), "rhythm")]
 )
-def test_length_of_other_models(source, target, names, swap, follows):
+def test_length_of_other_models(source, target, names, swap):
+    """Of the rhythm's recording; without rhythm, content leads, not what comes first."""
     source, target = (replace(parts, f0=None, f0_hz=None) for parts in (source, target))
     conversion = convert(decomposition(names), source, target, [swap])
-    assert len(conversion.mel) == len({"source": source, "target": target}[follows].mel)
+    assert len(conversion.mel) == len((target if swap == "rhythm" else source).mel)
     assert conversion.f0_hz is None
-
-
-def test_what_cannot_be_swapped(model, source, target):
-    with pytest.raises(
-        UserError, match=r"no encoder 'ptich' \(did you mean 'pitch'\?\).*content, pitch, rhythm, timbre"
-    ):
-        convert(model, source, target, ["ptich"])
-    with pytest.raises(UserError, match="no encoder 'pitch'; it has: rhythm"):
-        convert(decomposition(["rhythm"]), source, target, ["pitch"])
-    with pytest.raises(UserError, match="expected a model with a decoder"):
-        convert(decomposition(decoder=False), source, target, ["pitch"])
-
-
-# --- pictures --------------------------------------------------------------------------------------------
 
 
 def panels(figure) -> dict:
@@ -319,93 +239,45 @@ def test_picture_of_an_analysis(model, source):
     figure = plot_analysis(analysis)
     found = panels(figure)
     assert list(found) == ["mel band", "F0 (Hz)", "content", "pitch", "rhythm", "reconstruction", "timbre (channel)"]
-    frames, seconds = len(source.mel), (len(source.mel) - 0.5) * 0.016
-    for name in list(found)[:-1]:
-        assert found[name].get_xlim() == pytest.approx((-0.008, seconds))
-    assert found["reconstruction"].get_xlabel() == "time (s)"
-
-    np.testing.assert_array_equal(found["mel band"].images[0].get_array(), source.mel.T)
-    np.testing.assert_array_equal(found["reconstruction"].images[0].get_array(), analysis.reconstruction.T)
-    assert found["mel band"].images[0].get_clim() == found["reconstruction"].images[0].get_clim() == (0, 1)
-    content = found["content"].images[0].get_array()
-    assert content.shape == (16, frames)
-    np.testing.assert_array_equal(content[:, 7], analysis.codes["content"][0])
-    np.testing.assert_array_equal(content[:, 8], analysis.codes["content"][1])
-    assert found["timbre (channel)"].images[0].get_array().shape == (8, 1)
-
+    seconds = (len(source.mel) - 0.5) * 0.016
+    assert all(found[name].get_xlim() == pytest.approx((-0.008, seconds)) for name in list(found)[:-1])
+    content = np.repeat(analysis.codes["content"], 8, axis=0)[: len(source.mel)]  # a code stands for eight frames
+    shown = {"mel band": source.mel, "reconstruction": analysis.reconstruction, "content": content}
+    for name, image in shown.items():
+        np.testing.assert_array_equal(found[name].images[0].get_array(), image.T)
     (curve,) = found["F0 (Hz)"].lines
-    voiced = source.f0_hz > 0
-    np.testing.assert_array_equal(np.isfinite(curve.get_ydata()), voiced)
-    np.testing.assert_array_equal(curve.get_ydata()[voiced], source.f0_hz[voiced])
-    (shade,) = found["F0 (Hz)"].collections  # a polygon of x (s), y (0 or 1) around the unvoiced frames
-    polygon = shade.get_paths()[0]
-    middles = np.arange(frames) * 0.016
-    inside = polygon.contains_points(np.column_stack([middles, np.full(frames, 0.5)]))
-    np.testing.assert_array_equal(inside, ~voiced)
+    np.testing.assert_array_equal(np.nan_to_num(curve.get_ydata()), source.f0_hz)
     assert f"{analysis.mse:.2g}" in figure.get_suptitle()
 
 
 def test_picture_of_what_a_model_has(source):
     figure = plot_analysis(analyse(decomposition(("rhythm",), decoder=False), replace(source, f0=None, f0_hz=None)))
-    assert list(panels(figure)) == ["mel band", "rhythm"]
-    assert figure.get_suptitle() == "source"
+    assert list(panels(figure)) == ["mel band", "rhythm"] and figure.get_suptitle() == "source"
 
 
 def test_picture_of_a_conversion(model, source, target):
     conversion = convert(model, source, target, ["rhythm", "timbre"])
     figure = plot_conversion(conversion)
     rows, overs = figure.axes[:3], figure.axes[3:6]
-    assert [axes.get_title("left") for axes in rows] == [
-        "source: source",
-        "target: target",
-        "converted: rhythm, timbre of target; content, pitch of source",
-    ]
+    converted = "converted: rhythm, timbre of target; content, pitch of source"
+    assert [axes.get_title("left") for axes in rows] == ["source: source", "target: target", converted]
     for axes, mel in zip(rows, (source.mel, target.mel, conversion.mel), strict=True):
         np.testing.assert_array_equal(axes.images[0].get_array(), mel.T)
         assert axes.get_xlim() == pytest.approx((-0.008, (len(source.mel) - 0.5) * 0.016))  # the longest
     assert [axes.get_ylabel() for axes in overs] == ["F0 (Hz)", "F0 (Hz)", "F0 asked for (Hz)"]
     for axes, f0 in zip(overs, (source.f0_hz, target.f0_hz, conversion.f0_hz), strict=True):
-        (curve,) = axes.lines
-        assert to_hex(curve.get_color()) == F0_COLOUR
-        np.testing.assert_array_equal(np.nan_to_num(curve.get_ydata()), f0)
+        np.testing.assert_array_equal(np.nan_to_num(axes.lines[0].get_ydata()), f0)
         assert axes.get_ylim() == overs[0].get_ylim()
-
-
-# --- commands --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def loader(monkeypatch):
-    """Put a model where `load_model` finds it."""
-
-    def put(model):
-        trained = SimpleNamespace(model=SimpleNamespace(decomposition=model), inputs={"mel": MEL, "f0": F0})
-        monkeypatch.setattr("speechbrain_ser.trained.load_model", {"run": trained}.__getitem__)
-
-    return put
-
-
-@pytest.fixture
-def recordings(tmp_path) -> tuple[str, str]:
-    paths = tmp_path / "a01.wav", tmp_path / "b02.wav"
-    for path, wav in zip(paths, (voice(1.2), voice(0.7, 220.0)), strict=True):
-        soundfile.write(path, wav.numpy(), 16_000)
-    return tuple(map(str, paths))
-
-
-def files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_decompose(loader, model, recordings, tmp_path, capsys):
     loader(model)
     out = tmp_path / "new" / "out"
     assert main(["decompose", "run", *recordings, f"--out={out}"]) == 0
-    assert files(out) == ["a01.npz", "a01.png", "b02.npz", "b02.png"]
+    assert sorted(os.listdir(out)) == ["a01.npz", "a01.png", "b02.npz", "b02.png"]
     analysis = analyse(model, read_parts(recordings[0], MEL, F0))
     with np.load(out / "a01.npz") as arrays:
         assert set(arrays) == {"mel", "f0_hz", "f0", *(f"code_{n}" for n in NAMES), "reconstruction", "hop_seconds"}
-        np.testing.assert_array_equal(arrays["f0_hz"], analysis.parts.f0_hz)
         np.testing.assert_array_equal(arrays["code_pitch"], analysis.codes["pitch"])
         np.testing.assert_array_equal(arrays["reconstruction"], analysis.reconstruction)
     assert (out / "a01.png").read_bytes().startswith(b"\x89PNG")
@@ -413,56 +285,35 @@ def test_decompose(loader, model, recordings, tmp_path, capsys):
     assert first == f"{out / 'a01'}.png, .npz  MSE {analysis.mse:.3g}" and str(out / "b02") in second
 
 
-def test_decompose_without_decoder_or_f0(loader, recordings, tmp_path):
-    loader(decomposition(("rhythm", "timbre"), decoder=False))
-    assert main(["decompose", "run", recordings[0], f"--out={tmp_path / 'out'}"]) == 0
-    with np.load(tmp_path / "out" / "a01.npz") as arrays:
-        assert set(arrays) == {"mel", "code_rhythm", "code_timbre", "hop_seconds"}
-
-
 def test_convert(loader, model, recordings, tmp_path, capsys):
     loader(model)
     out = tmp_path / "out"
     assert main(["convert", "run", *recordings, "--swap=timbre, rhythm", f"--out={out}"]) == 0
-    assert files(out) == ["a01-b02-rhythm+timbre.png"]
     assert main(["convert", "run", *recordings, "--swap=rhythm", f"--out={out}", "--audio"]) == 0
-    made = ["a01-b02-rhythm.png", "a01-reconstruction.wav", "a01-b02-rhythm.wav"]
-    assert files(out) == sorted(["a01-b02-rhythm+timbre.png", *made])
-    assert capsys.readouterr().out.splitlines()[1:] == [str(out / name) for name in made]
+    made = "a01-b02-rhythm+timbre.png", "a01-b02-rhythm.png", "a01-reconstruction.wav", "a01-b02-rhythm.wav"
+    assert sorted(os.listdir(out)) == sorted(made)
+    assert capsys.readouterr().out.splitlines() == [str(out / name) for name in made]
 
     source, target = (read_parts(path, MEL, F0) for path in recordings)
-    expected = {
-        "a01-reconstruction": analyse(model, source).reconstruction,
-        "a01-b02-rhythm": convert(model, source, target, ["rhythm"]).mel,
-    }
-    for name, mel in expected.items():
-        wav, rate = soundfile.read(out / f"{name}.wav", dtype="float32")
+    expected = analyse(model, source).reconstruction, convert(model, source, target, ["rhythm"]).mel
+    for name, mel in zip(made[2:], expected, strict=True):
+        wav, rate = soundfile.read(out / name, dtype="float32")
         assert rate == 16_000
         np.testing.assert_allclose(wav, invert_mel(mel), atol=2 / 32768)
 
 
-def test_recordings_of_the_same_name(loader, model, recordings, tmp_path, capsys):
-    loader(model)
-    other = tmp_path / "JE" / "a01.wav"
-    other.parent.mkdir()
-    other.write_bytes(Path(recordings[1]).read_bytes())
-    out = tmp_path / "out"
-    assert main(["decompose", "run", recordings[0], str(other), f"--out={out}"]) == 0
-    assert files(out) == sorted(f"{folder}_a01.{s}" for folder in (tmp_path.name, "JE") for s in ("npz", "png"))
-    capsys.readouterr()
-    for command in (["decompose", "run"], ["convert", "run", "--swap=pitch"]):
-        assert main([*command, str(other), str(other), f"--out={tmp_path / 'no'}"]) == 2
-        assert capsys.readouterr().err == (
-            f"error: {other} and {other}: expected recordings of different names, found JE_a01 twice\n"
-        )
-    assert not (tmp_path / "no").exists()
+def test_recordings_of_the_same_name(tmp_path):
+    folder = tmp_path.name
+    assert _recording_names(["DC/a01.wav", "DC/a02.wav"]) == ["a01", "a02"]
+    assert _recording_names([tmp_path / "a01.wav", "JE/a01.wav"]) == [f"{folder}_a01", "JE_a01"]
+    with pytest.raises(UserError, match=r"JE/a.wav and JE/a.flac: .* different names, found JE_a twice"):
+        _recording_names(["DC/a.wav", "JE/a.wav", "JE/a.flac"])
 
 
 @pytest.mark.parametrize(
     ("names", "decoder", "swap", "expected"),
     [
         (NAMES, True, "rythm", "error: swap: the model has no encoder 'rythm' (did you mean 'rhythm'?)"),
-        (NAMES, True, "speaker", "error: swap: the model has no encoder 'speaker'; it has: content, pitch"),
         (NAMES, True, " ,", "error: swap: expected names of encoders separated by commas, found ' ,'"),
         (("rhythm",), True, "rhythm,pitch", "error: swap: the model has no encoder 'pitch'; it has: rhythm"),
         (NAMES, False, "pitch", "error: swap: expected a model with a decoder"),
@@ -482,7 +333,4 @@ def test_wrong_decompositions(loader, model, recordings, tmp_path, capsys):
     assert capsys.readouterr().err == f"error: {tmp_path / 'none.wav'}: no such recording\n"
     assert main(["decompose", "run", recordings[0], f"--out={recordings[1]}"]) == 2
     assert capsys.readouterr().err.startswith(f"error: out: expected a folder that can be made, found {recordings[1]}")
-    loader(None)
-    assert main(["decompose", "run", recordings[0], f"--out={tmp_path / 'out'}"]) == 2
-    assert "without such encoders" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -1,9 +1,10 @@
 """The Brain that recipes share, on a tiny convolutional encoder: steps, schedules, checkpoints, resuming."""
 
 import functools
+import itertools
 import json
 import math
-import random
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,16 +20,18 @@ from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
 from recipes.cai_mtl.brain import CaiBrain
-from speechbrain_ser.brain import RunData
-from speechbrain_ser.checkpoints import History, RandomState, Tally, WholeCheckpointer
-from speechbrain_ser.dataio import AudioCache, StepSampler, length_sorted_batches, make_dataset, make_loader
+from speechbrain_ser.data.batches import AudioCache, StepSampler, length_sorted_batches, make_dataset, make_loader
+from speechbrain_ser.data.protocols import Fold
+from speechbrain_ser.data.text import CharacterTokens
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.cai import CaiModel
-from speechbrain_ser.nnet.pooling import MaskedPooling, frame_mask
-from speechbrain_ser.protocols import Fold
-from speechbrain_ser.tokens import CharacterTokens
+from speechbrain_ser.nnet.losses import cross_entropy
+from speechbrain_ser.nnet.pooling import MaskedPooling
+from speechbrain_ser.processing.lengths import frame_mask
+from speechbrain_ser.training.checkpoints import WholeCheckpointer
+from speechbrain_ser.training.results import make_loggers
+from speechbrain_ser.training.run import Run
 
 CLASSES = ["calm", "loud"]
 TOKENS = CharacterTokens(["<blank>", "|", "A", "B"])
@@ -67,41 +70,38 @@ def frame(tmp_path_factory):
         path = folder / f"{part}{k:02d}.wav"
         soundfile.write(path, (0.05 + 0.3 * loud) * rng.uniform(-1, 1, n).astype("float32"), 16_000, "FLOAT")
         rows.append((f"{part}{k:02d}", str(path), n / 16_000, CLASSES[loud], "s", TEXTS[k % len(TEXTS)]))
-    return pd.DataFrame(rows, columns=["ID", "wav", "duration", "emotion", "speaker", "transcript"]).set_index("ID")
+    columns = ["ID", "wav", "duration", "emotion", "speaker", "transcript"]
+    return pd.DataFrame(rows, [row[0] for row in rows], columns)
+
+
+HEADS = {
+    "emotion": functools.partial(nn.Linear, out_features=len(CLASSES)),
+    "asr": functools.partial(nn.Linear, out_features=len(TOKENS)),
+}
+
+
+def make_model(encoder, alpha=0.1, seed=1) -> CaiModel:
+    return CaiModel(encoder, MaskedPooling("mean"), HEADS, {"emotion": 1.0, "asr": alpha}, seed)
 
 
 def make_brain(frame, folder, run_opts=None, model=None, **changes):
-    """A CaiBrain with everything that building.build gives it, and its loaders."""
-    options = {
-        "alpha": 0.1,
-        "micro": 4,
-        "n_epochs": 2,
-        "seed": 1,
-        "dropout": 0.0,
-        "valid": True,
-        "class_weights": None,
-        "opt": functools.partial(torch.optim.AdamW, lr=0.01),
-        "batch_size": 4,
-        "early_stopping": 10_000,
-        "checkpointer": True,
-    }
+    """A CaiBrain with everything that run.build gives it."""
+    options = {"alpha": 0.1, "micro": 4, "n_epochs": 2, "seed": 1, "dropout": 0.0, "valid": True, "batch_size": 4}
+    options |= {"early_stopping": 10_000, "checkpointer": True, "brain_class": CaiBrain}
+    options |= {"opt": functools.partial(torch.optim.AdamW, lr=0.01)}
     options.update({k: changes.pop(k) for k in list(changes) if k in options})
     o = SimpleNamespace(**options)
     folder.mkdir(parents=True, exist_ok=True)
     ids = {p: tuple(i for i in frame.index if i.startswith(p)) for p in ("train", "valid", "test")}
     fold = Fold("f", ids["train"], ids["valid"] if o.valid else (), (), ids["test"])
     sb.utils.seed.seed_everything(o.seed)
-    loss_weights = {"emotion": 1.0, "asr": o.alpha}
-    heads = {
-        "emotion": functools.partial(nn.Linear, out_features=len(CLASSES)),
-        "asr": functools.partial(nn.Linear, out_features=len(TOKENS)),
-    }
-    model = model or CaiModel(TinyEncoder(o.dropout), MaskedPooling("mean"), heads, loss_weights, o.seed)
+    model = model or make_model(TinyEncoder(o.dropout), o.alpha, o.seed)
     hparams = {
-        "loss_weights": loss_weights,
+        "loss_weights": {"emotion": 1.0, "asr": o.alpha},
+        "class_weights": None,
+        "labels_of": [],
         "decoding": "greedy",
         "beam_size": 5,
-        "output_folder": str(folder),
         "tracker": None,
         "augment": None,
         "n_epochs": o.n_epochs,
@@ -115,20 +115,18 @@ def make_brain(frame, folder, run_opts=None, model=None, **changes):
     }
     assert not set(changes) - set(hparams), changes
     hparams.update(changes)
-    tokens = TOKENS if o.alpha else None
-    data = RunData(frame, fold, CLASSES, o.class_weights, tokens)
-    cache = AudioCache(folder / "cache")
-    frames = {p: frame.loc[list(getattr(fold, p))].reset_index() for p in ("train", "valid", "test")}
-    sampler = StepSampler(frames["train"]["duration"], o.batch_size, o.micro, o.seed)
-    loaders = {"valid": None}
-    for part, rows in frames.items():
-        if len(rows):
-            batches = sampler if part == "train" else length_sorted_batches(rows["duration"], 3)
-            dataset = make_dataset(rows, {"sig": cache}, CLASSES, tokens.encode if tokens else None)
-            loaders[part] = make_loader(dataset, batches)
-    brain = CaiBrain(
-        data=data,
-        sampler=sampler,
+    run = Run(SimpleNamespace(plain=hparams), frame, fold, ["f"], folder, {})
+    run.tokens = TOKENS if o.alpha else None
+    sampler = StepSampler(run.part("train")["duration"], o.batch_size, o.micro, o.seed)
+    cache, loaders = AudioCache(folder / "cache"), {"valid": None}
+    for part in ("train", "valid", "test"):
+        if len(rows := run.part(part)):
+            dataset = make_dataset(rows, {"sig": cache}, run.labels, run.tokens and run.tokens.encode)
+            in_steps = (sampler, sampler.micro_batches)
+            planned = in_steps if part == "train" else (length_sorted_batches(rows["duration"], 3),)
+            loaders[part] = make_loader(dataset, *planned)
+    brain = o.brain_class(
+        run=run,
         loaders=loaders,
         modules={"model": model},
         opt_class=o.opt,
@@ -152,69 +150,46 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+def record_before_steps(run, look) -> list:
+    """What `look` sees of the Brain just before each optimiser step of a fit."""
+    seen, original = [], run.brain.optimizers_step
+
+    def record():
+        seen.append(look(run.brain))
+        original()
+
+    run.brain.optimizers_step = record
+    fit(run)
+    return seen
+
+
 class Killed(Exception):
     """A process that ends, in a test."""
 
 
-def stop_after(brain, n_batches: int):
-    """Let a brain die after so many training batches (its checkpoints of them written)."""
-    original, count = brain._should_save_intra_epoch_ckpt, [0]
+def stop_after(brain, n_steps: int):
+    """Let a brain die in the step after so many (whose checkpoints are written)."""
+    original, count = brain._should_save_intra_epoch_ckpt, itertools.count()
 
-    def count_batches(*args):
-        if count[0] == n_batches:
+    def count_steps(*args):
+        if next(count) == n_steps:
             raise Killed
-        count[0] += 1
         return original(*args)
 
-    brain._should_save_intra_epoch_ckpt = count_batches
+    brain._should_save_intra_epoch_ckpt = count_steps
 
 
-# ------------------------------------------------------------------ optimiser steps
-
-
-def first_gradients(frame, folder, **options):
-    """The gradient that reaches the optimiser at its first step."""
-    run = make_brain(frame, folder, max_grad_norm=0, checkpointer=False, **options)
-    run.sampler.set_epoch(1)
-    run.brain.on_fit_start()
-    run.brain.modules.train()
-    found = {}
-
-    def record(optimizer, args, kwargs):
-        found.update({k: p.grad.clone() for k, p in run.brain.modules.named_parameters()})
-
-    run.brain.optimizer.register_step_pre_hook(record)
-    run.brain.nonfinite_count = 0
-    for batch in run.loaders["train"]:
-        run.brain.step += 1
-        run.brain.fit_batch(batch)
-        if found:
-            return found
-
-
-@pytest.mark.parametrize("micro", [1, 2, 3, 4])
-def test_the_micro_batch_does_not_change_the_gradient(frame, tmp_path, micro):
-    whole = first_gradients(frame, tmp_path / "8", batch_size=8, micro=8)
-    parts = first_gradients(frame, tmp_path / "m", batch_size=8, micro=micro)
-    assert whole.keys() == parts.keys()
-    for name, gradient in whole.items():
-        assert gradient.abs().max() > 0
-        assert (parts[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
-
-
-def hand_made_loop(frame, run, n_epochs, lr, alpha=0.1, class_weights=None, clip=None):
+def hand_made_loop(frame, run, n_epochs, lr, class_weights, clip):
     """Plain PyTorch: one padded-free forward pass an utterance, mean over each step's own count, SGD."""
     model = run.brain.modules.model
-    ids = list(run.brain.data.fold.train)
+    ids = list(run.brain.run.fold.train)
     steps = []
     for epoch in range(1, n_epochs + 1):
         order = np.random.default_rng([1, epoch]).permutation(len(ids))
         steps += [order[i : i + 4] for i in range(0, len(order), 4)]
     total, n_warm = len(steps), round(0.1 * len(steps))
-    rates = []
     for k, step in enumerate(steps):
         rate = lr * (k / n_warm if k < n_warm else (total - k) / (total - n_warm))
-        rates.append(rate)
         loss = 0.0
         for index in step:
             row = frame.loc[ids[index]]
@@ -223,11 +198,10 @@ def hand_made_loop(frame, run, n_epochs, lr, alpha=0.1, class_weights=None, clip
             c = CLASSES.index(row["emotion"])
             weight = 1.0 if class_weights is None else class_weights[c]
             loss = loss - weight * out["emotion"].log_softmax(-1)[0, c]
-            if alpha:
-                target = torch.tensor([TOKENS.encode(row["transcript"])])
-                log_probs = out["asr"].log_softmax(-1).transpose(0, 1)
-                sizes = torch.tensor([log_probs.shape[0]]), torch.tensor([target.shape[1]])
-                loss = loss + alpha * nn.functional.ctc_loss(log_probs, target.long(), *sizes, reduction="sum")
+            target = torch.tensor([TOKENS.encode(row["transcript"])])
+            log_probs = out["asr"].log_softmax(-1).transpose(0, 1)
+            sizes = torch.tensor([log_probs.shape[0]]), torch.tensor([target.shape[1]])
+            loss = loss + 0.1 * nn.functional.ctc_loss(log_probs, target.long(), *sizes, reduction="sum")
         parameters = list(model.parameters())
         gradients = torch.autograd.grad(loss / len(step), parameters)
         if clip:
@@ -236,17 +210,19 @@ def hand_made_loop(frame, run, n_epochs, lr, alpha=0.1, class_weights=None, clip
         with torch.no_grad():
             for p, g in zip(parameters, gradients, strict=True):
                 p -= rate * g
-    return weights(run), rates
+    return weights(run)
 
 
-@pytest.mark.parametrize("micro", [1, 3, 4])
-@pytest.mark.parametrize("clip", [0, 0.05])
-def test_training_equals_a_hand_made_loop_with_the_last_smaller_step(frame, tmp_path, micro, clip):
-    """11 utterances in steps of 4, 4 and 3: SpeechBrain would drop the 3, and divide by 4."""
-    options = dict(opt=functools.partial(torch.optim.SGD, lr=0.5), max_grad_norm=clip, valid=False)
+@pytest.mark.parametrize("micro, clip", [(1, 0), (3, 0), (4, 0), (1, 0.05), (3, 0.05)])
+@pytest.mark.parametrize("lines", [{}, {"backbone_lr": 0.5}, {"class_weights": {"calm": 1, "loud": 7}}], ids=str)
+def test_training_equals_a_hand_made_loop_with_the_last_smaller_step(frame, tmp_path, micro, clip, lines):
+    """11 utterances in steps of 4, 4 and 3: SpeechBrain would drop the 3, divide by 4, and clip one group alone."""
+    options = dict(opt=functools.partial(torch.optim.SGD, lr=0.5), max_grad_norm=clip, valid=False, **lines)
     mine = fit(make_brain(frame, tmp_path / "mine", micro=micro, **options))
     assert mine.brain.optimizer_step == 2 * 3
-    theirs, _ = hand_made_loop(frame, make_brain(frame, tmp_path / "theirs", **options), 2, 0.5, clip=clip)
+    assert len(mine.brain.optimizer.param_groups) == (2 if "backbone_lr" in lines else 1)
+    class_weights = mine.brain.class_weights
+    theirs = hand_made_loop(frame, make_brain(frame, tmp_path / "theirs", **options), 2, 0.5, class_weights, clip)
     start = weights(make_brain(frame, tmp_path / "start", **options))
     for name, value in weights(mine).items():
         moved = (value - start[name]).abs().max()
@@ -254,56 +230,12 @@ def test_training_equals_a_hand_made_loop_with_the_last_smaller_step(frame, tmp_
         assert (value - theirs[name]).abs().max() <= 1e-4 * moved, name
 
 
-def test_clipping_is_over_all_groups_jointly(frame, tmp_path):
-    run = make_brain(frame, tmp_path, max_grad_norm=0.01, backbone_lr=0.001)
-    run.sampler.set_epoch(1)
-    run.brain.on_fit_start()
-    assert len(run.brain.optimizer.param_groups) == 2
-    seen = []
-    run.brain.optimizer.register_step_pre_hook(  # registered later: sees what the optimiser will see
-        lambda *_: seen.append([p.grad.clone() for g in run.brain.optimizer.param_groups for p in g["params"]])
-    )
-    run.brain.modules.train()
-    run.brain.nonfinite_count = 0
-    run.brain.step = 1
-    run.brain.fit_batch(next(iter(run.loaders["train"])))
-    norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in seen[0]))
-    assert norm == pytest.approx(0.01, rel=1e-3)
-    unclipped = first_gradients(frame, tmp_path / "off")
-    scale = [float(g.norm()) for g in seen[0]]
-    raw = [float(g.norm()) for g in unclipped.values()]
-    ratios = [s / r for s, r in zip(sorted(scale), sorted(raw), strict=True)]
-    assert max(ratios) == pytest.approx(min(ratios), rel=1e-3)  # one factor for all
-
-
-def test_class_weights_are_a_weighted_sum_over_the_step_count(frame, tmp_path):
-    weights_of = torch.tensor([0.25, 1.75])
-    options = dict(opt=functools.partial(torch.optim.SGD, lr=0.5), max_grad_norm=0, valid=False)
-    mine = fit(make_brain(frame, tmp_path / "mine", class_weights=weights_of, micro=3, **options))
-    run = make_brain(frame, tmp_path / "theirs", **options)
-    theirs, _ = hand_made_loop(frame, run, 2, 0.5, class_weights=weights_of.tolist())
-    for name, value in weights(mine).items():
-        torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-5)
-    assert not same(weights(mine), weights(fit(make_brain(frame, tmp_path / "plain", micro=3, **options))))
-
-
 def test_backbone_lr_makes_groups_and_the_schedule_keeps_both_rates(frame, tmp_path):
     run = make_brain(frame, tmp_path, backbone_lr=0.001, n_epochs=10, valid=False)
-    rates = []
-    original = run.brain.optimizers_step
-
-    def record():
-        rates.append([g["lr"] for g in run.brain.optimizer.param_groups])
-        original()
-
-    run.brain.optimizers_step = record
-    fit(run)
+    rates = record_before_steps(run, lambda brain: [g["lr"] for g in brain.optimizer.param_groups])
     names = {id(p): k for k, p in run.brain.modules.named_parameters()}
     groups = [{names[id(p)] for p in g["params"]} for g in run.brain.optimizer.param_groups]
-    assert groups == [
-        {k for k in names.values() if "heads" in k},
-        {k for k in names.values() if "model.encoder" in k},
-    ]
+    assert groups == [{k for k in names.values() if part in k} for part in ("heads", "model.encoder")]
     n, warm = 30, 3  # ten epochs of three steps, a tenth of them rising
     factors = [k / warm if k < warm else (n - k) / (n - warm) for k in range(n)]
     np.testing.assert_allclose(np.array(rates), np.outer(factors, [0.01, 0.001]), rtol=1e-9)
@@ -320,33 +252,34 @@ def test_vectors_are_not_decayed_where_asked(frame, tmp_path):
     assert decays == {True: 0.0, False: 0.3}
 
 
-@pytest.mark.parametrize("rate", ["fast", -1, float("nan")])
-def test_a_rate_that_is_none_is_refused_before_training(frame, tmp_path, rate):
-    with pytest.raises(UserError, match="backbone_lr must be a number"):
-        make_brain(frame, tmp_path, backbone_lr=rate)
-    with pytest.raises(UserError, match="opt_class: "):
-        make_brain(frame, tmp_path, opt=functools.partial(torch.optim.AdamW, lr=0.1, betas=(rate, 0.9)))
-
-
 def test_bf16_runs_with_losses_in_float32(frame, tmp_path):
     run = make_brain(frame, tmp_path, {"precision": "bf16"}, n_epochs=1)
     kinds = []
-    original = run.brain.combine
+    original = run.brain.weighted_sum
 
     def record(losses, *args):
         kinds.extend(loss.dtype for loss in losses.values())
         return original(losses, *args)
 
-    run.brain.combine = record
+    run.brain.weighted_sum = record
     fit(run)
     assert set(kinds) == {torch.float32} and np.isfinite(pd.read_csv(run.folder / "epochs.csv")["train_loss"]).all()
+
+
+def test_a_scaler_of_gradients_changes_nothing(frame, tmp_path):
+    """fp16's, by a power of two, with two micro-batches a step; nothing overflows here."""
+    plain = fit(make_brain(frame, tmp_path / "plain", micro=2))
+    scaled = make_brain(frame, tmp_path / "scaled", micro=2)
+    scaled.brain.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    fit(scaled)
+    assert scaled.brain.optimizer_step == 6 and same(weights(plain), weights(scaled))
 
 
 def test_batch_statistics_are_refused_with_several_processes(frame, tmp_path, monkeypatch):
     run = make_brain(frame, tmp_path)
     run.brain.model.encoder.norm = nn.BatchNorm1d(6)
     run.brain._refuse_batch_statistics()
-    monkeypatch.setattr("speechbrain_ser.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("speechbrain_ser.training.distributed.world_size", lambda: 2)
     with pytest.raises(UserError, match=r"model\.encoder\.norm normalise over a batch"):
         run.brain._refuse_batch_statistics()
 
@@ -356,9 +289,6 @@ def test_nothing_left_to_train(frame, tmp_path):
     run.brain.modules.requires_grad_(False)
     with pytest.raises(UserError, match="frozen"):
         run.brain.init_optimizers()
-
-
-# ------------------------------------------------------------------ a task of weight 0
 
 
 class Recorder(TinyEncoder):
@@ -377,11 +307,7 @@ class Recorder(TinyEncoder):
 
 def recorded(frame, folder, alpha):
     sb.utils.seed.seed_everything(1)
-    heads = {
-        "emotion": functools.partial(nn.Linear, out_features=2),
-        "asr": functools.partial(nn.Linear, out_features=len(TOKENS)),
-    }
-    model = CaiModel(Recorder(0.5), MaskedPooling("mean"), heads, {"emotion": 1.0, "asr": alpha}, seed=1)
+    model = make_model(Recorder(0.5), alpha)
     start = {k: v.clone() for k, v in model.state_dict().items()}
     return start, fit(make_brain(frame, folder, alpha=alpha, model=model, dropout=0.5))
 
@@ -396,21 +322,12 @@ def test_alpha_0_is_not_built_computed_or_logged_and_changes_no_random_draw(fram
     assert len(pairs) == 2 * 3
     for (wav, mask), (single_wav, single_mask) in pairs:
         assert torch.equal(wav, single_wav) and torch.equal(mask, single_mask)
-    assert single.brain.tokens is None and single.brain.decode is None
+    assert single.brain.run.tokens is None and single.brain.decode is None
     columns = pd.read_csv(single.folder / "epochs.csv").columns
     assert not [c for c in columns if "asr" in c or "WER" in c or "loss_" in c]
     assert {"train_loss_asr", "train_loss_emotion", "valid_WER"} <= set(pd.read_csv(mtl.folder / "epochs.csv").columns)
     single.brain.evaluate(single.loaders["test"])
     assert "hypothesis" not in single.brain.predictions()
-
-
-@pytest.mark.parametrize("weights_of", [{"emotion": 0, "asr": 1.0}, {"asr": 1.0}])
-def test_the_emotion_task_cannot_be_left_out(weights_of):
-    with pytest.raises(UserError, match="emotion"):
-        CaiModel(TinyEncoder(), MaskedPooling("mean"), {}, weights_of)
-
-
-# ------------------------------------------------------------------ what is logged
 
 
 def test_epochs_and_predictions_agree_with_the_models_own_outputs(frame, tmp_path):
@@ -435,11 +352,6 @@ def test_epochs_and_predictions_agree_with_the_models_own_outputs(frame, tmp_pat
     assert "epoch: 1" in (run.folder / "train_log.txt").read_text()
 
 
-def test_no_test_columns_unless_asked(frame, tmp_path):
-    run = fit(make_brain(frame, tmp_path, n_epochs=1))
-    assert not [c for c in pd.read_csv(run.folder / "epochs.csv").columns if c.startswith("test")]
-
-
 def test_test_every_epoch_leaves_training_bit_identical(frame, tmp_path):
     plain = fit(make_brain(frame, tmp_path / "plain", dropout=0.3, valid=False))
     tested = fit(make_brain(frame, tmp_path / "tested", dropout=0.3, valid=False, test_every_epoch=True))
@@ -453,20 +365,29 @@ def test_test_every_epoch_leaves_training_bit_identical(frame, tmp_path):
     assert b["test_WA"].iloc[-1] == (predictions["predicted"] == predictions["emotion"]).mean()
 
 
-def test_tensorboard_file_appears_and_counts_epochs_itself(frame, tmp_path):
-    pytest.importorskip("tensorboard")
-    fit(make_brain(frame, tmp_path, tracker="tensorboard", n_epochs=1))
-    assert list((tmp_path / "tensorboard").rglob("events.out.tfevents*"))
+class GenderBrain(CaiBrain):
+    def compute_objectives(self, predictions, batch, stage, **more):
+        more["gender"] = cross_entropy(predictions["gender"], batch.gender)
+        return super().compute_objectives(predictions, batch, stage, **more)
 
 
-def test_beam_decoding_runs(frame, tmp_path):
-    run = fit(make_brain(frame, tmp_path, n_epochs=1, decoding="beam"))
+def test_a_further_label_is_trained_measured_and_written(frame, tmp_path):
+    frame = frame.assign(gender=np.resize(["M", "F", ""], len(frame)))  # of every third one it is not known
+    heads = {**HEADS, "gender": functools.partial(nn.Linear, out_features=2)}
+    loss_weights = {"emotion": 1.0, "asr": 0.1, "gender": 0.5}
+    model = CaiModel(TinyEncoder(), MaskedPooling("mean"), heads, loss_weights)
+    options = {"labels_of": ["gender"], "loss_weights": loss_weights, "brain_class": GenderBrain}
+    run = fit(make_brain(frame, tmp_path, model=model, augment=augmenter(True), **options))
+    assert run.brain.run.labels == {"emotion": CLASSES, "speaker": ["s"], "gender": ["F", "M"]}
+    epochs = pd.read_csv(run.folder / "epochs.csv")
+    parts = epochs[["train_loss_emotion", "train_loss_asr", "train_loss_gender"]].to_numpy() @ [1.0, 0.1, 0.5]
+    np.testing.assert_allclose(epochs["train_loss"], parts, rtol=1e-6)
     run.brain.evaluate(run.loaders["test"])
-    said = run.brain.predictions()["hypothesis"]
-    assert all(isinstance(s, str) and set(s) <= set("AB ") for s in said)
-
-
-# ------------------------------------------------------------------ augmentation
+    found = run.brain.table("test")
+    assert set(found["gender_predicted"]) <= {"F", "M"} and found["gender"].tolist() == ["F", "", "M"] * 2
+    accuracy = (found["gender"] == found["gender_predicted"]).mean()
+    assert run.brain.report({"test": found})["gender_accuracy"] == accuracy
+    assert {"train_gender_accuracy", "valid_gender_accuracy"} <= set(epochs)
 
 
 def augmenter(concat: bool) -> Augmenter:
@@ -508,36 +429,17 @@ def test_augmenter_that_changes_lengths_and_skips(frame, tmp_path):
     assert run.brain.optimizer_step == 9
 
 
-# ------------------------------------------------------------------ losses that are not finite
-
-
-class Poisoned(nn.Module):
-    """Gives NaN for the utterance whose first sample is the poison."""
-
-    output_size = 6
-
-    def __init__(self):
-        super().__init__()
-        self.inner = TinyEncoder()
-        self.poison = None
-
-    def frame_counts(self, n):
-        return self.inner.frame_counts(n)
+class Poisoned(TinyEncoder):
+    """Gives NaN in training for the utterance whose first sample is the poison."""
 
     def forward(self, wavs, wav_lens):
-        z = self.inner(wavs, wav_lens)
-        if self.training and self.poison is not None:
-            z = z * torch.where(wavs[:, 0] == self.poison, math.nan, 1.0)[:, None, None]
-        return z
+        z = super().forward(wavs, wav_lens)
+        return z * torch.where(wavs[:, 0] == self.poison, math.nan, 1.0)[:, None, None] if self.training else z
 
 
 def poisoned(frame, folder, **options):
-    heads = {
-        "emotion": functools.partial(nn.Linear, out_features=2),
-        "asr": functools.partial(nn.Linear, out_features=len(TOKENS)),
-    }
     torch.manual_seed(0)
-    model = CaiModel(Poisoned(), MaskedPooling("mean"), heads, {"emotion": 1.0, "asr": 0.1}, seed=1)
+    model = make_model(Poisoned())
     model.encoder.poison = float(soundfile.read(frame.at["train03", "wav"], dtype="float32")[0][0])
     return make_brain(frame, folder, model=model, **options)
 
@@ -554,84 +456,62 @@ def test_a_nonfinite_loss_stops_and_names_its_utterances(frame, tmp_path):
 def test_patience_skips_the_whole_step(frame, tmp_path, micro):
     """A tolerated batch leaves no trace: no weight, no statistic, no state of the optimiser becomes NaN."""
     run = poisoned(frame, tmp_path, nonfinite_patience=1, micro=micro, valid=False)
-    steps, clean = [], []
-    original = run.brain.optimizers_step
 
-    def record():
-        before = weights(run)
-        clean.append(all(p.grad is None or p.grad.isfinite().all() for p in run.brain.modules.parameters()))
-        original()
-        steps.append(not same(before, weights(run)))
+    def look(brain):
+        gradients = [p.grad for p in brain.modules.parameters() if p.grad is not None]
+        return weights(run), all(g.isfinite().all() for g in gradients)
 
-    run.brain.optimizers_step = record
-    fit(run)
-    assert all(v.isfinite().all() for v in weights(run).values())
+    before, clean = zip(*record_before_steps(run, look), strict=True)
+    states = [*before, weights(run)]
+    assert all(v.isfinite().all() for v in states[-1].values())
     assert clean.count(False) == 2  # once an epoch
     # warm-up's very first step has rate 0 (0.1 of 6 steps is 1 step); the poisoned ones must not move either
-    assert steps[1:] == clean[1:]
+    moved = [not same(a, b) for a, b in itertools.pairwise(states)]
+    assert moved[1:] == list(clean[1:])
     epochs = pd.read_csv(run.folder / "epochs.csv")
     assert epochs[["train_loss", "train_loss_asr", "train_loss_emotion"]].notna().all(axis=None)
 
 
-def test_patience_is_exhausted(frame, tmp_path):
-    run = poisoned(frame, tmp_path, nonfinite_patience=1)
-    run.brain.modules.model.encoder.poison = None
-    run.brain.modules.model.heads["emotion"].weight.data.fill_(float("nan"))
-    with pytest.raises(UserError, match="train"):
-        fit(run)
+def interrupted(make, folder, stop, every: int):
+    """A fit, and another one that dies (after so many steps, or in a method) and is started again."""
+    whole, stopped = fit(make(folder / "whole", 0)), make(folder / "parts", every)
 
+    def killed(*args, **kwargs):
+        raise Killed
 
-# ------------------------------------------------------------------ checkpoints
-
-
-def test_random_state_round_trip(tmp_path):
-    RandomState().save(tmp_path / "r")
-    drawn = [random.random(), np.random.rand(), torch.rand(3)]  # noqa: NPY002
-    random.random(), np.random.rand(), torch.rand(7)  # noqa: NPY002
-    RandomState().load(tmp_path / "r", True)
-    again = [random.random(), np.random.rand(), torch.rand(3)]  # noqa: NPY002
-    assert drawn[:2] == again[:2] and torch.equal(drawn[2], again[2])
-
-
-def test_history_and_tally_round_trip(tmp_path):
-    history, tally = History(), Tally()
-    history.rows = [{"epoch": 1, "lr": 0.1, "valid_confusion": "[[1]]"}]
-    history.save(tmp_path / "h")
-    tally.add(loss=torch.tensor([1.0, 2.0]), WA=torch.tensor([True, True]))
-    tally.save(tmp_path / "t")
-    new_history, new, fresh = History(), Tally(), Tally()
-    new_history.load(tmp_path / "h", True)
-    assert new_history.rows == history.rows
-    new.load(tmp_path / "t", end_of_epoch=False)
-    assert new.means() == {"loss": 1.5, "WA": 1.0} and new.n == 2
-    fresh.load(tmp_path / "t", end_of_epoch=True)
-    assert fresh.n == 0 and fresh.means() == {}
-
-
-@pytest.mark.parametrize("valid", [True, False])
-def test_resumed_after_an_epoch_equals_uninterrupted(frame, tmp_path, valid):
-    options = dict(n_epochs=3, dropout=0.4, valid=valid, test_every_epoch=True, micro=3)
-    whole = fit(make_brain(frame, tmp_path / "whole", **options))
-    stopped = make_brain(frame, tmp_path / "parts", **options)
-    stop_after(stopped.brain, 5)  # in the second epoch
+    if isinstance(stop, int):
+        stop_after(stopped.brain, stop)
+    else:
+        setattr(stopped.brain, stop, killed)
     with pytest.raises(Killed):
         fit(stopped)
-    resumed = fit(make_brain(frame, tmp_path / "parts", **options))
+    return whole, fit(make(folder / "parts", every))
+
+
+# 11 utterances: three steps an epoch; 0: a checkpoint an epoch, 1: every step
+ENDS = [(stop, every, valid) for stop, every in ((4, 0), (1, 1), (2, 1), (4, 1), ("_log_epoch", 1)) for valid in (0, 1)]
+
+
+@pytest.mark.parametrize("stop, every, valid", [*ENDS, ("_fit_valid", 1, True)])
+def test_a_resumed_run_equals_an_uninterrupted_one(frame, tmp_path, stop, every, valid):
+    def make(folder, every):
+        options = dict(dropout=0.4, valid=valid, test_every_epoch=True, micro=2)
+        return make_brain(frame, folder, {"ckpt_interval_steps": every}, **options)
+
+    whole, resumed = interrupted(make, tmp_path, stop, every)
     assert same(weights(whole), weights(resumed))
     assert (whole.folder / "epochs.csv").read_bytes() == (resumed.folder / "epochs.csv").read_bytes()
-    assert whole.brain.optimizer_step == resumed.brain.optimizer_step == 9
+    assert whole.brain.optimizer_step == resumed.brain.optimizer_step == 6
 
 
 @pytest.mark.parametrize("micro", [1, 4])
 def test_resumed_within_an_epoch_with_other_micro_batches(frame, tmp_path, micro):
-    """The checkpoint is after the second step, which is batch 4 of 6; with other micro-batches it is another one."""
-    options = dict(n_epochs=1, batch_size=4, run_opts={"ckpt_interval_steps": 1})
-    whole = fit(make_brain(frame, tmp_path / "whole", micro=2, **options))
-    stopped = make_brain(frame, tmp_path / "parts", micro=2, **options)
-    stop_after(stopped.brain, 5)
-    with pytest.raises(Killed):
-        fit(stopped)
-    resumed = fit(make_brain(frame, tmp_path / "parts", micro=micro, **options))
+    sizes = iter([2, 2, micro])
+
+    def make(folder, every):
+        return make_brain(frame, folder, {"ckpt_interval_steps": every}, n_epochs=1, micro=next(sizes))
+
+    whole, resumed = interrupted(make, tmp_path, 2, 1)
     assert resumed.brain.optimizer_step == whole.brain.optimizer_step == 3
     for name, value in weights(resumed).items():
         torch.testing.assert_close(value, weights(whole)[name], rtol=1e-4, atol=1e-5)
@@ -639,85 +519,23 @@ def test_resumed_within_an_epoch_with_other_micro_batches(frame, tmp_path, micro
     pd.testing.assert_frame_equal(*rows, rtol=1e-4)
 
 
-@pytest.mark.parametrize("n_batches", [3, 5, 8])
-@pytest.mark.parametrize("valid", [True, False])
-def test_resumed_within_an_epoch_equals_uninterrupted(frame, tmp_path, n_batches, valid):
-    """11 utterances, steps of 4 in micro-batches of 2: six batches an epoch, checkpoints after batches 2, 4 and 6."""
-    options = dict(n_epochs=2, dropout=0.4, valid=valid, micro=2, run_opts={"ckpt_interval_steps": 1})
-    whole = fit(make_brain(frame, tmp_path / "whole", **{**options, "run_opts": {}}))
-    stopped = make_brain(frame, tmp_path / "parts", **options)
-    stop_after(stopped.brain, n_batches)
-    with pytest.raises(Killed):
-        fit(stopped)
-    resumed = make_brain(frame, tmp_path / "parts", **options)
-    resumed.brain.on_fit_start()
-    assert resumed.brain.step == (n_batches % 6) // 2 * 2
-    resumed = fit(make_brain(frame, tmp_path / "parts", **options))
-    assert same(weights(whole), weights(resumed))
-    assert (whole.folder / "epochs.csv").read_bytes() == (resumed.folder / "epochs.csv").read_bytes()
-
-
-@pytest.mark.parametrize("n_batches", [3, 8])
-def test_a_resumed_wav2vec2_draws_the_same_masks_and_layers(frame, tmp_path, n_batches):
+@pytest.mark.parametrize("n_steps", [1, 4])
+def test_a_resumed_wav2vec2_draws_the_same_masks_and_layers(frame, tmp_path, small, n_steps):
     """SpecAugment draws from NumPy, layerdrop and dropout from torch."""
-    backbone = build_tiny_wav2vec2(
-        tmp_path / "w2v", hidden_size=16, num_layers=2, conv_dim=8, num_heads=2, intermediate_size=16
-    )
-    heads = {
-        "emotion": functools.partial(nn.Linear, out_features=2),
-        "asr": functools.partial(nn.Linear, out_features=len(TOKENS)),
-    }
+    draws = {"apply_spec_augment": True, "mask_time_prob": 0.5, "mask_time_length": 3, "layerdrop": 0.4}
 
     def make(folder, every):
-        encoder = Wav2Vec2(
-            str(backbone),
-            str(tmp_path),
-            apply_spec_augment=True,
-            mask_time_prob=0.5,
-            mask_time_length=3,
-            layerdrop=0.4,
-        )
-        model = CaiModel(encoder, MaskedPooling("mean"), heads, {"emotion": 1.0, "asr": 0.1}, seed=1)
-        return make_brain(frame, folder, {"ckpt_interval_steps": every}, model=model, micro=2)
+        encoder = Wav2Vec2(str(small.backbone(num_layers=2)), str(tmp_path), **draws)
+        return make_brain(frame, folder, {"ckpt_interval_steps": every}, model=make_model(encoder), micro=2)
 
-    whole = fit(make(tmp_path / "whole", 0))
-    stopped = make(tmp_path / "parts", 1)
-    stop_after(stopped.brain, n_batches)
-    with pytest.raises(Killed):
-        fit(stopped)
-    resumed = fit(make(tmp_path / "parts", 1))
+    whole, resumed = interrupted(make, tmp_path, n_steps, 1)
     assert same(weights(whole), weights(resumed))
-
-
-@pytest.mark.parametrize("killed_in", ["_fit_valid", "_log_epoch"])
-def test_resumed_after_the_last_batch_of_an_epoch_equals_uninterrupted(frame, tmp_path, killed_in):
-    options = dict(n_epochs=2, dropout=0.4, micro=2, run_opts={"ckpt_interval_steps": 1})
-    whole = fit(make_brain(frame, tmp_path / "whole", **{**options, "run_opts": {}}))
-    stopped = make_brain(frame, tmp_path / "parts", **options)
-
-    def killed(*args, **kwargs):
-        raise Killed
-
-    setattr(stopped.brain, killed_in, killed)
-    with pytest.raises(Killed):
-        fit(stopped)
-    resumed = fit(make_brain(frame, tmp_path / "parts", **options))
-    assert same(weights(whole), weights(resumed))
-    assert (whole.folder / "epochs.csv").read_bytes() == (resumed.folder / "epochs.csv").read_bytes()
 
 
 def test_more_epochs_continue_a_run(frame, tmp_path):
     fit(make_brain(frame, tmp_path, n_epochs=1))
     run = make_brain(frame, tmp_path, n_epochs=3)
-    rates = []
-    original = run.brain.optimizers_step
-
-    def record():
-        rates.append(run.brain.optimizer.param_groups[0]["lr"])
-        original()
-
-    run.brain.optimizers_step = record
-    fit(run)
+    rates = record_before_steps(run, lambda brain: brain.optimizer.param_groups[0]["lr"])
     assert pd.read_csv(run.folder / "epochs.csv")["epoch"].tolist() == [1, 2, 3]
     assert run.brain.optimizer_step == 9
     # the schedule of nine steps, one of them rising, from its fourth on
@@ -740,12 +558,11 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_older_one(frame, tmp_pa
     def killed(self, path):
         raise Killed
 
-    # written last: the folder and the other files exist by then
-    checkpointer = run.brain.checkpointer
-    checkpointer.add_recoverable("zzz_late", object(), custom_save_hook=lambda obj, path: killed(obj, path))
+    checkpointer = run.brain.checkpointer  # of it this is written last: the folder and the other files are there
+    checkpointer.add_recoverable("zzz_late", object(), custom_save_hook=killed)
     with pytest.raises(Killed):
         checkpointer.save_checkpoint(meta={"epoch": 2})
-    half = [p for p in (tmp_path / "save").iterdir() if p.is_dir() and not (p / "CKPT.yaml").exists()]
+    half = list((tmp_path / "save").glob(".CKPT*"))
     assert len(half) == 1 and (half[0] / "model.ckpt").exists()
     again = make_brain(frame, tmp_path, n_epochs=1)
     again.brain.evaluate(again.loaders["test"])
@@ -753,14 +570,14 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_older_one(frame, tmp_pa
     assert same(expected, weights(again))
     # and training goes on from it, the half one swept away
     more = fit(make_brain(frame, tmp_path, n_epochs=2))
-    assert all((p / "CKPT.yaml").exists() for p in (tmp_path / "save").glob("CKPT*"))
+    assert not list((tmp_path / "save").glob(".CKPT*"))
     assert pd.read_csv(more.folder / "epochs.csv")["epoch"].tolist() == [1, 2]
 
 
 def test_last_is_the_last_whole_epoch(frame, tmp_path):
     options = dict(micro=2, run_opts={"ckpt_interval_steps": 1})
     stopped = make_brain(frame, tmp_path, **options)
-    stop_after(stopped.brain, 6 + 3)
+    stop_after(stopped.brain, 3 + 2)
     with pytest.raises(Killed):
         fit(stopped)
     run = make_brain(frame, tmp_path, **options)
@@ -783,9 +600,10 @@ def fake_scores(run, scores):
 
 
 def test_the_best_validation_is_kept_and_a_tie_goes_to_the_earlier_epoch(frame, tmp_path):
-    run = make_brain(frame, tmp_path, n_epochs=4)
-    fake_scores(run, [0.2, 0.6, 0.6, 0.4])
+    run = make_brain(frame, tmp_path, n_epochs=9, early_stopping=2)
+    fake_scores(run, [0.2, 0.6, 0.6, 0.4, 0.9, 0.9, 0.9, 0.9, 0.9])
     fit(run)
+    assert pd.read_csv(run.folder / "epochs.csv")["epoch"].tolist() == [1, 2, 3, 4]  # stopped two after the best
     run.brain.evaluate(run.loaders["test"], max_key="valid_score")
     assert run.brain.tested_epoch == 2
     run.brain.evaluate(run.loaders["test"])
@@ -795,8 +613,29 @@ def test_the_best_validation_is_kept_and_a_tie_goes_to_the_earlier_epoch(frame, 
     assert {c.meta["epoch"] for c in run.brain.checkpointer.list_checkpoints()} == {2, 4}
 
 
-def test_early_stopping(frame, tmp_path):
-    run = make_brain(frame, tmp_path, n_epochs=9, early_stopping=2)
-    fake_scores(run, [0.2, 0.6, 0.6, 0.4, 0.9, 0.9, 0.9, 0.9, 0.9])
-    fit(run)
-    assert pd.read_csv(run.folder / "epochs.csv")["epoch"].tolist() == [1, 2, 3, 4]
+META = {"epoch": 7, "lr": 0.1}
+PARTS = {"train": {"loss": 1.5}, "valid": None, "test": {"WA": 0.25, "WER": 1}}
+
+
+def test_tensorboard_counts_from_the_epoch_and_not_from_the_process(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, log = make_loggers(tmp_path, "tensorboard")
+    log(META, PARTS)
+    log({**META, "epoch": 8}, PARTS)
+    found = EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    assert [(e.step, e.value) for e in found.Scalars("loss/train")] == [(7, 1.5), (8, 1.5)]
+    assert [e.step for e in found.Scalars("WA/test")] == [7, 8]
+
+
+def test_wandb_is_given_the_folder_and_the_epoch(tmp_path, monkeypatch):
+    calls = []
+    run = SimpleNamespace(log=lambda figures, step: calls.append((figures, step)))
+    fake = SimpleNamespace(init=lambda **settings: calls.append(settings) or run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    _, log = make_loggers(tmp_path, "wandb")
+    log(META, PARTS)
+    assert calls[0]["dir"] == tmp_path
+    assert calls[1] == ({"train": {"loss": 1.5}, "test": PARTS["test"], **META}, 7)

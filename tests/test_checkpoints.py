@@ -1,26 +1,24 @@
 """A damaged checkpoint: found before anything is loaded, told, and made good by the one before it, bit for bit."""
 
-import json
 import logging
 import os
 import shutil
+from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
-from speechbrain_ser.checkpoints import DAMAGED, DamagedCheckpoint
-from speechbrain_ser.checksums import damage, write_checksums
+from speechbrain_ser.models.checkpoints import DamagedCheckpoint
+from speechbrain_ser.training.checkpoints import DAMAGED
 
 from .test_brain import Killed, fake_scores, fit, frame, make_brain, same, stop_after, weights  # noqa: F401
 
 
-def truncated(path):
-    os.truncate(path, path.stat().st_size // 2)
-
-
 def emptied(path):
     os.truncate(path, 0)
+
+
+def truncated(path):
+    os.truncate(path, path.stat().st_size // 2)
 
 
 def one_bit(path):
@@ -30,35 +28,19 @@ def one_bit(path):
     path.write_bytes(data)
 
 
-def of_another(path):
-    """A whole file, but of an older checkpoint."""
-    other = next(folder for folder in sorted(path.parents[1].glob("CKPT*")) if folder != path.parent)
-    shutil.copy(other / path.name, path)
-
-
-def removed(path):
-    path.unlink()
-
-
 def newest(run):
     return max(run.brain.checkpointer.list_checkpoints(), key=lambda c: c.meta["unixtime"]).path
 
 
 CASES = [
-    ("model.ckpt", truncated, "of"),
+    ("model.ckpt", truncated, "another content"),
     ("model.ckpt", one_bit, "another content"),
-    ("model.ckpt", of_another, "another content"),
     ("optimizer.ckpt", emptied, "is empty"),
-    ("optimizer.ckpt", removed, "is missing"),
-    ("optimizer.ckpt", one_bit, "another content"),
     ("history.ckpt", one_bit, "another content"),
-    ("random.ckpt", removed, "is missing"),
+    ("random.ckpt", Path.unlink, "is missing"),
     ("CKPT.yaml", emptied, "is empty"),
-    ("CKPT.yaml", truncated, ""),
-    ("CKPT.yaml", one_bit, ""),
-    ("CKPT.yaml", removed, "is missing"),
-    ("checksums.json", truncated, "is damaged"),
-    ("checksums.json", removed, "is missing"),
+    ("CKPT.yaml", truncated, "is damaged"),
+    ("CKPT.yaml", Path.unlink, "is missing"),
 ]
 
 
@@ -83,14 +65,14 @@ def test_training_goes_on_from_the_one_before(frame, whole, tmp_path, caplog, fi
     shutil.copytree(stopped.folder, tmp_path / "run")
     run = make_brain(frame, tmp_path / "run", **OPTIONS)
     damaged = newest(run)
-    content = sorted(p.name for p in damaged.iterdir())
     harm(damaged / file)
-    with caplog.at_level(logging.WARNING, "speechbrain_ser.checkpoints"):
+    content = sorted(p.name for p in damaged.iterdir())
+    with caplog.at_level(logging.WARNING, "speechbrain_ser.training.checkpoints"):
         fit(run)
     (said,) = [r.getMessage() for r in caplog.records if "DAMAGED CHECKPOINT" in r.getMessage()]
     assert damaged.name in said and file in said and expect in said and "(epoch 1)" in said
-    aside = tmp_path / "run" / "save" / DAMAGED / damaged.name  # nothing is deleted
-    assert sorted(p.name for p in aside.iterdir()) == [n for n in content if harm is not removed or n != file]
+    (aside,) = (tmp_path / "run" / "save").glob(f"{DAMAGED}*/{damaged.name}")  # nothing is deleted
+    assert sorted(p.name for p in aside.iterdir()) == content
     assert same(weights(quiet), weights(run))
     assert (quiet.folder / "epochs.csv").read_bytes() == (run.folder / "epochs.csv").read_bytes()
     run.brain.evaluate(run.loaders["test"])
@@ -101,7 +83,7 @@ def test_a_damaged_checkpoint_within_an_epoch(frame, tmp_path, caplog):  # noqa:
     options = {"dropout": 0.4, "micro": 2, "run_opts": {"ckpt_interval_steps": 1}}
     quiet = fit(make_brain(frame, tmp_path / "quiet", **{**options, "run_opts": {}}))
     stopped = make_brain(frame, tmp_path / "parts", **options)
-    stop_after(stopped.brain, 9)
+    stop_after(stopped.brain, 5)
     with pytest.raises(Killed):
         fit(stopped)
     one_bit(newest(stopped) / "optimizer.ckpt")
@@ -112,7 +94,7 @@ def test_a_damaged_checkpoint_within_an_epoch(frame, tmp_path, caplog):  # noqa:
 
 
 def test_two_checkpoints_are_kept_while_training(frame, tmp_path):  # noqa: F811
-    run = make_brain(frame, tmp_path, n_epochs=4, micro=2, valid=False, run_opts={"ckpt_interval_steps": 2})
+    run = make_brain(frame, tmp_path, n_epochs=4, micro=2, valid=False, run_opts={"ckpt_interval_steps": 1})
     found = []
     original = run.brain.checkpointer.keep_only
 
@@ -135,7 +117,7 @@ def test_all_damaged(frame, whole, tmp_path):  # noqa: F811
     with pytest.raises(DamagedCheckpoint, match="no checkpoint that training can go on from") as caught:
         fit(run)
     assert all(folder.name in str(caught.value) and folder.is_dir() for folder in folders)
-    assert not (tmp_path / "run" / "save" / DAMAGED).exists()
+    assert not list((tmp_path / "run" / "save").glob(f"{DAMAGED}*"))
 
 
 @pytest.mark.parametrize("file", ["model.ckpt", "CKPT.yaml", None])
@@ -152,23 +134,9 @@ def test_no_other_epoch_is_tested_in_the_place_of_the_best(frame, tmp_path, file
         run.brain.evaluate(run.loaders["test"], max_key="valid_score")
     assert (f"{best.name}" in str(caught.value)) is (file is not None)
     if file != "CKPT.yaml":  # else that one might be the last
+        (newest(run) / "optimizer.ckpt").unlink()  # which a test needs not
         run.brain.evaluate(run.loaders["test"])
         assert run.brain.tested_epoch == 4
-
-
-def test_a_lost_optimizer_does_not_hinder_a_test(frame, tmp_path):  # noqa: F811
-    run = fit(make_brain(frame, tmp_path, n_epochs=1))
-    (newest(run) / "optimizer.ckpt").unlink()
-    run.brain.evaluate(run.loaders["test"])
-    assert run.brain.tested_epoch == 1
-
-
-def test_checkpoints_of_an_earlier_version_have_no_checksums(frame, tmp_path):  # noqa: F811
-    run = fit(make_brain(frame, tmp_path, n_epochs=1))
-    (newest(run) / "checksums.json").unlink()
-    meta = newest(run) / "CKPT.yaml"
-    meta.write_text("".join(line for line in meta.read_text().splitlines(True) if "checksums" not in line))
-    assert fit(make_brain(frame, tmp_path, n_epochs=2)).brain.hparams.epoch_counter.current == 2
 
 
 def test_a_kill_while_one_is_deleted_leaves_no_half(frame, tmp_path, monkeypatch):  # noqa: F811
@@ -178,29 +146,8 @@ def test_a_kill_while_one_is_deleted_leaves_no_half(frame, tmp_path, monkeypatch
 
     run = make_brain(frame, tmp_path, n_epochs=3, valid=False)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("speechbrain_ser.checkpoints.shutil.rmtree", killed)
+        patch.setattr("speechbrain_ser.training.checkpoints.shutil.rmtree", killed)
         fit(run)
-    assert list((tmp_path / "save").glob(".deleted-*")) and len(run.brain.checkpointer.list_checkpoints()) == 2
+    assert list((tmp_path / "save").glob(".CKPT*")) and len(run.brain.checkpointer.list_checkpoints()) == 2
     fit(make_brain(frame, tmp_path, n_epochs=3, valid=False))
-    assert not list((tmp_path / "save").glob(".deleted-*")) and not (tmp_path / "save" / DAMAGED).exists()
-
-
-def test_any_changed_byte_is_found_or_changes_nothing(tmp_path):
-    """In what torch wrote, only padding between its parts has no checksum, and nothing of it is read."""
-    file = tmp_path / "model.ckpt"
-    tensors = {"a": torch.arange(200.0), "b": torch.ones(3, dtype=torch.int64)}
-    torch.save(tensors, file)
-    write_checksums(tmp_path)
-    content, found = file.read_bytes(), 0
-    for place in np.random.default_rng(0).choice(len(content), 300, replace=False):
-        changed = bytearray(content)
-        changed[place] ^= 0x10
-        file.write_bytes(changed)
-        if damage(tmp_path):
-            found += 1
-        else:
-            loaded = torch.load(file)
-            assert all(torch.equal(loaded[k], tensors[k]) for k in tensors), place
-    assert 0.3 < found / 300 < 1
-    file.write_bytes(content)
-    assert damage(tmp_path) == [] and json.loads((tmp_path / "checksums.json").read_text()).keys() == {"model.ckpt"}
+    assert not [*(tmp_path / "save").glob(".CKPT*"), *(tmp_path / "save").glob(f"{DAMAGED}*")]

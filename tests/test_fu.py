@@ -1,9 +1,7 @@
 """Fu's system through train.py's main: one task or two, one corpus or two, features cached or not."""
 
-import json
 import re
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -16,6 +14,8 @@ from speechbrain_ser.lobes.cnn_blstm_attention import CNNBLSTMAttention
 from speechbrain_ser.models.fu import FuModel
 from speechbrain_ser.processing.log_mel import LogMel
 
+from .test_train import metrics_of
+
 #: the lines of tables/fu_table2.yaml
 TWO = ["--second_corpus=emodb", "--second_labels={angry: angry, boredom: null, disgust: disgust, fear: fear, "]
 TWO[1] += "happy: happy, neutral: neutral, sad: sad}"
@@ -26,33 +26,19 @@ def fu(train, small):
     """Train Fu's narrow model on the demo corpus in SAVEE's layout."""
 
     def run(*flags: str, code: int = 0) -> str:
-        corpora = [f"--data_folder={small.corpus('savee')}"]
+        corpora = ["--corpus=savee", f"--data_folder={small.corpus('savee')}"]
         if not any(flag.startswith("--second_data_folder") for flag in flags):
             corpora.append(f"--second_data_folder={small.corpus('emodb')}")
-        return train("--corpus=savee", *corpora, *flags, yaml="fu_cross_lingual", code=code)
+        return train(*corpora, *flags, yaml="fu_cross_lingual", code=code)
 
     return run
 
 
-def folder_of(out: str) -> Path:
-    return Path(re.search(r"^results: (.*)$", out, re.MULTILINE).group(1))
-
-
-def metrics_of(out: str) -> dict:
-    return json.loads((folder_of(out) / "metrics.json").read_text())
-
-
-# ------------------------------------------------------------------ the model
-
-
-def model(fixed_length=40, **changes) -> FuModel:
+def model(fixed_length=40, theta=1.0, **changes) -> FuModel:
     torch.manual_seed(0)
     lobe = CNNBLSTMAttention(128, (8, 8, 8), bottleneck=8, lstm_size=8, heads=2, dropout=0.0)
-    heads = {
-        "emotion": lambda in_features: nn.Linear(in_features, 7),
-        "speaker": lambda in_features: nn.Linear(in_features, 4),
-    }
-    return FuModel(LogMel(), lobe, heads, {"emotion": 1.0, "speaker": 1.0}, fixed_length, **changes)
+    heads = {task: partial(nn.Linear, out_features=size) for task, size in (("emotion", 7), ("speaker", 4))}
+    return FuModel(LogMel(), lobe, heads, {"emotion": 1.0, "speaker": theta}, fixed_length, **changes)
 
 
 @pytest.mark.parametrize("fixed_length", [0, 40])
@@ -77,10 +63,7 @@ def test_spectrograms_are_taken_as_well_as_waveforms():
 
 
 def test_theta_0_has_no_speaker_head_and_the_same_emotion_head():
-    one = model()
-    lobe = CNNBLSTMAttention(128, (8, 8, 8), bottleneck=8, lstm_size=8, heads=2)
-    heads = {"emotion": partial(nn.Linear, out_features=7)}
-    other = FuModel(LogMel(), lobe, heads, {"emotion": 1.0, "speaker": 0})
+    one, other = model(), model(theta=0)
     assert set(other.heads) == {"emotion"}
     assert torch.equal(one.heads["emotion"].weight, other.heads["emotion"].weight)
 
@@ -100,11 +83,9 @@ def test_wrong_arguments(wrong):
         model(**wrong)
 
 
-# ------------------------------------------------------------------ runs
-
-
 def test_two_tasks_on_one_corpus(fu):
-    out = fu("--test_every_epoch=True")
+    out = fu("--test_every_epoch=True", "--fixed_length=30")
+    assert re.search(r"\d+ of \d+ utterances are longer than 30 frames \(0.8 s\) and cut", out)
     found = metrics_of(out)
     last = found["selections"]["last"]
     assert found["speaker_disjoint"] and "second" not in last and 0 <= last["seen_speaker_accuracy"] <= 1
@@ -128,32 +109,6 @@ def test_two_corpora(fu, tmp_path):
     (name,) = (n for n in report.tables["figures"].values["variant"] if "second_corpus=emodb" in n)
     assert table["variant"].tolist() == [name] and table["second corpus"].tolist() == ["emodb"]
     assert table["WA"][0] == found["selections"]["last"]["second"]["WA"] and "On the second corpus" in report.console
-
-
-def test_cached_features_and_waveforms_train_alike(fu):
-    """The cache computes one utterance at a time, the model a batch: equal but for rounding."""
-    cached, computed = metrics_of(fu()), metrics_of(fu("--cache_features=False"))
-    a, b = (m["selections"]["last"]["all"] for m in (cached, computed))
-    assert a["n"] == b["n"] and abs(a["WA"] - b["WA"]) <= 1 / a["n"]
-
-
-def test_same_seed_same_files_also_with_random_cuts_and_masks(fu, tmp_path):
-    flags = ["--cut=random", "--fixed_length=60", "--n_epochs=2", "--balance=[emotion]"]
-    flags += ["--feature_augment=!new:speechbrain.augment.freq_domain.SpectrogramDrop"]
-    a, b = (folder_of(fu(*flags, f"--results_folder={tmp_path / name}")) for name in "ab")
-    for name in ("metrics.json", "predictions.csv", "epochs.csv"):
-        assert (a / name).read_bytes() == (b / name).read_bytes()
-
-
-def test_what_is_cut_is_said(fu):
-    assert re.search(r"\d+ of \d+ utterances are longer than 30 frames \(0.8 s\) and cut", fu("--fixed_length=30"))
-
-
-def test_no_length_is_fixed(fu):
-    assert "cut (cut:" not in fu("--fixed_length=0")
-
-
-# ------------------------------------------------------------------ wrong input
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 from speechbrain.lobes.models.ECAPA_TDNN import AttentiveStatisticsPooling
 
-from speechbrain_ser.inference import EmotionRecognizer
+from speechbrain_ser.inference.export import export_run
+from speechbrain_ser.inference.recognizer import EmotionRecognizer, load_model
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.cai import CaiModel
-from speechbrain_ser.nnet.pooling import MODES, MaskedPooling, frame_mask
-from speechbrain_ser.package.export import export_run
-from speechbrain_ser.trained import load_model
+from speechbrain_ser.nnet.pooling import MODES, MaskedPooling
+from speechbrain_ser.processing.lengths import frame_mask
 
 from .test_inference import CPU
 
@@ -36,18 +36,17 @@ def pooling_of(mode: str, channels: int = 5) -> MaskedPooling:
     return pooling.train()
 
 
-@pytest.mark.parametrize("mode", ["mean", "sum"])
-def test_mean_and_sum(frames, mode):
-    pooled = MaskedPooling(mode)(frames, COUNTS)
-    singles = [getattr(frames[i, :count], mode)(dim=0) for i, count in enumerate(COUNTS)]
-    torch.testing.assert_close(pooled, torch.stack(singles))
-
-
-def test_mean_and_deviation(frames):
-    pooled = pooling_of("mean_std")(frames, COUNTS)
-    for row, own in zip(pooled, (frames[i, :count] for i, count in enumerate(COUNTS)), strict=True):
-        expected = torch.cat([own.mean(dim=0), own.std(dim=0, correction=0)])
-        torch.testing.assert_close(row, expected, rtol=1e-5, atol=2e-6)  # one frame: sqrt(1e-12)
+@pytest.mark.parametrize(
+    ("mode", "definition"),
+    [
+        ("mean", lambda own: own.mean(dim=0)),
+        ("sum", lambda own: own.sum(dim=0)),
+        ("mean_std", lambda own: torch.cat([own.mean(dim=0), own.std(dim=0, correction=0)])),
+    ],
+)
+def test_definitions(frames, mode, definition):
+    singles = torch.stack([definition(frames[i, :count]) for i, count in enumerate(COUNTS)])
+    torch.testing.assert_close(pooling_of(mode)(frames, COUNTS), singles, rtol=1e-5, atol=2e-6)  # sqrt(1e-12)
 
 
 def test_attentive_is_speechbrains_without_its_batch_norm(frames):
@@ -62,10 +61,11 @@ def test_attentive_is_speechbrains_without_its_batch_norm(frames):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_padded_batch_gives_the_singles_and_their_gradients(mode):
-    """In training, for lengths up to 20 s; one frame, and frames that are all the same, give no NaN."""
+    """In training, for lengths up to 20 s; NaN on padding, one frame, and frames all the same give no NaN."""
     counts = torch.tensor([999, 1, 998, 149, 2, 37])
     x = torch.randn(len(counts), 999, 16, generator=torch.Generator().manual_seed(0))
     x[4] = x[4, :1]
+    x = x.masked_fill(~frame_mask(counts, 999)[:, :, None], float("nan"))
     pooling = pooling_of(mode, 16)
 
     def run(x, counts):
@@ -87,25 +87,9 @@ def test_a_padded_batch_gives_the_singles_and_their_gradients(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_padding_is_ignored_whatever_it_holds(frames, mode):
-    filled = frames.masked_fill(~frame_mask(COUNTS, 7)[:, :, None], float("nan")).requires_grad_()
-    pooling = pooling_of(mode)
-    pooled = pooling(filled, COUNTS)
-    assert torch.equal(pooled, pooling(frames, COUNTS))
-    pooled.sum().backward()
-    assert filled.grad.isfinite().all()
-    assert (filled.grad[1, 3:] == 0).all()
-
-
-def test_half_precision_is_summed_in_float32():
+def test_half_precision_is_summed_in_float32(frames, mode):
     ones = torch.ones(1, 3000, 2, dtype=torch.bfloat16)  # bfloat16 stops counting at 256
-    pooled = MaskedPooling("sum")(ones, torch.tensor([2999]))
-    assert pooled.dtype == torch.float32
-    assert pooled.tolist() == [[2999.0, 2999.0]]
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_autocast_keeps_float32(frames, mode):
+    assert MaskedPooling("sum")(ones, torch.tensor([2999])).tolist() == [[2999.0, 2999.0]]
     pooling = pooling_of(mode)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         pooled = pooling(frames, COUNTS)
@@ -114,23 +98,23 @@ def test_autocast_keeps_float32(frames, mode):
     torch.testing.assert_close(pooled, pooling(frames, COUNTS), rtol=0, atol=rough)
 
 
-def test_frame_mask():
-    assert frame_mask(torch.tensor([2, 0]), 3).tolist() == [[True, True, False], [False, False, False]]
-
-
-def test_unknown_mode():
-    with pytest.raises(ValueError, match=r"'max', expected one of mean, sum, mean_std, attentive"):
-        MaskedPooling("max")
-
-
-def test_attention_without_parameters(frames):
-    with pytest.raises(ValueError, match="call set_up"):
-        MaskedPooling("attentive")(frames, COUNTS)
+@pytest.mark.parametrize(
+    ("mode", "counts", "message"),
+    [
+        ("max", [7, 3, 1], "'max', expected one of mean, sum, mean_std, attentive"),
+        ("attentive", [7, 3, 1], "call set_up"),
+        ("mean", [7, 3], r"found \[3, 7, 5\] and \[2\]"),
+        ("mean", [7, 0, 1], "1 to 7, found 0 to 7"),
+        ("mean", [8, 3, 1], "1 to 7, found 1 to 8"),
+    ],
+)
+def test_what_cannot_be_pooled(frames, mode, counts, message):
+    with pytest.raises(ValueError, match=message):
+        MaskedPooling(mode)(frames, torch.tensor(counts))
 
 
 @pytest.mark.parametrize(("system", "mode"), [("ha_speaker_norm", "attentive"), ("hsu_mtl", "mean_std")])
 def test_heads_and_packages_follow(trained, small, tmp_path, system, mode):
-    """Of frames [batch, frames, 16] and, in Hsu's, four codes of 4 and 2 channels; the ASR head reads the frames."""
     flags = ["--pretrain=False", "--fold=03"] if system == "hsu_mtl" else []
     run = trained(*flags, f"--pooling={mode}", yaml=system)
     model = load_model(run).model
@@ -154,27 +138,10 @@ def test_heads_and_packages_follow(trained, small, tmp_path, system, mode):
 
 
 def test_attention_changes_no_other_draw(small):
-    """A head that reads frames is drawn as beside the mean; the program's random state is left alone."""
-    models = []
+    """A head that reads frames is drawn as beside the mean."""
+    drawn = []
     for mode in ("mean", "attentive"):
         heads = {task: partial(torch.nn.Linear, out_features=3) for task in ("emotion", "asr")}
-        torch.manual_seed(3)
-        encoder = Wav2Vec2(str(small.backbone()))
-        models.append(CaiModel(encoder, MaskedPooling(mode), heads, {"emotion": 1, "asr": 1}, seed=2))
-        models[-1].after = torch.rand(3)
-    mean, attentive = models
-    assert torch.equal(mean.heads["asr"].weight, attentive.heads["asr"].weight)
-    assert torch.equal(mean.after, attentive.after)
-
-
-@pytest.mark.parametrize(
-    ("counts", "message"),
-    [
-        ([7, 3], r"found \[3, 7, 5\] and \[2\]"),
-        ([7, 0, 1], "1 to 7, found 0 to 7"),
-        ([8, 3, 1], "1 to 7, found 1 to 8"),
-    ],
-)
-def test_bad_counts(frames, counts, message):
-    with pytest.raises(ValueError, match=message):
-        MaskedPooling()(frames, torch.tensor(counts))
+        model = CaiModel(Wav2Vec2(str(small.backbone())), MaskedPooling(mode), heads, {"emotion": 1, "asr": 1}, seed=2)
+        drawn.append(model.heads["asr"].weight)
+    assert torch.equal(*drawn)

@@ -1,5 +1,6 @@
 """The command `predict`: what it finds, what it prints, what it writes, how it goes on, and what it refuses."""
 
+# ruff: noqa: F811 (fixtures of other files)
 import csv
 import io
 import json
@@ -8,25 +9,22 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-import soundfile
+from praatio.textgrid import openTextgrid
 
 from speechbrain_ser.cli import main as cli
+from speechbrain_ser.data.batches import SAMPLE_RATE, load_audio
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.inference import EmotionRecognizer, Recognition
-from speechbrain_ser.locks import lock_path, locked
-from speechbrain_ser.predict.formats import Csv, JsonLines
-from speechbrain_ser.predict.recordings import find_recordings
-from speechbrain_ser.predict.results_file import ResultsFile
+from speechbrain_ser.files import locked
+from speechbrain_ser.inference.formats import json_text, origin_of, results_file, write_csv
+from speechbrain_ser.inference.predict import find_recordings
+from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition
 
 from .conftest import ROOT
-
-CLASSES = ["angry", "sad"]
+from .test_timeline import long_recording, made, wavs  # noqa: F401 (fixtures)
 
 
 @pytest.fixture
@@ -60,10 +58,7 @@ def predict(run_folder, capfd):
     return run
 
 
-# ------------------------------------------------------------------ what is found
-
-
-def test_files_folders_and_subfolders(recordings):
+def test_files_folders_and_subfolders(recordings, monkeypatch):
     names = [Path(path).name for path in find_recordings([str(recordings)])]
     assert names == ["0.wav", "1.wav", "2.wav", "3.wav", "bad.wav"]
     (recordings / ".hidden.wav").touch()
@@ -75,23 +70,13 @@ def test_files_folders_and_subfolders(recordings):
     (recordings / "empty").mkdir()
     with pytest.raises(UserError, match="empty: expected a folder of audio files"):
         find_recordings([str(recordings / "empty")])
-
-
-def test_standard_input_in_any_encoding(monkeypatch):
-    """A Latin-1 name, spaces, Windows line ends, an empty line."""
-    lines = b"a.wav\nM\xe4rz 1.wav\r\n\n-b.wav"
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
-    assert find_recordings(["first.wav", "-"]) == ["first.wav", "a.wav", os.fsdecode(b"M\xe4rz 1.wav"), "-b.wav"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
     with pytest.raises(UserError, match="empty list on standard input"):
         find_recordings(["-"])
 
 
-# ------------------------------------------------------------------ what is printed
-
-
 def test_results_are_the_recognizers(predict, recordings, run_folder):
-    """In each format; the file that is no recording is listed at the end, and nothing else suffers."""
+    """The file that is no recording is listed at the end, and nothing else suffers."""
     out, err = predict(recordings, "--format=json", "--batch=2", status=1)
     found = [json.loads(line) for line in out.splitlines()]
     recognizer = EmotionRecognizer.from_run(run_folder, {"device": "cpu"})
@@ -102,31 +87,32 @@ def test_results_are_the_recognizers(predict, recordings, run_folder):
         assert row["posteriors"] == pytest.approx(expected.posteriors, abs=1e-4) and row["transcript"]
         assert row["model"] == recognizer.model_id
     assert re.search(r"1 of 5 recordings gave no result:\n  \S+/bad.wav: unreadable recording", err)
-
-    frame = pd.read_csv(io.StringIO(predict(recordings, "--format=csv", status=1)[0]))
-    assert frame["emotion"].tolist() == [row["emotion"] for row in found]
-    posteriors = frame.filter(like="posterior_").to_numpy()
-    assert posteriors == pytest.approx(np.array([list(row["posteriors"].values()) for row in found]), abs=1e-4)
-
-    table = predict(recordings, "--recursive", status=1)[0].splitlines()
-    assert table[0].split() == ["recording", "emotion", "posterior", "transcript"] and len(table) == 6
-    first = found[0]
-    line = re.split(r"  +", table[1])
-    assert line == [first["path"], first["emotion"], f"{max(first['posteriors'].values()):.3f}", first["transcript"]]
-
-
-def test_without_transcripts(predict, recordings):
-    out, _ = predict(recordings / "0.wav", "--no-transcript", "--format=json")
-    assert "transcript" not in json.loads(out)
+    first, (names, *rows) = found[0], predict(recordings, "--recursive", status=1)[0].splitlines()
+    assert names.split() == ["recording", "emotion", "posterior", "transcript"] and len(rows) == 5
+    posterior = f"{max(first['posteriors'].values()):.3f}"
+    assert re.split(r"  +", rows[0]) == [first["path"], first["emotion"], posterior, first["transcript"]]
     assert predict(recordings / "0.wav", "--no-transcript")[0].splitlines()[0].split()[-1] == "posterior"
 
 
+def test_segments_on_the_console(predict, run_folder, long_recording):
+    expected = EmotionRecognizer.from_run(run_folder, {"device": "cpu"}).timeline(long_recording)
+    rows = list(csv.DictReader(io.StringIO(predict(long_recording, "--window", "--format=csv")[0])))
+    assert [(float(r["start"]), float(r["end"]), r["emotion"], r["transcript"]) for r in rows] == [
+        (s.start, s.end, s.emotion, expected.text_of(s)) for s in expected.segments
+    ]
+    content = json.loads(predict(long_recording, "--window=4", "--step=2", "--format=json")[0])
+    assert content == {**expected.to_dict(), "model": rows[0]["model"]}
+    table = [re.split("  +", line) for line in predict(long_recording, "--window")[0].splitlines()]
+    assert table[0] == ["recording", "start", "end", "emotion", "posterior", "transcript"]
+    assert len(table) == 1 + len(rows) and table[1][1:3] == ["0.00", f"{expected.segments[0].end:.2f}"]
+
+
 def test_as_a_program(recordings, run_folder):
-    """Results on stdout alone, the rest on stderr; names of any encoding; a reader that leaves early."""
-    name = os.fsdecode(b"M\xe4rz.wav")
+    """Results on stdout alone, the rest on stderr; names of any encoding and line ends; a reader that leaves early."""
+    name = os.fsdecode(b"M\xe4rz 1.wav")
     shutil.copy(recordings / "0.wav", recordings / name)
     command = [sys.executable, "-m", "speechbrain_ser.cli", "predict", "-", f"--model={run_folder}", "--device=cpu"]
-    names = "\n".join(os.fspath(recordings / n) for n in (name, "bad.wav", "gone.wav"))
+    names = "\r\n\n".join(os.fspath(recordings / n) for n in (name, "bad.wav", "gone.wav"))
     done = subprocess.run([*command, "--format=csv"], input=os.fsencode(names), capture_output=True, cwd=ROOT)
     assert done.returncode == 1, done.stderr.decode()
     header, row = done.stdout.splitlines()
@@ -139,155 +125,164 @@ def test_as_a_program(recordings, run_folder):
     assert process.returncode == 1
 
 
-# ------------------------------------------------------------------ what is written, and gone on with
-
-
-def assert_same_results(one: Path, other: Path):
-    """The same lines in some order, but for what rounding makes of other batches: 1e-4 at most."""
-    numbers = re.compile(r"\b\d\.[\de-]+")
-    lines, expected = (sorted(file.read_text().splitlines()) for file in (one, other))
-    assert [numbers.sub("x", line) for line in lines] == [numbers.sub("x", line) for line in expected]
-    found, said = ([float(n) for line in many for n in numbers.findall(line)] for many in (lines, expected))
-    assert len(found) > 9 and found == pytest.approx(said, abs=1e-4)
-
-
 @pytest.mark.parametrize("name", ["results.csv", "results.json"])
 def test_a_second_call_goes_on(predict, recordings, tmp_path, name, monkeypatch):
-    whole, out = tmp_path / f"whole-{name}", tmp_path / "new" / name
-    predict(recordings, "--recursive", f"--out={whole}", status=1)
+    out = tmp_path / "new" / name
+    lines = out if name.endswith("json") else Path(f"{out}.jsonl")
     predict(recordings / "1.wav", recordings / "2.wav", f"--out={out}")
-    assert len(out.read_text().splitlines()) == (3 if name.endswith("csv") else 2)
-    out.write_text(out.read_text()[:-20])  # a process that was killed
+    assert len(paths_in(out)) == 2
+    lines.write_text(lines.read_text()[:-20])  # a process that was killed
     asked = []
     stream = EmotionRecognizer._stream
     monkeypatch.setattr(EmotionRecognizer, "_stream", lambda s, p, *a: asked.extend(p) or stream(s, p, *a))
     said = predict(recordings, "--recursive", f"--out={out}", status=1)[1]
     assert f"1 of 6 recordings are in {out} already" in said and "1 of 6 recordings gave no result" in said
     assert [Path(path).name for path in asked] == ["0.wav", "2.wav", "3.wav", "bad.wav", "4.wav"]
-    assert_same_results(out, whole)
+    assert [Path(path).name for path in paths_in(out)] == ["1.wav", "0.wav", "2.wav", "3.wav", "4.wav"]
     (recordings / "bad.wav").unlink()
     asked.clear()
     predict(recordings, "--recursive", f"--out={out}")
-    assert not asked and not lock_path(out).exists()
+    assert not asked
 
 
-def test_results_are_there_before_the_command_ends(predict, recordings, run_folder, tmp_path):
-    """Killed in its middle, and gone on with."""
-    many = recordings / "many"
-    many.mkdir()
-    for k in range(400):
-        (many / f"{k:03}.wav").symlink_to(recordings / "0.wav")
-    out = tmp_path / "results.json"
-    command = [sys.executable, "-m", "speechbrain_ser.cli", "predict", many, f"--model={run_folder}", f"--out={out}"]
-    process = subprocess.Popen([*command, "--device=cpu", "--batch=1"], cwd=ROOT, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (out.is_file() and out.stat().st_size > 1000):
-        time.sleep(0.02)
-    assert process.poll() is None, "ended before it was killed"
-    process.kill()
-    process.wait()
-    n = len(out.read_bytes().splitlines())
-    assert 0 < n < 400
-    assert f"{n} of 400 recordings are in" in predict(many, f"--out={out}")[1]
-    paths = [json.loads(line)["path"] for line in out.read_text().splitlines()]
-    assert len(paths) == len(set(paths)) == 400
+def paths_in(out: Path) -> list[str]:
+    frame = pd.read_csv(out) if out.suffix == ".csv" else pd.read_json(out, lines=True)
+    assert frame.notna().all(axis=None)
+    return frame["path"].tolist()
 
 
-def test_ctrl_c_leaves_what_there_is(predict, recordings, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["results.csv", "results.json"])
+def test_ctrl_c_leaves_what_there_is(predict, recordings, tmp_path, monkeypatch, name):
     stream = EmotionRecognizer._stream
 
     def interrupted(recognizer, paths, *rest):
         yield from stream(recognizer, paths[:2], *rest)
         raise KeyboardInterrupt
 
-    out = tmp_path / "results.json"
+    out = tmp_path / name
     monkeypatch.setattr(EmotionRecognizer, "_stream", interrupted)
     _, said = predict(recordings, f"--out={out}", status=130)
-    assert "the same command goes on" in said and len(out.read_text().splitlines()) == 2 and not lock_path(out).exists()
+    assert "the same command goes on" in said and len(paths_in(out)) == 2
+    with locked(out if out.suffix == ".json" else f"{out}.jsonl"):  # nobody has it any more
+        pass
 
 
-FORMS = {"csv": Csv, "json": JsonLines}
+NAMES = ["a.wav", 'b, "c".wav', "line\nend.wav", os.fsdecode(b"\xe4\xff.wav"), "ä.wav"]
+KINDS = {
+    "whole": lambda name: Recognition(name, "sad", {"angry": 0.25, "sad": 0.75}, "SO IST ES"),
+    "timeline": made,
+}
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_cut_anywhere_a_file_is_repaired(tmp_path, form):
+def record_of(kind: str, name: str = "a.wav", **changes) -> dict:
+    return {**KINDS[kind](name).to_dict(), "model": "c0ffee", **changes}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cut_anywhere_a_file_is_repaired(tmp_path, kind):
     """Names with commas, quotes, line ends and wrong bytes among them."""
-    names = ["a.wav", 'b, "c".wav', "line\nend.wav", os.fsdecode(b"\xe4\xff.wav"), "ä.wav"]
-    form = FORMS[form]("c0ffee", CLASSES, True)
-    path = tmp_path / "results"
-    with ResultsFile(path, form) as results:
-        for name in names:
-            results.add(Recognition(name, "sad", {"angry": 0.25, "sad": 0.75}, "SO IST ES"))
+    records = {name: record_of(kind, name) for name in NAMES}
+    path, origin = tmp_path / "results", origin_of(records["a.wav"])
+    with results_file(path, origin) as results:
+        for record in records.values():
+            results.add(record)
     whole = path.read_bytes()
-    with ResultsFile(path, form) as results:
-        assert results.done == set(names)
-    for end in range(len(whole)):
+    for end in range(0, len(whole) + 1, 1 + len(whole) // 200):
         path.write_bytes(whole[:end])
-        with ResultsFile(path, form) as results:
-            left = [name for name in names if name not in results.done]
-            assert left == names[len(names) - len(left) :]
+        with results_file(path, origin) as results:
+            left = [name for name in NAMES if name not in results.done]
+            assert left == NAMES[len(NAMES) - len(left) :]
             for name in left:
-                results.add(Recognition(name, "sad", {"angry": 0.25, "sad": 0.75}, "SO IST ES"))
+                results.add(records[name])
+            assert list(results.records()) == list(records.values())
         assert path.read_bytes() == whole, end
 
 
-def test_a_csv_file_is_one_for_other_programs(tmp_path):
-    names = ['b, "c".wav', "line\nend.wav"]
-    with ResultsFile(tmp_path / "results.csv", Csv("1e5", CLASSES, True)) as results:
-        for name in names:
-            results.add(Recognition(name, "sad", {"angry": 0.25, "sad": 0.75}, ""))
-    with (tmp_path / "results.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["path"] for row in rows] == names and rows[0]["posterior_sad"] == "0.75" and rows[0]["model"] == "1e5"
+@pytest.mark.parametrize(("kind", "rows"), [("whole", 1), ("timeline", 3)])
+def test_a_csv_file_is_one_for_other_programs(tmp_path, kind, rows):
+    path = tmp_path / "results.csv"
+    write_csv((record_of(kind, name) for name in NAMES), path)
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        found = list(csv.DictReader(file))
+    assert [row["path"] for row in found] == [name for name in NAMES for _ in range(rows)]
+    assert (found[0]["posterior_sad"], found[0]["model"], found[0]["transcript"]) == ("0.75", "c0ffee", "SO IST ES")
+    if kind == "timeline":
+        assert [*found[1].values()] == (
+            ["a.wav", "4.0", "6.0", "12.5", "", "0.5", "0.5", 'EIN "WORT", JA', "4.0", "2.0", "c0ffee"]
+        )
 
 
-# ------------------------------------------------------------------ what is refused
+def test_textgrids_and_pictures_resume_and_overwrite_nothing(predict, recordings, long_recording, tmp_path):
+    """Two recordings of one name in two folders, one of them long, and one that is none."""
+    for path in recordings.glob("*.wav"):
+        path.rename(recordings / "more" / "a.wav") if path.name == "0.wav" else path.unlink()
+    (recordings / "more" / "4.wav").write_text("no recording")
+    shutil.copy(long_recording, recordings / "a.flac")
+    grids, pictures = tmp_path / "grids", tmp_path / "new" / "pictures"
+    grids.mkdir()
+    (grids / "a.TextGrid").write_text("my own annotation")
+    words = [recordings, "--recursive", "--format=textgrid", f"--out={grids}", f"--picture={pictures}"]
+    predict(*words, status=1)
+    index = grids / "index.TextGrid.jsonl"
+    assert {path.name for path in grids.iterdir()} == {"a.TextGrid", "a-2.TextGrid", "a-3.TextGrid", index.name}
+    assert {path.name for path in pictures.iterdir()} == {"a.png", "a-2.png", "index.png.jsonl"}
+    assert (grids / "a.TextGrid").read_text() == "my own annotation"
+    assert all((pictures / name).read_bytes().startswith(b"\x89PNG") for name in ("a.png", "a-2.png"))
+    for record in map(json.loads, index.read_text().splitlines()):
+        grid = openTextgrid(str(grids / record["file"]), includeEmptyIntervals=True)
+        assert grid.maxTimestamp == pytest.approx(len(load_audio(record["path"])) / SAMPLE_RATE, abs=1e-4)
+        assert grid.tierNames == ("emotion", "transcript")
+
+    before = {path: path.stat().st_mtime_ns for path in (*grids.glob("*.TextGrid"), *pictures.glob("*.png"))}
+    lost = pictures / "a.png"
+    lost.unlink()
+    _, said = predict(*words, status=1)
+    assert "1 of 3 recordings are in" in said and lost.exists()  # the picture alone is made again
+    assert [path for path, then in before.items() if path.stat().st_mtime_ns != then] == [lost]
+    _, said = predict(*words, "--window=3", status=2)
+    assert "windows of 4 s every 2 s" in said and "windows of 3 s every 1.5 s" in said
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, form):
-    path, ours = tmp_path / "results", FORMS[form]("c0ffee", CLASSES, True)
-    others = {
-        "another": FORMS[form]("deadbeef", CLASSES, True),
-        "transcript": FORMS[form]("c0ffee", CLASSES, False),
-        "expected": FORMS[form]("c0ffee", [*CLASSES, "happy"], True),
-    }
-    strangers = ["my notes\n", "my notes", "{}\n", "\x00\x01\n\x02", "1\n", '"', "[1]\n"]
-    contents = {}
-    for said, other in others.items():
-        found = Recognition("a.wav", "sad", {c: 0.5 for c in getattr(other, "classes", CLASSES)}, "JA")
-        contents[other.header + other.line(found)] = said
-    for content in [*contents, *strangers]:
-        path.write_text(content)
-        with pytest.raises(UserError, match=contents.get(content, "--out: .*give another file")):
-            ResultsFile(path, ours)
-        assert path.read_text() == content
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (json_text(record_of("whole", model="decaf")), r"\(c0ffee, with .* another \(decaf, with transcripts\)"),
+        (json_text(Recognition("a.wav", "sad", {"sad": 1.0}).to_dict() | {"model": "c0ffee"}), "without transcripts"),
+        (json_text(record_of("timeline", window=8.0)), r"another \(c0ffee, windows of 8 s every 2 s, with"),
+        *((text, "expected results in line 1 of") for text in ("my notes\n", "my notes", "{}\n", '"', "[1]\n")),
+    ],
+)
+def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, content, said):
+    path, origin = tmp_path / "results", origin_of(record_of("whole"))
+    path.write_text(content)
+    with pytest.raises(UserError, match=f"(?s){said}.*give another file"), results_file(path, origin):
+        pass
+    assert path.read_text() == content
 
 
-def test_another_models_file_is_refused(predict, trained, recordings, tmp_path):
-    out = tmp_path / "results.csv"
+def test_another_models_file_and_one_in_use_are_refused(predict, recordings, tmp_path):
+    out, strangers = tmp_path / "results.csv", tmp_path / "mine.csv"
     predict(recordings / "0.wav", f"--out={out}")
     before = out.read_bytes()
-    other = trained("--pooling=sum", "--seed=2", yaml="cai_mtl")
-    _, said = predict(recordings / "1.wav", f"--out={out}", model=other, status=2)
-    name = r"\(\w{16}-temperature=[\d.]+\)"
-    assert re.search(rf"expected results of this model {name} in \S+, found those of another {name}", said)
-    assert out.read_bytes() == before
-
-
-def test_two_at_once_are_refused(predict, recordings, tmp_path):
-    out = tmp_path / "results.csv"
-    with locked(out):
-        assert "is being worked on by process" in predict(recordings / "0.wav", f"--out={out}", status=2)[1]
+    said = predict(recordings / "1.wav", f"--out={out}", "--uncalibrated", status=2)[1]
+    name = r"\(\w{16}(-temperature=[\d.]+)?, with transcripts\)"
+    assert re.search(rf"expected results of this model {name} in line 1 of \S+, found those of another {name}", said)
+    strangers.write_bytes(before)
+    assert f"{strangers} alone: give another file" in predict(recordings / "1.wav", f"--out={strangers}", status=2)[1]
+    assert out.read_bytes() == strangers.read_bytes() == before
+    with locked(f"{out}.jsonl"):
+        assert "is in use by another process" in predict(recordings / "0.wav", f"--out={out}", status=2)[1]
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--out=results.txt"], "give --format=json or --format=csv"),
-        (["--out=results.csv", "--format=table"], "give --format=json or --format=csv"),
         (["--out=/dev/null/results.csv"], "expected a file that can be written"),
+        (["--format=textgrid", "--out=/dev/null/grids"], "expected a file that can be written"),
+        (["--format=textgrid"], "expected a folder for the files"),
+        (["--step=9"], "step: expected"),
         (["--batch=0"], "batch_size: expected a whole number >= 1"),
-        (["--max-seconds=0"], "max_seconds"),
         (["--device=toaster"], "toaster"),
         (["--model=nowhere"], "nowhere: expected the folder of a finished run"),
     ],
@@ -296,10 +291,3 @@ def test_wrong_words(run_folder, recordings, capfd, words, said):
     options = [f"--model={run_folder}", "--device=cpu", *words]
     assert cli(["predict", str(recordings / "0.wav"), *options]) == 2
     assert said in capfd.readouterr().err
-
-
-def test_too_long_and_too_short_are_listed(predict, recordings):
-    soundfile.write(recordings / "short.wav", np.zeros(100), 16_000)
-    names = [recordings / name for name in ("0.wav", "short.wav")]
-    out, err = predict(*names, "--max-seconds=0.5", status=1)
-    assert len(out.splitlines()) == 1 and "too long" in err and "too short" in err and "2 of 2 recordings" in err

@@ -5,11 +5,11 @@ import warnings
 
 import numpy as np
 import pytest
-from scipy import linalg, signal
+from scipy import signal
 
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.processing import rapt as module
-from speechbrain_ser.processing.rapt import Candidates, Changes, frame_count, itakura, linear_predictor, nccf, rapt
+from speechbrain_ser.processing.rapt import frame_count, rapt
 
 RATE, HOP = 16_000, 256
 FORMANTS = ((500, 80), (1500, 120), (2500, 160))  # Hz: centre and width
@@ -42,11 +42,10 @@ def cents(found, expected):
     return 1200 * np.log2(found / expected)
 
 
-@pytest.fixture(scope="module")
-def mix() -> np.ndarray:
+def mixture(floor: float = 1e-3) -> np.ndarray:
     """Half a second each of voice, silence, hiss, a voice a fifth higher, on a quiet floor."""
     parts = [steady(120, 0.5), np.zeros(8000), 0.2 * noise(0.5, 1), 0.5 * steady(180, 0.5)]
-    return np.concatenate(parts) + 1e-3 * noise(2.0, 2)
+    return np.concatenate(parts) + floor * noise(2.0, 2)
 
 
 @pytest.mark.parametrize("f0", [60, 98.7, 150, 221.3, 440, 550])
@@ -68,13 +67,10 @@ def test_glide(first, last):
     assert error.max() < 30
 
 
-def test_a_missing_fundamental_is_found():
+def test_a_missing_fundamental_is_found_and_none_in_noise():
     time = np.arange(RATE) / RATE
     wav = sum(np.cos(2 * np.pi * 110 * k * time) for k in range(2, 8))
     np.testing.assert_allclose(rapt(wav)[OUTSIDE:-OUTSIDE], 110, rtol=0.003)
-
-
-def test_noise_is_unvoiced():
     assert np.mean(rapt(noise(4.0)) > 0) < 0.02
 
 
@@ -85,21 +81,14 @@ def test_nothing_to_track(wav):
     with warnings.catch_warnings(), np.errstate(all="raise", under="ignore"):
         warnings.simplefilter("error")
         f0 = rapt(wav)
-    assert f0.shape == (frame_count(len(wav)),)
-    assert not f0.any()
+    assert f0.tolist() == [0.0] * frame_count(len(wav))
 
 
-def test_digital_silence_between_voices():
-    wav = np.concatenate([steady(120, 0.5), np.zeros(8000), steady(120, 0.5)])
+@pytest.mark.parametrize("floor", [1e-3, 0.0], ids=["quiet noise", "digital silence"])
+def test_mix(floor):
     with warnings.catch_warnings(), np.errstate(all="raise", under="ignore"):
         warnings.simplefilter("error")
-        f0 = rapt(wav)
-    assert not f0[35:60].any()
-    np.testing.assert_allclose(f0[[10, 20, 75, 85]], 120, rtol=0.003)
-
-
-def test_mix(mix):
-    f0 = rapt(mix)
+        f0 = rapt(mixture(floor))
     expected = np.zeros(len(f0))
     expected[: 8000 // HOP] = 120
     expected[24_000 // HOP + 1 :] = 180
@@ -110,27 +99,16 @@ def test_mix(mix):
     assert np.abs(cents(f0[both], expected[both])).max() < 20
 
 
-@pytest.mark.parametrize("gain", [0.03, 1e-6, 32768.0, -1.0])
-def test_the_level_does_not_matter(mix, gain):
-    np.testing.assert_allclose(rapt(gain * mix), rapt(mix), rtol=1e-9)
-
-
-def test_single_precision_is_enough(mix):
-    single, double = rapt((0.03 * mix).astype(np.float32)), rapt(mix)
-    assert np.mean(~np.isclose(single, double, rtol=1e-3)) < 0.01
-
-
-def test_twice_is_the_same(mix):
-    assert np.array_equal(rapt(mix), rapt(mix.copy()))
-
-
-def test_blocks_do_not_show(mix, monkeypatch):
+def test_neither_level_nor_blocks_show(monkeypatch):
+    mix = mixture()
     whole = rapt(mix)
+    for gain in (1e-6, 32768.0, -1.0):
+        np.testing.assert_allclose(rapt(gain * mix), whole, rtol=1e-9)
     monkeypatch.setattr(module, "BLOCK", 7)
     np.testing.assert_allclose(rapt(mix), whole, rtol=1e-9)
 
 
-@pytest.mark.parametrize("rate", [8000, 11_025, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("rate", [8000, 11_025, 48_000])
 def test_other_sample_rates(rate):
     hop = rate // 100
     f0 = rapt(steady(150, rate=rate), rate, hop)
@@ -138,87 +116,36 @@ def test_other_sample_rates(rate):
     np.testing.assert_allclose(f0[6:-6], 150, rtol=0.003)
 
 
-def test_a_voice_out_of_range_is_not_itself():
-    f0 = rapt(steady(400), f_max=250)[OUTSIDE:-OUTSIDE]
-    assert f0.max() < 260
-    assert np.abs(cents(f0[f0 > 0], 200)).max() < 20  # an octave lower, what a man's range makes of a shout
-
-
-def test_voice_bias(mix):
-    shares = [np.mean(rapt(mix, voice_bias=bias)[:-OUTSIDE] > 0) for bias in (-2.0, 0.0, 2.0)]
-    assert shares[0] == 0 < shares[1] < shares[2]
-
-
-def test_unknown_constant():
-    with pytest.raises(TypeError, match="voicing"):
-        rapt(steady(100), voicing=1)
-
-
 @pytest.mark.parametrize(
-    ("wav", "message"),
-    [(np.zeros((2, 9)), r"\[time\], found the shape \[2, 9\]"), (np.array([0, np.nan]), "found NaN")],
-)
-def test_samples_that_are_none(wav, message):
-    with pytest.raises(ValueError, match=message):
-        rapt(wav)
-
-
-@pytest.mark.parametrize(
-    ("f_min", "f_max", "message"),
+    ("wav", "f_range", "error", "message"),
     [
-        (300, 200, "f_min=300, f_max=200"),
-        (1, 200, r"1\.6 < f_min"),
-        (50, 8000, "f_max < 8000 Hz"),
-        (500, 510, r"at least 1\.5 ms of period apart"),
+        (np.zeros((2, 9)), (50, 600), ValueError, r"\[time\], found the shape \[2, 9\]"),
+        (np.array([0, np.nan]), (50, 600), ValueError, "found NaN"),
+        (np.ones(9999), (300, 200), UserError, "f_min=300, f_max=200"),
+        (np.ones(9999), (1, 200), UserError, r"1\.6 < f_min"),
+        (np.ones(9999), (50, 8000), UserError, "f_max < 8000 Hz"),
+        (np.ones(9999), (500, 510), UserError, r"at least 1\.5 ms of period apart"),
     ],
 )
-def test_impossible_ranges(f_min, f_max, message):
-    with pytest.raises(UserError, match=message):
-        rapt(steady(100), f_min=f_min, f_max=f_max)
-
-
-@pytest.mark.parametrize(("samples", "frames"), [(0, 1), (255, 1), (256, 2), (28232, 111), (64109, 251)])
-def test_frame_count(samples, frames):
-    assert frame_count(samples) == frames
-
-
-def test_cross_correlation_is_its_definition():
-    wav, starts, window, first, lags, power = noise(0.1), np.array([0, 333, 900]), 120, 27, 294, 0.01
-    expected = np.empty((3, lags))
-    for i, start in enumerate(starts):
-        part = wav[start:] - wav[start : start + window].mean()
-        for j, lag in enumerate(range(first, first + lags)):
-            a, b = part[:window], part[lag : lag + window]
-            expected[i, j] = a @ b / np.sqrt((a @ a + window * power) * (b @ b + window * power))
-    np.testing.assert_allclose(nccf(wav, starts, window, first, lags, power), expected, atol=1e-10)
-
-
-def test_linear_prediction_solves_the_normal_equations():
-    sounds = [noise(0.02, seed) for seed in range(4)]
-    rows = np.stack([np.correlate(x, x, "full")[len(x) - 1 : len(x) + 18] for x in sounds])
-    found = linear_predictor(rows)
-    for row, predictor in zip(rows, found, strict=True):
-        np.testing.assert_allclose(predictor[1:], linalg.solve_toeplitz(row[:-1], -row[1:]), atol=1e-8)
-    np.testing.assert_allclose(itakura(found, found, rows), 1)
-    own = [p @ linalg.toeplitz(r) @ p for p, r in zip(found, rows, strict=True)]
-    other = [p @ linalg.toeplitz(r) @ p for p, r in zip(found[::-1], rows, strict=True)]
-    np.testing.assert_allclose(itakura(found[::-1], found, rows), np.divide(other, own))
+def test_what_cannot_be_tracked(wav, f_range, error, message):
+    with pytest.raises(error, match=message):
+        rapt(wav, f_min=f_range[0], f_max=f_range[1])
 
 
 def test_the_path_is_the_cheapest_of_all():
     rng = np.random.default_rng(0)
-    settings, grid = module.Constants(), module._grid(RATE, HOP, 50, 600, 0.0075)
+    grid = module.grid_of(RATE, HOP, 50, 600)
     for _ in range(20):
         lags = np.round(80 * 2.0 ** rng.integers(0, 3, (5, 2)) * rng.uniform(0.9, 1.1, (5, 2)))  # octaves apart
-        candidates = Candidates(lags, lags, rng.random((5, 2)), rng.random(5))
-        changes = Changes(rng.uniform(0.5, 2, 5), rng.uniform(0, 0.3, 5))
+        candidates = module.Candidates(lags, lags, rng.random((5, 2)), rng.random(5))
+        changes = rng.uniform(0.5, 2, 5), rng.uniform(0, 0.3, 5)  # of level, stationarity
         paths = itertools.product(range(3), repeat=5)  # the third is unvoiced
-        best = min(paths, key=lambda path: _cost(path, candidates, changes))
+        best = min(paths, key=lambda path: _cost(path, candidates, *changes))
         expected = [lags[i, k] if k < 2 else 0 for i, k in enumerate(best)]
-        assert module._best_path(candidates, changes, grid, settings).tolist() == expected
+        assert module._best_path(candidates, *changes, grid).tolist() == expected
 
 
-def _cost(path, candidates, changes):
+def _cost(path, candidates, level, stationarity):
     """Of a path, as Talkin 1995 writes it down."""
     total = 0.0
     for i, k in enumerate(path):
@@ -226,52 +153,29 @@ def _cost(path, candidates, changes):
         if not i:
             continue
         before = path[i - 1]
-        switch = 0.005 + 0.5 * changes.stationarity[i]
+        switch = 0.005 + 0.5 * stationarity[i]
         if k < 2 and before < 2:
             ratio = np.log(candidates.lags[i, k] / candidates.lags[i - 1, before])
             octaves = [0.35 + abs(ratio + np.log(2)), 0.35 + abs(ratio - np.log(2))]
             total += 0.02 * RATE / HOP * min(abs(ratio), *octaves)
         elif k < 2:
-            total += switch + 0.5 / changes.level[i]
+            total += switch + 0.5 / level[i]
         elif before < 2:
-            total += switch + 0.5 * changes.level[i]
+            total += switch + 0.5 * level[i]
     return total
 
 
-@pytest.mark.parametrize("rate", [8000, 11_025, 16_000, 48_000])
-def test_decimation_keeps_the_phase_and_the_level(rate):
-    grid = module._grid(rate, HOP, 50, 600, 0.0075)
-    click = np.zeros(rate)
-    click[100 * grid.decimation] = 1.0
-    decimated, power = module._decimate(click, grid, 0.5)
-    assert decimated.argmax() == 100
-    np.testing.assert_allclose(decimated[90:100], decimated[110:100:-1], atol=1e-12)
-    np.testing.assert_allclose(decimated.sum(), 1 / grid.decimation, rtol=0.02)
-    hiss, _ = module._decimate(np.sqrt(0.5) * noise(20.0), grid, 0.5)
-    np.testing.assert_allclose(hiss.var(), power, rtol=0.05)
-
-
-def test_what_drowns_in_noise_is_unvoiced():
+def test_what_drowns_in_noise_is_unvoiced(monkeypatch):
     faint = np.concatenate([steady(120, 0.5), 1e-4 * steady(120, 0.5)])
-    drowned, heard = rapt(faint), rapt(faint, noise=0.0)
-    assert not drowned[35:-OUTSIDE].any()
-    np.testing.assert_allclose(heard[35:-OUTSIDE], 120, rtol=0.003)
-
-
-def test_levels_are_those_around_a_frame(mix):
-    grid = module._grid(RATE, HOP, 50, 600, 0.0075)
-    changes = module._changes(mix, 100, grid, module.Constants(noise=0.0))
-    hann = np.sin(np.pi * (np.arange(480) + 0.5) / 480) ** 2
-    for frame in (3, 20, 31, 47, 99):
-        after, before = (mix[i - 80 :][:480] * hann for i in (frame * HOP, (frame - 1) * HOP))
-        np.testing.assert_allclose(changes.level[frame], np.sqrt((after @ after) / (before @ before)), rtol=1e-6)
+    assert not rapt(faint)[35:-OUTSIDE].any()
+    monkeypatch.setattr(module, "NOISE_POWER", 1e-12)
+    np.testing.assert_allclose(rapt(faint)[35:-OUTSIDE], 120, rtol=0.003)
 
 
 def test_rms_and_spectrum_at_an_onset():
     wav = np.concatenate([1e-3 * noise(0.5), steady(120, 0.5)])
-    grid = module._grid(RATE, HOP, 50, 600, 0.0075)
-    changes = module._changes(wav, grid.analysed(len(wav)), grid, module.Constants())
-    assert abs(changes.level.argmax() - 8000 / HOP) < 2
-    assert changes.level.max() > 10
+    grid = module.grid_of(RATE, HOP, 50, 600)
+    level, stationarity = module._changes(wav, grid.analysed(len(wav)), grid)
+    assert abs(level.argmax() - 8000 / HOP) < 2 and level.max() > 10
     onset = 8000 // HOP
-    assert changes.stationarity[onset - 2 : onset + 2].min() < 0.5 * np.median(changes.stationarity[onset + 5 :])
+    assert stationarity[onset - 2 : onset + 2].min() < 0.5 * np.median(stationarity[onset + 5 :])

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from .conftest import ROOT
+from .test_ddp import free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "sinfo", "scancel")
 N_EPOCHS = 12
@@ -79,7 +80,7 @@ def _start(folder: Path, daemons: list) -> dict[str, str]:
     (folder / "munge.key").chmod(0o600)
     names = {"host": socket.gethostname(), "user": getpass.getuser(), "folder": folder}
     conf = folder / "slurm.conf"
-    ports = {f"{name}_port": _free_port() for name in ("ctld", "first", "second")}
+    ports = {f"{name}_port": free_port() for name in ("ctld", "first", "second")}
     conf.write_text(CONF.format(**names, **ports))
     environment = {**os.environ, "SLURM_CONF": str(conf)}
     munge = [f"--{k}-file={folder}/munge.{k}" for k in ("key", "pid", "log", "seed")]
@@ -101,25 +102,17 @@ def _start(folder: Path, daemons: list) -> dict[str, str]:
     pytest.fail(f"Slurm does not start: {found.stdout}{found.stderr}\n{logs}")
 
 
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+def _command(small, *flags: str) -> list[str]:
+    """crossval.py on the smallest of everything."""
+    own = ["--corpus=emodb", f"--data_folder={small.corpus('emodb')}", f"--encoder={small.backbone()}", "--device=cpu"]
+    own += ["--spec_augment=False", "--tokens=characters", "--lr=0.001", "--folds=3"]
+    own += [f"--manifest_folder={small.folder / 'manifests'}"]
+    return [sys.executable, str(ROOT / "crossval.py"), str(ROOT / "hparams" / "cai_mtl.yaml"), *own, *flags]
 
 
 def test_crossval_preempted_and_resumed(slurm, small, tmp_path):
     """One job is taken away, one is warned that it will be, crossval itself is killed: runs end as if undisturbed."""
-    flags = ["--corpus=emodb", f"--data_folder={small.corpus('emodb')}", f"--encoder={small.backbone()}"]
-    flags += [
-        "--spec_augment=False",
-        "--tokens=characters",
-        "--lr=0.001",
-        "--device=cpu",
-        "--folds=3",
-        f"--n_epochs={N_EPOCHS}",
-    ]
-    flags += [f"--manifest_folder={small.folder / 'manifests'}", "--sweep=alpha=0,0.1"]
-    command = [sys.executable, str(ROOT / "crossval.py"), str(ROOT / "hparams" / "cai_mtl.yaml"), *flags]
+    command = _command(small, f"--n_epochs={N_EPOCHS}", "--sweep=alpha=0,0.1")
     environment = {**slurm, "OMP_NUM_THREADS": "1"}
 
     there = tmp_path / "cluster"
@@ -167,10 +160,7 @@ def test_crossval_preempted_and_resumed(slurm, small, tmp_path):
 @pytest.mark.parametrize("settings", ["nodes: 1, processes: 2", "nodes: 2, processes: 1"])
 def test_a_run_of_two_processes(slurm, small, tmp_path, settings):
     """On one node, and on two: the result is that of one process."""
-    flags = ["--corpus=emodb", f"--data_folder={small.corpus('emodb')}", f"--encoder={small.backbone()}"]
-    flags += ["--spec_augment=False", "--dropout=0", "--layerdrop=0", "--tokens=characters", "--lr=0.001"]
-    flags += ["--device=cpu", "--folds=3", "--n_epochs=2", f"--manifest_folder={small.folder / 'manifests'}"]
-    command = [sys.executable, str(ROOT / "crossval.py"), str(ROOT / "hparams" / "cai_mtl.yaml"), *flags]
+    command = _command(small, "--n_epochs=2", "--dropout=0", "--layerdrop=0")
     environment = {**slurm, "OMP_NUM_THREADS": "1"}
     there, here = tmp_path / "cluster", tmp_path / "here"
     on_slurm = ["--executor=slurm", f"--slurm={{{settings}, gpus: 0, cpus: 1, time: 30}}"]

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import signal
 
-from speechbrain_ser.processing.split_mel import SplitMel, mel_filters, prepare, whole_hops
+from speechbrain_ser.processing.split_mel import SplitMel, mel_filters, prepare
 
 REFERENCE = Path(__file__).parent / "data" / "speechsplit"
 
@@ -21,7 +22,7 @@ def sweep() -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["03a01Fa", "08a01Na", "14a05Wa"])
 def test_published_program(emodb_folder, name):
-    from speechbrain_ser.dataio import load_audio
+    from speechbrain_ser.data.batches import load_audio
 
     wav = torch.as_tensor(load_audio(emodb_folder / "wav" / f"{name}.wav"))
     noise = (np.random.RandomState(int(name[:2])).rand(len(wav)) - 0.5) * 1e-6
@@ -36,40 +37,17 @@ def test_published_filters():
         np.testing.assert_allclose(mel_filters(), published["mel_basis"], atol=2e-7)
 
 
-def zero_phase(x: np.ndarray, b: np.ndarray, a: np.ndarray) -> np.ndarray:
-    """The difference equation forwards and backwards; right where the signal begins and ends in silence."""
-    for _ in range(2):
-        y = np.zeros_like(x)
-        for n in range(len(x)):
-            past = range(min(n, 5) + 1)
-            y[n] = sum(b[i] * x[n - i] for i in past) - sum(a[i] * y[n - i] for i in past if i)
-        x = y[::-1]
-    return x
-
-
-def hertz_to_mel(frequency: float) -> float:
-    """Slaney's: linear up to 1 kHz, then logarithmic."""
-    return frequency / (200 / 3) if frequency < 1000 else 15 + np.log(frequency / 1000) / (np.log(6.4) / 27)
-
-
-def mel_to_hertz(mel: float) -> float:
-    return mel * 200 / 3 if mel < 15 else 1000 * np.exp((mel - 15) * np.log(6.4) / 27)
-
-
 def test_by_hand(sweep):
     with np.load(REFERENCE / "mel_basis.npz") as published:
-        filtered = zero_phase(sweep.double().numpy(), published["hp_b"], published["hp_a"]) * 0.96
+        b, a, filters = published["hp_b"], published["hp_a"], published["mel_basis"]
+    filtered = 0.96 * sweep.double().numpy()
+    for _ in range(2):  # there and back: the signal begins and ends in silence
+        filtered = signal.lfilter(b, a, filtered)[::-1]
     padded = np.concatenate([filtered[512:0:-1], filtered, filtered[-2:-514:-1]])
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1024) / 1024)
     transform = np.exp(-2j * np.pi * np.outer(np.arange(513), np.arange(1024)) / 1024)
     magnitudes = np.abs(transform @ np.stack([padded[i : i + 1024] * window for i in range(0, 8000, 256)]).T)
-    edges = [mel_to_hertz(mel) for mel in np.linspace(hertz_to_mel(90), hertz_to_mel(7600), 82)]
-    bins = np.arange(513) * 16000 / 1024
-    bands = [
-        np.interp(bins, [low, centre, high], [0, 2 / (high - low), 0], left=0, right=0) @ magnitudes
-        for low, centre, high in zip(edges, edges[1:], edges[2:], strict=False)
-    ]
-    expected = (20 * np.log10(np.maximum(1e-5, np.stack(bands, axis=1))) - 16 + 100) / 100
+    expected = (20 * np.log10(np.maximum(1e-5, magnitudes.T @ filters)) - 16 + 100) / 100
     mel = SplitMel(dither=False).extract(sweep).numpy()
     assert mel.shape == (32, 80)
     assert 0.1 < (mel > 0).mean() and 0.3 < mel.max() < 1
@@ -81,13 +59,7 @@ def test_frame_counts(samples):
     split_mel = SplitMel()
     mel = split_mel.extract(torch.rand(samples) - 0.5)
     assert mel.shape == (samples // 256 + 1, 80) == (split_mel.frame_counts(samples), split_mel.output_size)
-    assert 0 <= mel.min() and mel.max() <= 1
-
-
-def test_one_sample_more_where_the_hop_divides_the_length():
-    assert whole_hops(np.ones(512)).tolist()[-2:] == [1.0, 1e-6]
-    assert len(prepare(np.ones(512))) == 513
-    assert len(prepare(np.ones(511))) == 511
+    assert 0 <= mel.min() and mel.max() <= 1 and split_mel.frame_counts(18) == 0
 
 
 def test_dither_is_the_recordings_own(sweep):
@@ -100,10 +72,7 @@ def test_dither_is_the_recordings_own(sweep):
     assert abs(np.corrcoef(noise, other)[0, 1]) < 0.05
     assert not torch.equal(SplitMel().extract(sweep), SplitMel(dither=False).extract(sweep))
     assert SplitMel().settings != SplitMel(dither=False).settings
-
-
-def test_silence_is_the_padding_value():
-    assert (SplitMel().extract(torch.zeros(4000)) == SplitMel().padding_value).all()
+    assert (SplitMel().extract(torch.zeros(4000)) == SplitMel().padding_value).all()  # of silence nothing is left
 
 
 @pytest.mark.parametrize(
@@ -117,7 +86,3 @@ def test_silence_is_the_padding_value():
 def test_bad_waveforms(wav, message):
     with pytest.raises(ValueError, match=message):
         SplitMel().extract(wav)
-
-
-def test_frames_of_too_short_a_recording():
-    assert SplitMel().frame_counts(torch.tensor([18, 19])).tolist() == [0, 1]

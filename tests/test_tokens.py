@@ -1,31 +1,26 @@
 """What the recogniser spells with, and how logits become text."""
 
 import json
-import random
 from pathlib import Path
 
 import pytest
 import torch
 
-from speechbrain_ser.decoding import Decoder
+from speechbrain_ser.data.corpora.emodb import TEXTS
+from speechbrain_ser.data.text import (
+    LETTERS,
+    CharacterTokens,
+    build_tokens,
+    load_tokens,
+    normalise_transcript,
+    save_tokens,
+)
 from speechbrain_ser.errors import UserError
+from speechbrain_ser.models.heads import Decoder
 from speechbrain_ser.nnet.losses import ctc_loss, frames_needed
-from speechbrain_ser.tokens import LETTERS, CharacterTokens, build_tokens, load_tokens, save_tokens
 
 PUBLISHED = Path(__file__).parent / "data" / "cai_tiny" / "vocab.json"
-# EMO-DB's ten sentences
-GERMAN = [
-    "Der Lappen liegt auf dem Eisschrank.",
-    "Das will sie am Mittwoch abgeben.",
-    "Heute abend könnte ich es ihm sagen.",
-    "Das schwarze Stück Papier befindet sich da oben neben dem Holzstück.",
-    "In sieben Stunden wird es soweit sein.",
-    "Was sind denn das für Tüten, die da unter dem Tisch stehen?",
-    "Sie haben es gerade hochgetragen und jetzt gehen sie wieder runter.",
-    "An den Wochenenden bin ich jetzt immer nach Hause gefahren und habe Agnes besucht.",
-    "Ich will das eben wegbringen und dann mit Karl was trinken gehen.",
-    "Die wird auf dem Platz sein, wo wir sie immer hinlegen.",
-]
+GERMAN = list(TEXTS.values())  # EMO-DB's ten sentences
 
 
 def test_the_papers_32_are_the_published_vocabulary():
@@ -37,45 +32,38 @@ def test_the_papers_32_are_the_published_vocabulary():
 
 def test_letters_delete_what_is_outside_and_count_it():
     tokens = build_tokens("letters", GERMAN)
-    assert tokens.decode(tokens.encode("könnte 2 für's")) == "KNNTE FR'S"
-    counts = tokens.deleted(GERMAN)
-    assert counts == {"Ü": 4, "Ö": 1}
-    assert tokens.deleted(["Room 101!"]) == {"1": 2, "0": 1}
-    assert not tokens.deleted(["it's {LAUGH} fine"])
-
-
-def test_encoding_by_hand():
-    tokens = build_tokens("letters", [])
     assert tokens.encode("It's a {LG} cat.") == [10, 6, 27, 12, 4, 7, 4, 19, 7, 6]
     assert tokens.encode("{LAUGHTER}") == [] and tokens.encode("|<s>") == []
     assert tokens.decode([4, 7, 4, 4, 19, 1, 2, 3]) == "A C"
+    assert tokens.decode(tokens.encode("könnte 2 für's")) == "KNNTE FR'S"
+    assert tokens.deleted([*GERMAN, "Room 101!", "it's {LAUGH} fine"]) == {"Ü": 4, "Ö": 1, "1": 2, "0": 1}
 
 
 def test_characters_are_those_of_the_training_transcripts():
     tokens = build_tokens("characters", GERMAN)
     letters = set("".join(GERMAN).upper()) - set(" .,?")
     assert tokens.labels == ["<blank>", "|", *sorted(letters)] and {"Ü", "Ö"} <= letters
-    assert not tokens.deleted(GERMAN)
     for text in GERMAN:
-        assert tokens.decode(tokens.encode(text)) == " ".join(
-            text.upper().translate({ord(c): None for c in ".,?"}).split()
-        )
-    assert tokens.deleted(["Quatsch"]) == {"Q": 1}
+        assert tokens.decode(tokens.encode(text)) == normalise_transcript(text)
+    assert not tokens.deleted(GERMAN) and tokens.deleted(["Quatsch"]) == {"Q": 1}
     assert build_tokens("characters", GERMAN[::-1]).labels == tokens.labels
 
 
-def test_sentencepiece_round_trip_and_determinism(tmp_path):
-    random.seed(3)
+def test_sentencepiece_round_trip_and_determinism():
     tokens = build_tokens("sentencepiece", GERMAN, 60)
     assert tokens.blank == 0 and 30 < len(tokens) <= 60
     for text in GERMAN:
         encoded = tokens.encode(text)
-        assert 0 not in encoded and 1 not in encoded  # neither blank nor unknown
-        assert tokens.decode(encoded) == build_tokens("characters", GERMAN).decode(
-            build_tokens("characters", GERMAN).encode(text)
-        )
-    again = build_tokens("sentencepiece", GERMAN, 60)
-    assert again.state() == tokens.state()
+        assert not {0, 1} & {*encoded}  # neither blank nor unknown
+        assert tokens.decode(encoded) == normalise_transcript(text)
+    assert build_tokens("sentencepiece", GERMAN, 60).state() == tokens.state()
+    tiny = build_tokens("sentencepiece", ["Hallo du", "{LAUGH}", ""], 1000)
+    assert tiny.decode(tiny.encode("du hallo")) == "DU HALLO"
+
+
+@pytest.mark.parametrize("kind", ["letters", "characters", "sentencepiece"])
+def test_tokens_are_saved_and_loaded(tmp_path, kind):
+    tokens = build_tokens(kind, GERMAN, 60)
     save_tokens(tokens, tmp_path / "tokens.json")
     loaded = load_tokens(tmp_path / "tokens.json")
     assert loaded.state() == tokens.state() and loaded.labels == tokens.labels
@@ -83,37 +71,26 @@ def test_sentencepiece_round_trip_and_determinism(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["tokens.json"]
 
 
-def test_sentencepiece_on_tiny_corpora():
-    assert build_tokens("sentencepiece", ["A"], 100).encode("a a") != []
-    small = build_tokens("sentencepiece", ["Hallo du", "{LAUGH}", ""], 1000)
-    assert small.decode(small.encode("du hallo")) == "DU HALLO"
-    with pytest.raises(UserError, match="n_pieces: 5"):
-        build_tokens("sentencepiece", GERMAN, 5)
-
-
-@pytest.mark.parametrize("kind", ["letters", "characters"])
-def test_characters_are_saved_and_loaded(tmp_path, kind):
-    tokens = build_tokens(kind, GERMAN)
-    save_tokens(tokens, tmp_path / "tokens.json")
-    assert load_tokens(tmp_path / "tokens.json").labels == tokens.labels
-
-
-def test_unknown_kind_and_no_words():
-    with pytest.raises(UserError, match="did you mean 'sentencepiece'"):
-        build_tokens("sentence_piece", GERMAN)
-    for kind in ("characters", "sentencepiece"):
-        with pytest.raises(UserError, match="no training utterance has a transcript"):
-            build_tokens(kind, ["", "{LAUGH}"])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: build_tokens("sentence_piece", GERMAN), "did you mean 'sentencepiece'"),
+        (lambda: build_tokens("sentencepiece", GERMAN, 5), "n_pieces: 5"),
+        (lambda: build_tokens("characters", ["", "{LAUGH}"]), "no training utterance has a transcript"),
+        (lambda: build_tokens("sentencepiece", ["", "{LAUGH}"]), "no training utterance has a transcript"),
+        (lambda: Decoder(CharacterTokens(LETTERS), "gredy"), "did you mean 'greedy'"),
+    ],
+)
+def test_what_cannot_be(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
 
 
 # ------------------------------------------------------------------ decoding
 
 
-def logits_of(path, n_tokens, n_frames=None):
-    logits = torch.full((1, n_frames or len(path), n_tokens), -5.0)
-    for k, token in enumerate(path):
-        logits[0, k, token] = 5.0
-    return logits
+def logits_of(path, n_tokens):
+    return torch.nn.functional.one_hot(torch.tensor([path]), n_tokens) * 10.0 - 5.0
 
 
 @pytest.mark.parametrize("kind", ["greedy", "beam"])
@@ -128,13 +105,9 @@ def test_every_valid_frame_is_read_and_no_other(kind, n_frames):
 
 
 @pytest.mark.parametrize("kind", ["greedy", "beam"])
-def test_special_tokens_spell_nothing(kind):
+def test_special_tokens_spell_nothing_and_pieces_are_joined(kind):
     path = [LETTERS.index(c) for c in ("<unk>", "H", "H", "<pad>", "|", "<s>", "I", "</s>", "|")]
     assert Decoder(CharacterTokens(LETTERS), kind)(logits_of(path, 32), torch.tensor([9])) == ["H I"]
-
-
-@pytest.mark.parametrize("kind", ["greedy", "beam"])
-def test_pieces_are_joined(kind):
     tokens = build_tokens("sentencepiece", GERMAN, 60)
     path = [i for token in tokens.encode("Das will sie") for i in (token, 0)]
     assert Decoder(tokens, kind)(logits_of(path, len(tokens)), torch.tensor([len(path)])) == ["DAS WILL SIE"]
@@ -146,11 +119,6 @@ def test_beam_search_adds_up_what_greedy_overlooks():
     logits = torch.tensor([0.4, 1e-9, 0.35, 0.25]).log().repeat(1, 2, 1)
     assert Decoder(tokens, "greedy")(logits, torch.tensor([2])) == [""]
     assert Decoder(tokens, "beam", 10)(logits, torch.tensor([2])) == ["A"]
-
-
-def test_unknown_decoding():
-    with pytest.raises(UserError, match="did you mean 'greedy'"):
-        Decoder(CharacterTokens(LETTERS), "gredy")
 
 
 # ------------------------------------------------------------------ CTC

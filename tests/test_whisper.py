@@ -2,36 +2,29 @@
 
 import json
 import os
+import re
 import struct
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperModel
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperModel
 
+from speechbrain_ser.errors import UserError
 from speechbrain_ser.lobes import backbone, import_whisper
 from speechbrain_ser.lobes.backbone import BackboneError, check_backbone, fingerprint, resolve_backbone
 from speechbrain_ser.lobes.encoder import Encoder
 from speechbrain_ser.lobes.import_whisper import ImportFailed
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
+from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.lobes.whisper import Whisper
-from speechbrain_ser.processing.feature_cache import FeatureCache
+from speechbrain_ser.processing.cache import FeatureCache
 
 TOLERANCE = 1e-4
 LENGTHS = (160, 30001, 479, 16000)  # the shortest gives one frame
 with_wheels = pytest.mark.skipif(not import_whisper.wheels_installed(), reason="Whisper base needs the extra `whisper`")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +47,6 @@ def speech():
 def batch_of(wavs):
     padded = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True, padding_value=7.0)  # never read
     return padded, torch.tensor([len(w) / padded.shape[1] for w in wavs])
-
-
-# --- parity ----------------------------------------------------------------------------------------------
 
 
 def published(folder, wav):
@@ -94,24 +84,6 @@ def test_a_batch_gives_what_each_gives_alone(tiny, speech, settings):
         assert not row[len(alone) :].any()
 
 
-@with_wheels
-def test_whisper_base_in_a_batch_and_its_gradient(base, speech):
-    lobe = Whisper(base, apply_spec_augment=False)
-    weight = torch.randn(512)
-
-    def gradients(calls):
-        lobe.zero_grad()
-        outs = [out.sum(1) @ weight for out in calls]
-        torch.cat(outs).sum().backward()
-        return {name: p.grad.clone() for name, p in lobe.named_parameters() if p.requires_grad}, torch.cat(outs)
-
-    together, out = gradients([lobe(*batch_of(speech[1:]))])
-    alone, outs = gradients([lobe(wav[None]) for wav in speech[1:]])
-    torch.testing.assert_close(out, outs, atol=TOLERANCE * float(outs.abs().max().detach()), rtol=0)
-    for name, gradient in together.items():
-        torch.testing.assert_close(gradient, alone[name], atol=TOLERANCE * float(alone[name].abs().max()), rtol=0)
-
-
 def test_float16_and_sharded_encoders_without_a_decoder_load(tiny, tmp_path):
     expected = Whisper(tiny).model.state_dict()
     weights = load_file(f"{tiny}/model.safetensors")
@@ -124,9 +96,6 @@ def test_float16_and_sharded_encoders_without_a_decoder_load(tiny, tmp_path):
         found = Whisper(str(folder)).model.state_dict()
         assert all(v.dtype == torch.float32 for v in found.values())
         assert all(torch.equal(found[k], expected[k].half().float()) for k in expected)
-
-
-# --- switches --------------------------------------------------------------------------------------------
 
 
 def test_frames_follow_the_formula(tiny):
@@ -150,16 +119,6 @@ def test_pieces_of_30_s(tiny):
     torch.testing.assert_close(partly(partly.features.extract(wav[0])[None]), out, atol=1e-2, rtol=0)
     with pytest.raises(ValueError, match=r"utterance 0 has 60.1 s.*positions for 30 s"):
         Whisper(tiny)(wav)
-
-
-def test_what_is_frozen_stays(tiny, speech):
-    lobe = Whisper(tiny, freeze_layers=2, dropout=0.5).train()
-    trained = {name.split(".")[1] for name, p in lobe.model.named_parameters() if p.requires_grad}
-    assert trained == {"2", "weight", "bias"}  # the upper layer, the last norm
-    assert torch.equal(lobe.frozen_states(speech[1][None])[0][-1], lobe.frozen_states(speech[1][None])[0][-1])
-    frozen = Whisper(tiny, freeze=True, dropout=0.5).train()
-    assert torch.equal(frozen(speech[1][None]), frozen(speech[1][None]))
-    assert not any(p.requires_grad for p in frozen.parameters())
 
 
 @pytest.mark.parametrize("settings", [{"freeze": True}, {"freeze_layers": 2}, {"freeze": True, "weighted_sum": True}])
@@ -193,6 +152,16 @@ def test_the_cache_knows_its_encoder(tiny):
     assert lobe.features.settings == before
 
 
+def test_lowest_layers_stay_fixed_and_a_dropped_one_is_skipped(tiny, speech):
+    lobe = Whisper(tiny, freeze_layers=2, dropout=0.5).train()
+    trained = {name.split(".")[1] for name, p in lobe.model.named_parameters() if p.requires_grad}
+    assert trained == {"2", "weight", "bias"}  # the upper layer, the last norm
+    assert torch.equal(lobe.frozen_states(speech[1][None])[0][-1], lobe.frozen_states(speech[1][None])[0][-1])
+    dropped = Whisper(tiny, layerdrop=1.0, apply_spec_augment=False, dropout=0.0).train()
+    hidden, _ = dropped.frozen_states(speech[1][None])
+    torch.testing.assert_close(dropped(speech[1][None]), dropped.model.layer_norm(hidden[0]))
+
+
 def test_spec_augment_masks_own_frames_in_training(tiny, speech):
     lobe = Whisper(tiny, mask_time_prob=0.5, layerdrop=0.0, dropout=0.0)
     np.random.seed(0)  # noqa: NPY002 (SpecAugment draws from the global one)
@@ -201,52 +170,34 @@ def test_spec_augment_masks_own_frames_in_training(tiny, speech):
     torch.testing.assert_close(plain.train()(speech[1][None]), plain.eval()(speech[1][None]))
 
 
-def test_layerdrop_and_gradient_checkpointing(tiny, speech):
-    dropped = Whisper(tiny, layerdrop=1.0, apply_spec_augment=False, dropout=0.0).train()
-    hidden, _ = dropped.frozen_states(speech[1][None])
-    torch.testing.assert_close(dropped(speech[1][None]), dropped.model.layer_norm(hidden[0]))
-    gradients = []
-    for checkpointing in (False, True):
-        lobe = Whisper(tiny, gradient_checkpointing=checkpointing, apply_spec_augment=False, dropout=0.0).train()
-        lobe(speech[1][None]).square().sum().backward()
-        gradients.append({n: p.grad for n, p in lobe.named_parameters() if p.requires_grad})
-    torch.testing.assert_close(*gradients)
-
-
-def test_eager_equals_sdpa(tiny, speech):
-    one, other = (Whisper(tiny, attn_implementation=kind).eval()(*batch_of(speech)) for kind in ("eager", "sdpa"))
-    torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
-
-
-# --- errors ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
-    "settings, said",
+    ("kind", "settings", "said"),
     [
-        ({"cache_embeddings": True}, "cache_embeddings: expected an encoder that is not trained"),
-        ({"pad_to_30s": True, "windows": True}, "expected one of them"),
-        ({"n_layers": 4}, "n_layers is 4, expected 1 to 3"),
-        ({"freeze_layers": 3}, "freeze_layers is 3, expected 0 to 2"),
-        ({"dropout": 2.0}, "dropout is 2.0, expected 0 to 1"),
-        ({"attn_implementation": "flash_attention_2"}, "supports eager, sdpa"),
-        ({"pad_to_30s": True, "freeze_layers": 1, "cache_embeddings": True}, "expected freeze"),
+        ("whisper", {"cache_embeddings": True}, "cache_embeddings: expected an encoder that is not trained"),
+        ("whisper", {"pad_to_30s": True, "windows": True}, "expected one of them"),
+        ("whisper", {"n_layers": 4}, "n_layers is 4, expected 1 to 1"),
+        ("whisper", {"freeze_layers": 1}, "freeze_layers is 1, expected 0 to 0"),
+        ("whisper", {"dropout": 2.0}, "dropout is 2.0, expected 0 to 1"),
+        ("whisper", {"attn_implementation": "flash_attention_2"}, "supports eager, sdpa"),
+        ("whisper", {"pad_to_30s": True, "freeze_layers": 1, "cache_embeddings": True}, "expected freeze"),
+        ("whisper", {"normalize_wav": True}, r"normalize_wav is True: Whisper \(.*\) has no such setting, leave it N"),
+        ("whisper", {"cache_front_end": True}, "cache_front_end is True: Whisper"),
+        ("wav2vec2", {"pad_to_30s": True}, "pad_to_30s is True: wav2vec2"),
+        ("hubert", {"windows": True}, "windows is True: HuBERT .* has no such setting, leave it False"),
+        ("hubert", {"frieze": True}, "frieze"),
     ],
 )
-def test_settings_out_of_range(tiny, settings, said):
-    with pytest.raises(ValueError, match=said):
-        Whisper(tiny, **settings)
+def test_settings_that_a_family_does_not_have_and_values_out_of_range(small, kind, settings, said):
+    folder = str(small.backbone(model_type=kind))
+    with pytest.raises((ValueError, TypeError), match=said):
+        Encoder(folder, **settings)
+    assert Encoder(folder).output_size == 16
 
 
-@pytest.mark.parametrize(
-    "kind, setting", [("whisper", {"normalize_wav": True}), ("whisper", {"cache_front_end": True}),
-                      ("wav2vec2", {"pad_to_30s": True}), ("wav2vec2", {"windows": True})]
-)  # fmt: skip
-def test_settings_of_another_family_are_refused_by_name(tmp_path, kind, setting):
-    folder = build_tiny_wav2vec2(tmp_path / "tiny", model_type=kind, hidden_size=16, num_layers=1, conv_dim=8)
-    with pytest.raises(BackboneError, match=next(iter(setting))):
-        Encoder(str(folder), **setting)
-    assert Encoder(str(folder)).output_size == 16
+def test_the_families_lobes_take_their_own_kind_alone(small, tiny):
+    for lobe, folder in ((Whisper, small.backbone()), (Wav2Vec2, tiny)):
+        with pytest.raises(BackboneError, match="is of model type"):
+            lobe(str(folder))
 
 
 def test_files_of_two_whispers(tiny, tmp_path):
@@ -264,8 +215,6 @@ def test_files_of_two_whispers(tiny, tmp_path):
 
 
 def test_128_bands(tmp_path):
-    from transformers import WhisperConfig
-
     sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
     config = WhisperConfig(d_model=16, num_mel_bins=128, encoder_ffn_dim=8, decoder_ffn_dim=8, **sizes)
     WhisperModel(config).save_pretrained(tmp_path)
@@ -274,9 +223,6 @@ def test_128_bands(tmp_path):
     states, _ = Whisper(str(tmp_path), pad_to_30s=True).eval().states(wav[None])
     for mine, theirs in zip(states, published(tmp_path, wav), strict=True):
         torch.testing.assert_close(mine, theirs[:, :25], atol=TOLERANCE, rtol=0)
-
-
-# --- import from CTranslate2's format --------------------------------------------------------------------
 
 
 def ctranslate2(model, version=6, specification="WhisperSpec") -> bytes:
@@ -323,8 +269,6 @@ def ctranslate2(model, version=6, specification="WhisperSpec") -> bytes:
 
 @pytest.fixture(scope="module")
 def faster_whisper(tmp_path_factory, tiny):
-    from transformers import WhisperConfig
-
     config = WhisperConfig.from_pretrained(tiny)
     config.vocab_size = 51865  # Whisper's special tokens are looked for there
     config.decoder_layers, config.decoder_attention_heads = 3, config.encoder_attention_heads
@@ -366,33 +310,29 @@ def test_damaged_model_files(faster_whisper, tmp_path, damage, said):
     assert [p.name for p in tmp_path.iterdir()] == ["broken"]
 
 
-def test_import_refuses(faster_whisper, tmp_path):
-    with pytest.raises(ImportFailed, match=r"model.bin: expected CTranslate2's parameters, found no such folder"):
-        import_whisper.import_whisper(tmp_path / "nowhere", tmp_path / "out")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "note").touch()
-    with pytest.raises(ImportFailed, match="expected a new or an empty folder"):
-        import_whisper.import_whisper(faster_whisper[0], tmp_path / "full")
+def test_import_by_its_command(faster_whisper, tmp_path, capsys):
+    from speechbrain_ser.cli import main
+
+    folder, full = faster_whisper[0], tmp_path / "full"
+    full.mkdir()
+    (full / "note").touch()
+    for source, out, code, said in (
+        (folder, tmp_path / "out", 0, str(tmp_path / "out")),
+        (tmp_path / "nowhere", tmp_path / "new", 2, "model.bin: expected CTranslate2's parameters, found no such"),
+        (folder, full, 2, "expected a new or an empty folder"),
+    ):
+        assert main(["import-whisper", str(source), str(out)]) == code
+        assert said in "".join(capsys.readouterr())
 
 
-def test_a_killed_import_leaves_nothing_that_is_trusted(faster_whisper, tmp_path):
-    program = (
-        "import sys, time; from speechbrain_ser.lobes import import_whisper as module\n"
-        "def stop(*args): print('there', flush=True); time.sleep(60)\n"
-        "module.write_json = stop\n"
-        "module.import_whisper(*sys.argv[1:])"
-    )
-    command = [sys.executable, "-c", program, str(faster_whisper[0]), str(tmp_path / "out")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "there\n"  # the weights are written, config.json is not
-    process.kill()
-    process.wait()
-    assert not (tmp_path / "out").exists()
-    import_whisper.import_whisper(faster_whisper[0], tmp_path / "out")
-    check_backbone(tmp_path / "out")
+def test_an_import_that_fails_leaves_nothing(faster_whisper, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
 
-
-# --- the wheels in the hub's place -----------------------------------------------------------------------
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="out cannot be written"):
+        patch.setattr(import_whisper, "write_json", fail)  # the weights are written, config.json is not
+        import_whisper.import_whisper(faster_whisper[0], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
@@ -409,7 +349,7 @@ def test_the_wheels_serve_where_the_hub_does_not(no_hub, tmp_path, caplog, speec
         assert check_backbone("openai/whisper-base", tmp_path)["d_model"] == 512
     lobe = Encoder("openai/whisper-base", str(tmp_path), n_layers=1)
     assert "taken from the installed wheels" in caplog.text and lobe.output_size == 512
-    assert sum(p.numel() for p in Whisper(str(resolve_backbone("openai/whisper-base", tmp_path))).parameters()) > 19e6
+    assert sum(p.numel() for p in Whisper(resolve_backbone("openai/whisper-base", tmp_path)).parameters()) > 19e6
     assert len(fingerprint("openai/whisper-base", tmp_path)) == 16
 
 
@@ -436,25 +376,13 @@ def test_a_damaged_half_is_named(no_hub, tmp_path, monkeypatch, damage):
         check_backbone("openai/whisper-base", tmp_path / "save")
 
 
-# --- the command -----------------------------------------------------------------------------------------
-
-
-def test_import_whisper_by_its_command(faster_whisper, tmp_path, capsys):
-    from speechbrain_ser.cli import main
-
-    began = time.time()
-    assert main(["import-whisper", str(faster_whisper[0]), str(tmp_path / "out")]) == 0
-    assert str(tmp_path / "out") in capsys.readouterr().out and time.time() - began < 60
-    assert main(["import-whisper", str(tmp_path / "nowhere"), str(tmp_path / "other")]) == 2
-    assert "model.bin: expected CTranslate2's parameters" in capsys.readouterr().err
-
-
 def test_a_frozen_whisper_trains_heads_from_its_cache(train, tmp_path, tiny):
-    out = train(f"--encoder={tiny}", "--freeze=True", "--cache_embeddings=True", "--n_epochs=2")
-    assert "WA" in out
-    folder = next((tmp_path / "results").glob("**/metrics.json")).parent
-    cached = train(f"--encoder={tiny}", "--freeze=True", "--cache_embeddings=True", "--n_epochs=2", "--test_only")
-    assert "WA" in cached and (folder / "predictions.csv").is_file()
+    speed = "[!new:speechbrain.augment.time_domain.SpeedPerturb {orig_freq: 16000}]"
+    augment = f"--augment=!new:speechbrain.augment.augmenter.Augmenter {{augmentations: {speed}}}"
+    said = train(f"--encoder={tiny}", "--freeze=True", "--cache_embeddings=True", augment, code=2)
+    assert "augment changes waveforms, but sig are computed once: give --cache_embeddings=False" in said
+    for more in ([], ["--test_only"]):
+        assert "WA" in train(f"--encoder={tiny}", "--freeze=True", "--cache_embeddings=True", *more)
     assert list((tmp_path / "results" / "cache" / "features").glob("*/settings.json"))
 
 
@@ -464,19 +392,9 @@ def test_lora_above_cached_layers(tiny, speech):
     assert trained and all(name.startswith("model.layers.2.self_attn.") and "adapter" in name for name in trained)
     plain = Whisper(tiny, freeze_layers=2).eval()
     torch.testing.assert_close(lobe.eval()(speech[1][None]), plain(speech[1][None]))
-    optimizer = torch.optim.SGD([p for p in lobe.parameters() if p.requires_grad], 0.1)
-    for _ in range(2):
-        (lobe(lobe.features.extract(speech[1])[None]) @ torch.arange(32.0)).mean().backward()
-        optimizer.step()
-    before = lobe(speech[1][None])
-    assert not torch.allclose(before, plain(speech[1][None]), atol=1e-4)
-    lobe.fix_weights()
-    torch.testing.assert_close(lobe(speech[1][None]), before, atol=1e-5, rtol=0)
 
 
 def test_what_no_whisper_encodes_is_named_before_training(train, tiny, tmp_path):
-    import soundfile
-
     rows = ["wav,emotion,speaker"]
     for k in range(12):
         seconds = 31 if k == 7 else 1
@@ -484,12 +402,5 @@ def test_what_no_whisper_encodes_is_named_before_training(train, tiny, tmp_path)
         rows.append(f"{k}.wav,{'angry' if k % 2 else 'sad'},s{k // 4}")
     (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
     flags = ("--corpus=table", f"--data_folder={tmp_path}", f"--encoder={tiny}", "--alpha=0")
-    assert "1 utterances are longer than the 30 s that Whisper encodes: 7 (31.0 s) (--windows" in train(*flags, code=2)
+    assert re.search(r"1 utterances are longer .* encodes \(--windows=True .*: 7 \(31.0 s\)", train(*flags, code=2))
     assert "WA" in train(*flags, "--windows=True", "--freeze=True", "--cache_embeddings=True")
-
-
-def test_cached_states_are_not_augmented(train, tiny):
-    speed = "[!new:speechbrain.augment.time_domain.SpeedPerturb {orig_freq: 16000}]"
-    augment = f"--augment=!new:speechbrain.augment.augmenter.Augmenter {{augmentations: {speed}}}"
-    said = train(f"--encoder={tiny}", "--freeze=True", "--cache_embeddings=True", augment, code=2)
-    assert "augment changes waveforms, but sig are computed once: give --cache_embeddings=False" in said

@@ -1,22 +1,26 @@
 """Cai et al. 2021, "Speech Emotion Recognition with Multi-task Learning": L = L_CE + alpha * L_CTC (eq. 3)."""
 
-from speechbrain_ser.brain import SERBrain
-from speechbrain_ser.nnet.losses import ctc_loss, emotion_loss
+from speechbrain_ser.nnet.losses import cross_entropy, ctc_loss
+from speechbrain_ser.training.brain import SERBrain
 
 
 class CaiBrain(SERBrain):
     """The paper's equations; data, statistics, checkpoints and logs are SERBrain's."""
 
-    def losses(self, predictions, batch):
-        """Equations 1 and 2, one value an utterance: CTC summed over its characters, and cross-entropy."""
-        losses = {"emotion": emotion_loss(predictions["emotion"], batch.emotion, self.class_weights)}
-        if "asr" in predictions:
-            losses["asr"] = ctc_loss(predictions["asr"], predictions["frames"], batch.tokens, self.tokens.blank)
-        return losses
+    def compute_forward(self, batch, stage):
+        """Call the model: emotion = h(pool(f(x))), characters = g(f(x)) (section 3.1)."""
+        return self.modules.model(**self.inputs(batch))
+
+    def compute_objectives(self, predictions, batch, stage, **more):
+        """L = L_CE + alpha * L_CTC (eq. 3, of eq. 2 and 1), and `more`: the losses that a system adds to them."""
+        losses = {"emotion": cross_entropy(predictions["emotion"], batch.emotion, self.class_weights)}
+        if "asr" in predictions:  # alpha > 0
+            losses["asr"] = ctc_loss(predictions["asr"], predictions["frames"], batch.tokens, self.run.tokens.blank)
+        return self.weighted_sum({**losses, **more}, predictions, batch, stage)
 
 
 def paper_learning_rate(alpha: float) -> float:
-    """Table 1: 1e-5 if alpha = 0 (larger ones diverge), 5e-5 otherwise.
+    """Return Table 1's: 1e-5 if alpha = 0 (larger ones diverge), 5e-5 otherwise.
 
     Example
     -------

@@ -1,41 +1,19 @@
 """Fu et al. 2021, a multitask CNN-BLSTM with attention: L = gamma * L_emotion + theta * L_speaker (section 3.3)."""
 
-import logging
-
-from speechbrain_ser.brain import SERBrain
-from speechbrain_ser.dataio import samples_of
-from speechbrain_ser.nnet.losses import emotion_loss, speaker_loss
-
-logger = logging.getLogger(__name__)
+from speechbrain_ser.nnet.losses import cross_entropy
+from speechbrain_ser.training.brain import SERBrain
 
 
 class FuBrain(SERBrain):
     """The paper's equations; data, statistics, checkpoints and logs are SERBrain's."""
 
-    def losses(self, predictions, batch):
-        """Cross-entropy of each task, one value an utterance (section 3.3)."""
-        losses = {"emotion": emotion_loss(predictions["emotion"], batch.emotion, self.class_weights)}
-        if "speaker" in predictions:
-            losses["speaker"] = speaker_loss(predictions["speaker"], batch.speaker)
-        return losses
+    def compute_forward(self, batch, stage):
+        """Call the model: emotion and speaker of a log-mel spectrogram's vector (figure 1)."""
+        return self.modules.model(**self.inputs(batch))
 
-    def on_fit_start(self):
-        """Says what is cut, and measures the bands on the fold's training utterances before a checkpoint is loaded."""
-        model = self.model
-        self._report_cut(model)
-        if model.standardize is not None:
-            (name,) = model.inputs
-            dataset = self.loaders["train"].dataset
-            items = (dataset[k][name] for k in range(len(dataset)))
-            model.standardize.fit(items if name == "feats" else (model.features(x[None])[0].cpu() for x in items))
-        super().on_fit_start()
-
-    def _report_cut(self, model):
-        """An utterance longer than the fixed length loses its end, or both, or where it is cut at random either."""
-        counts = model.features.frame_counts(samples_of(self.data.frame["duration"]))
-        if model.fixed_length and (n := int((counts > model.fixed_length).sum())):
-            seconds = model.fixed_length * model.features.hop_seconds
-            logger.warning(
-                f"{n} of {len(counts)} utterances are longer than {model.fixed_length} frames ({seconds:.1f} s) and "
-                f"cut (cut: {model.cut}); the longest has {counts.max()}. fixed_length: 0 takes them whole"
-            )
+    def compute_objectives(self, predictions, batch, stage, **more):
+        """L = gamma * L_emotion + theta * L_speaker, and `more`: the losses that a system adds to them."""
+        losses = {"emotion": cross_entropy(predictions["emotion"], batch.emotion, self.class_weights)}
+        if "speaker" in predictions:  # theta > 0
+            losses["speaker"] = cross_entropy(predictions["speaker"], batch.speaker)
+        return self.weighted_sum({**losses, **more}, predictions, batch, stage)

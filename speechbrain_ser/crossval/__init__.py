@@ -1,4 +1,4 @@
-"""Many runs of train.py: which (plan), where (local, slurm), in what order (schedule), what came of them (report).
+"""Many runs of train.py: which (plan), where and in what order (schedule, slurm), what came of them (program).
 
-Nothing is imported here: a Slurm job needs `slurm_job` alone.
+Nothing is imported here: a Slurm job needs `slurm` alone.
 """

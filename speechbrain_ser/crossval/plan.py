@@ -1,51 +1,229 @@
 """Which runs: rows of a table x swept lines x seeds x folds, and the runs that they need first."""
 
+import argparse
+import contextlib
 import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import ruamel.yaml
 from tqdm import tqdm
 
-from speechbrain_ser.building import rehearse
-from speechbrain_ser.config import Config, read_config
-from speechbrain_ser.crossval.arguments import Request
-from speechbrain_ser.crossval.tables import Row, Table, as_texts, read_table
-from speechbrain_ser.errors import UserError
-from speechbrain_ser.preparation import Preparation, Setup, prepare
-from speechbrain_ser.protocols import choose_fold
+from speechbrain_ser.data.protocols import choose_fold
+from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.evaluation.metrics import FIGURES
+from speechbrain_ser.training.config import Config, given_names, read_config, strict
+from speechbrain_ser.training.run import Preparation, Run, prepare, rehearse
 
+_KEYS = ("table", "hparams", "published", "lines", "rows")
+_ROW_KEYS = ("name", "hparams", "lines", "paper")
+REFUSED = {
+    "fold": "use --folds=…",
+    "output_folder": "every run has a folder of its own; use --results_folder=…",
+    "test_only": "use train.py on the run's own lines",
+    **dict.fromkeys(("debug", "debug_batches", "debug_epochs", "debug_persistently"), "use train.py --debug first"),
+}
+UNSWEPT = {
+    "seed": "use --seeds=…",
+    **{key: "a report is of one: start once for each" for key in ("corpus", "protocol", "labels")},
+    **REFUSED,
+}
 # What a needed run shares with the run that needs it; its other lines are its own YAML's, or named under `needs`
 SHARED_LINES = (
     "corpus data_folder labels table_file table_columns second_corpus second_data_folder second_labels "
-    "protocol seen_fraction split_seed "
+    "protocol seen_fraction split_seed fold seed "
     "results_folder manifest_folder cache_folder precision num_workers"
 ).split()
 
 
-@dataclass(eq=False)
-class Run:
-    """One run of train.py.
+# ------------------------------------------------------------------ a paper's table
 
-    Arguments
-    ---------
-    name : str
-        Its variant, in the report's words.
-    setup : Setup
-        Checked.
-    argv : list of str
-        What train.py is given.
-    needs : list of Run
-        Must be finished before this one starts.
+
+@dataclass
+class Row:
+    """One variant of a table."""
+
+    name: str = ""  # in the report; empty: its lines
+    lines: dict[str, str] = field(default_factory=dict)  # of the YAML, their values as text
+    paper: dict[str, float] = field(default_factory=dict)  # its figures, as shares, but MSE; ASR accuracy is 1 - WER
+    hparams: Path | None = None  # the system's YAML, where it is not the table's
+
+
+@dataclass
+class Table:
+    """A paper's table, its rows in the paper's order; `published` says how its numbers came about."""
+
+    title: str
+    hparams: Path
+    published: str
+    lines: dict[str, str]
+    rows: list[Row]
+
+
+def read_table(path: Path, hparams_folder: Path) -> Table | None:
+    """Read a table; None where the file is a system's YAML or cannot be read as one (which reading that will say)."""
+    try:
+        found = ruamel.yaml.YAML(typ="safe", pure=True).load(path)
+    except (OSError, ruamel.yaml.error.YAMLError):  # a system's tags among them
+        return None
+    if not isinstance(found, Mapping) or "table" not in found:
+        return None
+    if problems := list(_wrong_lines(found, path, hparams_folder)):
+        raise UserError("\n  ".join([f"{path}:", *problems]))
+
+    def lines_and_yaml(part: Mapping) -> dict:
+        yaml = beside_or_shipped(part["hparams"], path, hparams_folder) if part.get("hparams") else None
+        return {"lines": as_texts(part.get("lines") or {}), "hparams": yaml}
+
+    rows = [Row(str(row.get("name", "")), paper=row.get("paper") or {}, **lines_and_yaml(row)) for row in found["rows"]]
+    return Table(found["table"], published=str(found.get("published", "")), rows=rows, **lines_and_yaml(found))
+
+
+def beside_or_shipped(name: str, path: Path, hparams_folder: Path) -> Path:
+    """Find the YAML that another file names: beside that file, or else among the shipped ones."""
+    beside = path.parent / name
+    return beside if beside.is_file() else hparams_folder / name
+
+
+def as_texts(lines: Mapping) -> dict[str, str]:
+    """Write values as the command line has them.
+
+    Example
+    -------
+    >>> as_texts({"alpha": 0.1, "freeze": True, "labels": {"a": None}, "fold": None})
+    {'alpha': '0.1', 'freeze': 'True', 'labels': '{"a": null}', 'fold': 'null'}
     """
+    return {
+        str(k): "null" if v is None else json.dumps(v) if isinstance(v, (Mapping, list)) else str(v)
+        for k, v in lines.items()
+    }
+
+
+def _wrong_lines(found: Mapping, path: Path, hparams_folder: Path) -> Iterator[str]:
+    yield from (f"unknown line {k}{nearest(k, _KEYS)}" for k in found if k not in _KEYS)
+    yield from (f"no line '{k}:'" for k in ("hparams", "rows") if not found.get(k))
+    systems = sorted(p.name for p in hparams_folder.glob("*.yaml"))
+    for number, row in enumerate([found, *(found.get("rows") or [])]):
+        if not isinstance(row, Mapping):
+            yield f"row {number}: expected name, lines, paper, found {row!r}"
+            continue
+        name = str(row.get("hparams", ""))
+        if name and not beside_or_shipped(name, path, hparams_folder).is_file():
+            yield f"hparams: no {name} among {', '.join(systems)}{nearest(name, systems)}"
+        if number:
+            yield from (f"row {number}: unknown {k}{nearest(k, _ROW_KEYS)}" for k in row if k not in _ROW_KEYS)
+        for figure, value in (row.get("paper") or {}).items():
+            if figure not in FIGURES:
+                yield f"row {number}: unknown figure {figure}{nearest(figure, FIGURES)}"
+            elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                yield f"row {number}: {figure} must be a number, found {value!r}"
+
+
+# ------------------------------------------------------------------ the command line
+
+
+def read_arguments(argv: list[str]) -> argparse.Namespace:
+    """Tell crossval's own options from train.py's, which are in `options`.
+
+    Example
+    -------
+    >>> request = read_arguments(["x.yaml", "--sweep", "alpha=0,0.1", "--folds=3,8", "--lr=0.1", "--jobs=2"])
+    >>> request.sweep, request.folds, request.options, request.jobs
+    ({'alpha': ['0', '0.1']}, ['3', '8'], ['--lr=0.1'], 2)
+    """
+    usage = "%(prog)s hparams/X.yaml --data_folder=… [OPTION …] [--KEY=VALUE of train.py …]"
+    parser = strict(argparse.ArgumentParser("python crossval.py", usage))
+    slurm = "here, or a Slurm job a run, as the YAML's slurm lines say: --slurm='{partition: gpu, time: 1440}'"
+    option = parser.add_argument
+    sweep = "a run for each value of a line; several --sweep give all combinations"
+    option("yaml", type=Path, metavar="hparams/X.yaml", help="a system, or a table of a paper (hparams/tables/)")
+    option("--folds", type=_different, metavar="01F,03M", help="some of them (default: all)")
+    option("--seeds", type=_different, metavar="1,2,3", help="training seeds (default: the YAML's)")
+    option("--sweep", type=_sweep, action="append", default=[], metavar="KEY=VALUE,VALUE", help=sweep)
+    option("--jobs", type=int, default=1, help="runs at a time; each gets its share of the cores")
+    option("--executor", choices=("local", "slurm"), default="local", help=slurm)
+    option("--keep_optimizer", action="store_true", help="so that finished runs can be trained longer")
+    names = given_names(argv)
+    problems = [f"{name}: {REFUSED[name[2:]]}" for name in names if name[2:] in REFUSED]
+    problems += [f"{name} is given twice" for name, times in names.items() if times > 1 and name != "--sweep"]
+    problems += ["--seed and --seeds are both given"] * ({"--seed", "--seeds"} <= set(names))
+    try:
+        request, options = parser.parse_known_args(argv)
+    except UserError as error:
+        _refuse([*problems, str(error).removeprefix("argument ")])
+    swept = [key for key, _ in request.sweep]
+    problems += [f"--sweep {key} is given twice" for key in dict.fromkeys(swept) if swept.count(key) > 1]
+    problems += [f"--jobs={request.jobs}: expected a whole number >= 1"] * (request.jobs < 1)
+    problems += [f"--seeds={seed}: expected whole numbers" for seed in request.seeds or () if not seed.isdigit()]
+    _refuse(problems)
+    request.options, request.sweep = options, dict(request.sweep)
+    if request.folds == ["all"]:
+        request.folds = None
+    return request
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise UserError("\n  ".join(["on the command line:", *problems])) from None
+
+
+def _different(text: str) -> list[str]:
+    values = split_values(text)
+    if not all(values) or len(set(values)) < len(values):
+        raise argparse.ArgumentTypeError(f"expected different values, separated by commas, found '{text}'")
+    return values
+
+
+def _sweep(text: str) -> tuple[str, list[str]]:
+    key, _, values = text.partition("=")
+    key = key.removeprefix("--")
+    if not key or not values:
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE,VALUE, found '{text}'")
+    if key in UNSWEPT:
+        raise argparse.ArgumentTypeError(f"{key}: {UNSWEPT[key]}")
+    return key, _different(values)
+
+
+def split_values(text: str) -> list[str]:
+    """Split at commas, but not inside brackets or quotes.
+
+    Example
+    -------
+    >>> split_values("0,{a: 1, b: 2},'x,y'")
+    ['0', '{a: 1, b: 2}', "'x,y'"]
+    """
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        else:
+            depth += (character in "[{(") - (character in ")}]")
+        if character == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+# ------------------------------------------------------------------ the runs
+
+
+@dataclass(eq=False)
+class PlannedRun:
+    """One run of train.py: its name in the report, what train.py is given, and what must be finished first."""
 
     name: str
-    setup: Setup
+    setup: Run
     argv: list[str]
-    needs: list["Run"] = field(default_factory=list)
+    needs: list["PlannedRun"] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
         return self.setup.folder
 
     @property
@@ -55,15 +233,12 @@ class Run:
 
     @property
     def n_epochs(self) -> int:
-        """How many epochs it has in all."""
         return self.setup.config.plain["n_epochs"]
 
     def finished(self) -> bool:
-        """Whether its results are there."""
         return self.setup.finished()
 
     def epochs_done(self) -> int:
-        """How many epochs are behind it."""
         try:
             return max(0, len((self.folder / "epochs.csv").read_text(encoding="utf-8").splitlines()) - 1)
         except FileNotFoundError:
@@ -75,24 +250,14 @@ class Run:
 
 @dataclass
 class Plan:
-    """All runs of a cross-validation.
+    """All runs of a cross-validation, needed ones before those that need them, and the rows of its report."""
 
-    Arguments
-    ---------
-    runs : list of Run
-        Needed ones before those that need them.
-    rows : list of Row
-        The report's rows, by name.
-    table : Table, optional
-        Of a paper.
-    """
-
-    runs: list[Run]
+    runs: list[PlannedRun]
     rows: list[Row]
     table: Table | None = None
 
     @property
-    def reported(self) -> list[Run]:
+    def reported(self) -> list[PlannedRun]:
         """The runs of the report: not those that only serve others."""
         names = {row.name for row in self.rows}
         return [run for run in self.runs if run.name in names]
@@ -103,112 +268,84 @@ class Plan:
         return self.reported[0].setup.config
 
 
-def make_plan(request: Request, hparams_folder: Path) -> Plan:
-    """Every run that a request asks for, checked as train.py would, before anything long starts.
-
-    Arguments
-    ---------
-    request : Request
-        The command line.
-    hparams_folder : pathlib.Path
-        Where the shipped YAMLs are.
-
-    Returns
-    -------
-    Plan
-
-    Raises
-    ------
-    UserError
-        With everything that is wrong with any of the runs.
-    """
+def make_plan(request: argparse.Namespace, hparams_folder: Path) -> Plan:
+    """Return every run that a command line asks for, checked as train.py would; says all that is wrong at once."""
     table = read_table(request.yaml, hparams_folder)
-    rows = _rows(request, table)
-    yaml = table.hparams if table else request.yaml
-    planner = _Planner(yaml, _options(request, table), request, hparams_folder)
-    return Plan(list(planner.runs(rows).values()), rows, table)
+    planner = _Planner(request, table, hparams_folder)
+    return Plan(planner.runs(), planner.rows, table)
 
 
-def check_builds(runs: list[Run]) -> None:
+def check_builds(runs: list[PlannedRun]) -> None:
     """Build one run of each variant that starts from nothing, so that what a constructor refuses is known now."""
-    chosen = {run.name: run for run in runs if not run.folder.exists() and not any(not n.finished() for n in run.needs)}
-    problems: dict[str, list[str]] = {}
+    chosen = {run.name: run for run in runs if not run.folder.exists() and all(need.finished() for need in run.needs)}
+    problems = _Problems()
     for run in chosen.values():
-        try:
+        with problems.of(run.name):
             rehearse(run.setup)
+    problems.tell()
+
+
+class _Problems(dict):
+    """What is wrong, and with which runs: what many have in common is said once."""
+
+    @contextlib.contextmanager
+    def of(self, run: str):
+        try:
+            yield
         except UserError as error:
-            problems.setdefault(str(error), []).append(run.name)
-    _raise(problems)
+            self.setdefault(str(error), []).append(run)
 
-
-def _options(request: Request, table: Table | None) -> list[str]:
-    """train.py's options: the user's, and the table's lines where the user has none."""
-    given = {o.partition("=")[0].removeprefix("--") for o in request.options}
-    lines = table.lines if table else {}
-    quiet = [] if "noprogressbar" in given else ["--noprogressbar"]  # a run's log is read afterwards
-    return [*request.options, *quiet, *(f"--{k}={v}" for k, v in lines.items() if k not in given)]
-
-
-def _rows(request: Request, table: Table | None) -> list[Row]:
-    sweeps = [[(key, value) for value in values] for key, values in request.sweeps.items()]
-    rows = []
-    for row, *swept in itertools.product(table.rows if table else [Row()], *sweeps):
-        name = ", ".join([*([row.name] if row.name else []), *(f"{k}={v}" for k, v in swept)])
-        lines = {**row.lines, **dict(swept)}
-        paper = {} if swept else row.paper  # the paper has no such row
-        name = name or ",".join(f"{k}={v}" for k, v in lines.items()) or "default"
-        rows.append(Row(name, lines, paper, row.hparams))
-    return rows
-
-
-def _raise(problems: dict[str, list[str]]) -> None:
-    """One error for all; what many runs have in common is said once."""
-    if problems:
-        raise UserError(
-            "\n".join(f"{what}\n  ({', '.join(of[:3])}{', …' if len(of) > 3 else ''})" for what, of in problems.items())
-        )
+    def tell(self) -> None:
+        if self:
+            parts = (f"{what}\n  ({', '.join(of[:3])}{', …' if len(of) > 3 else ''})" for what, of in self.items())
+            raise UserError("\n".join(parts))
 
 
 class _Planner:
     """Makes runs; a folder has one run, however many others need it."""
 
-    def __init__(self, yaml: Path, options: list[str], request: Request, hparams_folder: Path):
-        self.yaml, self.options, self.request, self.hparams_folder = yaml, options, request, hparams_folder
+    def __init__(self, request: argparse.Namespace, table: Table | None, hparams_folder: Path):
+        self.request, self.hparams_folder = request, hparams_folder
+        self.yaml = table.hparams if table else request.yaml
+        given, lines = given_names(request.options), table.lines if table else {}
+        quiet = [] if "--noprogressbar" in given else ["--noprogressbar"]  # a run's log is read afterwards
+        self.options = [*request.options, *quiet, *(f"--{k}={v}" for k, v in lines.items() if f"--{k}" not in given)]
+        self.rows = [*self._rows(table.rows if table else [Row()])]
         self.shared = Preparation()
-        self.by_folder: dict[Path, Run] = {}
+        self.by_folder: dict[Path, PlannedRun] = {}
 
-    def runs(self, rows: list[Row]) -> dict[Path, Run]:
-        """All of them, by folder, seeds outermost and variants innermost, so that variants can be compared early."""
-        places, problems = {}, {}
-        for row in rows:
-            try:
+    def _rows(self, rows: list[Row]):
+        sweeps = [[(key, value) for value in values] for key, values in self.request.sweep.items()]
+        for row, *swept in itertools.product(rows, *sweeps):
+            lines = {**row.lines, **dict(swept)}
+            name = ", ".join([*filter(None, [row.name]), *(f"{k}={v}" for k, v in swept)])
+            name = name or ",".join(f"{k}={v}" for k, v in lines.items()) or "default"
+            yield Row(name, lines, {} if swept else row.paper, row.hparams)  # the paper has no swept row
+
+    def runs(self) -> list[PlannedRun]:
+        """All of them, seeds outermost and variants innermost, so that variants can be compared early."""
+        places, problems = {}, _Problems()
+        for row in self.rows:
+            with problems.of(row.name):
                 places[row.name] = self._places(row)
-            except UserError as error:
-                problems.setdefault(str(error), []).append(row.name)
-        _raise(problems)
-        order = list(dict.fromkeys(p for of_row in places.values() for p in of_row))
-        wanted = [(seed, fold, row) for seed, fold in order for row in rows if (seed, fold) in places[row.name]]
-        for seed, fold, row in tqdm(wanted, "checking", disable=len(wanted) < 20, leave=False):
-            try:
+        problems.tell()
+        order = dict.fromkeys(place for of_row in places.values() for place in of_row)
+        wanted = [(row, *place) for place in order for row in self.rows if place in places[row.name]]
+        for row, seed, fold in tqdm(wanted, "checking", disable=len(wanted) < 20, leave=False):
+            with problems.of(f"{row.name}, fold {fold}"):
                 self._add(row, seed, fold)
-            except UserError as error:
-                problems.setdefault(str(error), []).append(f"{row.name}, fold {fold}")
-        _raise(problems)
-        return self.by_folder
+        problems.tell()
+        return list(self.by_folder.values())
 
     def _places(self, row: Row) -> list[tuple[str, str]]:
         """Seeds and folds of a row."""
-        config = read_config(self._argv(row), self.hparams_folder)
-        folds = self.shared.data(config.plain).folds
-        wrong, names = [], []
-        for name in list(folds) if self.request.folds is None else self.request.folds:
-            try:
-                names.append(choose_fold(folds, name).name)
-            except UserError as error:
-                wrong.append(str(error))
-        if wrong:
-            raise UserError("--folds: " + "\n  ".join(wrong))
-        return list(itertools.product(self.request.seeds or [str(config.plain["seed"])], dict.fromkeys(names)))
+        plain = read_config(self._argv(row), self.hparams_folder).plain
+        folds, names, problems = self.shared.data(plain).folds, {}, _Problems()
+        for name in folds if self.request.folds is None else self.request.folds:
+            with problems.of("--folds"):
+                names[choose_fold(folds, name).name] = None
+        problems.tell()
+        return list(itertools.product(self.request.seeds or [str(plain["seed"])], names))
 
     def _argv(self, row: Row) -> list[str]:
         return [str(row.hparams or self.yaml), *self.options, *(f"--{k}={v}" for k, v in row.lines.items())]
@@ -219,25 +356,23 @@ class _Planner:
         if run.name != row.name:
             raise UserError(f"this and {run.name} are one run (folder {run.folder}): what differs changes no training")
 
-    def _run(self, name: str, argv: list[str]) -> Run:
+    def _run(self, name: str, argv: list[str]) -> PlannedRun:
         """The run of a command line, after those it needs; an existing one where the folder is the same."""
         config, needs = read_config(argv, self.hparams_folder), []
         for key, need in config.needs().items():
             if config.plain[key] is None:
-                needs.append(self._needed(config, need))
+                yaml = beside_or_shipped(need["yaml"], Path(argv[0]), self.hparams_folder)
+                needs.append(self._needed(config, yaml, need.get("lines") or {}))
                 argv = [*argv, f"--{key}={needs[-1].folder}"]
         if needs:
             config = read_config(argv, self.hparams_folder)
-        run = Run(name, prepare(config, self.shared), argv, needs)
+        run = PlannedRun(name, prepare(config, self.shared), argv, needs)
         return self.by_folder.setdefault(run.folder, run)
 
-    def _needed(self, config: Config, need: dict) -> Run:
-        yaml, lines = str(self.hparams_folder / need["yaml"]), as_texts(need.get("lines") or {})
-        shared = {k: config.plain[k] for k in (*SHARED_LINES, "fold", "seed") if k not in lines}
-        options = config.run_opts.overridden_args - set(config.tree) - {"param_file"}
+    def _needed(self, config: Config, yaml: Path, lines: dict) -> PlannedRun:
+        options = config.run_opts.overridden_args - set(config.tree)
         flags = [f"--{k}" if config.run_opts[k] is True else f"--{k}={config.run_opts[k]}" for k in sorted(options)]
-        run = self._run(
-            Path(yaml).stem, [yaml, *flags, *(f"--{k}={v}" for k, v in as_texts({**shared, **lines}).items())]
-        )
+        lines = as_texts({**{k: config.plain[k] for k in SHARED_LINES}, **lines})
+        run = self._run(yaml.stem, [str(yaml), *flags, *(f"--{k}={v}" for k, v in lines.items())])
         self.shared.needed[run.folder] = run.setup.science
         return run

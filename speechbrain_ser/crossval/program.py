@@ -1,46 +1,75 @@
-"""crossval.py from its command line to its exit status."""
+"""crossval.py from its command line to its exit status and report."""
 
 import logging
+import os
+import shutil
 import sys
+from argparse import Namespace
 from pathlib import Path
 
-from speechbrain_ser.crossval.arguments import USAGE, Request, read_arguments
-from speechbrain_ser.crossval.interrupt import Interrupted, interruptible
-from speechbrain_ser.crossval.local import LocalProcesses
-from speechbrain_ser.crossval.plan import Plan, check_builds, make_plan
-from speechbrain_ser.crossval.report import make_report
-from speechbrain_ser.crossval.schedule import Executor, Schedule
-from speechbrain_ser.dataio import AudioCache
-from speechbrain_ser.distributed import is_launched
-from speechbrain_ser.errors import UserError
-from speechbrain_ser.stopping import INTERRUPTED
+from speechbrain_ser.crossval.plan import Plan, check_builds, make_plan, read_arguments
+from speechbrain_ser.crossval.schedule import Interrupted, LocalProcesses, Schedule, interruptible
+from speechbrain_ser.crossval.slurm import SlurmJobs
+from speechbrain_ser.data.batches import AudioCache
+from speechbrain_ser.errors import INTERRUPTED, UserError
+from speechbrain_ser.evaluation.calibration import CALIBRATION, LOGITS
+from speechbrain_ser.evaluation.report import build_report
+from speechbrain_ser.training.distributed import is_launched
+
+FILES = ("metrics.json", "epochs.csv", "predictions*.csv", CALIBRATION, LOGITS)  # all that a report is made of
 
 
-def main(argv: list[str], root: Path, command: list[str] | None = None) -> int:
-    """Run a cross-validation and print its report.
+def make_report(plan: Plan, name: str) -> str:
+    """Report the finished runs of a plan, and only them, the paper's own numbers beside ours; returns what to print."""
+    plain, missing = plan.config.plain, [str(run) for run in plan.reported if not run.finished()]
+    folder = Path(plain["results_folder"]) / "reports" / f"{name}-{plain['corpus']}-{plain['protocol']}"
+    words = f"INCOMPLETE, {len(missing)} of {len(plan.reported)} runs are missing: {'; '.join(missing)}"
+    lines = [words] if missing else []
+    if len(missing) == len(plan.reported):
+        return "\n".join([*lines, "nothing is finished, so there is no report"])
+    runs = _gather(plan, folder / "runs")
+    text = build_report(runs, folder, _paper(plan), allow_incomplete=True).console
+    return "\n".join(["", *lines, text, f"\nreport: {folder}{os.sep}"])
 
-    Arguments
-    ---------
-    argv : list of str
-        The command line after the program's name.
-    root : pathlib.Path
-        Where train.py and hparams/ are.
-    command : list of str, optional
-        What trains, instead of this Python and train.py.
 
-    Returns
-    -------
-    int
-        0; 1 where a run failed; 2 after an error that the user can mend; 130 where it was interrupted.
+def _gather(plan: Plan, folder: Path) -> Path:
+    """The files of the plan's runs, linked into a folder of their own: others' results lie beside theirs."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for run in plan.reported:
+        if run.finished():
+            place = folder.joinpath(*run.folder.parts[-5:])
+            place.mkdir(parents=True)
+            for file in (f for pattern in FILES for f in run.folder.glob(pattern)):
+                try:
+                    os.link(file, place / file.name)
+                except OSError:  # file systems without hard links
+                    shutil.copyfile(file, place / file.name)
+    return folder
+
+
+def _paper(plan: Plan) -> dict | None:
+    """The paper's table in the report's words: its numbers by the variant of our run."""
+    if plan.table is None:
+        return None
+    variants = {run.name: f"{run.setup.config.system}/{run.setup.config.variant()}" for run in plan.reported}
+    published = f" (the paper: {plan.table.published})" if plan.table.published else ""
+    return {
+        "title": plan.table.title + published,
+        "rows": {variants[row.name]: row.paper for row in plan.rows},
+        "names": {variants[row.name]: row.name for row in plan.rows},
+    }
+
+
+def main(argv: list[str], root: Path) -> int:
+    """Run a cross-validation and print its report; `root` is where train.py and hparams/ are.
+
+    Returns 0; 1 where a run failed; 2 after an error that the user can mend; 130 where it was interrupted.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("speechbrain").setLevel(logging.WARNING)  # it has a level of its own
-    if set(argv) & {"-h", "--help"}:
-        print(USAGE)
-        return 0
     try:
         with interruptible():
-            return _run(read_arguments(argv), root, command or [sys.executable, str(root / "train.py")])
+            return _run(read_arguments(argv), root)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -49,41 +78,25 @@ def main(argv: list[str], root: Path, command: list[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _run(request: Request, root: Path, command: list[str]) -> int:
+def _run(request: Namespace, root: Path) -> int:
     if is_launched():
-        raise UserError(
-            "crossval.py starts what trains itself: start it without torchrun (on Slurm: --slurm={gpus: N})"
-        )
+        raise UserError("crossval.py starts what trains itself: start it without torchrun (Slurm: --slurm={gpus: N})")
     plan = make_plan(request, root / "hparams")
-    todo = [run for run in plan.runs if not run.finished()]
+    plain, todo = plan.config.plain, [run for run in plan.runs if not run.finished()]
     print(f"{len(plan.runs)} runs, {len(plan.runs) - len(todo)} of them finished already", flush=True)
     if todo:
         check_builds(todo)
-        _resample(plan)
-    schedule = Schedule(plan.runs, _executor(request, plan, command), request.keep_optimizer, _has_bar(request))
-    outcome = schedule.work()
+        # resampled once, and not in every process at the same time
+        AudioCache(Path(plain["cache_folder"]) / "audio").fill(plan.reported[0].setup.frame["wav"].tolist())
+    command = [sys.executable, str(root / "train.py")]
+    if request.executor == "slurm":
+        executor = SlurmJobs(plain.get("slurm") or {}, Path(plain["results_folder"]) / "slurm", command)
+    else:
+        executor = LocalProcesses(request.jobs, command)
+    outcome = Schedule(plan.runs, executor, request.keep_optimizer, "--noprogressbar" not in request.options).work()
     try:
         print(make_report(plan, request.yaml.stem))
     finally:
         if str(outcome):
             print(f"\n{outcome}", file=sys.stderr)
     return 1 if str(outcome) else 0
-
-
-def _executor(request: Request, plan: Plan, command: list[str]) -> Executor:
-    if request.executor == "slurm":
-        from speechbrain_ser.crossval.slurm import SlurmJobs
-
-        plain = plan.config.plain
-        return SlurmJobs(plain.get("slurm") or {}, Path(plain["results_folder"]) / "slurm", command)
-    return LocalProcesses(request.jobs, command)
-
-
-def _has_bar(request: Request) -> bool:
-    return "--noprogressbar" not in request.options
-
-
-def _resample(plan: Plan) -> None:
-    """Once, and not in every process at the same time."""
-    plain = plan.config.plain
-    AudioCache(Path(plain["cache_folder"]) / "audio").fill(plan.reported[0].setup.frame["wav"].tolist())

@@ -1,112 +1,200 @@
-"""In what order runs go: what is ready is started, what fails is tried once more, the rest goes on."""
+"""Runs as processes of this machine: what is ready is started, what fails is tried once more, the rest goes on."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from tqdm import tqdm
 
-from speechbrain_ser.locks import holder
-from speechbrain_ser.optimizer_state import drop_optimizer
+from speechbrain_ser.files import is_locked
+from speechbrain_ser.training.signals import PARENT
 
 if TYPE_CHECKING:
-    from speechbrain_ser.crossval.plan import Run
+    from speechbrain_ser.crossval.plan import PlannedRun
+
 
 ATTEMPTS = 2
+GRACE = 30.0  # seconds between asking a process to end and ending it: a step, and its checkpoint
 TAIL = 15  # lines of a failed run's log
 SHOW = (1.0, 60.0)  # seconds between two pictures of the bar: on a terminal, in a file
+
+
+class Interrupted(BaseException):
+    """Someone wants the program to end; what it has begun is to be left resumable."""
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise :class:`Interrupted`, once: further ones must not disturb the tidying up."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if before[signal.SIGHUP] is signal.SIG_IGN:  # nohup
+        del before[signal.SIGHUP]
+
+    def interrupt(number, frame):
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted
+
+    for number in before:  # SIGINT also where a shell's & had it ignored
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Executor(Protocol):
     """Where runs go."""
 
-    def room(self, run: Run) -> bool:
+    def room(self, run: PlannedRun) -> bool:
         """Whether a run can be given to it now."""
 
-    def has(self, run: Run) -> bool:
+    def has(self, run: PlannedRun) -> bool:
         """Whether it works on the run since an earlier start of this program; to start it is then to follow it."""
 
-    def start(self, run: Run) -> None:
+    def start(self, run: PlannedRun) -> None:
         """Begin it; returns at once."""
 
-    def ended(self) -> list[Run]:
+    def ended(self) -> list[PlannedRun]:
         """Runs that are no longer going, each told once; how they ended is seen from their results."""
 
     def stop(self) -> None:
         """End everything that goes on; it can be resumed."""
 
 
+@dataclass(eq=False)
+class _Slot:
+    """One of the places for a run: its process, and the GPU it gets where there are several."""
+
+    gpu: str | None = None
+    run: PlannedRun | None = None
+    process: subprocess.Popen | None = None
+
+
+class LocalProcesses:
+    """At most `jobs` processes at a time (an `Executor`); a run's arguments are appended to `command`."""
+
+    def __init__(self, jobs: int, command: Sequence[str]):
+        self.command = list(command)
+        gpus = _visible_gpus() if jobs > 1 else []
+        self.slots = [_Slot(gpus[k % len(gpus)] if gpus else None) for k in range(jobs)]
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self.threads = max(1, cores // jobs) if jobs > 1 else None
+
+    def room(self, run: PlannedRun) -> bool:
+        return any(slot.process is None for slot in self.slots) and all(need.finished() for need in run.needs)
+
+    def has(self, run: PlannedRun) -> bool:
+        return False  # our processes end when we do
+
+    def start(self, run: PlannedRun) -> None:
+        slot = next(slot for slot in self.slots if slot.process is None)
+        run.log.parent.mkdir(parents=True, exist_ok=True)
+        with run.log.open("ab") as log:
+            slot.run = run
+            slot.process = subprocess.Popen(
+                [*self.command, *run.argv],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(slot),
+                start_new_session=True,  # Ctrl-C reaches us alone, and we tell the children
+            )
+
+    def ended(self) -> list[PlannedRun]:
+        over = [slot for slot in self.slots if slot.process is not None and slot.process.poll() is not None]
+        runs = [slot.run for slot in over]
+        for slot in over:
+            slot.run = slot.process = None
+        return runs
+
+    def stop(self) -> None:
+        """Ask all processes to end; after a while, end them."""
+        processes = [slot.process for slot in self.slots if slot.process is not None]
+        for process in processes:
+            _signal(process, signal.SIGTERM)
+        deadline = time.monotonic() + GRACE
+        for process in processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _signal(process, signal.SIGKILL)
+                process.wait()
+
+    def _environment(self, slot: _Slot) -> dict[str, str]:
+        environment = {**os.environ, PARENT: str(os.getpid())}
+        if self.threads:
+            environment.setdefault("OMP_NUM_THREADS", str(self.threads))
+        if slot.gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
+        return environment
+
+
+def _visible_gpus() -> list[str]:
+    """Return the GPUs to share out, as CUDA_VISIBLE_DEVICES names them."""
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [gpu for gpu in chosen.split(",") if gpu]
+    import torch
+
+    return [str(k) for k in range(torch.cuda.device_count())]
+
+
+def _signal(process: subprocess.Popen, number: int) -> None:
+    """To the process and its own children (loader workers)."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
 @dataclass
 class Outcome:
-    """What came of the runs.
-
-    Arguments
-    ---------
-    skipped : int
-        Were finished before.
-    failed : list of Run
-        Twice.
-    blocked : list of Run
-        Not tried, for a run they need has failed.
-    """
+    """What came of the runs: finished before, failed twice, or not tried since a run that they need has failed."""
 
     skipped: int = 0
-    failed: list[Run] = field(default_factory=list)
-    blocked: list[Run] = field(default_factory=list)
+    failed: list[PlannedRun] = field(default_factory=list)
+    blocked: list[PlannedRun] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = []
         for run in self.failed:
-            lines += [f"FAILED {ATTEMPTS} times: {run}", f"  {run.log} ends with:", *tail(run.log)]
+            lines += [f"FAILED {ATTEMPTS} times: {run}", f"  {run.log} ends with:", *_tail(run.log)]
         for run in self.blocked:
             lines.append(f"NOT RUN: {run}: needs {', '.join(map(str, run.needs))}")
         return "\n".join(lines)
 
 
-def tail(path: Path, n_lines: int = TAIL) -> list[str]:
-    """The last lines of a log, indented."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 20_000))
-            said = file.read().decode("utf-8", "replace").splitlines()
-    except FileNotFoundError:
-        return ["    (no log)"]
-    return [f"    {line}" for line in [line for line in said if line.strip()][-n_lines:]]
+def _tail(log: Path) -> list[str]:
+    """Return the last lines of a log, indented."""
+    said = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else ["(no log)"]
+    return [f"    {line}" for line in said if line.strip()][-TAIL:]
 
 
 class Schedule:
-    """Takes runs through an executor.
+    """Takes runs, needed ones first, through an executor, looking after them every `poll` seconds.
 
-    Arguments
-    ---------
-    runs : list of Run
-        Needed ones first.
-    executor : Executor
-        Where they go.
-    keep_optimizer : bool
-        Whether finished runs keep their optimiser's state.
-    progress : bool
-        Whether to show the bar.
-    poll : float
-        Seconds between two looks.
+    Finished runs keep their optimiser's state, which is twice the model's size, only where `keep_optimizer` says so.
     """
 
-    def __init__(self, runs: list[Run], executor: Executor, keep_optimizer=False, progress=True, poll=0.2):
+    def __init__(self, runs: list[PlannedRun], executor: Executor, keep_optimizer=False, progress=True, poll=0.2):
         self.executor, self.keep_optimizer, self.poll = executor, keep_optimizer, poll
         self.runs = runs
-        self.running: list[Run] = []
-        self.attempts: Counter[Run] = Counter()
-        self.finished: set[Run] = set()
-        self.outcome = Outcome()
+        self.running: list[PlannedRun] = []
+        self.attempts: Counter[PlannedRun] = Counter()
+        self.finished: set[PlannedRun] = set()
         for run in runs:
             if run.finished():
                 self._finish(run)
-        self.outcome.skipped = len(self.finished)
+        self.outcome = Outcome(len(self.finished))
         self.waiting = [run for run in runs if run not in self.finished]
         self.bar = tqdm(
             desc="runs",
@@ -119,12 +207,7 @@ class Schedule:
         )
 
     def work(self) -> Outcome:
-        """Until nothing is left to do; an interruption stops what is going and leaves it resumable.
-
-        Returns
-        -------
-        Outcome
-        """
+        """Work until nothing is left to do; an interruption stops what is going and leaves it resumable."""
         looked = 0.0
         try:
             while self.waiting or self.running:
@@ -145,7 +228,7 @@ class Schedule:
             if run.finished():
                 self._finish(run)
                 self.bar.write(f"finished {run}")
-            elif self._held(run) or not all(need in self.finished for need in run.needs):
+            elif is_locked(run.folder) or not all(need in self.finished for need in run.needs):
                 # another program was there first, or it could not even begin: no failure of its own
                 self.attempts[run] -= 1
                 self.waiting.append(run)
@@ -163,7 +246,7 @@ class Schedule:
                 self.waiting.remove(run)
                 self.outcome.blocked.append(run)
                 lost.add(run)
-            elif self.executor.room(run) and (not self._held(run) or self.executor.has(run)):
+            elif self.executor.room(run) and (not is_locked(run.folder) or self.executor.has(run)):
                 self.waiting.remove(run)
                 if run.finished():  # by another program, meanwhile
                     self._finish(run)
@@ -172,13 +255,11 @@ class Schedule:
                     self.executor.start(run)
                     self.running.append(run)
 
-    def _finish(self, run: Run) -> None:
+    def _finish(self, run: PlannedRun) -> None:
         self.finished.add(run)
-        if not self.keep_optimizer and not holder(run.folder):
-            drop_optimizer(run.folder / "save")
-
-    def _held(self, run: Run) -> bool:
-        return holder(run.folder) is not None
+        if not self.keep_optimizer and not is_locked(run.folder):
+            for state in run.folder.glob("save/CKPT*/optimizer.ckpt"):
+                state.unlink(missing_ok=True)
 
     def _epochs(self) -> int:
         """Epochs behind us; a finished run counts in full, though it may have stopped early."""
@@ -189,6 +270,6 @@ class Schedule:
         failed = len(self.outcome.failed) + len(self.outcome.blocked)
         words = [f"{len(self.finished)} of {len(self.runs)} runs finished", f"{len(self.running)} running"]
         words += [f"{failed} FAILED"] * bool(failed)
-        if elsewhere := sum(map(self._held, self.waiting)) if not self.running else 0:
+        if not self.running and (elsewhere := sum(is_locked(run.folder) for run in self.waiting)):
             words.append(f"{elsewhere} in another program")
         self.bar.set_postfix_str(", ".join(words))

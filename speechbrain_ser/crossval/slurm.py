@@ -1,54 +1,39 @@
-"""Runs as Slurm jobs: one a run, those it needs as dependencies, followed through squeue."""
+"""Runs as Slurm jobs: one a run, those it needs as dependencies, followed through squeue.
+
+A job itself imports this module too and only waits: nothing heavy is imported here.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speechbrain_ser.crossval.slurm_job import TrainJob
-from speechbrain_ser.errors import UserError
+from speechbrain_ser.errors import TRY_LATER, UserError
+from speechbrain_ser.training.signals import PARENT
 
 if TYPE_CHECKING:
-    from speechbrain_ser.crossval.plan import Run
+    from speechbrain_ser.crossval.plan import PlannedRun
 
 LOOK = 5.0  # seconds between two looks at the queue
+WARNED = 120.0  # seconds until Slurm takes a job away that it has warned and submitit has queued again
 # our words -> submitit's; any other word of the `slurm` lines is an option of sbatch
-WORDS = {
-    "partition": "partition",
-    "time": "time",
-    "nodes": "nodes",
-    "gpus": "gpus_per_node",
-    "cpus": "cpus_per_task",
-    "memory": "mem",
-    "setup": "setup",
-    "warning": "signal_delay_s",
-}
+WORDS = {word: word for word in ("partition", "time", "nodes", "setup")}
+WORDS |= {"gpus": "gpus_per_node", "cpus": "cpus_per_task", "memory": "mem", "warning": "signal_delay_s"}
 MANY = 1_000_000  # how often a job may run out of its time and start again
 
 
 class SlurmJobs:
-    """A job for each run, all in the queue at once.
+    """A job for each run, all in the queue at once (an `Executor`).
 
     Jobs outlive this program: their numbers lie beside the runs' folders, and a later start follows them further.
-
-    Arguments
-    ---------
-    settings : dict
-        The YAML's `slurm` lines.
-    folder : pathlib.Path
-        For what submitit writes.
-    command : list of str
-        What a run's arguments are appended to.
-
-    Raises
-    ------
-    UserError
-        Where submitit or Slurm is missing.
+    `settings` are the YAML's `slurm` lines, `folder` is submitit's, a run's arguments are appended to `command`.
     """
 
     def __init__(self, settings: dict, folder: Path, command: Sequence[str]):
@@ -62,47 +47,43 @@ class SlurmJobs:
             raise UserError("--executor=slurm needs Slurm's commands (srun, sbatch, squeue): none found here") from None
         self.folder, self.command, self.settings = folder, list(command), parameters(settings)
         self.nodes, self.processes = processes(settings)
-        self.jobs: dict[Run, str] = {}
+        self.jobs: dict[PlannedRun, str] = {}
         self.looked = 0.0
 
-    def room(self, run: Run) -> bool:
-        """Whether what the run needs is finished or in the queue."""
+    def room(self, run: PlannedRun) -> bool:
         return all(need.finished() or need in self.jobs for need in run.needs)
 
-    def has(self, run: Run) -> bool:
-        """Whether a job of the run is in the queue."""
+    def has(self, run: PlannedRun) -> bool:
         number = _number(run)
-        return number is not None and number in (queued() or ())
+        return number is not None and number in (_queued() or ())
 
-    def start(self, run: Run) -> None:
+    def start(self, run: PlannedRun) -> None:
         """Queue a job, or follow the one that an earlier start has queued."""
         if self.has(run):
             self.jobs[run] = _number(run)
         else:
             self.jobs[run] = self._submit(run)
-            job_file(run).write_text(self.jobs[run])
+            _job_file(run).write_text(self.jobs[run])
 
-    def ended(self) -> list[Run]:
-        """Runs whose job is no longer in the queue."""
+    def ended(self) -> list[PlannedRun]:
         if not self.jobs or time.monotonic() - self.looked < LOOK:
             return []
-        there, self.looked = queued(), time.monotonic()
+        there, self.looked = _queued(), time.monotonic()
         if there is None:  # no answer: look again
             return []
         over = [run for run, number in self.jobs.items() if number not in there]
         for run in over:
             del self.jobs[run]
-            job_file(run).unlink(missing_ok=True)
+            _job_file(run).unlink(missing_ok=True)
         return over
 
     def stop(self) -> None:
-        """Take all jobs out of the queue."""
         if self.jobs:
             subprocess.run(["scancel", *self.jobs.values()], check=False)
         for run in self.jobs:
-            job_file(run).unlink(missing_ok=True)
+            _job_file(run).unlink(missing_ok=True)
 
-    def _submit(self, run: Run) -> str:
+    def _submit(self, run: PlannedRun) -> str:
         run.log.parent.mkdir(parents=True, exist_ok=True)
         settings = dict(self.settings)
         extra = {"requeue": True, "chdir": os.getcwd(), **settings.pop("additional_parameters")}
@@ -120,57 +101,48 @@ class SlurmJobs:
 
 
 def parameters(settings: dict) -> dict:
-    """The YAML's `slurm` lines in submitit's words; lines that are null, or no GPU, are left to Slurm.
+    """Say the YAML's `slurm` lines in submitit's words; lines that are null, or no GPU, are left to Slurm.
 
     Example
     -------
     >>> parameters({"partition": "gpu", "gpus": 1, "time": 60, "memory": None, "qos": "long"})
     {'partition': 'gpu', 'gpus_per_node': 1, 'time': 60, 'additional_parameters': {'qos': 'long'}}
-    >>> parameters({"cpus": 4})
-    {'cpus_per_task': 4, 'srun_args': ['--cpus-per-task=4'], 'additional_parameters': {}}
-    >>> parameters({"nodes": 2, "processes": 8})
-    {'nodes': 2, 'srun_args': ['--kill-on-bad-exit=1'], 'additional_parameters': {}}
+    >>> parameters({"cpus": 4, "nodes": 2, "processes": 8})["srun_args"]
+    ['--cpus-per-task=4', '--kill-on-bad-exit=1']
     """
     given = {k: v for k, v in settings.items() if v is not None and (k, v) != ("gpus", 0) and k != "processes"}
     ours = {WORDS[k]: v for k, v in given.items() if k in WORDS}
-    arguments = []
-    if "cpus" in given:  # since Slurm 22.05 a step does not inherit the job's
-        arguments.append(f"--cpus-per-task={given['cpus']}")
-    if given.get("nodes", 1) != 1:  # a machine does not wait for one that has failed
-        arguments.append("--kill-on-bad-exit=1")
+    # since Slurm 22.05 a step does not inherit the job's; and a machine does not wait for one that has failed
+    arguments = [f"--cpus-per-task={given['cpus']}"] if "cpus" in given else []
+    arguments += ["--kill-on-bad-exit=1"] if given.get("nodes", 1) != 1 else []
     if arguments:
         ours["srun_args"] = arguments
     return {**ours, "additional_parameters": {k: v for k, v in given.items() if k not in WORDS}}
 
 
 def processes(settings: dict) -> tuple[int, int]:
-    """Machines of a job, and the processes that train together on each: one a GPU, unless `processes` says otherwise.
-
-    Raises
-    ------
-    UserError
-        For a number that is none.
+    """Return a job's machines, and the processes that train together on each: one a GPU, or as `processes` says.
 
     Example
     -------
     >>> processes({"gpus": 4}), processes({"nodes": 2, "gpus": 0, "processes": 3}), processes({})
     ((1, 4), (2, 3), (1, 1))
     """
-    found = {}
-    for word, default in (("nodes", 1), ("gpus", 1), ("processes", None)):
-        found[word] = value = default if settings.get(word) is None else settings[word]
+    numbers = {"nodes": 1, "gpus": 1, "processes": None}
+    numbers |= {word: settings[word] for word in numbers if settings.get(word) is not None}
+    for word, value in numbers.items():
         if value is not None and not (isinstance(value, int) and value >= (word != "gpus")):
             raise UserError(f"slurm: {word}: expected a whole number, found {value!r}")
-    return found["nodes"], found["processes"] or max(1, found["gpus"])
+    return numbers["nodes"], numbers["processes"] or max(1, numbers["gpus"])
 
 
-def job_file(run: Run) -> Path:
-    """Where a run's job number lies while the job is in the queue."""
+def _job_file(run: PlannedRun) -> Path:
+    """Return where a run's job number lies while the job is in the queue."""
     return run.folder.with_name(f"{run.folder.name}.job")
 
 
-def queued() -> set[str] | None:
-    """The numbers of this user's jobs that wait or run; None where Slurm gives no answer."""
+def _queued() -> set[str] | None:
+    """Return the numbers of this user's jobs that wait or run; None where Slurm gives no answer."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         found = subprocess.run(["squeue", "-h", "--me", "-o", "%A"], capture_output=True, text=True, timeout=60)
         if found.returncode == 0:
@@ -178,8 +150,77 @@ def queued() -> set[str] | None:
     return None
 
 
-def _number(run: Run) -> str | None:
+def _number(run: PlannedRun) -> str | None:
     try:
-        return job_file(run).read_text().strip() or None
+        return _job_file(run).read_text().strip() or None
     except FileNotFoundError:
         return None
+
+
+# ------------------------------------------------------------------ inside a job
+
+
+@dataclass
+class TrainJob:
+    """One run of train.py, which resumes by itself: a job that was pre-empted or ran out of time starts again.
+
+    This runs once on each of the job's machines, and appends what the process says to `log`; where several `processes`
+    a machine, or several machines (`nodes`) train together, torchrun starts them.
+    """
+
+    command: list[str]
+    log: str
+    nodes: int = 1
+    processes: int = 1
+
+    def __call__(self) -> None:
+        with open(self.log, "ab") as log:
+            said = f"Slurm job {os.environ['SLURM_JOB_ID']}, start {os.environ.get('SLURM_RESTART_COUNT', '0')}\n"
+            if os.environ.get("SLURM_NODEID", "0") == "0":
+                log.write(said.encode())
+                log.flush()
+            ended = subprocess.run(
+                self._whole_command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**_threads(self.processes), **os.environ, PARENT: str(os.getpid())},
+                preexec_fn=_leave_sigterm_to_us,
+            )
+            if ended.returncode == TRY_LATER:
+                time.sleep(WARNED)
+            ended.check_returncode()
+
+    def _whole_command(self) -> list[str]:
+        if self.nodes * self.processes == 1:
+            return self.command
+        python, *program = self.command
+        torchrun = [python, "-m", "torch.distributed.run", f"--nproc_per_node={self.processes}"]
+        return [*torchrun, *(_meeting_place(self.nodes) if self.nodes > 1 else ["--standalone"]), *program]
+
+    def checkpoint(self):
+        """What submitit queues again: the same."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def _meeting_place(nodes: int) -> list[str]:
+    """Where the processes of a job's machines find each other: on the first one, at a port that is the job's."""
+    import submitit
+
+    port = 20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
+    first = submitit.JobEnvironment().hostnames[0]
+    node = os.environ["SLURM_NODEID"]
+    return [f"--nnodes={nodes}", f"--node_rank={node}", f"--master_addr={first}", f"--master_port={port}"]
+
+
+def _threads(processes: int) -> dict[str, str]:
+    """As many threads as a machine has cores for each of its processes."""
+    cores = os.environ.get("SLURM_CPUS_PER_TASK")
+    return {"OMP_NUM_THREADS": str(max(1, int(cores) // processes))} if cores else {}
+
+
+def _leave_sigterm_to_us() -> None:
+    """Slurm signals every process of a job: the warning, SIGUSR2, has training save and end; SIGTERM must not."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

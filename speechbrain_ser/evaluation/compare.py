@@ -17,14 +17,19 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 
-from speechbrain_ser.evaluation.intervals import LEVEL, Sums, estimate, jackknife_error, leave_one_out, speaker_sums
+from speechbrain_ser.evaluation.intervals import (
+    LEVEL,
+    Sums,
+    estimate,
+    jackknife_error,
+    leave_one_out,
+    plain,
+    speaker_sums,
+)
 
 FEW_DISCORDANT = 25  # below, the chi-square distribution of McNemar's statistic is a poor approximation
 WEBB = np.sqrt([0.5, 1.0, 1.5])
-FIGURES = ("WA", "UA", "F1", "WER", "MSE")
 
 
 class Difference(NamedTuple):
@@ -46,18 +51,9 @@ class McNemar(NamedTuple):
 
 
 def speaker_difference(first: Sums, second: Sums, level: float = LEVEL) -> Difference:
-    """The difference of a figure, jackknifed by speaker.
+    """Return the difference of a figure, jackknifed by speaker.
 
-    Arguments
-    ---------
-    first, second : Sums
-        The same speakers in the same order.
-    level : float
-        Nominal coverage of the interval.
-
-    Returns
-    -------
-    Difference
+    Both have the same speakers in the same order.
 
     Example
     -------
@@ -69,38 +65,19 @@ def speaker_difference(first: Sums, second: Sums, level: float = LEVEL) -> Diffe
     difference = estimate(second) - estimate(first)
     n_speakers = first.denominators.shape[-2]
     if n_speakers < 2:
-        return Difference(_plain(difference), None, None, None)
+        return Difference(plain(difference), None, None, None)
     error = jackknife_error(difference, leave_one_out(second) - leave_one_out(first))
     margin = stats.t.ppf((1 + level) / 2, n_speakers - 1) * error
     with np.errstate(divide="ignore", invalid="ignore"):
         p = 2 * stats.t.sf(np.abs(difference) / error, n_speakers - 1)
     p = np.where(np.isclose(difference, 0, atol=1e-12), 1.0, p)
-    return Difference(*map(_plain, (difference, difference - margin, difference + margin, p)))
+    return Difference(*map(plain, (difference, difference - margin, difference + margin, p)))
 
 
 def bootstrap_p(first: Sums, second: Sums, n_resamples: int = 9999, seed: int = 0) -> float | None:
-    """Two-sided p-value of the paired bootstrap over speakers: wild cluster bootstrap-t of the jackknife pseudo-values.
+    """Return the two-sided p-value of the wild cluster bootstrap-t of the jackknife pseudo-values; None of one speaker.
 
-    Arguments
-    ---------
-    first, second : Sums
-        [speakers, terms], the same speakers in the same order.
-    n_resamples : int
-        How many.
-    seed : int
-        Of the draws.
-
-    Returns
-    -------
-    float or None
-        None for a single speaker.
-
-    Example
-    -------
-    >>> first = Sums(np.full((8, 1), 10.0), np.full((8, 1), 20.0))
-    >>> second = Sums(np.array([[12.0], [13], [11], [14], [12], [13], [12], [11]]), first.denominators)
-    >>> bootstrap_p(first, second) < 0.01, bootstrap_p(first, first)
-    (True, 1.0)
+    Both are [speakers, terms], the same speakers in the same order.
     """
     n_speakers = first.denominators.shape[-2]
     if n_speakers < 2:
@@ -122,93 +99,57 @@ def _t(values: np.ndarray) -> np.ndarray:
 
 
 def mcnemar_test(is_right_first: Sequence[bool], is_right_second: Sequence[bool]) -> McNemar:
-    """McNemar's test of paired utterances, exact below 25 discordant ones. Ignores that utterances share speakers.
-
-    Arguments
-    ---------
-    is_right_first, is_right_second : sequence of bool
-        The same utterances in the same order.
-
-    Returns
-    -------
-    McNemar
-
-    Example
-    -------
-    >>> mcnemar_test([True] * 6 + [False] * 4, [True] * 5 + [False, True, True, True, True])
-    McNemar(only_first=1, only_second=4, p=0.375, is_exact=True)
-    """
+    """Return McNemar's test of the same utterances: binomial below 25 discordant ones, else chi-square, corrected."""
     a, b = np.asarray(is_right_first, bool), np.asarray(is_right_second, bool)
-    table = np.array([[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]])
-    n_discordant = table[0, 1] + table[1, 0]
-    is_exact = bool(n_discordant < FEW_DISCORDANT)
-    p = mcnemar(table, exact=is_exact, correction=True).pvalue if n_discordant else 1.0
-    return McNemar(int(table[0, 1]), int(table[1, 0]), min(float(p), 1.0), is_exact)
+    only_first, only_second = int((a & ~b).sum()), int((~a & b).sum())
+    n_discordant = only_first + only_second
+    if n_discordant < FEW_DISCORDANT:
+        p = 2 * stats.binom.cdf(min(only_first, only_second), n_discordant, 0.5)
+    else:
+        p = stats.chi2.sf((abs(only_first - only_second) - 1) ** 2 / n_discordant, 1)
+    return McNemar(only_first, only_second, min(float(p), 1.0), n_discordant < FEW_DISCORDANT)
 
 
 def holm(p_values: Iterable[float | None]) -> list[float | None]:
-    """p-values corrected for their number (Holm 1979); None stays None and is not counted.
+    """Return p-values corrected for their number (Holm 1979); None stays None and is not counted.
 
     Example
     -------
     >>> holm([0.01, None, 0.04, 0.03])
     [0.03, None, 0.06, 0.06]
     """
-    p_values = list(p_values)
-    known = [p for p in p_values if p is not None]
-    if len(known) < 2:  # nothing to correct, and multipletests collects garbage at every call
-        return p_values
-    corrected = iter(multipletests(known, method="holm")[1])
-    return [None if p is None else float(next(corrected)) for p in p_values]
+    corrected = list(p_values)
+    known = sorted((k for k, p in enumerate(corrected) if p is not None), key=corrected.__getitem__)
+    largest = 0.0
+    for rank, k in enumerate(known):
+        largest = max(largest, min((len(known) - rank) * corrected[k], 1.0))
+        corrected[k] = largest
+    return corrected
 
 
 def paired(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The utterances that both have, by (ID, seed), in the same order.
-
-    Arguments
-    ---------
-    first, second : pandas.DataFrame
-        Predictions with columns ID and seed.
-
-    Returns
-    -------
-    tuple of pandas.DataFrame
-    """
+    """Return the rows that both have, by (ID, seed), in the same order."""
     first, second = (f.set_index(["ID", "seed"]).sort_index() for f in (first, second))
     common = first.index.intersection(second.index)
     return first.loc[common].reset_index(), second.loc[common].reset_index()
 
 
-def compare_predictions(first: pd.DataFrame, second: pd.DataFrame, classes: Sequence[str]) -> dict:
-    """Every view of the difference of two variants' predictions.
+def compare_predictions(first: pd.DataFrame, second: pd.DataFrame, classes: Sequence[str]) -> list[dict]:
+    """Return every view of the difference of two variants' predictions, a row a figure that both have.
 
-    Arguments
-    ---------
-    first, second : pandas.DataFrame
-        Columns ID, seed, speaker, emotion, predicted; with an ASR head words and word_errors; with a reconstruction
-        task mse.
-    classes : sequence of str
-        All classes.
-
-    Returns
-    -------
-    dict
-        ``n`` pairs, ``speakers``, ``mcnemar`` (:class:`McNemar`), and by figure (WA, UA, F1 and, where both have it,
-        WER and MSE) a :class:`Difference` and ``bootstrap_p``; the speakers' figures are None where speakers are not
-        known.
+    Predictions are as for :func:`~speechbrain_ser.evaluation.intervals.speaker_sums`, with columns ID and seed. A row
+    has ``n`` pairs, ``speakers``, a :class:`Difference`, ``p_bootstrap`` and, of WA alone, McNemar's test.
     """
     first, second = paired(first, second)
-    is_right = [f["emotion"] == f["predicted"] for f in (first, second)]
     sums = [speaker_sums(f, classes) for f in (first, second)]
-    figures = [f for f in FIGURES if all(f in s and s[f].denominators.sum() > 0 for s in sums)]
-    return {
-        "n": len(first),
-        "speakers": first["speaker"].nunique(),
-        "mcnemar": mcnemar_test(*is_right),
-        "figures": {f: speaker_difference(sums[0][f], sums[1][f]) for f in figures},
-        "bootstrap_p": {f: bootstrap_p(sums[0][f], sums[1][f]) for f in figures},
-    }
-
-
-def _plain(value):
-    return float(value) if np.ndim(value) == 0 else value
+    mcnemar = mcnemar_test(*(f["emotion"] == f["predicted"] for f in (first, second)))
+    rows = []
+    for figure in sums[0]:
+        pair = [of[figure] for of in sums if figure in of and of[figure].denominators.sum() > 0]
+        if len(pair) < 2:
+            continue
+        row = {"figure": figure, "n": len(first), "speakers": first["speaker"].nunique()}
+        row |= speaker_difference(*pair)._asdict() | {"p_bootstrap": bootstrap_p(*pair)}
+        columns = ("only_first_right", "only_second_right", "p_mcnemar", "mcnemar_is_exact")
+        rows.append(row | dict(zip(columns, mcnemar if figure == "WA" else [None] * 4, strict=True)))
+    return rows

@@ -1,4 +1,4 @@
-"""Pictures of a run: confusion matrix and learning curves."""
+"""Pictures of runs: confusion matrices, learning curves, reconstructions, reliability."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -10,39 +10,30 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sklearn.metrics import ConfusionMatrixDisplay
 
+from speechbrain_ser.evaluation.calibration import Bins
+from speechbrain_ser.evaluation.metrics import FIGURES
 from speechbrain_ser.files import written_whole
 
-matplotlib.rcParams["svg.hashsalt"] = "speechbrain-ser"
+matplotlib.rcParams["svg.hashsalt"] = "speechbrain-ser"  # the same figure gives the same file
+HOP = 256 / 16_000  # s, of SpeechSplit's mel spectrogram
+CURVES = {"loss": "loss", **{name: FIGURES[name].words for name in ("WA", "WER", "MSE")}}
+PARTS = {"train": "C0", "seen": "C1", "valid": "C2", "test": "C3"}  # colours
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> Path:
-    """Write a figure in one step (a temporary file, then a rename); the suffix names the format."""
+    """Write a figure in one step; the suffix names the format."""
     path = Path(path)
-    dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # the same figure gives the same file
+    dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     with written_whole(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], dpi=120, bbox_inches="tight", metadata=dates.get(path.suffix))
     return path
 
 
 def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
-    """A confusion matrix: counts in the cells, recall as colour.
-
-    Arguments
-    ---------
-    confusion : sequence of sequence of int
-        Rows = true class, columns = predicted.
-    classes : sequence of str
-        Names, in that order.
-    title : str
-        Says protocol and selection.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """Draw a confusion matrix, rows = true class, columns = predicted: counts in the cells, recall as colour."""
     counts = np.asarray(confusion)
     size = 2.2 + 0.75 * len(classes)
     figure = Figure(figsize=(size + 0.8, size))
@@ -60,82 +51,158 @@ def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], t
     return figure
 
 
-CURVES = {
-    "loss": "loss",
-    "WA": "emotion accuracy (WA)",
-    "WER": "word error rate",
-    "MSE": "spectrogram error (MSE)",
-}
+def _over_epochs(axes, ylabel: str, is_share: bool) -> None:
+    axes.set(xlabel="epoch", ylabel=ylabel)
+    axes.set_ylim(bottom=0, top=1.02 if is_share else None)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+
+
+def _panels(epochs: pd.DataFrame, panels: Mapping[str, Mapping[str, str]], title: str) -> Figure:
+    """Panels by their y label, each with columns of ``epochs.csv`` and what they are called; those that there are."""
+    panels = {name: {c: label for c, label in lines.items() if c in epochs} for name, lines in panels.items()}
+    panels = {name: lines for name, lines in panels.items() if lines}
+    figure = Figure(figsize=(4.4 * len(panels), 3.6), layout="constrained")
+    for axes, (name, lines) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
+        for column, label in lines.items():
+            colour = PARTS[column.partition("_")[0]]
+            axes.plot(epochs["epoch"], epochs[column], colour, label=label, marker=".", markersize=4)
+        _over_epochs(axes, name, "accuracy" in name)
+        axes.legend(fontsize="small")
+    figure.suptitle(title)
+    return figure
 
 
 def plot_learning_curves(epochs: pd.DataFrame, title: str) -> Figure:
-    """Loss, accuracy, WER and MSE against the epoch, one line a part (Cai et al. 2021, figure 2, for one run).
+    """Draw loss, accuracy, WER and MSE against the epoch, one line a part (Cai et al. 2021, figure 2, for one run).
 
-    Arguments
-    ---------
-    epochs : pandas.DataFrame
-        ``epochs.csv``: columns epoch, train_loss, valid_WA, test_WER, …
-    title : str
-        Says protocol and fold.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    The table is that of ``epochs.csv``: columns epoch, train_loss, valid_WA, test_WER, …
     """
-    panels = [m for m in CURVES if any(f"{p}_{m}" in epochs for p in ("train", "valid", "test"))]
-    figure = Figure(figsize=(4.2 * len(panels), 3.4))
-    for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
-        for part, colour in (("train", "C0"), ("valid", "C2"), ("test", "C3")):
-            if f"{part}_{metric}" in epochs:
-                label = f"{part} (not for choosing)" if part == "test" else part
-                axes.plot(epochs["epoch"], epochs[f"{part}_{metric}"], colour, label=label, marker=".")
-        axes.set(xlabel="epoch", ylabel=CURVES[metric])
-        axes.set_ylim(bottom=0, top=1.02 if metric == "WA" else None)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-    figure.suptitle(title)
-    figure.tight_layout()
-    return figure
+    parts = {"train": "train", "valid": "valid", "test": "test (not for choosing)"}
+    panels = {words: {f"{part}_{m}": label for part, label in parts.items()} for m, words in CURVES.items()}
+    return _panels(epochs, panels, title)
+
+
+def plot_pretraining_curves(epochs: pd.DataFrame, title: str) -> Figure:
+    """Draw both losses of a pre-training against the epoch, and how well known speakers are told."""
+    train_mse = "train_loss_reconstruction" if "train_loss_reconstruction" in epochs else "train_loss"
+    panels = {
+        "reconstruction (MSE)": {
+            train_mse: "train (pieces, resampled)",
+            "seen_MSE": "known speakers, held out",
+            "valid_MSE": "validation speakers",
+            "test_MSE": "test speakers (not for choosing)",
+        },
+        "speaker (cross-entropy)": {"train_loss_speaker": "train"},
+        "speaker accuracy": {"train_speaker_accuracy": "train", "seen_speaker_accuracy": "known speakers, held out"},
+    }
+    return _panels(epochs, panels, title)
 
 
 def plot_variant_curves(curves: Mapping[str, pd.DataFrame], metric: str, part: str, title: str) -> Figure:
-    """A metric against the epoch, one line a variant (Cai et al. 2021, figure 2; Ha 2023, figures 2 and 3).
+    """Draw a metric against the epoch, one line a variant (Cai et al. 2021, figure 2; Ha 2023, figures 2 and 3).
 
-    Arguments
-    ---------
-    curves : mapping of str to pandas.DataFrame
-        By variant: index epoch, columns WA and, with the heads for them, WER and MSE; means over folds and seeds.
-    metric : str
-        ``WA``, ``WER`` or ``MSE``; variants without it have no line.
-    part : str
-        ``test`` or ``valid``: where it was measured.
-    title : str
-        Says corpus and protocol.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    Curves are by variant: index epoch, columns WA and, with the heads for them, WER and MSE; a variant without the
+    metric has no line. The part, ``test`` or ``valid``, is where it was measured.
     """
     figure = Figure(figsize=(5.4, 3.9))
     axes = figure.subplots()
-    for (name, curve), colour in zip(curves.items(), variant_colours(curves), strict=True):
+    for (name, curve), colour in zip(curves.items(), _variant_colours(curves), strict=True):
         if metric in curve:
             axes.plot(curve.index, curve[metric], color=colour, label=fill(name, 40), marker=".", markersize=4)
-    axes.set(xlabel="epoch", ylabel=f"{part}: {CURVES[metric]}", title=title)
-    axes.set_ylim(bottom=0, top=1.02 if metric == "WA" else None)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    variant_legend(axes, curves)
+    axes.set_title(title)
+    _over_epochs(axes, f"{part}: {CURVES[metric]}", metric == "WA")
+    _variant_legend(axes, curves)
     return figure
 
 
-def variant_colours(names: Collection[str]) -> list:
+def _variant_colours(names: Collection[str]) -> list:
     """A colour a variant, the same in all figures of a report."""
     return list(islice(cycle(matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"].colors), len(names)))
 
 
-def variant_legend(axes, names: Collection[str]) -> None:
-    """The variants' lines, below the axes."""
+def _variant_legend(axes, names: Collection[str]) -> None:
     columns = min(3, len(axes.lines)) if max(map(len, names)) <= 20 else 1
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, frameon=False, fontsize="small")
+
+
+def plot_reconstructions(pairs: Mapping[str, Sequence], title: str, hop: float = HOP) -> Figure:
+    """Draw spectrograms, original above reconstruction, a column an utterance.
+
+    Both are arrays [frames, bands], 0 to 1; `hop` is the time from frame to frame in s.
+    """
+    figure = Figure(figsize=(1.2 + 3.6 * len(pairs), 4.4), layout="constrained")
+    grid = figure.subplots(2, len(pairs), squeeze=False, sharey=True, sharex="col")
+    for column, (utterance, pair) in zip(grid.T, pairs.items(), strict=True):
+        original, reconstruction = (np.asarray(each, dtype=np.float32) for each in pair)
+        error = np.square(original - reconstruction).mean()
+        column[0].set(title=f"{utterance}, MSE {error:.1e}")
+        column[1].set(xlabel="time (s)")
+        for axes, mel in zip(column, (original, reconstruction), strict=True):
+            whole = (-hop / 2, (len(mel) - 0.5) * hop, -0.5, mel.shape[1] - 0.5)
+            image = axes.imshow(mel.T, origin="lower", aspect="auto", extent=whole, cmap="magma", vmin=0, vmax=1)
+    for axes, name in zip(grid[:, 0], ("original", "reconstruction"), strict=True):
+        axes.set_ylabel(f"{name}: mel band")
+    figure.colorbar(image, ax=grid, label="level (0: -84 dB, 1: 16 dB)")
+    figure.suptitle(title)
+    return figure
+
+
+def plot_reliability(ways: Mapping[str, Bins], title: str) -> Figure:
+    """Draw a reliability diagram (Guo et al. 2017, figure 1) for each way of getting posteriors, their counts below."""
+    figure = Figure(figsize=(3.3 * len(ways) + 0.5, 4.6))
+    rows = figure.subplots(2, len(ways), sharex=True, sharey="row", squeeze=False, height_ratios=[3, 1])
+    for k, ((way, bins), axes, counts) in enumerate(zip(ways.items(), *rows, strict=True)):
+        _diagram(axes, bins)
+        axes.set_title(f"{way}: ECE {bins.error:.1%}", fontsize="medium")
+        _counts(counts, bins)
+        if k == 0:
+            axes.set_ylabel("share that is right")
+            counts.set_ylabel("utterances")
+            axes.legend(loc="upper left", fontsize="small")
+    figure.suptitle(title, fontsize="medium")
+    figure.tight_layout()
+    return figure
+
+
+def _diagram(axes, bins: Bins) -> None:
+    """Bars of accuracy, and from their tops to the mean posterior of their bin."""
+    edges, holds = np.linspace(0, 1, len(bins.counts) + 1), bins.counts > 0
+    left, width = edges[:-1][holds], edges[1]
+    accuracy, confidence = bins.accuracy[holds], bins.confidence[holds]
+    axes.bar(left, accuracy, width, align="edge", color="C0", edgecolor="white", linewidth=0.5, label="right")
+    gap = {"align": "edge", "linewidth": 0.8, "color": "none"}
+    sure = confidence > accuracy
+    for which, label, colour, hatch in ((sure, "too sure", "C3", "///"), (~sure, "not sure enough", "C1", "xxx")):
+        bottom, height = accuracy[which], (confidence - accuracy)[which]
+        axes.bar(left[which], height, width, bottom=bottom, label=label, edgecolor=colour, hatch=hatch, **gap)
+    axes.plot([0, 1], [0, 1], color="0.4", linestyle="--", linewidth=1)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(alpha=0.3)
+
+
+def _counts(axes, bins: Bins) -> None:
+    width = 1 / len(bins.counts)
+    left = np.arange(len(bins.counts)) * width
+    bars = axes.bar(left, bins.counts, width, align="edge", color="0.6", edgecolor="white", linewidth=0.5)
+    axes.bar_label(bars, [str(n) if n else "" for n in bins.counts], fontsize="xx-small", padding=1)
+    axes.margins(y=0.25)
+    axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    axes.set_xlabel("largest posterior")
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+
+
+def plot_coverage(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str) -> Figure:
+    """Draw the accuracy of the surest utterances against their share; coverage and accuracy by variant, [points]."""
+    figure = Figure(figsize=(5.4, 3.9))
+    axes = figure.subplots()
+    for (name, (coverage, accuracy)), colour in zip(curves.items(), _variant_colours(curves), strict=True):
+        axes.step(coverage, accuracy, where="pre", color=colour, label=fill(name, 40), linewidth=1.5)
+    axes.set(xlabel="utterances that get an answer", ylabel="of which right (WA)", title=title, xlim=(0, 1))
+    axes.set_ylim(0, 1.02)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1))
+    axes.grid(alpha=0.3)
+    _variant_legend(axes, curves)
+    return figure

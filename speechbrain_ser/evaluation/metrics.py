@@ -1,36 +1,163 @@
-"""Figures of one set of predictions, from the table of predictions alone.
+"""The one registry of figures: what each is called, printed in and made of; and of selections, with their words.
 
 A prediction is a row: ID, speaker, emotion, predicted, transcript; hypothesis where there is an ASR head; mse where a
 spectrogram is reconstructed: the squared error of its mel spectrogram (0 to 1), averaged over its own frames and bands.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import jiwer
 import numpy as np
 import pandas as pd
-from sklearn.metrics import confusion_matrix
 
-from speechbrain_ser.text import normalise_transcript
+from speechbrain_ser.data.text import normalise_transcript
+
+NONE = "none"  # nothing to measure there
+
+
+class Selection(NamedTuple):
+    """Which epoch is tested: the score that finds its checkpoint; its words in tables, and in a sentence."""
+
+    score: str | None
+    words: str
+    in_full: str
+
+
+SELECTIONS = {
+    "last": Selection(None, "last epoch", "the last epoch"),
+    "valid": Selection("valid_score", "best on validation", "the best epoch on the validation part"),
+    "test": Selection(
+        "test_score",
+        "best on TEST (oracle)",
+        "test-selected (oracle): the best epoch on the test part itself, so the figures below are too high",
+    ),
+}
+
+
+class Sums(NamedTuple):
+    """What a figure is made of: the mean over terms of summed numerators / summed denominators.
+
+    Both are [..., utterances or speakers, terms]; leading axes hold replicates (simulations).
+    """
+
+    numerators: np.ndarray
+    denominators: np.ndarray
+
+
+def estimate(sums: Sums) -> np.ndarray:
+    """Return the figure itself, [...]; NaN where nothing was counted."""
+    with np.errstate(invalid="ignore"):
+        return (sums.numerators.sum(-2) / sums.denominators.sum(-2)).mean(-1)
+
+
+def _agreement(column: str, with_column: str) -> Callable:
+    def sums(rows: pd.DataFrame, classes: Sequence[str]) -> Sums:
+        agree = (rows[column] == rows[with_column]).to_numpy()[:, None]
+        return Sums(agree, np.ones_like(agree))
+
+    return sums
+
+
+def _one_hot(labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    return np.asarray(labels, object)[:, None] == np.asarray(classes, object)  # [utterances, classes]
+
+
+def _by_class(rows: pd.DataFrame, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each utterance is of, and is said to be of, each class that occurs."""
+    true, said = (_one_hot(rows[column], classes) for column in ("emotion", "predicted"))
+    occurs = true.any(0)
+    return true[:, occurs], said[:, occurs]
+
+
+def _recalls(rows: pd.DataFrame, classes: Sequence[str]) -> Sums:
+    true, said = _by_class(rows, classes)
+    return Sums(true & said, true)
+
+
+def _f1(rows: pd.DataFrame, classes: Sequence[str]) -> Sums:
+    """F1 = 2 TP / (2 TP + FP + FN), whose denominator counts the true ones and the predicted ones."""
+    true, said = _by_class(rows, classes)
+    return Sums(2 * (true & said), true.astype(int) + said)
+
+
+def _word_errors(rows: pd.DataFrame, classes: Sequence[str]) -> Sums:
+    if "words" not in rows:
+        rows = word_errors(rows["transcript"], rows["hypothesis"])
+    return Sums(*(rows[column].to_numpy()[:, None] for column in ("word_errors", "words")))
+
+
+def _squared_errors(rows: pd.DataFrame, classes: Sequence[str]) -> Sums:
+    errors = rows["mse"].to_numpy(float)[:, None]  # NaN stays: an utterance is never left out silently
+    return Sums(errors, np.ones_like(errors))
+
+
+def printed(value: float | None, per_one: float = 100) -> str:
+    """Return a share in percent with one decimal; 'none' where there is nothing to measure."""
+    return NONE if value is None or pd.isna(value) else f"{per_one * value:.1f}"
+
+
+def signed(change: float, per_one: float = 100) -> str:
+    """Return a difference of two shares in points, signed; never -0.0."""
+    text = f"{per_one * change:+.1f}"
+    return "0.0" if float(text) == 0 else text
+
+
+def with_interval(write: Callable[[float], str], value: float | None, ends: Sequence[float | None] | None) -> str:
+    """Return a figure and its interval, such as 78.2 [71.0, 83.9]."""
+    return write(value) + ("" if ends is None or ends[0] is None else f" [{write(ends[0])}, {write(ends[1])}]")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a table of predictions, printed with one decimal: an MSE of 5.34e-4 as 5.3 below "MSE e-4"."""
+
+    name: str  # in metrics.json and in tables
+    words: str  # beside a plot's axis
+    column: str  # of the predictions, where a system has the head for it
+    sums: Callable[[pd.DataFrame, Sequence[str]], Sums]  # of predictions, given all classes
+    unit: str = "%"
+    per_one: float = 100  # how many of the unit make 1
+    scale: str = "logit"  # of its interval, see intervals.speaker_interval
+
+    @property
+    def heading(self) -> str:
+        return f"{self.name} {self.unit}"
+
+    def text(self, value: float | None) -> str:
+        """Return a value in its unit."""
+        return printed(value, self.per_one)
+
+    def change(self, value: float) -> str:
+        """Return a difference of two values in its unit, signed."""
+        return signed(value, self.per_one)
+
+    def of(self, predictions: pd.DataFrame, classes: Sequence[str] = ()) -> float | None:
+        """Return the figure, pooled over utterances; None where nothing is counted, such as no reference word."""
+        sums = self.sums(predictions, classes)
+        return float(estimate(sums)) if sums.denominators.sum(0).all() else None
+
+
+FIGURES = {
+    figure.name: figure
+    for figure in (
+        Figure("WA", "emotion accuracy (WA)", "predicted", _agreement("emotion", "predicted")),
+        Figure("UA", "mean recall (UA)", "predicted", _recalls),
+        Figure("F1", "macro F1", "predicted", _f1),
+        Figure("WER", "word error rate", "hypothesis", _word_errors, scale="log"),
+        Figure("MSE", "spectrogram error (MSE)", "mse", _squared_errors, "e-4", 1e4, scale="log_mean"),
+        # only meaningful on speakers who are trained on (`seen`)
+        Figure("speaker", "speaker accuracy", "speaker_predicted", _agreement("speaker", "speaker_predicted")),
+    )
+}
+RECOGNITION = ("WA", "UA", "F1", "WER", "MSE")  # what is measured of every system that has the head, and reported
 
 
 def emotion_metrics(emotion: Sequence[str], predicted: Sequence[str], classes: Sequence[str]) -> dict:
-    """WA, UA, macro-F1, recall of each class and the confusion matrix.
+    """Return figures of the true and the predicted class of each utterance, given all classes.
 
-    Arguments
-    ---------
-    emotion : sequence of str
-        The true class of each utterance.
-    predicted : sequence of str
-        The predicted class.
-    classes : sequence of str
-        All classes, in the order of the matrix.
-
-    Returns
-    -------
-    dict
-        ``WA`` correct / total; ``UA`` mean recall over the classes that occur; ``F1`` macro over the same classes;
-        ``recall`` by class (None where a class does not occur); ``confusion`` rows = true, columns = predicted.
+    They are ``WA`` correct / total; ``UA`` mean recall over the classes that occur; ``F1`` macro over the same classes;
+    ``recall`` by class (None where one does not occur); ``confusion`` rows = true, columns = predicted.
 
     Example
     -------
@@ -38,67 +165,28 @@ def emotion_metrics(emotion: Sequence[str], predicted: Sequence[str], classes: S
     >>> m["WA"], round(m["UA"], 4), m["recall"]["c"], m["confusion"][0]
     (0.75, 0.8333, None, [2, 1, 0])
     """
-    confusion = confusion_matrix(emotion, predicted, labels=list(classes))  # once: the rest is sums of it
-    hits, true, said = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    occurs = true > 0
-    recalls = hits[occurs] / true[occurs]
-    by_class = dict(zip(np.asarray(classes)[occurs].tolist(), recalls.tolist(), strict=True))
+    rows = pd.DataFrame({"emotion": list(emotion), "predicted": list(predicted)})
+    confusion = (_one_hot(emotion, classes).T.astype(int) @ _one_hot(predicted, classes)).tolist()
+    of_class = zip(classes, confusion, strict=True)
     return {
-        "WA": float(hits.sum() / len(emotion)),
-        "UA": float(recalls.mean()),
-        "F1": float((2 * hits[occurs] / (true + said)[occurs]).mean()),
-        "recall": {c: by_class.get(c) for c in classes},
-        "confusion": confusion.tolist(),
+        **{name: FIGURES[name].of(rows, classes) for name in ("WA", "UA", "F1")},
+        "recall": {c: counts[k] / sum(counts) if any(counts) else None for k, (c, counts) in enumerate(of_class)},
+        "confusion": confusion,
     }
 
 
-def word_error_rate(transcripts: Sequence[str], hypotheses: Sequence[str]) -> float | None:
-    """WER pooled over utterances, both sides normalised alike; None without a reference word.
-
-    Arguments
-    ---------
-    transcripts : sequence of str
-        What was said, as the corpus writes it.
-    hypotheses : sequence of str
-        What was recognised.
-
-    Returns
-    -------
-    float or None
-        Substitutions, deletions and insertions over reference words.
-
-    Example
-    -------
-    >>> word_error_rate(["Excuse me.", "{LAUGH}"], ["EXCUSE", "A"])
-    1.0
-    >>> word_error_rate(["{LAUGH}"], ["A"]) is None
-    True
-    """
-    counts = word_errors(transcripts, hypotheses)
-    n_words = counts["words"].sum()
-    return float(counts["word_errors"].sum() / n_words) if n_words else None
-
-
 def word_errors(transcripts: Sequence[str], hypotheses: Sequence[str]) -> pd.DataFrame:
-    """Word errors of each utterance, from jiwer's alignments, both sides normalised alike.
+    """Return the word errors of each utterance, from jiwer's alignments, both sides normalised alike.
 
-    Arguments
-    ---------
-    transcripts : sequence of str
-        What was said, as the corpus writes it.
-    hypotheses : sequence of str
-        What was recognised.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns ``words`` (of the reference) and ``word_errors``, a row an utterance.
+    Columns: ``words`` (of the reference) and ``word_errors``.
 
     Example
     -------
     >>> word_errors(["Excuse me.", "{LAUGH}"], ["EXCUSE", "A"]).to_numpy().tolist()
     [[2, 1], [0, 1]]
     """
+    import jiwer  # not for who recognises, and reads the registry alone
+
     references = [normalise_transcript(t) for t in transcripts]
     hypotheses = [normalise_transcript(h) for h in hypotheses]
     # jiwer takes no reference without words; an utterance without any (laughter) has what was inserted into it
@@ -111,89 +199,35 @@ def word_errors(transcripts: Sequence[str], hypotheses: Sequence[str]) -> pd.Dat
     return pd.DataFrame({"words": [len(r.split()) for r in references], "word_errors": errors}, dtype=int)
 
 
-def _length(chunk: jiwer.AlignmentChunk) -> int:
+def _length(chunk) -> int:
     return max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
 
 
-def speaker_accuracy(predictions: pd.DataFrame) -> float:
-    """Share of utterances whose speaker is recognised; only meaningful on speakers who are trained on (``seen``).
-
-    Arguments
-    ---------
-    predictions : pandas.DataFrame
-        Columns speaker and speaker_predicted.
-
-    Returns
-    -------
-    float
-
-    Example
-    -------
-    >>> speaker_accuracy(pd.DataFrame({"speaker": ["03", "08"], "speaker_predicted": ["03", "09"]}))
-    0.5
-    """
-    return float((predictions["speaker"] == predictions["speaker_predicted"]).mean())
+def label_accuracy(predictions: pd.DataFrame, label: str) -> float:
+    """Return the share of utterances whose label is told; the speaker's says something of known ones (``seen``)."""
+    return float((predictions[label] == predictions[f"{label}_predicted"]).mean())
 
 
 def metrics(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
-    """Every figure of a table of predictions.
+    """Return every figure of a table of predictions: ``n`` utterances and, by the heads that its columns tell of, more.
 
-    Arguments
-    ---------
-    predictions : pandas.DataFrame
-        Columns ID, emotion, predicted, transcript; ``hypothesis`` where there is an ASR head, or the ``words`` and
-        ``word_errors`` of :func:`word_errors`, where they were counted before; ``mse`` (float) where there is a
-        reconstruction task.
-    classes : sequence of str
-        All classes.
-
-    Returns
-    -------
-    dict
-        ``n`` utterances, those of :func:`emotion_metrics`; ``WER`` where there are hypotheses; ``MSE``, the mean over
-        utterances, where there are reconstructions.
-
-    Example
-    -------
-    >>> rows = pd.DataFrame({"emotion": ["a", "b"], "predicted": ["a", "a"], "mse": [4e-4, 8e-4]})
-    >>> found = metrics(rows, ["a", "b"])
-    >>> found["WA"], round(found["MSE"], 6), "WER" in found
-    (0.5, 0.0006, False)
+    Columns emotion and predicted give those of :func:`emotion_metrics`; transcript and ``hypothesis``, or ``words`` and
+    ``word_errors`` that were counted before, ``WER`` (None without a reference word); ``mse`` its mean over utterances.
     """
-    out = {
-        "n": len(predictions),
-        **emotion_metrics(predictions["emotion"], predictions["predicted"], classes),
-    }
-    if "words" in predictions:
-        n_words = predictions["words"].sum()
-        out["WER"] = float(predictions["word_errors"].sum() / n_words) if n_words else None
-    elif "hypothesis" in predictions:
-        out["WER"] = word_error_rate(predictions["transcript"], predictions["hypothesis"])
-    if "mse" in predictions:
-        out["MSE"] = float(predictions["mse"].mean(skipna=False))  # an utterance is never left out silently
-    return out
+    found = {"n": len(predictions), **emotion_metrics(predictions["emotion"], predictions["predicted"], classes)}
+    of_heads = [FIGURES[name] for name in RECOGNITION if name not in found]
+    return found | {f.name: f.of(predictions, classes) for f in of_heads if f.column in predictions}
 
 
 def metrics_by_text(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
-    """The figures on all utterances, on those whose text was heard in training, and on the text-disjoint rest.
+    """Return the figures on all utterances, on those whose text was heard in training, and on the text-disjoint rest.
 
-    Arguments
-    ---------
-    predictions : pandas.DataFrame
-        As for :func:`metrics`, with a column ``text_heard``: does the text occur in the training part?
-    classes : sequence of str
-        All classes.
-
-    Returns
-    -------
-    dict
-        ``all``; ``text_heard`` and ``text_disjoint`` (the string ``"none"`` where that part is empty, never NaN);
-        ``share_text_heard``.
+    Predictions have a column ``text_heard``: does the text occur in the training part? An empty part is ``"none"``.
     """
     is_heard = predictions["text_heard"].astype(bool)
     parts = {"text_heard": predictions[is_heard], "text_disjoint": predictions[~is_heard]}
     return {
         "all": metrics(predictions, classes),
         "share_text_heard": float(is_heard.mean()),
-        **{name: metrics(part, classes) if len(part) else "none" for name, part in parts.items()},
+        **{name: metrics(part, classes) if len(part) else NONE for name, part in parts.items()},
     }

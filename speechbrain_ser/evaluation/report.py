@@ -1,54 +1,58 @@
 """A report of many runs, made from their files alone: it can be made again without training."""
 
+import base64
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
+from typing import NamedTuple
 
 import pandas as pd
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+from matplotlib.figure import Figure
 
-from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.errors import Offenders, UserError, nearest
+from speechbrain_ser.evaluation import figures as draw
 from speechbrain_ser.evaluation import tables as make
-from speechbrain_ser.evaluation.calibration_tables import abstention_table, calibration_table, scores_of
-from speechbrain_ser.evaluation.figures import CURVES, plot_confusion, plot_variant_curves, save_figure
-from speechbrain_ser.evaluation.metrics import metrics
-from speechbrain_ser.evaluation.page import Picture, render_page
-from speechbrain_ser.evaluation.reliability import coverage_curve, reliability_bins
-from speechbrain_ser.evaluation.reliability_figures import plot_coverage, plot_reliability
-from speechbrain_ser.evaluation.runs import Run, Runs, items_of, load_runs, stacked
-from speechbrain_ser.evaluation.table import Table
+from speechbrain_ser.evaluation.calibration import coverage_curve, reliability_bins
+from speechbrain_ser.evaluation.figures import save_figure
+from speechbrain_ser.evaluation.metrics import FIGURES, SELECTIONS, metrics
+from speechbrain_ser.evaluation.runs import Run, Runs, check_same_tests, items_of, load_runs, stacked
+from speechbrain_ser.evaluation.tables import Table
 from speechbrain_ser.files import write_csv, write_text
 
-MEASURED = [metric for metric in CURVES if metric != "loss"]
+MEASURED = [metric for metric in draw.CURVES if metric != "loss"]
 LATEX_HEAD = "% needs \\usepackage{booktabs}; figures/*.pdf are the figures\n"
+ON_CONSOLE = ("figures", "second", "comparisons", "selections", "texts", "calibration")
+PAGES = Environment(
+    loader=PackageLoader("speechbrain_ser", "evaluation"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
+# a heading's unit stays on the line of its figure; a variant's name may break after a comma or an equals sign
+UNITS = "|".join(dict.fromkeys(re.escape(figure.unit) for figure in FIGURES.values()))
+PAGES.filters["base64"] = lambda path: base64.b64encode(path.read_bytes()).decode()
+PAGES.filters["unbroken"] = lambda heading: re.sub(rf" ({UNITS})(?!\w)", "\N{NO-BREAK SPACE}\\1", heading)
+PAGES.filters["breakable"] = lambda name: Markup("<wbr>").join(re.split("(?<=[,=])", name))
+
+
+class Picture(NamedTuple):
+    """A saved SVG and what it shows."""
+
+    path: Path
+    caption: str
 
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What a report says, and where.
+    """What a report says, and where."""
 
-    Attributes
-    ----------
-    title : str
-        With what is leaky or missing in it.
-    tables : dict of str to Table
-        By name: figures, comparisons, selections, texts, calibration, abstention, spread, folds, recall,
-        confusion_1, …
-    console : str
-        The first tables as text.
-    folder : pathlib.Path
-        Where the files are.
-    files : tuple of pathlib.Path
-        All of them; ``report.html`` first.
-    """
-
-    title: str
-    tables: dict[str, Table]
-    console: str
+    title: str  # with what is leaky or missing in it
+    tables: dict[str, Table]  # by name: figures, comparisons, selections, texts, calibration, …
+    console: str  # the first tables as text
     folder: Path
-    files: tuple[Path, ...]
+    files: tuple[Path, ...]  # all of them; report.html first
 
 
 def build_report(
@@ -78,52 +82,35 @@ def build_report(
         ``last``, ``valid`` or ``test`` (oracle): whose figures come first; the configured one by default.
     reference : str, optional
         Compare each variant with this one instead of all pairs.
-
-    Returns
-    -------
-    Report
-
-    Raises
-    ------
-    UserError
-        If the runs cannot be averaged honestly; the message names why.
     """
     runs = replace(load_runs(results_folder, allow_incomplete), names=(paper or {}).get("names", {}))
     rows = make.paper_rows(paper)
-    runs = runs.in_order_of(list(rows), lambda variant, name: make.paper_key(variant, name, rows))
-    selection = _known_selection(runs, selection)
-    if reference is not None and reference not in runs.variants:
-        raise UserError(f"no variant '{reference}'{nearest(reference, runs.variants)}: {', '.join(runs.variants)}")
-    title = _title(runs, paper)
-    tables = {t.name: t for t in _tables(runs, selection, paper, reference)}
-    if runs.leak:  # wherever such a number appears
-        tables = {n: replace(t, title=f"{t.title}, LEAKY PROTOCOL") for n, t in tables.items()}
-    folder = Path(out_folder or Path(results_folder) / "report")
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    pictures = _pictures(runs, selection, folder / "figures")
-    written = _write(title, runs, list(tables.values()), pictures, folder)
-    shown = ("figures", "second", "comparisons", "selections", "texts", "calibration")
-    console = "\n\n".join([fill(title, 120), *_lead(runs), *(tables[n].console() for n in shown if n in tables)])
-    return Report(title, tables, console, folder, tuple(written))
-
-
-def _known_selection(runs: Runs, selection: str | None) -> str:
+    place = {key: k for k, key in enumerate(rows)}
+    runs = runs.sorted_by(lambda variant, name: place.get(make.paper_key(variant, name, rows), len(place)))
     selection = selection or runs.selection
     if lacking := [str(r) for r in runs.runs if selection not in r.predictions]:
         raise UserError(f"no predictions of selection '{selection}' in: {'; '.join(lacking[:20])}")
-    return selection
+    if reference is not None and reference not in runs.variants:
+        raise UserError(f"no variant '{reference}'{nearest(reference, runs.variants)}: {', '.join(runs.variants)}")
+    title = _title(runs, (paper or {}).get("title"))
+    tables = _tables(runs, selection, paper, reference)
+    if runs.leak:  # wherever such a number appears
+        tables = [replace(t, title=f"{t.title}, LEAKY PROTOCOL") for t in tables]
+    folder = Path(out_folder or Path(results_folder) / "report")
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    pictures = _pictures(runs, selection, folder / "figures")
+    written = _write(title, runs, tables, pictures, folder)
+    shown = [t.console() for t in tables if t.name in ON_CONSOLE]
+    console = "\n\n".join([fill(title, 120), *_lead(runs), *shown])
+    return Report(title, {t.name: t for t in tables}, console, folder, tuple(written))
 
 
-# ------------------------------------------------------------------ words
-
-
-def _title(runs: Runs, paper: Mapping | None) -> str:
+def _title(runs: Runs, what: str | None) -> str:
     """What, on what, and first of all what is wrong with it."""
-    systems = ", ".join(dict.fromkeys(r.metrics["system"] for r in runs.runs))
+    what = what or ", ".join(dict.fromkeys(r.metrics["system"] for r in runs.runs))
     done = len({r.fold for r in runs.runs})
     folds = f"{len(runs.folds)} folds" if done == len(runs.folds) else f"{done} of {len(runs.folds)} folds"
     seeds = f"seed{'s' * (len(runs.seeds) > 1)} {', '.join(map(str, runs.seeds))}"
-    what = (paper or {}).get("title") or systems
     title = f"{what}: {runs.corpus}, protocol {runs.protocol}, {folds}, {seeds}"
     if runs.leak:
         title += ". LEAKY PROTOCOL"
@@ -133,113 +120,80 @@ def _title(runs: Runs, paper: Mapping | None) -> str:
 
 
 def _lead(runs: Runs) -> list[str]:
-    speakers = {s for r in runs.runs for s in stacked([r], r.metrics["selection"])["speaker"]}
-    tested = f"{sum(len(f) for f in _tests(runs))} test utterances"
-    lead = [f"{tested} of {len(speakers)} speakers, {len(runs.classes)} classes ({', '.join(runs.classes)})."]
-    told = {name: of_variant[0].metrics["variant"] for name, of_variant in runs.variants.items()}
+    tested = {r.fold: r.predictions[runs.selection] for r in runs.runs}.values()  # the test part of each fold, once
+    speakers = {s for r in runs.runs for s in stacked([r], runs.selection)["speaker"]}
+    who = f"{sum(map(len, tested))} test utterances of {len(speakers)} speakers"
+    lead = [f"{who}, {len(runs.classes)} classes ({', '.join(runs.classes)})."]
+    first = {name: of_variant[0].metrics for name, of_variant in runs.variants.items()}
     if runs.names:
-        lines = {name: items_of(variant, without=runs.common) or "default" for name, variant in told.items()}
+        lines = {name: items_of(m["variant"], without=runs.common) or "default" for name, m in first.items()}
         lead.append("Variants: " + "; ".join(f"{name}: {line}" for name, line in lines.items()) + ".")
-    epochs = {name: of_variant[0].metrics["n_epochs"] for name, of_variant in runs.variants.items()}
-    if len(set(epochs.values())) > 1:
-        lead.append("Epochs of training: " + ", ".join(f"{name} {n}" for name, n in epochs.items()) + ".")
-    if len(runs.variants) > 1 and runs.common:
+    if len({m["n_epochs"] for m in first.values()}) > 1:
+        lead.append("Epochs of training: " + ", ".join(f"{name} {m['n_epochs']}" for name, m in first.items()) + ".")
+    if len(first) > 1 and runs.common:
         lead.append("All variants: " + ", ".join(f"{k}={v}" for k, v in runs.common.items()) + ".")
-    if not runs.leak:
-        lead.append("No test speaker was in training.")
-    return lead
-
-
-def _tests(runs: Runs) -> list[pd.DataFrame]:
-    """The test part of each fold, once."""
-    return list({r.fold: r.predictions[r.metrics["selection"]] for r in runs.runs}.values())
-
-
-def _warnings(runs: Runs) -> list[str]:
-    warnings = []
-    if runs.leak:
-        warnings.append(f"LEAKY PROTOCOL: {runs.leak}. These figures say little about new speakers.")
-    return warnings
-
-
-# ------------------------------------------------------------------ tables and pictures
+    return lead if runs.leak else [*lead, "No test speaker was in training."]
 
 
 def _tables(runs: Runs, selection: str, paper: Mapping | None, reference: str | None) -> list[Table]:
     predictions = {name: stacked(of_variant, selection) for name, of_variant in runs.variants.items()}
-    return [
+    tables = [
         make.main_table(runs, selection, paper),
-        *filter(None, [make.second_table(runs, selection)]),
-        *([make.comparison_table(predictions, runs.classes, selection, reference)] if len(predictions) > 1 else []),
+        make.second_table(runs, selection),
+        make.comparison_table(predictions, runs.classes, selection, reference),
         make.selection_table(runs),
         make.text_table(runs, selection),
-        *filter(None, [calibration_table(runs, selection), abstention_table(runs, selection)]),
+        make.calibration_table(runs, selection),
+        make.abstention_table(runs, selection),
         make.spread_table(runs, selection),
         make.fold_table(runs, selection),
         make.recall_table(runs, selection),
         *(make.confusion_table(runs, selection, name, k) for k, name in enumerate(runs.variants, 1)),
     ]
+    return [table for table in tables if table is not None]
 
 
 def _pictures(runs: Runs, selection: str, folder: Path) -> list[Picture]:
     """Curves of all variants, a confusion matrix and a reliability diagram each: SVG for the page, PDF for papers."""
     where = f"{runs.corpus}, protocol {runs.protocol}{', LEAKY' if runs.leak else ''}"
-    figures = {}
+    by = SELECTIONS[selection].words
+    drawn: dict[str, tuple[Figure, str]] = {}
     part, curves = mean_curves(runs)
-    if curves:
-        measured = [m for m in MEASURED if any(m in c for c in curves.values())]
-        for metric in measured:
-            caption = (
-                f"{metric} per epoch on the {part} part ({'to look at, not to choose by; ' * (part == 'test')}mean "
-                "over folds and seeds; a run that stopped early keeps its last value)."
-            )
-            figures[f"curves_{metric}"] = (plot_variant_curves(curves, metric, part, where), caption)
+    for metric in (m for m in MEASURED if any(m in curve for curve in curves.values())):
+        caption = (
+            f"{metric} per epoch on the {part} part ({'to look at, not to choose by; ' * (part == 'test')}mean over "
+            "folds and seeds; a run that stopped early keeps its last value)."
+        )
+        drawn[f"curves_{metric}"] = (draw.plot_variant_curves(curves, metric, part, where), caption)
     for k, (name, of_variant) in enumerate(runs.variants.items(), 1):
         found = metrics(stacked(of_variant, selection), runs.classes)
-        by = make.SELECTED_BY[selection]
         title = f"{fill(name, 40)}\n{where}\n{by}: WA {found['WA']:.1%}, UA {found['UA']:.1%}"
         caption = f"Confusion matrix of {name} ({by}): utterances and share of the true class."
-        figures[f"confusion_{k}"] = (plot_confusion(found["confusion"], runs.classes, title), caption)
-    figures |= _calibration_figures(runs, selection, where)
-    for name, (figure, _) in figures.items():
-        save_figure(figure, folder / f"{name}.pdf")
-    return [Picture(save_figure(f, folder / f"{name}.svg"), caption) for name, (f, caption) in figures.items()]
-
-
-def _calibration_figures(runs: Runs, selection: str, where: str) -> dict:
-    """A reliability diagram a variant; for all together, what keeping silent gives."""
-    figures, curves, by = {}, {}, make.SELECTED_BY[selection]
+        drawn[f"confusion_{k}"] = (draw.plot_confusion(found["confusion"], runs.classes, title), caption)
+    coverages = {}
     for k, (name, of_variant) in enumerate(runs.variants.items(), 1):
-        scores = scores_of(of_variant, selection, runs.classes)
-        if not scores:
-            continue
-        bins = {way: reliability_bins(each["confidence"], each["right"]) for way, each in scores.items()}
-        caption = (
-            f"Reliability of {name} ({by}): share of the test utterances that is right, by their largest posterior."
-        )
-        figures[f"reliability_{k}"] = (plot_reliability(bins, f"{fill(name, 60)}\n{where}\n{by}"), caption)
-        curves[name] = coverage_curve(list(scores.values())[-1])
-    if curves:
+        if scores := make.scores_of(of_variant, selection, runs.classes):
+            bins = {way: reliability_bins(each["confidence"], each["right"]) for way, each in scores.items()}
+            caption = (
+                f"Reliability of {name} ({by}): share of the test utterances that is right, by their largest posterior."
+            )
+            drawn[f"reliability_{k}"] = (draw.plot_reliability(bins, f"{fill(name, 60)}\n{where}\n{by}"), caption)
+            coverages[name] = coverage_curve(list(scores.values())[-1])
+    if coverages:
         caption = (
             f"Accuracy against coverage ({by}): of the test utterances with the largest posteriors, calibrated where "
             "there is a temperature, the share that is right. To look at, not to choose a threshold by."
         )
-        figures["coverage"] = (plot_coverage(curves, f"{where}\n{by}"), caption)
-    return figures
+        drawn["coverage"] = (draw.plot_coverage(coverages, f"{where}\n{by}"), caption)
+    for name, (figure, _) in drawn.items():
+        save_figure(figure, folder / f"{name}.pdf")
+    return [Picture(save_figure(f, folder / f"{name}.svg"), caption) for name, (f, caption) in drawn.items()]
 
 
 def mean_curves(runs: Runs) -> tuple[str, dict[str, pd.DataFrame]]:
-    """WA, WER and MSE by epoch, mean over folds and seeds, of the test part where every run measured it, else valid.
+    """Average WA, WER and MSE by epoch over folds and seeds, by variant.
 
-    Arguments
-    ---------
-    runs : Runs
-        Checked.
-
-    Returns
-    -------
-    tuple
-        The part's name, and a table by variant.
+    They, and their name first, are those of the test part where every run measured it, else of the validation part.
     """
     for part in ("test", "valid"):
         if all(f"{part}_WA" in r.epochs for r in runs.runs):
@@ -248,39 +202,74 @@ def mean_curves(runs: Runs) -> tuple[str, dict[str, pd.DataFrame]]:
 
 
 def _mean_curve(of_variant: Sequence[Run], part: str) -> pd.DataFrame:
-    curves = {}
-    for metric in MEASURED:
-        column = f"{part}_{metric}"
-        if all(column in r.epochs for r in of_variant):
-            each = pd.concat([r.epochs.set_index("epoch")[column] for r in of_variant], axis=1)
-            curves[metric] = each.ffill().mean(axis=1)
-    return pd.DataFrame(curves)
-
-
-# ------------------------------------------------------------------ files
+    epochs = [r.epochs.set_index("epoch") for r in of_variant]
+    measured = [m for m in MEASURED if all(f"{part}_{m}" in each for each in epochs)]
+    return pd.DataFrame(
+        {m: pd.concat([each[f"{part}_{m}"] for each in epochs], axis=1).ffill().mean(axis=1) for m in measured}
+    )
 
 
 def _write(title: str, runs: Runs, tables: list[Table], pictures: list[Picture], folder: Path) -> list[Path]:
-    lead, warnings = _lead(runs), _warnings(runs)
+    lead = _lead(runs)
+    warnings = [f"LEAKY PROTOCOL: {runs.leak}. These figures say little about new speakers."] if runs.leak else []
+    page = PAGES.get_template("report.html").render(
+        title=title, lead=lead, warnings=warnings, tables=tables, pictures=pictures
+    )
     images = [f"![{p.caption}](figures/{p.path.name})" for p in pictures]
     markdown = [f"# {title}", *(f"**{w}**" for w in warnings), *lead, *(t.markdown() for t in tables), *images]
     latex = [LATEX_HEAD + "% " + title, *(t.latex() for t in tables)]
     written = [
-        write_text(render_page(title, lead, warnings, tables, pictures), folder / "report.html"),
+        write_text(page, folder / "report.html"),
         write_text("\n\n".join(markdown) + "\n", folder / "report.md"),
         write_text("\n\n".join(latex) + "\n", folder / "report.tex"),
+        *(write_csv(t.values, folder / f"{t.name}.csv") for t in tables),
+        *(p.path for p in pictures),
+        *(p.path.with_suffix(".pdf") for p in pictures),
     ]
-    _sweep(folder, tables, pictures)
-    written += [write_csv(t.values, folder / f"{t.name}.csv") for t in tables]
-    return [*written, *(p.path for p in pictures), *(p.path.with_suffix(".pdf") for p in pictures)]
-
-
-def _sweep(folder: Path, tables: Sequence[Table], pictures: Sequence[Picture]) -> None:
-    """Files of an earlier report that had more variants."""
-    kept = {f"{t.name}.csv" for t in tables} | {f"{p.path.stem}{s}" for p in pictures for s in (".svg", ".pdf")}
+    # files of an earlier report that had more variants
     ours = re.compile(
         r"((confusion|reliability)_\d+|second|comparisons|calibration|abstention|coverage|curves_\w+)\.(csv|svg|pdf)"
     )
-    for path in [*folder.glob("*.csv"), *folder.glob("figures/*")]:
-        if ours.fullmatch(path.name) and path.name not in kept:
+    for path in {*folder.glob("*.csv"), *folder.glob("figures/*")} - set(written):
+        if ours.fullmatch(path.name):
             path.unlink()
+    return written
+
+
+def compare_folders(
+    first: str | os.PathLike,
+    second: str | os.PathLike,
+    out_folder: str | os.PathLike = "comparison",
+    *,
+    allow_incomplete: bool = False,
+) -> Report:
+    """Compare the variant in one folder with the variant in another.
+
+    Both hold the runs of one variant, on the same corpus, protocol and classes; ``comparison.md``, ``comparison.tex``
+    and ``comparisons.csv`` go into `out_folder`. With `allow_incomplete`, folds and seeds that both have are compared.
+    """
+    both = [load_runs(f, allow_incomplete) for f in (first, second)]
+    for folder, variants in ((first, both[0].variants), (second, both[1].variants)):
+        if len(variants) > 1:
+            raise UserError(f"{folder} has {len(variants)} variants, name the folder of one: {', '.join(variants)}")
+    problems = Offenders(f"{first} and {second}: no report can be made of this", UserError)
+    check_same_tests(*both, problems, allow_incomplete)
+    problems.raise_any()
+    names = ["/".join(runs.runs[0].variant) for runs in both]
+    if names[0] == names[1]:
+        names = [f"A ({first})", f"B ({second})"]
+    predictions = {n: stacked(r.runs, r.selection) for n, r in zip(names, both, strict=True)}
+    table = make.comparison_table(predictions, both[0].classes, both[0].selection)
+    title = f"{names[1]} against {names[0]}: {both[0].corpus}, protocol {both[0].protocol}"
+    if leak := both[0].leak or both[1].leak:
+        title += f". LEAKY PROTOCOL: {leak}"
+    if missing := [*both[0].missing, *both[1].missing]:
+        title += f". INCOMPLETE, missing: {'; '.join(missing)}"
+    folder = Path(out_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = (
+        write_text(f"# {title}\n\n{table.markdown()}\n", folder / "comparison.md"),
+        write_text(f"% {title}\n{table.latex()}\n", folder / "comparison.tex"),
+        write_csv(table.values, folder / "comparisons.csv"),
+    )
+    return Report(title, {table.name: table}, f"{title}\n\n{table.console()}", folder, files)

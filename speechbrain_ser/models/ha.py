@@ -1,7 +1,6 @@
 """Ha 2023: Cai's model with a speaker head behind gradient reversal."""
 
 import torch
-from speechbrain.dataio.batch import PaddedData
 from torch import nn
 
 from speechbrain_ser.models.cai import CaiModel
@@ -17,8 +16,6 @@ class HaModel(CaiModel):
         Reverse the speaker head's gradient; False lets it through ("forward" in the paper's Table III).
     schedule : str
         Of the reversal's strength, see :class:`speechbrain_ser.nnet.gradient_reversal.GradientReversal`.
-    **kwargs
-        Those of :class:`CaiModel`; ``heads`` and ``loss_weights`` also have ``speaker``.
     """
 
     tasks = (*CaiModel.tasks, "speaker")
@@ -27,9 +24,6 @@ class HaModel(CaiModel):
         super().__init__(encoder, pooling, heads, loss_weights, seed)
         self.reversal = GradientReversal(schedule=schedule) if reversal else nn.Identity()
 
-    def forward(self, sig: PaddedData) -> dict[str, torch.Tensor]:
-        """As Cai's, with ``speaker`` [batch, speakers] logits where there is a speaker head."""
-        outputs = super().forward(sig)
-        if "speaker" in self.heads:
-            outputs["speaker"] = self.heads["speaker"](self.reversal(outputs["embedding"]))
-        return outputs
+    def read(self, task: str, x: torch.Tensor) -> torch.Tensor:
+        """Return the vector as it is; for the speaker's head, reversed."""
+        return self.reversal(x) if task == "speaker" else x

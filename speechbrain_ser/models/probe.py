@@ -8,32 +8,20 @@ from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver, registe
 from torch import nn
 
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.lobes.statistics import LayerStatistics
-from speechbrain_ser.models.heads import active_tasks, build_heads, keep_heads
+from speechbrain_ser.lobes.pretrained import LayerStatistics
+from speechbrain_ser.models.heads import MultitaskModel
 
 ENCODER = "encoder."  # before the names of its parameters
 
 
 @register_checkpoint_hooks
-class ProbeModel(nn.Module):
+class ProbeModel(MultitaskModel):
     """emotion = h((s - mean) / deviation), s: mean and deviation over time of one layer's frames.
 
     Which layer, the standardisation and the head are fitted in one go (``recipes/probe``) and set by :meth:`set`. A
-    checkpoint holds these alone: the encoder stays what it was loaded as, which is checked.
-
-    Arguments
-    ---------
-    encoder : torch.nn.Module
-        Frozen (see :class:`speechbrain_ser.lobes.statistics.LayerStatistics`).
-    heads : mapping of str to callable
-        ``emotion`` (h), a constructor that still lacks ``in_features``.
-    loss_weights : mapping of str to float
-        That of ``emotion``.
-    seed : int
-        Seed of the head's initial weights.
+    checkpoint holds these alone: the encoder stays what it was loaded as, which is checked. `heads`, `loss_weights` and
+    `seed` are :class:`MultitaskModel`'s.
     """
-
-    tasks = ("emotion",)
 
     def __init__(
         self,
@@ -51,74 +39,48 @@ class ProbeModel(nn.Module):
         self.register_buffer("C", torch.tensor(1.0))  # the regression's, for who asks
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("deviation", torch.ones(size))
-        self.heads = build_heads(heads, size, active_tasks(loss_weights, self.tasks), seed)
-
-    @property
-    def min_samples(self) -> int:
-        """Samples of the shortest utterance that gives a frame."""
-        return self.encoder.min_samples
-
-    def frame_counts(self, n_samples: torch.Tensor) -> torch.Tensor:
-        """Frames that the encoder gives for so many samples."""
-        return self.encoder.frame_counts(n_samples)
+        self.build_heads(heads, loss_weights, size, seed)
 
     def keep_tasks(self, tasks: Collection[str]) -> None:
-        """For a model that is used and not trained any more: it reads waveforms, in batches, up to the chosen layer."""
-        keep_heads(self.heads, tasks)
+        """Prepare a model that is not trained any more: it reads waveforms, in batches, up to the chosen layer."""
+        super().keep_tasks(tasks)
         self.statistics.stop_after(int(self.layer))
         self.inputs = {"sig": None}
 
     @torch.no_grad()
     def set(self, **found) -> None:
-        """What was fitted: ``layer``, ``C``, ``mean`` and ``deviation``, ``weight`` and ``bias`` of the head."""
+        """Set what was fitted: ``layer``, ``C``, ``mean`` and ``deviation``, ``weight`` and ``bias`` of the head."""
         head = self.heads["emotion"]
         places = {**dict(self.named_buffers(recurse=False)), "weight": head.weight, "bias": head.bias}
         for name, value in found.items():
             places[name].copy_(torch.as_tensor(value))
 
     def forward(self, sig: PaddedData) -> dict[str, torch.Tensor]:
-        """Waveforms, or their statistics, to the emotion's logits.
+        """Bring waveforms, or statistics of all states [batch, states, 2 * channels], to the emotion's logits.
 
-        Arguments
-        ---------
-        sig : PaddedData
-            Waveforms [batch, time], 16 kHz, right-padded, and relative lengths [batch]; any pair of these. Or
-            statistics of all states [batch, states, 2 * channels] and whatever.
-
-        Returns
-        -------
-        dict of str to torch.Tensor
-            ``emotion`` [batch, classes] logits; ``embedding`` [batch, 2 * channels] the standardised vector.
+        ``embedding`` is the standardised vector.
         """
         x, lens = sig
         if x.dim() == 2:
             x = self.statistics.of_batch(x, lens)  # [batch, states, 2 * channels]
         embedding = (x[:, self.layer] - self.mean) / self.deviation
-        return {"embedding": embedding, "emotion": self.heads["emotion"](embedding)}
-
-    # --- checkpoints ---------------------------------------------------------------------------------------
+        return {"embedding": embedding, **self.logits(embedding)}
 
     @mark_as_saver
     def save(self, path) -> None:
-        """Write everything but the encoder, and by what the encoder is known."""
+        """Write everything but the encoder, and the hash of that."""
         own = {name: value for name, value in self.state_dict().items() if not name.startswith(ENCODER)}
         torch.save({"model": own, "encoder": self.statistics.weights}, path)
 
     @mark_as_loader
     def load(self, path, end_of_epoch: bool) -> None:
-        """Read it again.
-
-        Raises
-        ------
-        UserError
-            When the encoder is another one than it was.
-        """
+        """Read it again; an encoder that is another one than it was is a UserError."""
         del end_of_epoch
         found = torch.load(path, map_location="cpu", weights_only=True)
-        if found["encoder"] != self.statistics.weights:
+        if found["encoder"] != (weights := self.statistics.weights):
             raise UserError(
                 f"{path}: this probe was fitted to the states of another encoder (SHA-256 of its parameters: expected "
-                f"{found['encoder'][:16]}…, found {self.statistics.weights[:16]}…): the folder or hub name of the "
+                f"{found['encoder'][:16]}…, found {weights[:16]}…): the folder or hub name of the "
                 "run's YAML holds other weights than it did"
             )
         encoder = {name: value for name, value in self.state_dict().items() if name.startswith(ENCODER)}

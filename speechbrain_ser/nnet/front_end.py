@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from speechbrain_ser.nnet.frame_conv import as_matrix_product, frame_conv
-from speechbrain_ser.nnet.pooling import frame_mask
+from speechbrain_ser.nnet.convolution import as_matrix_product, frame_conv
+from speechbrain_ser.processing.lengths import frame_mask
 
 #: frames of a piece, 1.5 s: its activations (10 MB each in wav2vec2-base) stay in the processor's cache and in memory
 #: that the allocator keeps (above 32 MB, every allocation is a new mapping whose pages are cleared first)
@@ -20,21 +20,8 @@ Step = Callable[[torch.Tensor], torch.Tensor]  # [batch, time, channels_in] -> [
 class FrontEndLayer(GradientCheckpointingLayer):
     """Convolution, layer norm where there is one, and activation, with channels innermost throughout.
 
-    Arguments
-    ---------
-    layer : torch.nn.Module
-        transformers' layer with ``conv``, ``activation`` and perhaps ``layer_norm``, a LayerNorm over channels;
-        parameters are shared and keep their names.
-
-    Example
-    -------
-    >>> from transformers import Wav2Vec2Config
-    >>> from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2LayerNormConvLayer
-    >>> published = Wav2Vec2LayerNormConvLayer(Wav2Vec2Config(conv_dim=(8,) * 7))
-    >>> wavs = torch.randn(2, 400)
-    >>> hidden = FrontEndLayer(published)(wavs[:, :, None])
-    >>> hidden.shape, torch.allclose(hidden, published(wavs[:, None]).mT, atol=1e-5)
-    (torch.Size([2, 79, 8]), True)
+    `layer` is transformers' own, with ``conv``, ``activation`` and perhaps ``layer_norm``, a LayerNorm over channels;
+    parameters are shared and keep their names.
     """
 
     def __init__(self, layer: nn.Module):
@@ -44,24 +31,11 @@ class FrontEndLayer(GradientCheckpointingLayer):
         self.activation = layer.activation
 
     def forward(self, hidden: torch.Tensor, lengths: torch.LongTensor | None = None) -> torch.Tensor:
-        """Convolve, normalise, activate.
-
-        Arguments
-        ---------
-        hidden : torch.Tensor
-            [batch, time, channels_in].
-        lengths : torch.LongTensor, optional
-            Own part of the time, [batch]; None when there is no padding.
-
-        Returns
-        -------
-        torch.Tensor
-            [batch, frames, channels].
-        """
+        """[batch, time, channels_in] -> [batch, frames, channels]; `lengths` is each utterance's own time [batch]."""
         return self.step(hidden, lengths)(hidden)
 
     def step(self, hidden: torch.Tensor, lengths: torch.LongTensor | None = None) -> Step:
-        """The layer as a function of any piece of what it is applied to, whose statistics it has."""
+        """Return the layer as a function of any piece of `hidden`, with the statistics of the whole."""
         del hidden, lengths
         return self._of_frames
 
@@ -73,38 +47,24 @@ class FrontEndLayer(GradientCheckpointingLayer):
 class GroupNormFrontEndLayer(FrontEndLayer):
     """The first layer, where it has a group norm: its statistics are those of each utterance's own frames.
 
-    The published layer normalises every channel over the whole padded time axis: an utterance's features then
-    depend on how much padding its batch gave it.
-
-    Arguments
-    ---------
-    layer : torch.nn.Module
-        transformers' layer with ``conv``, of one channel in, ``layer_norm``, a GroupNorm of one channel a group, and
-        ``activation``.
+    The published layer normalises every channel over the whole padded time axis. Its ``conv`` has one channel in, its
+    ``layer_norm`` one a group, as all of transformers' encoders have them.
     """
 
-    def __init__(self, layer: nn.Module):
-        super().__init__(layer)
-        norm = self.layer_norm
-        if norm.num_groups != norm.num_channels:
-            raise ValueError(f"expected a GroupNorm of one channel a group, found {norm}")
-
     def forward(self, hidden: torch.Tensor, lengths: torch.LongTensor | None = None) -> torch.Tensor:
-        """As the base's."""
         if as_matrix_product(hidden):
             return super().forward(hidden, lengths)
         hidden = self.conv(hidden.transpose(1, 2))  # [batch, channels, frames]
         if lengths is None:
             hidden = self.layer_norm(hidden)
         else:
-            hidden = self._norm(hidden, self._frames(lengths))
+            hidden = self._norm(hidden, (lengths - self.conv.kernel_size[0]) // self.conv.stride[0] + 1)
         return self.activation(hidden).transpose(1, 2)
 
     def step(self, hidden: torch.Tensor, lengths: torch.LongTensor | None = None) -> Step:
-        """Convolution and norm in one product: the norm scales and shifts channels.
+        """Return convolution, norm and activation as one product: the norm scales and shifts channels.
 
-        What it takes for that follows from mean and covariance of the samples that a frame sees, for the convolution is
-        linear.
+        By how much follows from mean and covariance of the samples that a frame sees, for the convolution is linear.
         """
         lengths = [hidden.shape[1]] * len(hidden) if lengths is None else lengths.tolist()
         folded = [self._folded(row[:n, 0]) for row, n in zip(hidden, lengths, strict=True)]
@@ -131,9 +91,6 @@ class GroupNormFrontEndLayer(FrontEndLayer):
             dtype = self.conv.weight.dtype
             return (weight * scale[:, None]).T.to(dtype), bias[None].to(dtype)
 
-    def _frames(self, lengths: torch.LongTensor) -> torch.LongTensor:
-        return (lengths - self.conv.kernel_size[0]) // self.conv.stride[0] + 1
-
     def _norm(self, hidden: torch.Tensor, frame_counts: torch.LongTensor) -> torch.Tensor:
         # written so that autograd keeps one tensor of this size (`centred`), as the unmasked kernel does
         frame_counts = frame_counts.to(hidden.device)
@@ -150,39 +107,23 @@ class GroupNormFrontEndLayer(FrontEndLayer):
 
 
 def front_end_layer(layer: nn.Module) -> FrontEndLayer:
-    """Ours in the place of one of transformers' layers."""
+    """Return ours in the place of one of transformers' layers."""
     is_group_norm = isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm)
     return (GroupNormFrontEndLayer if is_group_norm else FrontEndLayer)(layer)
 
 
 def convolve_in_pieces(layers: Sequence[FrontEndLayer], wav: torch.Tensor, piece: int = PIECE) -> torch.Tensor:
-    """What the layers give of an utterance, in memory that does not grow with its length.
+    """Apply all layers of a front end to an utterance's own samples [time], in memory that does not grow with it.
 
-    Arguments
-    ---------
-    layers : sequence of FrontEndLayer
-        Of a speech encoder, without padding.
-    wav : torch.Tensor
-        An utterance's own samples [time], at least what makes a frame.
-    piece : int
-        Frames of the output that are computed at a time.
-
-    Returns
-    -------
-    torch.Tensor
-        [frames, channels].
+    `piece` is how many frames of the output [frames, channels] are computed at a time.
 
     Example
     -------
     >>> from transformers import Wav2Vec2Config
     >>> from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder
-    >>> published = Wav2Vec2FeatureEncoder(Wav2Vec2Config(conv_dim=(8,) * 7))
-    >>> wav = torch.randn(16000)
-    >>> with torch.no_grad():
-    ...     found = convolve_in_pieces([front_end_layer(layer) for layer in published.conv_layers], wav, piece=20)
-    ...     expected = published(wav[None])
-    >>> found.shape, torch.allclose(found, expected[0].T, atol=1e-4)
-    (torch.Size([49, 8]), True)
+    >>> layers, wav = Wav2Vec2FeatureEncoder(Wav2Vec2Config(conv_dim=(8,) * 7)).conv_layers, torch.randn(16000)
+    >>> convolve_in_pieces([front_end_layer(layer) for layer in layers], wav, piece=20).shape
+    torch.Size([49, 8])
     """
     hop = math.prod(layer.conv.stride[0] for layer in layers)
     seen = 1  # samples that a frame of the output sees

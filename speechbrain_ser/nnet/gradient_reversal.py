@@ -21,22 +21,7 @@ class _Reverse(torch.autograd.Function):
 
 
 def dann_schedule(progress: float) -> float:
-    """From 0 to 1 along training: 2 / (1 + exp(-10 p)) - 1 (Ganin et al. 2016, section 5.2.2).
-
-    Arguments
-    ---------
-    progress : float
-        Share of the training that is done, 0 to 1.
-
-    Returns
-    -------
-    float
-
-    Example
-    -------
-    >>> dann_schedule(0.0), round(dann_schedule(1.0), 4)
-    (0.0, 0.9999)
-    """
+    """Grow from 0 to 1 along a training's progress: 2 / (1 + exp(-10 p)) - 1 (Ganin et al. 2016, section 5.2.2)."""
     return 2 / (1 + math.exp(-10 * progress)) - 1
 
 
@@ -51,12 +36,8 @@ class GradientReversal(nn.Module):
     strength : float
         Factor of the reversed gradient; -1 gives the plain gradient.
     schedule : str
-        ``constant``, or ``dann``: the strength grows from 0 with :attr:`progress`.
-
-    Attributes
-    ----------
-    progress : float
-        Share of the training that is done, 0 to 1; whoever trains sets it.
+        ``constant``, or ``dann``: the strength grows from 0 with :attr:`progress`, the share of the training that is
+        done (0 to 1), which whoever trains sets.
 
     Example
     -------
@@ -76,16 +57,5 @@ class GradientReversal(nn.Module):
         self.progress = 0.0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The input itself; its gradient comes back times ``-strength`` (times the schedule's value).
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            Of any shape.
-
-        Returns
-        -------
-        torch.Tensor
-            Like `x`.
-        """
+        """Return the input itself; its gradient comes back times ``-strength`` (times the schedule's value)."""
         return _Reverse.apply(x, self.strength * SCHEDULES[self.schedule](self.progress))

@@ -4,6 +4,7 @@ SpeechBrain's ``AdaptedModel`` and ``LoRA`` do it; PEFT is not needed (it is wit
 reads its layers' weights).
 """
 
+import copy
 from collections.abc import Mapping
 from fnmatch import fnmatch
 
@@ -12,9 +13,14 @@ from speechbrain.nnet.adapters import AdaptedModel, LoRA, replace_module
 from torch import nn
 
 from speechbrain_ser.errors import UserError, nearest
-from speechbrain_ser.nnet.seeded import build_seeded
+from speechbrain_ser.nnet.initialization import build_seeded
 
 DEFAULTS = {"rank": 8, "alpha": 16, "layers": ["q_proj", "v_proj"]}
+RULES = {
+    "rank": ("a whole number above 0", lambda x: isinstance(x, int) and x > 0),
+    "alpha": ("a number above 0", lambda x: isinstance(x, int | float) and 0 < x < float("inf")),
+    "layers": ("a list of names", lambda x: isinstance(x, list) and x and all(isinstance(name, str) for name in x)),
+}
 
 
 class LoRALinear(LoRA):
@@ -22,13 +28,11 @@ class LoRALinear(LoRA):
 
     @property
     def weight(self) -> torch.Tensor:
-        """Both in one [out, in]."""
         product = self.adapter_up_proj.weight @ self.adapter_down_proj.weight
         return self.pretrained_module.weight + self.scaling * product
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """As pretrained [out]."""
         return self.pretrained_module.bias
 
 
@@ -40,19 +44,12 @@ def add_lora(model: nn.Module, blocks: nn.ModuleList, settings: Mapping, seed: i
     Arguments
     ---------
     model : torch.nn.Module
-        Changed in place.
-    blocks : torch.nn.ModuleList
-        Those of its transformer blocks that learn.
+        Changed in place; `blocks` are those of its transformer blocks that learn.
     settings : mapping
         Perhaps without some of them: ``rank``, columns of the thin matrices; ``alpha``, their product counts
         alpha / rank times; ``layers``, names in a block or patterns of names (``["*"]``: every linear layer).
     seed : int
         Of the first matrices' initial weights; no other draw changes.
-
-    Raises
-    ------
-    UserError
-        For a setting that is unknown or out of range, or layers that the blocks do not have.
 
     Example
     -------
@@ -87,25 +84,15 @@ def _checked(settings) -> dict:
     if unknown := sorted(set(map(str, settings)) - set(DEFAULTS)):
         raise UserError(f"lora: expected {', '.join(DEFAULTS)}, found {unknown[0]}{nearest(unknown[0], DEFAULTS)}")
     settings = DEFAULTS | dict(settings)
-    rank, alpha, layers = settings["rank"], settings["alpha"], settings["layers"]
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise UserError(f"lora: rank: expected a whole number above 0, found {rank!r}")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < float("inf"):
-        raise UserError(f"lora: alpha: expected a number above 0, found {alpha!r}")
-    if not isinstance(layers, list) or not layers or not all(isinstance(name, str) for name in layers):
-        raise UserError(f"lora: layers: expected a list of names, found {layers!r}")
+    for name, (expected, is_right) in RULES.items():
+        if isinstance(settings[name], bool) or not is_right(settings[name]):
+            raise UserError(f"lora: {name}: expected {expected}, found {settings[name]!r}")
     return settings
 
 
 @torch.no_grad()
 def merge_lora(model: nn.Module) -> None:
-    """Make plain linear layers of those with LoRA, in place: the same results, no more cost, the model's own names.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        With or without LoRA.
-    """
+    """Make plain linear layers of those with LoRA, in place: the same results, no more cost, the model's own names."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoRALinear):
             module.pretrained_module.weight.copy_(module.weight)
@@ -113,22 +100,7 @@ def merge_lora(model: nn.Module) -> None:
 
 
 def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What a model's ``state_dict`` would be after :func:`merge_lora`; the model stays as it is.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        With or without LoRA.
-
-    Returns
-    -------
-    dict of str to torch.Tensor
-    """
-    state = model.state_dict()
-    for name, module in model.named_modules():
-        if isinstance(module, LoRALinear):
-            for key in [key for key in state if key.startswith(f"{name}.")]:
-                del state[key]
-            plain = {"weight": module.weight, "bias": module.bias}
-            state |= {f"{name}.{key}": value.detach() for key, value in plain.items() if value is not None}
-    return state
+    """Return what a model's ``state_dict`` would be after :func:`merge_lora`; the model stays as it is."""
+    merged = copy.deepcopy(model)
+    merge_lora(merged)
+    return merged.state_dict()

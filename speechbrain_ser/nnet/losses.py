@@ -5,113 +5,69 @@ import itertools
 import torch
 import torch.nn.functional as F
 
-from speechbrain_ser.nnet.masked_mse import masked_mse
+from speechbrain_ser.data.labels import UNKNOWN
+from speechbrain_ser.nnet.pooling import MaskedPooling
+from speechbrain_ser.processing.lengths import frame_mask
 
-UNKNOWN_SPEAKER = -1  # index of a speaker who is not trained on
+_MEAN = MaskedPooling("mean")
 
 
-def emotion_loss(
-    logits: torch.Tensor, emotion: torch.Tensor, class_weights: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Cross-entropy of the emotion, in float32.
+def masked_mse(prediction: torch.Tensor, target: torch.Tensor, frame_counts: torch.Tensor) -> torch.Tensor:
+    """Return the squared error [batch] averaged over an utterance's own frames and all bands (Hsu et al. 2023, eq. 3).
 
-    Arguments
-    ---------
-    logits : torch.Tensor
-        [batch, classes].
-    emotion : torch.Tensor
-        [batch], class indices.
-    class_weights : torch.Tensor, optional
-        [classes].
-
-    Returns
-    -------
-    torch.Tensor
-        [batch].
+    Long and short utterances count alike, and padding not at all, whatever it holds: both spectrograms are
+    [batch, frames, bands], of which `frame_counts` [batch] are an utterance's own.
 
     Example
     -------
-    >>> emotion_loss(torch.zeros(1, 4), torch.tensor([2])).exp()
-    tensor([4.])
+    >>> target = torch.zeros(2, 3, 1)
+    >>> prediction = torch.tensor([[1.0, 1.0, 4.0], [3.0, 99.0, 99.0]])[:, :, None]
+    >>> masked_mse(prediction, target, torch.tensor([3, 1]))
+    tensor([6., 9.])
     """
-    return F.cross_entropy(logits.float(), emotion, class_weights, reduction="none")
+    if prediction.shape != target.shape:
+        shapes = f"{list(target.shape)}, found {list(prediction.shape)}"
+        raise ValueError(f"expected a prediction of the target's shape {shapes}")
+    wide = torch.promote_types(prediction.dtype, torch.float32)
+    padding = ~frame_mask(frame_counts.to(prediction.device), prediction.shape[1])[:, :, None]
+    # before squaring: the gradient of a square is its argument, and 0 * nan is nan
+    error = (prediction.to(wide) - target.to(wide)).masked_fill(padding, 0.0)
+    return _MEAN(error.square(), frame_counts).mean(dim=1)
 
 
-def speaker_loss(logits: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the speaker, in float32; 0 for speakers who are not trained on.
+def mean_spectrum_mse(target: torch.Tensor, frame_counts: torch.Tensor) -> torch.Tensor:
+    """Return the error [batch] of an utterance's own mean spectrum on every frame of `target` [batch, frames, bands].
 
-    Arguments
-    ---------
-    logits : torch.Tensor
-        [batch, speakers].
-    speaker : torch.Tensor
-        [batch], indices or :data:`UNKNOWN_SPEAKER`.
+    That is what a decoder that knows who speaks, but not what, can reach: an oracle to be well below.
+    """
+    mean = _MEAN(target, frame_counts)[:, None, :]  # (batch, 1, bands)
+    return masked_mse(mean.expand_as(target), target, frame_counts)
 
-    Returns
-    -------
-    torch.Tensor
-        [batch].
+
+def cross_entropy(logits: torch.Tensor, label: torch.Tensor, class_weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the cross-entropy [batch] of a label, in float32; 0 where nobody of the training part has that label.
+
+    `logits` are [batch, classes], `label` class indices or :data:`speechbrain_ser.data.labels.UNKNOWN` [batch],
+    `class_weights` [classes].
 
     Example
     -------
-    >>> speaker_loss(torch.zeros(2, 4), torch.tensor([2, UNKNOWN_SPEAKER])).exp()
+    >>> cross_entropy(torch.zeros(2, 4), torch.tensor([2, UNKNOWN])).exp()
     tensor([4., 1.])
     """
-    return F.cross_entropy(logits.float(), speaker, ignore_index=UNKNOWN_SPEAKER, reduction="none")
-
-
-def remainder(weight: float) -> float:
-    """What is left of 1 for the other of two tasks (Hsu et al. 2023, eq. 7).
-
-    Example
-    -------
-    >>> remainder(0.1)
-    0.9
-    """
-    return 1 - weight
+    return F.cross_entropy(logits.float(), label, class_weights, ignore_index=UNKNOWN, reduction="none")
 
 
 def reconstruction_loss(outputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean squared error of an utterance's reconstructed spectrogram (Hsu et al. 2023, eq. 3), in float32.
-
-    Arguments
-    ---------
-    outputs : dict of str to torch.Tensor
-        ``reconstruction`` and ``target`` [batch, frames, bands], ``mel_frames`` [batch] own frames.
-
-    Returns
-    -------
-    torch.Tensor
-        [batch].
-
-    Example
-    -------
-    >>> mel = torch.zeros(1, 3, 80)
-    >>> outputs = {"reconstruction": mel + 0.5, "target": mel, "mel_frames": torch.tensor([3])}
-    >>> reconstruction_loss(outputs)
-    tensor([0.2500])
-    """
+    """Return :func:`masked_mse` [batch] of a model's outputs ``reconstruction``, ``target`` and ``mel_frames``."""
     return masked_mse(outputs["reconstruction"], outputs["target"], outputs["mel_frames"])
 
 
 def ctc_loss(logits: torch.Tensor, frames: torch.Tensor, targets: list[torch.Tensor], blank: int = 0) -> torch.Tensor:
-    """CTC summed over an utterance's tokens, in float32 (Cai et al. 2021, eq. 1).
+    """Return CTC summed over an utterance's tokens [batch] (Cai et al. 2021, eq. 1).
 
-    Arguments
-    ---------
-    logits : torch.Tensor
-        [batch, frames, tokens], before the softmax.
-    frames : torch.Tensor
-        [batch], valid frames of each utterance.
-    targets : list of torch.Tensor
-        A tensor of token indices for each utterance; may be empty.
-    blank : int
-        Index of the blank.
-
-    Returns
-    -------
-    torch.Tensor
-        [batch]; 0 where no path exists (more tokens than frames), which the caller reports beforehand.
+    It is 0 where no path exists (fewer frames than :func:`frames_needed`), which the caller reports beforehand.
+    `logits` are [batch, frames, tokens], `frames` an utterance's own [batch], `targets` its token indices.
 
     Example
     -------
@@ -133,7 +89,7 @@ def ctc_loss(logits: torch.Tensor, frames: torch.Tensor, targets: list[torch.Ten
 
 
 def frames_needed(tokens: list[int]) -> int:
-    """The fewest frames on which CTC can spell tokens: one each, and a blank between equal neighbours.
+    """Return the fewest frames on which CTC can spell tokens: one each, and a blank between equal neighbours.
 
     Example
     -------

@@ -4,64 +4,10 @@ import torch
 from speechbrain.lobes.models.ECAPA_TDNN import AttentiveStatisticsPooling
 from torch import nn
 
+from speechbrain_ser.processing.lengths import check_frame_counts, frame_mask
+
 MODES = ("mean", "sum", "mean_std", "attentive")
 LEAST_VARIANCE = 1e-12  # the square root has no gradient at 0
-
-
-def frame_mask(frame_counts: torch.Tensor, max_frames: int) -> torch.Tensor:
-    """True on an utterance's own frames, False on padding.
-
-    Arguments
-    ---------
-    frame_counts : torch.LongTensor
-        Own frames of each utterance [batch].
-    max_frames : int
-        Frames of the padded batch.
-
-    Returns
-    -------
-    torch.BoolTensor
-        [batch, frames].
-
-    Example
-    -------
-    >>> frame_mask(torch.tensor([1, 3]), 3)
-    tensor([[ True, False, False],
-            [ True,  True,  True]])
-    """
-    positions = torch.arange(max_frames, device=frame_counts.device)
-    return positions[None, :] < frame_counts[:, None]  # [batch, frames]
-
-
-def check_frame_counts(frame_counts: torch.Tensor, max_frames: int) -> int:
-    """Refuse an utterance without a frame, or with more than its batch has.
-
-    Arguments
-    ---------
-    frame_counts : torch.LongTensor
-        Own frames of each utterance [batch].
-    max_frames : int
-        Frames of the padded batch.
-
-    Returns
-    -------
-    int
-        Frames of the shortest utterance.
-
-    Raises
-    ------
-    ValueError
-        When a count is out of range.
-
-    Example
-    -------
-    >>> check_frame_counts(torch.tensor([2, 3]), 3)
-    2
-    """
-    lowest, highest = torch.stack(frame_counts.aminmax()).tolist()  # one look at the device for both bounds
-    if lowest < 1 or highest > max_frames:
-        raise ValueError(f"frame_counts must lie in 1 to {max_frames}, found {lowest} to {highest}")
-    return lowest
 
 
 class MaskedPooling(nn.Module):
@@ -79,8 +25,6 @@ class MaskedPooling(nn.Module):
     >>> x = torch.tensor([[[1.0], [3.0], [99.0]]])  # one utterance of two frames, one frame of padding
     >>> MaskedPooling("mean")(x, torch.tensor([2]))
     tensor([[2.]])
-    >>> MaskedPooling("sum")(x, torch.tensor([2]))
-    tensor([[4.]])
     >>> MaskedPooling("mean_std")(x, torch.tensor([2]))
     tensor([[2., 1.]])
     """
@@ -93,23 +37,7 @@ class MaskedPooling(nn.Module):
         self.attention = None
 
     def set_up(self, channels: int) -> int:
-        """Draw what attentive pooling learns.
-
-        Arguments
-        ---------
-        channels : int
-            Of the frames.
-
-        Returns
-        -------
-        int
-            Channels of the vector that these frames become.
-
-        Example
-        -------
-        >>> MaskedPooling("sum").set_up(768), MaskedPooling("mean_std").set_up(768)
-        (768, 1536)
-        """
+        """Draw what attentive pooling of frames with so many channels learns; return the channels of their vector."""
         if self.mode == "attentive":
             self.attention = AttentiveStatisticsPooling(channels)
             # batch norm would mix utterances, and padding, of a micro-batch; of the rest only the layers are used: its
@@ -117,34 +45,20 @@ class MaskedPooling(nn.Module):
             self.attention.tdnn.norm = nn.Identity()
         return channels * (2 if self.mode in ("mean_std", "attentive") else 1)
 
-    def extra_repr(self) -> str:
-        return repr(self.mode)
-
     def forward(self, x: torch.Tensor, frame_counts: torch.Tensor) -> torch.Tensor:
-        """Pool a padded batch.
+        """Pool [batch, frames, channels], whatever stands on padding, to [batch, channels] or [batch, 2 * channels].
 
-        Arguments
-        ---------
-        x : torch.Tensor
-            Frames [batch, frames, channels]; what stands past an utterance's end is ignored, whatever it is.
-        frame_counts : torch.LongTensor
-            Own frames of each utterance [batch], 1 to frames.
-
-        Returns
-        -------
-        torch.Tensor
-            [batch, channels], or [batch, 2 * channels] of mean and deviation; in float32 at least: a sum over hundreds
-            of frames outgrows half precision.
-
-        Raises
-        ------
-        ValueError
-            When the shapes do not match, or an utterance has no frame or more than the batch.
+        In float32 at least: a sum over hundreds of frames outgrows half precision. An utterance has 1 to frames of its
+        own, `frame_counts` [batch]; anything else is a ValueError.
         """
-        _check(x, frame_counts)
+        if x.dim() != 3 or frame_counts.shape != x.shape[:1]:
+            shapes = f"{list(x.shape)} and {list(frame_counts.shape)}"
+            raise ValueError(f"expected frames [batch, frames, channels] and frame_counts [batch], found {shapes}")
+        if not torch.compiler.is_exporting():  # a graph has no errors to raise
+            check_frame_counts(frame_counts, x.shape[1])
         frame_counts = frame_counts.to(x.device)
         own = frame_mask(frame_counts, x.shape[1])[:, :, None]  # [batch, frames, 1]
-        x = x.masked_fill(~own, 0.0).to(_at_least_float32(x.dtype))
+        x = x.masked_fill(~own, 0.0).to(torch.promote_types(x.dtype, torch.float32))
         if self.mode in ("mean", "sum"):
             total = x.sum(dim=1)  # [batch, channels]
             return total if self.mode == "sum" else total / frame_counts[:, None]
@@ -166,17 +80,3 @@ def _mean_std(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     mean = (weights * x).sum(dim=1)  # [batch, channels]
     variance = (weights * (x - mean[:, None]).square()).sum(dim=1)
     return torch.cat([mean, variance.clamp(min=LEAST_VARIANCE).sqrt()], dim=1)
-
-
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
-def _check(x: torch.Tensor, frame_counts: torch.Tensor) -> None:
-    if x.dim() != 3 or frame_counts.shape != x.shape[:1]:
-        raise ValueError(
-            "expected frames [batch, frames, channels] and frame_counts [batch], "
-            f"found {list(x.shape)} and {list(frame_counts.shape)}"
-        )
-    if not torch.compiler.is_exporting():  # a graph has no errors to raise
-        check_frame_counts(frame_counts, x.shape[1])

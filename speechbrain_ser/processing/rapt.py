@@ -8,13 +8,24 @@ the whole recording, not over about a second at a time.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy import fft, signal
 
-from ..errors import UserError
+from speechbrain_ser.errors import UserError
 
+# Talkin's constants, with the values of `get_f0` and SPTK
+CANDIDATE_THRESHOLD = 0.3  # only correlation peaks above this part of the frame's highest are candidates
+MAX_CANDIDATES = 19  # of a frame, beside being unvoiced
+LAG_WEIGHT = 0.3  # how much a peak at the longest lag is lowered: the first of several equal peaks is the period
+FREQUENCY_WEIGHT = 0.02  # cost of a period that changes at a rate of one e-fold a second
+OCTAVE_COST = 0.35  # of doubling or halving the period
+TRANSITION_COST = 0.005  # of switching between voiced and unvoiced
+TRANSITION_AMPLITUDE = 0.5  # its part by the change of level: voices start where it rises and end where it falls
+TRANSITION_SPECTRUM = 0.5  # its part by the change of spectrum
+WINDOW = 0.0075  # seconds that are correlated
 COARSE_RATE = 2000  # Hz: of the signal in which peaks are looked for first
 FILTER_SECONDS = 0.005  # length of the decimation filter
 PATCH = 7  # lags at full rate looked at around a coarse peak
@@ -22,57 +33,11 @@ STATION_WINDOW = 0.03  # seconds of a window in which level and spectrum are mea
 STATION_GAP = 0.02  # seconds between two such windows
 PRE_EMPHASIS = 0.4
 WHITE_FLOOR_DB = 30.0  # of the white noise that keeps linear prediction stable
-TINY = 1e-12  # power, of a signal of peak 1: no division by zero where there is digital silence
+# the white noise that silence is taken to hold, in a signal of peak 1 (SPTK adds a deviation of 50 to samples of 16
+# bits); the rest stands against a division by zero where there is digital silence
+NOISE_POWER = (50 / 32768) ** 2 + 1e-12
+
 BLOCK = 2048  # frames whose correlations are in memory at once
-
-
-@dataclass(frozen=True)
-class Constants:
-    """Talkin's constants; the defaults are those of `get_f0` and SPTK.
-
-    Arguments
-    ---------
-    candidate_threshold : float
-        Only correlation peaks above this part of the frame's highest are candidates.
-    lag_weight : float
-        How much a peak at the longest lag is lowered: the first of several equal peaks is the period.
-    frequency_weight : float
-        Cost of a period that changes at a rate of one e-fold a second.
-    transition_cost : float
-        Cost of switching between voiced and unvoiced.
-    transition_amplitude : float
-        Its part that depends on the change of level: voices start where it rises and end where it falls.
-    transition_spectrum : float
-        Its part that depends on the change of spectrum.
-    voice_bias : float
-        Added to the cost of being unvoiced.
-    octave_cost : float
-        Cost of doubling or halving the period.
-    window : float
-        Seconds that are correlated.
-    max_candidates : int
-        Of a frame, the unvoiced one included.
-    noise : float
-        Deviation of the white noise that silence is taken to hold, as a part of the recording's peak. SPTK adds noise
-        of 50 to samples of 16 bits.
-    """
-
-    candidate_threshold: float = 0.3
-    lag_weight: float = 0.3
-    frequency_weight: float = 0.02
-    transition_cost: float = 0.005
-    transition_amplitude: float = 0.5
-    transition_spectrum: float = 0.5
-    voice_bias: float = 0.0
-    octave_cost: float = 0.35
-    window: float = 0.0075
-    max_candidates: int = 20
-    noise: float = 50 / 32768
-
-    @property
-    def noise_power(self) -> float:
-        """Of one sample."""
-        return self.noise**2 + TINY
 
 
 @dataclass(frozen=True)
@@ -87,7 +52,6 @@ class Grid:
 
     @property
     def lags(self) -> int:
-        """Number of lags."""
         return self.last_lag - self.first_lag + 1
 
     @property
@@ -105,122 +69,57 @@ class Grid:
 
 
 def frame_count(n_samples: int, hop: int = 256) -> int:
-    """Frames of a recording: those of SpeechSplit's mel spectrogram, n_samples // hop + 1.
+    """Return the frames of a recording: those of SpeechSplit's mel spectrogram, n_samples // hop + 1.
 
-    Arguments
-    ---------
-    n_samples : int
-        Length of the recording.
-    hop : int
-        Samples from frame to frame.
-
-    Returns
-    -------
-    int
-        `pysptk.rapt` gives ceil(n_samples / hop), one less where hop divides n_samples; SpeechSplit's program appends a
-        sample then.
-
-    Example
-    -------
-    >>> frame_count(30372), frame_count(512)
-    (119, 3)
+    `pysptk.rapt` gives one less where hop divides n_samples; SpeechSplit's program appends a sample then.
     """
     return n_samples // hop + 1
 
 
 def rapt(
-    wav: np.ndarray,
-    sample_rate: int = 16_000,
-    hop: int = 256,
-    f_min: float = 50.0,
-    f_max: float = 600.0,
-    **constants: float,
+    wav: np.ndarray, sample_rate: int = 16_000, hop: int = 256, f_min: float = 50.0, f_max: float = 600.0
 ) -> np.ndarray:
-    """Fundamental frequency, frame by frame.
+    """Return the fundamental frequency in Hz, 0 where unvoiced, float64 [frame_count(time)].
+
+    As in `get_f0` the last frames (two or three of 256 samples), whose lags would reach past the end, are unvoiced.
 
     Arguments
     ---------
     wav : np.ndarray
-        Samples [time] at any level; only their ratio to the largest matters.
-    sample_rate : int
-        In Hz.
+        Finite samples [time] at any level; only their ratio to the largest matters.
     hop : int
         Samples from frame to frame. Frame i correlates what starts at sample i * hop.
     f_min, f_max : float
         Lowest and highest frequency, in Hz.
-    **constants : float
-        Any of `Constants`.
-
-    Returns
-    -------
-    np.ndarray
-        float64 [frame_count(time)], in Hz, 0 where unvoiced. As in `get_f0` the last frames (two or three of 256
-        samples), whose lags would reach past the end, are unvoiced.
-
-    Raises
-    ------
-    ValueError
-        Samples that are not finite or not [time].
-    UserError
-        Frequencies that do not fit the sample rate, or too close to each other.
 
     Example
     -------
     >>> pulses = np.zeros(16_000)
     >>> pulses[::160] = 1.0
-    >>> f0 = rapt(pulses)
-    >>> f0.shape, f0[30].round(2)
-    ((63,), np.float64(100.0))
+    >>> rapt(pulses)[30].round(2)
+    np.float64(100.0)
     """
     wav = np.asarray(wav, dtype=np.float64)
-    _check(wav, hop)
-    check_range(sample_rate, f_min, f_max)
-    settings = Constants(**constants)
-    grid = _grid(sample_rate, hop, f_min, f_max, settings.window)
+    if wav.ndim != 1 or not np.isfinite(wav).all():
+        found = f"the shape {list(wav.shape)}" if wav.ndim != 1 else "NaN or infinity"
+        raise ValueError(f"expected finite samples [time], found {found}")
+    grid = grid_of(sample_rate, hop, f_min, f_max)
     f0 = np.zeros(frame_count(len(wav), hop))
     frames = grid.analysed(len(wav))
     peak = np.abs(wav).max(initial=0.0)
     if not frames or not peak:
         return f0
     wav = wav / peak
-    candidates = _candidates(wav, frames, grid, settings)
-    changes = _changes(wav, frames, grid, settings)
-    periods = _best_path(candidates, changes, grid, settings)
+    periods = _best_path(_candidates(wav, frames, grid), *_changes(wav, frames, grid), grid)
     voiced = periods > 0
     f0[:frames][voiced] = sample_rate / periods[voiced]
     return f0
 
 
-def _check(wav, hop):
-    if wav.ndim != 1:
-        raise ValueError(f"expected samples [time], found the shape {list(wav.shape)}")
-    if not np.isfinite(wav).all():
-        raise ValueError("expected finite samples, found NaN or infinity")
-    if hop < 1:
-        raise ValueError(f"expected a hop of at least 1 sample, found {hop}")
+def grid_of(sample_rate: int, hop: int, f_min: float, f_max: float) -> Grid:
+    """Lay out frames and lags; a UserError where frequencies do not fit the sample rate or are too close to each other.
 
-
-def check_range(sample_rate: int, f_min: float, f_max: float) -> None:
-    """Refuse frequencies that cannot be looked for.
-
-    Arguments
-    ---------
-    sample_rate : int
-        In Hz.
-    f_min, f_max : float
-        Lowest and highest frequency, in Hz.
-
-    Raises
-    ------
-    UserError
-        They do not fit the sample rate, or are so close that the coarse pass has no peak between them.
-
-    Example
-    -------
-    >>> check_range(16_000, 600, 50)
-    Traceback (most recent call last):
-    speechbrain_ser.errors.UserError: F0: expected 1.6 < f_min < f_max < 8000 Hz at a sample rate of 16000,
-    found f_min=600, f_max=50
+    Between those that are too close the coarse pass has no peak.
     """
     lowest, highest = sample_rate / 10_000, sample_rate / 2
     found = f"found f_min={f_min:g}, f_max={f_max:g}"
@@ -228,106 +127,66 @@ def check_range(sample_rate: int, f_min: float, f_max: float) -> None:
         raise UserError(
             f"F0: expected {lowest:g} < f_min < f_max < {highest:g} Hz at a sample rate of {sample_rate}, {found}"
         )
-    grid = _grid(sample_rate, 1, f_min, f_max, Constants.window)
+    first, last = (int(sample_rate / f + 0.5) for f in (f_max, f_min))
+    grid = Grid(sample_rate, hop, int(WINDOW * sample_rate + 0.5), first, last)
     if grid.lags < 3 * grid.decimation:
         raise UserError(f"F0: expected f_min and f_max at least {3000 / COARSE_RATE:g} ms of period apart, {found}")
+    return grid
 
 
-def _grid(sample_rate, hop, f_min, f_max, window):
-    first, last = (int(sample_rate / f + 0.5) for f in (f_max, f_min))
-    return Grid(sample_rate, hop, int(window * sample_rate + 0.5), first, last)
+class Candidates(NamedTuple):
+    """Of each frame, by lag; unused places have the cost infinity."""
+
+    lags: np.ndarray  # in whole samples [frames, candidates]
+    periods: np.ndarray  # the same, interpolated [frames, candidates]
+    costs: np.ndarray  # of taking the candidate [frames, candidates]
+    unvoiced: np.ndarray  # of taking none [frames]
 
 
-# ------------------------------------------------------------------ candidates: peaks of the cross-correlation
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Of each frame, by lag; unused places have the cost infinity.
-
-    Arguments
-    ---------
-    lags : np.ndarray
-        In whole samples [frames, candidates].
-    periods : np.ndarray
-        The same, interpolated [frames, candidates].
-    costs : np.ndarray
-        Of taking the candidate [frames, candidates].
-    unvoiced : np.ndarray
-        Of taking none [frames].
-    """
-
-    lags: np.ndarray
-    periods: np.ndarray
-    costs: np.ndarray
-    unvoiced: np.ndarray
-
-
-def _candidates(wav, frames, grid, settings):
+def _candidates(wav, frames, grid):
     """Two passes: peaks of the decimated signal, then those at full rate close to them."""
-    coarse_wav, coarse_noise = _decimate(wav, grid, settings.noise_power)
-    places = settings.max_candidates - 1
-    lags, periods, costs = np.ones((frames, places)), np.ones((frames, places)), np.full((frames, places), np.inf)
+    coarse_wav, coarse_noise = _decimate(wav, grid)
+    shape = frames, MAX_CANDIDATES
+    lags, periods, costs = np.ones(shape), np.ones(shape), np.full(shape, np.inf)
     unvoiced = np.empty(frames)
     for block in (slice(i, min(i + BLOCK, frames)) for i in range(0, frames, BLOCK)):
         starts = np.arange(block.start, block.stop) * grid.hop
-        near = _near_coarse_peaks(coarse_wav, coarse_noise, starts, grid, settings)  # [frames, lags]
-        correlation = nccf(wav, starts, grid.window, grid.first_lag, grid.lags, settings.noise_power)
+        near = _near_coarse_peaks(coarse_wav, coarse_noise, starts, grid)  # [frames, lags]
+        correlation = _nccf(wav, starts, grid.window, grid.first_lag, grid.lags, NOISE_POWER)
         correlation = np.where(near, correlation, 0.0)
-        unvoiced[block] = correlation.max(axis=1).clip(min=0.0) + settings.voice_bias
-        rows, columns = _peaks(correlation, settings.candidate_threshold)
+        unvoiced[block] = correlation.max(axis=1).clip(min=0.0)
+        rows, columns = _peaks(correlation)
         heights = correlation[rows, columns]
-        place, kept = _places(rows, heights, places)
+        place, kept = _places(rows, heights)
         rows, columns, heights = rows[kept], columns[kept], heights[kept]
         lag = columns + grid.first_lag
         at = (rows + block.start, place[kept])
         lags[at] = lag
         periods[at] = lag + _vertex(correlation, rows, columns)[0]
-        costs[at] = 1 - heights * (1 - lag * settings.lag_weight / grid.last_lag)
+        costs[at] = 1 - heights * (1 - lag * LAG_WEIGHT / grid.last_lag)
     most = max(1, int(np.isfinite(costs).sum(axis=1).max()))
     return Candidates(lags[:, :most], periods[:, :most], costs[:, :most], unvoiced)
 
 
-def _decimate(wav, grid, noise_power):
+def _decimate(wav, grid):
     """The signal at about 2 kHz, in phase with the original, and the power that noise has left there."""
     every = grid.decimation
     if every == 1:
-        return wav, noise_power
+        return wav, NOISE_POWER
     taps = int(grid.sample_rate * FILTER_SECONDS) | 1
     half = taps // 2
     time = np.arange(-half, half + 1)
     kernel = np.sinc(time / every) / every * (0.5 + 0.5 * np.cos(2 * np.pi * time / taps))
     lead = -half % every  # so that the filter's delay is a whole number of coarse samples
     filtered = signal.upfirdn(kernel, np.concatenate([np.zeros(lead), wav]), down=every)
-    return filtered[(half + lead) // every :], noise_power * np.square(kernel).sum()
+    return filtered[(half + lead) // every :], NOISE_POWER * np.square(kernel).sum()
 
 
-def nccf(wav: np.ndarray, starts: np.ndarray, window: int, first_lag: int, lags: int, noise_power: float) -> np.ndarray:
-    """Normalised cross-correlation of windows with what follows them.
+def _nccf(wav, starts, window, first_lag, lags, noise_power):
+    """Normalised cross-correlation [frames, lags] of windows, less their mean, with what follows them in `wav` [time].
 
-    Arguments
-    ---------
-    wav : np.ndarray
-        Samples [time].
-    starts : np.ndarray
-        First sample of each window [frames]; window + first_lag + lags samples must follow.
-    window : int
-        Samples of a window.
-    first_lag, lags : int
-        Shortest lag and number of lags.
-    noise_power : float
-        Added per sample to the energies: quiet frames correlate less.
-
-    Returns
-    -------
-    np.ndarray
-        [frames, lags], in -1 to 1. The mean of the window is taken off first.
-
-    Example
-    -------
-    >>> tone = np.sin(2 * np.pi * np.arange(400) / 50)
-    >>> nccf(tone, np.array([0]), 100, 50, 26, 1e-9).round(3)[0, [0, 25]]
-    array([ 1., -1.])
+    Windows begin at `starts` [frames]. The noise's power is added per sample to the energies: quiet frames correlate
+    less.
     """
     span = window + first_lag + lags - 1
     parts = sliding_window_view(wav, span)[starts]  # [frames, span]
@@ -341,26 +200,26 @@ def nccf(wav: np.ndarray, starts: np.ndarray, window: int, first_lag: int, lags:
     return products / np.sqrt((sums[:, window - 1, None] + floor) * (energies.clip(min=0.0) + floor))
 
 
-def _near_coarse_peaks(wav, noise_power, starts, grid, settings):
+def _near_coarse_peaks(wav, noise_power, starts, grid):
     """True at the lags of full rate that are worth a look [frames, lags]."""
     every = grid.decimation
     first = max(1, grid.first_lag // every)
-    correlation = nccf(wav, starts // every, 1 + grid.window // every, first, 1 + grid.lags // every, noise_power)
-    rows, columns = _peaks(correlation, settings.candidate_threshold)
+    correlation = _nccf(wav, starts // every, 1 + grid.window // every, first, 1 + grid.lags // every, noise_power)
+    rows, columns = _peaks(correlation)
     offsets, heights = _vertex(correlation, rows, columns)
     lags = (columns + first) * every + (offsets * every + 0.5).astype(int)
-    heights = heights * (1 - lags * settings.lag_weight / grid.lags)
-    _, kept = _places(rows, heights, settings.max_candidates - 1)
+    heights = heights * (1 - lags * LAG_WEIGHT / grid.lags)
+    _, kept = _places(rows, heights)
     begin = (lags[kept] - PATCH // 2 - grid.first_lag).clip(0, grid.lags - PATCH)
     near = np.zeros((len(starts), grid.lags), dtype=bool)
     near[rows[kept, None], begin[:, None] + np.arange(PATCH)] = True
     return near
 
 
-def _peaks(correlation, threshold):
+def _peaks(correlation):
     """Frames and columns of the local maxima (plateaus too) above a part of each frame's highest value."""
     middle = correlation[:, 1:-2]
-    high = middle > threshold * correlation.max(axis=1, keepdims=True).clip(min=0.0)
+    high = middle > CANDIDATE_THRESHOLD * correlation.max(axis=1, keepdims=True).clip(min=0.0)
     rows, columns = np.nonzero(high & (middle >= correlation[:, :-3]) & (middle >= correlation[:, 2:-1]))
     return rows, columns + 1
 
@@ -374,11 +233,11 @@ def _vertex(values, rows, columns):
     return offset, at - 0.5 * bend * np.square(offset)
 
 
-def _places(rows, heights, limit):
-    """The place of each peak within its frame, by lag, and whether it is among the frame's `limit` highest."""
+def _places(rows, heights):
+    """The place of each peak within its frame, by lag, and whether it is among the frame's highest."""
     order = np.lexsort((-heights, rows))
     kept = np.zeros(len(rows), dtype=bool)
-    kept[order] = _rank(rows) < limit
+    kept[order] = _rank(rows) < MAX_CANDIDATES
     place = np.full(len(rows), -1)
     place[kept] = _rank(rows[kept])
     return place, kept
@@ -389,26 +248,8 @@ def _rank(rows):
     return np.arange(len(rows)) - np.searchsorted(rows, rows)
 
 
-# ------------------------------------------------------------------ changes of level and spectrum
-
-
-@dataclass(frozen=True)
-class Changes:
-    """From the sound before a frame to the sound after it.
-
-    Arguments
-    ---------
-    level : np.ndarray
-        Ratio of RMS levels, after / before [frames].
-    stationarity : np.ndarray
-        High where the spectrum stays [frames].
-    """
-
-    level: np.ndarray
-    stationarity: np.ndarray
-
-
-def _changes(wav, frames, grid, settings):
+def _changes(wav, frames, grid):
+    """Ratio of RMS levels after / before a frame, and how stationary its spectrum is, both [frames]."""
     span, gap = (int(seconds * grid.sample_rate) for seconds in (STATION_WINDOW, STATION_GAP))
     lead = (gap - span) // 2  # windows `gap` apart meet about a frame's first sample
     level, stationarity = np.ones(frames), np.full(frames, 0.02)  # where there is no past
@@ -416,55 +257,39 @@ def _changes(wav, frames, grid, settings):
     starts = np.arange(known, frames) * grid.hop + lead
     back = max(1, gap // grid.hop)  # frames to the window before
     if len(starts) <= back:
-        return Changes(level, stationarity)
+        return level, stationarity
     blocks = [starts[i : i + BLOCK] for i in range(0, len(starts), BLOCK)]
-    parts = [_level_and_spectrum(wav, block, span, grid, settings) for block in blocks]
+    parts = [_level_and_spectrum(wav, block, span, grid) for block in blocks]
     rms, autocorrelation, predictor = map(np.concatenate, zip(*parts, strict=True))
     past = starts[back:] >= gap
     level[known + back :] = np.where(past, rms[back:] / rms[:-back], 1.0)
-    distance = itakura(predictor[back:], predictor[:-back], autocorrelation[:-back])
+    distance = _itakura(predictor[back:], predictor[:-back], autocorrelation[:-back])
     stationarity[known + back :] = np.where(past, 0.2 / (distance - 0.8), 0.02)
-    return Changes(level, stationarity)
+    return level, stationarity
 
 
-def _level_and_spectrum(wav, starts, span, grid, settings):
+def _level_and_spectrum(wav, starts, span, grid):
     """RMS [frames], autocorrelation and linear predictor [frames, order + 1] of windows."""
     order = 2 + grid.sample_rate // 1000
     parts = sliding_window_view(wav, span)[starts]  # [frames, span]
     hann = _hann(span)
-    power = np.square(parts) @ np.square(hann) + settings.noise_power * np.square(hann).sum()
+    power = np.square(parts) @ np.square(hann) + NOISE_POWER * np.square(hann).sum()
     shaped = (parts[:, 1:] - PRE_EMPHASIS * parts[:, :-1]) * _hann(span - 1)
     size = fft.next_fast_len(span + order, real=True)
     autocorrelation = fft.irfft(np.square(np.abs(fft.rfft(shaped, size))), size)[:, : order + 1]
-    noise = settings.noise_power * np.square(hann).sum()
+    noise = NOISE_POWER * np.square(hann).sum()
     autocorrelation[:, :2] += noise * np.array([1 + PRE_EMPHASIS**2, -PRE_EMPHASIS])
     autocorrelation /= autocorrelation[:, :1]
     autocorrelation[:, 1:] /= 1 + 10 ** (-WHITE_FLOOR_DB / 20)
-    return np.sqrt(power / span), autocorrelation, linear_predictor(autocorrelation)
+    return np.sqrt(power / span), autocorrelation, _linear_predictor(autocorrelation)
 
 
 def _hann(size):
     return 0.5 - 0.5 * np.cos(2 * np.pi * (np.arange(size) + 0.5) / size)
 
 
-def linear_predictor(autocorrelation: np.ndarray) -> np.ndarray:
-    """Durbin's recursion, for many frames at once.
-
-    Arguments
-    ---------
-    autocorrelation : np.ndarray
-        At lags 0 to order [frames, order + 1].
-
-    Returns
-    -------
-    np.ndarray
-        The filter that leaves the least power [frames, order + 1]; its first coefficient is 1.
-
-    Example
-    -------
-    >>> linear_predictor(np.array([[1.0, 0.5, 0.25]])).tolist()
-    [[1.0, -0.5, 0.0]]
-    """
+def _linear_predictor(autocorrelation):
+    """Durbin's recursion for all frames at once, [frames, order + 1] to [frames, order + 1] that begin with 1."""
     predictor = np.zeros_like(autocorrelation)
     predictor[:, 0] = 1.0
     error = autocorrelation[:, 0].copy()
@@ -475,29 +300,8 @@ def linear_predictor(autocorrelation: np.ndarray) -> np.ndarray:
     return predictor
 
 
-def itakura(predictor: np.ndarray, own: np.ndarray, autocorrelation: np.ndarray) -> np.ndarray:
-    """Itakura's distance: how much more power a predictor leaves than the sound's own.
-
-    Arguments
-    ---------
-    predictor : np.ndarray
-        Of another sound [frames, order + 1].
-    own : np.ndarray
-        Of this sound [frames, order + 1].
-    autocorrelation : np.ndarray
-        Of this sound [frames, order + 1].
-
-    Returns
-    -------
-    np.ndarray
-        [frames], at least 1.
-
-    Example
-    -------
-    >>> sound = np.array([[1.0, 0.5]])
-    >>> itakura(np.array([[1.0, 0.0]]), linear_predictor(sound), sound).round(3)
-    array([1.333])
-    """
+def _itakura(predictor, own, autocorrelation):
+    """Itakura's distance [frames]: how much more power another sound's predictor leaves than the sound's own."""
     return _residual(predictor, autocorrelation) / _residual(own, autocorrelation)
 
 
@@ -510,35 +314,29 @@ def _residual(predictor, autocorrelation):
     return (own * autocorrelation).sum(axis=1)
 
 
-# ------------------------------------------------------------------ the cheapest path through the candidates
-
-
-def _best_path(candidates, changes, grid, settings):
+def _best_path(candidates, level, stationarity, grid):
     """Period of each frame, 0 where unvoiced [frames]. The last column of every table is the unvoiced candidate."""
     frames = len(candidates.unvoiced)
-    switch = settings.transition_cost + settings.transition_spectrum * changes.stationarity
-    begin = switch + settings.transition_amplitude / changes.level
-    end = switch + settings.transition_amplitude * changes.level
+    switch = TRANSITION_COST + TRANSITION_SPECTRUM * stationarity
+    begin = switch + TRANSITION_AMPLITUDE / level
+    end = switch + TRANSITION_AMPLITUDE * level
     local = np.concatenate([candidates.costs, candidates.unvoiced[:, None]], axis=1)
     log_lags = np.log(candidates.lags)
-    slope = settings.frequency_weight * grid.sample_rate / grid.hop
+    slope = FREQUENCY_WEIGHT * grid.sample_rate / grid.hop
     total = local[0]
     came_from = np.zeros(local.shape, dtype=int)
     step = np.zeros((local.shape[1], local.shape[1]))  # cost [to, from]
     for i in range(1, frames):
         change = np.abs(log_lags[i][:, None] - log_lags[i - 1])
-        step[:-1, :-1] = slope * np.minimum(change, settings.octave_cost + np.abs(change - np.log(2)))
+        step[:-1, :-1] = slope * np.minimum(change, OCTAVE_COST + np.abs(change - np.log(2)))
         step[:-1, -1] = begin[i]
         step[-1, :-1] = end[i]
         sums = step + total
         came_from[i] = sums.argmin(axis=1)
         total = sums.min(axis=1) + local[i]
-    return _trace(total.argmin(), came_from, np.pad(candidates.periods, ((0, 0), (0, 1))))
-
-
-def _trace(last, came_from, periods):
-    path = np.empty(len(periods))
-    for i in range(len(periods) - 1, -1, -1):
+    periods, last = np.pad(candidates.periods, ((0, 0), (0, 1))), total.argmin()
+    path = np.empty(frames)
+    for i in reversed(range(frames)):
         path[i] = periods[i, last]
         last = came_from[i, last]
     return path

@@ -36,106 +36,51 @@ class SplitMel:
     magnitudes of a Fourier transform of 1024 samples every 256, frames centred on multiples of the hop over a recording
     reflected at its ends; 80 mel bands of 90 to 7600 Hz of equal area; decibels from -84 (0) to 16 (1).
 
-    The dither lifts digital silence a little; the program draws it speaker by speaker in the order of its files. Here
-    it is drawn from a generator seeded by the recording itself: the same recording always gives the same spectrogram.
-
-    Arguments
-    ---------
-    dither : bool
-        Whether to. Without it values close to 0 differ by up to 7e-4.
-
-    Attributes
-    ----------
-    output_size : int
-        Bands.
-    min_samples : int
-        Samples of the shortest recording.
-    hop_seconds : float
-        From frame to frame.
-    padding_value : float
-        What silence gives, and what may fill up a batch.
-    settings : dict
-        Everything that identifies the output, for a cache's key.
+    The `dither` lifts digital silence a little (without it values close to 0 differ by up to 7e-4). The program draws
+    it speaker by speaker in the order of its files; here it is seeded by the recording itself, which always gives the
+    same spectrogram.
 
     Example
     -------
     >>> split_mel = SplitMel()
-    >>> wav = torch.sin(torch.arange(16000) * 2 * torch.pi * 440 / 16000)
-    >>> mel = split_mel.extract(wav)
-    >>> mel.shape, mel.dtype
-    (torch.Size([63, 80]), torch.float32)
-    >>> split_mel.frame_counts(torch.tensor([16000, 8000]))
-    tensor([63, 32])
+    >>> split_mel.extract(torch.randn(16000)).shape, split_mel.frame_counts(8000)
+    (torch.Size([63, 80]), tensor(32))
     """
+
+    output_size = N_MELS
+    min_samples = MIN_SAMPLES
+    hop_seconds = HOP / SAMPLE_RATE
+    padding_value = 0.0  # what silence gives
 
     def __init__(self, dither: bool = True):
         self.dither = dither
-        self.output_size = N_MELS
-        self.min_samples = MIN_SAMPLES
-        self.hop_seconds = HOP / SAMPLE_RATE
-        self.padding_value = 0.0
         self.settings = {"features": "split_mel", "version": VERSION, "dither": dither}
 
     def frame_counts(self, n_samples: torch.LongTensor | int) -> torch.LongTensor:
-        """Frames of so many samples: one at each multiple of the hop, the end included.
-
-        Arguments
-        ---------
-        n_samples : torch.LongTensor or int
-            Samples, of any shape.
-
-        Returns
-        -------
-        torch.LongTensor
-            Frames, of the same shape; 0 below `min_samples`.
-        """
+        """Return the frames of so many samples, of any shape: one at each multiple of the hop, the end included."""
         n_samples = torch.as_tensor(n_samples).long()
         return frame_count(n_samples, HOP).masked_fill(n_samples < self.min_samples, 0)
 
     def extract(self, wav: torch.Tensor, noise: np.ndarray | None = None) -> torch.Tensor:
-        """The spectrogram of a recording, computed in double precision.
+        """Return the spectrogram, float32 [frames, bands], of a waveform [time], 16 kHz; computed in double precision.
 
-        Arguments
-        ---------
-        wav : torch.Tensor
-            Waveform [time], 16 kHz.
-        noise : np.ndarray, optional
-            Another dither, of the length of :func:`whole_hops`, to repeat a computation of the program's.
-
-        Returns
-        -------
-        torch.Tensor
-            float32 [frames, bands], 0 to 1.
-
-        Raises
-        ------
-        ValueError
-            When the waveform is not [time], too short, or not finite.
+        `noise` is another dither, to repeat a computation of the program's; for what is refused see :func:`prepare`.
         """
         if noise is None and not self.dither:
             noise = np.zeros(1)
-        return torch.from_numpy(_compress(_mel_magnitudes(prepare(wav, noise))))
+        reflected = np.pad(prepare(wav, noise), N_FFT // 2, mode="reflect")
+        frames = sliding_window_view(reflected, N_FFT)[::HOP]  # [frames, samples]
+        magnitudes = np.abs(fft.rfft(frames * signal.get_window("hann", N_FFT), axis=1))  # [frames, bins]
+        decibels = 20 * np.log10(np.maximum(magnitudes @ mel_filters(), FLOOR)) - REFERENCE_DB
+        return torch.from_numpy(np.clip((decibels + RANGE_DB) / RANGE_DB, 0.0, 1.0).astype(np.float32))
 
 
 def prepare(wav: torch.Tensor | np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
-    """The waveform that SpeechSplit analyses, also for F0: high-passed, scaled, dithered.
+    """High-pass, scale and dither a waveform [time], 16 kHz, as SpeechSplit does before it takes spectrogram and F0.
 
-    Arguments
-    ---------
-    wav : torch.Tensor or np.ndarray
-        Waveform [time], 16 kHz.
-    noise : np.ndarray, optional
-        The dither, of the length of :func:`whole_hops` (or one value for all); None draws it, seeded by the recording.
-
-    Returns
-    -------
-    np.ndarray
-        float64 [time], one sample longer where the hop divides the recording's length.
-
-    Raises
-    ------
-    ValueError
-        When the waveform is not [time], too short, or not finite.
+    Return float64 [time], one sample longer where the hop divides the recording's length. Fewer than 19 samples, or any
+    that is not finite, are a ValueError. `noise` is the dither, of the result's length (or one value for all); None
+    draws it, seeded by the recording.
 
     Example
     -------
@@ -148,56 +93,16 @@ def prepare(wav: torch.Tensor | np.ndarray, noise: np.ndarray | None = None) -> 
         raise ValueError(f"expected a waveform [time] of at least {MIN_SAMPLES} samples, found {list(samples.shape)}")
     if not np.isfinite(samples).all():
         raise ValueError("expected a waveform of finite samples, found nan or inf")
-    samples = whole_hops(samples)
+    if len(samples) % HOP == 0:  # as the program does, to have as many frames of F0 as of the spectrogram
+        samples = np.append(samples, 1e-6)
     if noise is None:
-        noise = _dither(samples)
+        seed = zlib.crc32(samples.astype("<f4").tobytes())
+        noise = (np.random.default_rng(seed).random(len(samples)) - 0.5) * DITHER
     b, a = signal.butter(**HIGH_PASS, btype="highpass", fs=SAMPLE_RATE)
     return signal.filtfilt(b, a, samples) * LEVEL + noise
 
 
-def whole_hops(samples: np.ndarray) -> np.ndarray:
-    """The recording [time], with one almost silent sample more where the hop divides its length.
-
-    SpeechSplit's program does so to have as many frames of F0 as of the spectrogram.
-
-    Example
-    -------
-    >>> len(whole_hops(np.zeros(511))), len(whole_hops(np.zeros(512)))
-    (511, 513)
-    """
-    return samples if len(samples) % HOP else np.append(samples, 1e-6)
-
-
-def _dither(samples: np.ndarray) -> np.ndarray:
-    seed = zlib.crc32(samples.astype("<f4").tobytes())
-    return (np.random.default_rng(seed).random(len(samples)) - 0.5) * DITHER
-
-
-def _mel_magnitudes(samples: np.ndarray) -> np.ndarray:
-    """[frames, bands]."""
-    reflected = np.pad(samples, N_FFT // 2, mode="reflect")
-    frames = sliding_window_view(reflected, N_FFT)[::HOP]  # [frames, samples]
-    magnitudes = np.abs(fft.rfft(frames * signal.get_window("hann", N_FFT), axis=1))  # [frames, bins]
-    return magnitudes @ mel_filters()
-
-
 def mel_filters() -> np.ndarray:
-    """Slaney's mel bands, each of area 1.
-
-    Returns
-    -------
-    np.ndarray
-        float64 [bins, bands].
-
-    Example
-    -------
-    >>> mel_filters().shape
-    (513, 80)
-    """
+    """Return Slaney's mel bands, each of area 1, float64 [bins, bands]."""
     slaney = {"norm": "slaney", "mel_scale": "slaney"}
     return mel_filter_bank(N_FFT // 2 + 1, N_MELS, F_MIN, F_MAX, SAMPLE_RATE, **slaney)
-
-
-def _compress(magnitudes: np.ndarray) -> np.ndarray:
-    decibels = 20 * np.log10(np.maximum(magnitudes, FLOOR)) - REFERENCE_DB
-    return np.clip((decibels + RANGE_DB) / RANGE_DB, 0.0, 1.0).astype(np.float32)

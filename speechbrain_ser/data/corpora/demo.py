@@ -1,0 +1,416 @@
+"""A corpus for trying things out: speech that eSpeak NG acts, on disk as the real corpora are."""
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from tqdm import tqdm
+
+from speechbrain_ser.data.audio import cores
+from speechbrain_ser.data.corpora import DEMO_MARKER, emodb, iemocap, savee
+from speechbrain_ser.data.corpora.espeak import Speech, speak
+from speechbrain_ser.errors import CorpusError, nearest
+
+
+def _sentences(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\w[^.?]*[.?]", text.replace("\n", " ")))
+
+
+SENTENCES = _sentences("""
+The boat left before sunrise. Bring me a glass of water. She will call you tomorrow. We walked home in the rain. The
+window is open again. They moved to a new house. My brother found the keys. I put the letter on the table. Nobody
+knows what happened. Dinner is almost ready. He never asked for the money. You should have told me. The train stops
+here every morning. Please close the kitchen door. Our teacher lost her glasses. It snowed all night long. There is a
+bird on the roof. Who left the light on? We need more bread and cheese. The children are playing outside. His shoes
+were wet and dirty. Can you help me with this box? My sister works in a hospital. The coffee is too hot. They waited
+an hour for the bus. I forgot my umbrella at work. The dog sleeps under the bed. She bought a green jacket. Somebody
+is knocking at the door. He drives slowly through the village. We should leave before noon. The baby smiled at
+everyone. What time does the shop open? I have never been to London. Her father grows red apples. The river is high
+this year. You can keep the change. My phone needs a new battery. They painted the wall yellow. Where did you put the
+scissors? The soup needs a little salt. He wrote a long letter home. I will meet you at the station. The market was
+full of people. She plays the piano very well. Our neighbor has three cats. Turn left after the bridge. The movie was
+over by nine. We saw a fox in the garden. His answer surprised all of us. Take the blue bag with you. The clock on the
+wall is wrong. Nobody wanted the last piece of cake. I cannot find my other glove. They sing together every Sunday.
+The road goes around the lake. Would you like some tea? My knee hurts when I run. The farmer sold his old horse. She
+opened the box with a knife. It is colder than yesterday. We are going to the beach. He broke the cup by accident. The
+paper is in the drawer. How much does the ticket cost? Her voice was quiet and warm. The plane arrived two hours late.
+I gave him the wrong number. They built a bridge of wood. Please write your name here. The apples fell from the tree.
+You look tired this morning. My uncle lives near the sea. The stairs are behind the kitchen. We had fish for dinner.
+She reads the news every day. The boy jumped over the fence. Do not touch the hot stove. He counted the money twice.
+Summer was short and very dry. I heard a noise in the cellar. The doctor will see you now. They were late for school
+again. Her dress has a small hole. The key does not fit. We danced until the music stopped. My mother sent us a
+picture. Is there any milk in the fridge? The wind took my hat away. He speaks with a soft voice. I would rather stay
+at home. The garden is full of roses. She paid for all the tickets. Our car would not start today. The cat hid behind
+the chair. You forgot to lock the car. They met in a small cafe. The lamp fell off the shelf. I washed the shirt this
+morning. He is looking for a quiet room. The moon was bright last night. We cannot wait any longer. Her hands were
+cold as ice. The bus driver knew the way. Put the plates on the shelf. My grandfather told us a story. The students
+asked many questions. It takes ten minutes by bike. She cut the bread into slices. They grow potatoes behind the
+house. The office is closed on Monday. I want to learn how to swim. He was born in a small town. The flowers need
+water every evening. We lost the game by one point. Your coat is on the chair. The judge listened to both sides. She
+dropped her ring in the river. Why are you laughing at me? The tea smells of lemon. They rode their bikes to school.
+My room is on the third floor. The fire went out during the night. I think we took a wrong turn. He carried the chairs
+outside. The bank is across the street. You must try the chocolate cake. Her brother fixed the broken clock. The snow
+was deep and white. We found shells on the beach. The singer thanked her friends. I need a pen and some paper. They
+live on a quiet street. The horse ran across the field. She never drinks coffee at night. His jacket is too big for
+me. The pilot waved from the plane. Could you speak a little louder? We ate lunch under a tree. The mouse ran into the
+wall. My friends gave me a watch. The weather will change on Friday. He forgot what he wanted to say. I saw your
+sister at the market.
+""")
+# known words in new orders, said by held-out speakers only: what a model spells, not what it knows by heart
+HELD_OUT = _sentences("""
+You left the keys in the boat. My brother should call again tomorrow. The children found a bird in the garden. I will
+wait for you at the bridge. She put the cake on the kitchen table. His father works near the lake. We never waited for
+the train. The window behind the stairs is broken. They asked the doctor for help. Nobody told me the music was over.
+Please bring your umbrella to school. Her old dog ran through the snow. The street is wet this morning. Do you want
+some fish and bread? He lost the blue ticket yesterday. Our neighbor sold the white house.
+""")
+
+
+logger = logging.getLogger(__name__)
+
+EMOTIONS, DEFAULT_LABELS = iemocap.EMOTIONS, iemocap.DEFAULT_LABELS
+VERSION = 2  # raise it when the corpus of a seed changes
+
+# ------------------------------------------------------------------ the making of it
+
+
+def find_utterances(data_folder: str | os.PathLike, seed: int | None = None) -> list[dict]:
+    """Return a row of the manifest for each turn of the demo corpus, which is made when it is absent.
+
+    One that is there must have the seed that is given.
+    """
+    found = _made_from(Path(data_folder))
+    if found is None or found.get("layout") != "iemocap" or seed not in (None, found.get("seed")):
+        make_demo_corpus(data_folder, "iemocap", seed or 0)
+    return [{**row, "corpus": "demo"} for row in iemocap.find_utterances(data_folder)]
+
+
+def make_demo_corpus(
+    out: str | os.PathLike, layout: str = "iemocap", seed: int = 0, sentences: int | None = None
+) -> Path:
+    """Speak a corpus, and return its folder. The same seed gives the same bytes; a complete one is left as it is.
+
+    Arguments
+    ---------
+    layout : str
+        iemocap (ten speakers, English), savee (four men, English) or emodb (ten speakers, German).
+    sentences : int, optional
+        How many everybody says, for a small corpus; as many as the layout has by default. Some more are said only by
+        the speakers of IEMOCAP's Session 5, SAVEE's KL, EMO-DB's 15 and 16.
+    """
+    if layout not in LAYOUTS:
+        raise CorpusError(f"unknown layout {layout!r}{nearest(layout, LAYOUTS)}; known: {', '.join(LAYOUTS)}")
+    out = Path(out)
+    wanted = {"layout": layout, "seed": seed, "sentences": sentences, "version": VERSION}
+    if _is_there(out, wanted):
+        logger.info("%s is there already", out)
+        return out
+    plan = LAYOUTS[layout](sentences)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        durations = _speak_all(plan, unfinished, seed)
+        plan.write_texts(unfinished, durations)
+        _write(unfinished / DEMO_MARKER, json.dumps(wanted, sort_keys=True, indent=1) + "\n")
+        if out.is_dir():
+            out.rmdir()  # empty, or _is_there would have refused it
+        unfinished.rename(out)
+    except OSError:
+        if not _is_there(out, wanted):  # else another process was quicker, with the same result
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    logger.info("%s: %d utterances, %.1f minutes", out, len(durations), sum(durations.values()) / 60)
+    return out
+
+
+def _is_there(out: Path, wanted: dict) -> bool:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    found = _made_from(out)
+    if found is None:
+        what = "a file" if out.is_file() else f"a folder without {DEMO_MARKER}"
+        raise CorpusError(f"{out} is no demo corpus but {what}: give a new or an empty folder")
+    changed = [f"{key} {found.get(key)!r} instead of {w!r}" for key, w in wanted.items() if found.get(key) != w]
+    if changed:
+        raise CorpusError(f"{out} holds another demo corpus ({', '.join(changed)}): give another folder or remove it")
+    return True
+
+
+def _made_from(folder: Path) -> dict | None:
+    try:
+        found = json.loads((folder / DEMO_MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _speak_all(plan: "Plan", root: Path, seed: int) -> dict[str, float]:
+    """Speakers in parallel, each in a process of its own; every turn's duration by its wav."""
+    durations = {}
+    with ThreadPoolExecutor(cores()) as pool, tqdm(desc="speech", total=len(plan.turns), disable=None) as bar:
+        seeds = [[seed, number] for number in range(len(plan.voices))]
+        for found in pool.map(lambda name, seed: _speak_one(plan, name, seed, root, bar.update), plan.voices, seeds):
+            durations.update(found)
+    return durations
+
+
+def _speak_one(plan: "Plan", name: str, seed: list[int], root: Path, update: Callable) -> dict[str, float]:
+    random = np.random.default_rng(seed)
+    turns = [turn for turn in plan.turns if turn.speaker == name]
+    voice = plan.voices[name]
+    sounds = speak([_act(turn.text, plan.voice_language, voice, turn.emotion, random) for turn in turns])
+    durations = {}
+    for turn, (samples, rate) in zip(turns, sounds, strict=True):
+        # as int16 soxr would dither, at random
+        samples = np.rint(soxr.resample(samples.astype(np.float64), rate, plan.sample_rate))
+        path = root / turn.wav
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, np.clip(samples, -32768, 32767).astype(np.int16), plan.sample_rate, subtype="PCM_16")
+        durations[turn.wav] = len(samples) / plan.sample_rate
+        update()
+    return durations
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+# ------------------------------------------------------------------ who speaks, and how
+
+
+@dataclass(frozen=True)
+class Voice:
+    """One speaker: an eSpeak variant with its own habits."""
+
+    variant: str
+    pitch: int = 0  # added to every emotion's
+    rate: float = 1.0  # multiplies every emotion's
+
+
+@dataclass(frozen=True)
+class Style:
+    """What an emotion does to any voice (see `Speech` for the units)."""
+
+    rate: int
+    pitch: int
+    range: int
+    volume: int
+
+
+FEMALE = (Voice("f1", 2), Voice("f2", -3, 0.97), Voice("f3", 4, 1.03), Voice("f4", 0, 1.02), Voice("f5", -2, 0.98))
+MALE = (Voice("m1", 0, 1.02), Voice("m2", 3, 0.98), Voice("m3", -2), Voice("m4", 4, 1.03), Voice("m7", 1, 0.97))
+# Rate and range differ for every pair, so an emotion can be told from a voice never heard before; the volumes
+# overlap once they vary.
+STYLES = {
+    "neutral": Style(rate=150, pitch=44, range=36, volume=70),
+    "happy": Style(rate=184, pitch=76, range=88, volume=78),
+    "excited": Style(rate=190, pitch=82, range=96, volume=82),
+    "angry": Style(rate=240, pitch=46, range=66, volume=86),
+    "sad": Style(rate=110, pitch=34, range=6, volume=54),
+    "fear": Style(rate=250, pitch=80, range=14, volume=62),
+    "disgust": Style(rate=125, pitch=28, range=75, volume=74),
+    "boredom": Style(rate=140, pitch=40, range=4, volume=64),
+    "surprise": Style(rate=150, pitch=82, range=99, volume=80),
+    "frustrated": Style(rate=205, pitch=38, range=55, volume=84),
+    "undecided": Style(rate=180, pitch=52, range=48, volume=72),
+}
+# standard deviations of the seeded variation: rate and volume relative, pitch and range in eSpeak's units
+VARIATION = {"rate": 0.04, "pitch": 2.5, "range": 4.0, "volume": 0.18}
+BOUNDS = {"rate": (80, 450), "pitch": (0, 99), "range": (0, 99), "volume": (25, 95)}
+
+
+def _act(text: str, language: str, voice: Voice, emotion: str, random: np.random.Generator) -> Speech:
+    """Return one utterance, never twice the same: four normal numbers make the variation."""
+    style = STYLES[emotion]
+    rate, pitch, pitch_range, volume = random.standard_normal(4)
+    values = {
+        "rate": style.rate * voice.rate * (1 + VARIATION["rate"] * rate),
+        "pitch": style.pitch + voice.pitch + VARIATION["pitch"] * pitch,
+        "range": style.range + VARIATION["range"] * pitch_range,
+        "volume": style.volume * np.exp(VARIATION["volume"] * volume),
+    }
+    values = {name: round(float(np.clip(value, *BOUNDS[name]))) for name, value in values.items()}
+    return Speech(text, f"{language}+{voice.variant}", **values)
+
+
+# ------------------------------------------------------------------ what is said, as files
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One utterance: its file (from the corpus's root), who says it, how, and what."""
+
+    wav: str
+    speaker: str
+    emotion: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is spoken, and what writes the files beside it."""
+
+    turns: list[Turn]
+    voices: dict[str, Voice]
+    voice_language: str
+    sample_rate: int
+    write_texts: Callable[[Path, dict[str, float]], None] = field(default=lambda root, durations: None)
+
+
+# IEMOCAP: two speakers a session; the letter of a dialog says nothing about who speaks in it
+IEMOCAP_DIALOGS = ("{0}F_impro01", "{0}M_impro02a", "{0}F_script01_1", "{0}M_script02_1b")
+HELD_OUT_SESSION = 5
+BLOCKS = (1, 2, 3, 4, 6)  # of sentences, which a session's woman and man take in turn: ten different halves
+IEMOCAP_CODES = {emotion: code for code, emotion in iemocap.EMOTIONS.items()}
+# valence, activation, dominance as raters would give them
+DIMENSIONS = {
+    "neutral": (2.5, 2.5, 2.5),
+    "happy": (4.0, 3.5, 3.0),
+    "excited": (4.5, 4.0, 3.5),
+    "angry": (1.5, 4.0, 4.5),
+    "sad": (2.0, 1.5, 1.5),
+    "frustrated": (2.0, 3.0, 3.5),
+    "undecided": (2.5, 3.0, 2.5),
+}
+
+
+def _iemocap(sentences: int | None) -> Plan:
+    """IEMOCAP's four classes (happy: every other one excited), label files, transcriptions and its traps.
+
+    A session says every sentence once, half of them by each speaker. Session 5 also says those that are held out: both
+    speakers, each in two of the emotions. A small corpus has so many that everybody says in all emotions, and two more.
+    """
+    turns = [turn for session in range(1, 6) for turn in _session_turns(session, sentences)]
+    pairs = enumerate(zip(FEMALE, MALE, strict=True), 1)
+    voices = {f"{session:02}{sex}": voice for session, pair in pairs for sex, voice in zip("FM", pair, strict=True)}
+    return Plan(turns, voices, "en-us", 16000, lambda root, seconds: _write_dialogs(root, turns, seconds))
+
+
+def _session_turns(session: int, sentences: int | None) -> Iterator[Turn]:
+    said, counts = _said(session, sentences), {}
+    for number, texts in enumerate(zip(*said, strict=True)):
+        happy = "happy" if number // 4 % 2 else "excited"
+        emotion = ("neutral", happy, "angry", "sad")[number % 4]
+        # of four turns in a row each is in another dialog, so that every dialog has all emotions of both speakers
+        dialog = IEMOCAP_DIALOGS[(number // 4 + number) % 4]
+        for letter, text in zip("FM", texts, strict=True):
+            yield _turn(session, dialog, letter, emotion, text, counts)
+    for letter, texts in zip("FM", said, strict=True):
+        others = zip(("frustrated", "undecided"), dict.fromkeys(texts), IEMOCAP_DIALOGS, strict=False)
+        for emotion, text, dialog in others:  # labels that the four classes leave out
+            yield _turn(session, dialog, letter, emotion, text, counts)
+
+
+def _turn(session: int, dialog: str, letter: str, emotion: str, text: str, counts: dict) -> Turn:
+    dialog = dialog.format(f"Ses{session:02}")
+    place = counts[dialog, letter] = counts.get((dialog, letter), -1) + 1
+    wav = f"Session{session}/sentences/wav/{dialog}/{dialog}_{letter}{place:03}.wav"
+    return Turn(wav, f"{session:02}{letter}", emotion, text)
+
+
+def _said(session: int, sentences: int | None) -> list[list[str]]:
+    """What a session's woman says, turn by turn, and its man."""
+    if sentences is not None:
+        texts = [*SENTENCES[:sentences], *(HELD_OUT[:2] if session == HELD_OUT_SESSION else ())]
+        return [[text for text in texts for _ in range(4)]] * 2
+    block = BLOCKS[session - 1]
+    said = [[text for k, text in enumerate(SENTENCES) if k // block % 2 == half] for half in (0, 1)]
+    if session == HELD_OUT_SESSION:  # the man begins with the second: he says each in the other two emotions
+        for texts, held_out in zip(said, (HELD_OUT, (*HELD_OUT[1:], HELD_OUT[0])), strict=True):
+            texts += [text for text in held_out for _ in range(2)]
+    return said
+
+
+def _write_dialogs(root: Path, turns: list[Turn], durations: dict[str, float]) -> None:
+    dialogs = {}
+    for turn in turns:
+        dialogs.setdefault(Path(turn.wav).parent, []).append(turn)
+    for folder, members in dialogs.items():
+        texts = root / folder.parts[0] / "dialog"
+        labels, transcript, clock = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n"], [], 6.0
+        for turn in members:
+            start, clock = clock, clock + durations[turn.wav]
+            labels.append(_label(turn, start, clock))
+            transcript.append(f"{Path(turn.wav).stem} [{start:08.4f}-{clock:08.4f}]: {turn.text}")
+            clock += 0.5
+        _write(texts / "EmoEvaluation" / f"{folder.name}.txt", "\n".join(labels))
+        # lines that belong to no labelled turn, as the release has them
+        transcript += [f"{folder.name}_MXX0 [{clock:08.4f}-{clock + 1:08.4f}]: Mm-hm.", "M: Yeah."]
+        _write(texts / "transcriptions" / f"{folder.name}.txt", "\n".join(transcript) + "\n")
+    for session in sorted({folder.parts[0] for folder in dialogs}):
+        _write_traps(root / session, f"Ses{int(session[-1]):02}")
+
+
+def _label(turn: Turn, start: float, end: float) -> str:
+    code = IEMOCAP_CODES[turn.emotion]
+    valence, activation, dominance = DIMENSIONS[turn.emotion]
+    head = f"[{start:.4f} - {end:.4f}]\t{Path(turn.wav).stem}\t{code}"
+    rater = f"val {valence:.0f}; act {activation:.0f}; dom  {dominance:.0f};"
+    return (
+        f"{head}\t[{valence:.4f}, {activation:.4f}, {dominance:.4f}]\n"
+        f"C-E1:\t{turn.emotion.capitalize()};\t()\nA-E1:\t{rater}\t()\n"
+    )
+
+
+def _write_traps(session: Path, name: str) -> None:
+    """The release's files that are no label files."""
+    evaluation = session / "dialog" / "EmoEvaluation"
+    first = IEMOCAP_DIALOGS[0].format(name)
+    _write(evaluation / f"._{first}.txt", "\0\5\26\7 Mac OS X \xb0")
+    _write(session / "sentences" / "wav" / first / f"._{first}_F000.wav", "\0\5\26\7 Mac OS X \xb0")
+    _write(evaluation / "Categorical" / f"{first}_e1_cat.txt", f"{first}_F000 :neutral; ()\n")
+    _write(evaluation / "Attribute" / f"{first}_e1_atr.txt", f"{first}_F000 :act 2; :val 3; :dom  2; ()\n")
+
+
+def _savee(sentences: int | None) -> Plan:
+    """`AudioData/DC/a01.wav`: speaker, emotion, number of the sentence; seven emotions.
+
+    What is said is no part of this layout, so all say the same: twelve sentences, KL two more.
+    """
+    numbered = list(enumerate(SENTENCES[:12], 1))[:sentences]
+    held_out = list(enumerate(HELD_OUT[:2], 13))
+    turns = [
+        Turn(f"AudioData/{speaker}/{code}{number:02}.wav", speaker, emotion, text)
+        for speaker in savee.SPEAKERS
+        for code, emotion in savee.EMOTIONS.items()
+        for number, text in numbered + (held_out if speaker == "KL" else [])
+    ]
+    return Plan(turns, dict(zip(savee.SPEAKERS, MALE, strict=False)), "en-us", 44100)
+
+
+EMODB_HELD_OUT, EMODB_HELD_OUT_SPEAKERS = ("b09", "b10"), ("15", "16")
+
+
+def _emodb(sentences: int | None) -> Plan:
+    """`wav/03a01Fa.wav`: speaker, text, emotion, take; seven emotions, the corpus's own German texts.
+
+    A speaker says 7 of the 8 common texts in an emotion, in turn, or as many as are wanted.
+    """
+    women, men = iter(FEMALE), iter(MALE)
+    speakers = sorted(emodb.GENDERS)
+    voices = {name: next(women if emodb.GENDERS[name] == "F" else men) for name in speakers}
+    common = [text for text in emodb.TEXTS if text not in EMODB_HELD_OUT]
+    turns = []
+    for place, speaker in enumerate(speakers):
+        held_out = EMODB_HELD_OUT if speaker in EMODB_HELD_OUT_SPEAKERS else ()
+        for shift, (code, emotion) in enumerate(emodb.EMOTIONS.items()):
+            # every (speaker, emotion) leaves out another text, as the real corpus has gaps
+            begin = (place + shift) % len(common)
+            texts = [*(common[begin:] + common[:begin])[: 7 if sentences is None else sentences], *held_out]
+            for text in sorted(texts):
+                turns.append(Turn(f"wav/{speaker}{text}{code}a.wav", speaker, emotion, emodb.TEXTS[text]))
+    return Plan(turns, voices, "de", 16000)
+
+
+LAYOUTS = {"iemocap": _iemocap, "savee": _savee, "emodb": _emodb}

@@ -1,0 +1,151 @@
+"""From a corpus's emotions to the classes of an experiment: choosing, merging, joining two corpora."""
+
+import io
+import logging
+import math
+from collections.abc import Iterable, Mapping
+
+import pandas as pd
+import ruamel.yaml
+
+from speechbrain_ser.data.corpora import CORPORA, corpus_module
+from speechbrain_ser.errors import CorpusError, Offenders, nearest
+
+logger = logging.getLogger(__name__)
+
+REST = "*"  # the rule for every emotion that has none of its own
+UNKNOWN = -1  # the index of a label that nobody of the training part has
+
+
+def apply_labels(frame: pd.DataFrame, labels: Mapping[str, str | None] | Iterable[str] | None = None) -> pd.DataFrame:
+    """Keep a manifest's utterances of the wanted emotions, give them their class names, and number them from 0.
+
+    Arguments
+    ---------
+    labels : mapping, list or None
+        Emotion -> class name, or -> None, which leaves its utterances out; the key "*" is the rule for all
+        emotions that are not listed. A list of emotions keeps their names; no other emotion may occur then.
+        None takes the corpus's own default.
+
+    Example
+    -------
+    >>> frame = pd.DataFrame({"ID": ["a", "b", "c"], "emotion": ["happy", "excited", "fear"], "corpus": "iemocap"})
+    >>> list(apply_labels(frame, {"happy": "joy", "excited": "joy", "*": None})["emotion"])
+    ['joy', 'joy']
+    """
+    if labels is None:
+        groups = frame.groupby("corpus", sort=False)
+        parts = [_apply(part, corpus_module(corpus).DEFAULT_LABELS) for corpus, part in groups]
+        chosen = pd.concat(parts).sort_index() if parts else frame
+    else:
+        chosen = _apply(frame, labels)
+    if chosen.empty:
+        wanted = "of the corpus's default" if labels is None else sorted(_rules(labels))
+        found = ", ".join(f"{emotion} {count}" for emotion, count in frame["emotion"].value_counts().items())
+        raise CorpusError(f"no utterance has one of the wanted emotions {wanted}; found: {found or 'no rows'}")
+    return chosen.reset_index(drop=True)
+
+
+def _apply(frame: pd.DataFrame, labels) -> pd.DataFrame:
+    if labels is None:
+        return frame
+    rules = _rules(labels)
+    _refuse_uncovered(frame, rules)
+    _refuse_unknown(frame, rules)
+    classes = [rules.get(emotion, rules.get(REST)) for emotion in frame["emotion"]]
+    chosen = frame.assign(emotion=pd.Series(classes, index=frame.index, dtype=object))
+    return chosen[chosen["emotion"].notna()].astype({"emotion": frame["emotion"].dtype})
+
+
+def _rules(labels) -> dict[str, str | None]:
+    if isinstance(labels, str):
+        raise CorpusError(f"labels: expected a mapping or a list of emotions, found the text {labels!r}")
+    pairs = labels.items() if isinstance(labels, Mapping) else ((label, label) for label in labels)
+    # YAML reads unquoted 1 as a number; manifests hold text
+    return {str(emotion): None if name is None else str(name) for emotion, name in pairs}
+
+
+def _refuse_uncovered(frame: pd.DataFrame, rules: dict) -> None:
+    if REST in rules:
+        return
+    offenders = Offenders("labels: the corpus holds emotions that labels say nothing about (None leaves one out)")
+    for emotion, part in frame.groupby("emotion", sort=True):
+        if emotion not in rules:
+            examples = ", ".join(part["ID"].head(3)) + (", …" if len(part) > 3 else "")
+            offenders.add("not covered", f"{emotion!r}: {len(part)} utterances, {examples}{nearest(emotion, rules)}")
+    offenders.raise_any()
+
+
+def _refuse_unknown(frame: pd.DataFrame, rules: dict) -> None:
+    """A mistyped key beside "*" would leave out a whole class without a word."""
+    corpora = [corpus_module(name) for name in frame["corpus"].unique() if name in CORPORA]
+    known = {*frame["emotion"]}.union(*(getattr(module, "EMOTIONS", {}).values() for module in corpora))
+    offenders = Offenders(f"labels: emotions that the corpus does not know (known: {', '.join(sorted(known))})")
+    is_closed = corpora and all(hasattr(module, "EMOTIONS") for module in corpora)
+    for emotion in sorted(set(rules) - known - {REST}):
+        strange = f"{emotion!r}{nearest(emotion, known)}"
+        if is_closed:
+            offenders.add("unknown", strange)
+        else:
+            logger.warning("labels: no utterance has the emotion %s", strange)
+    offenders.raise_any()
+
+
+def join(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """Make one manifest of two corpora after label selection; the classes are those of the first.
+
+    Its rows stay as they are. Then come the second's, whose `ID` and `speaker` begin with its corpus's name (`03` ->
+    `emodb-03`; a speaker who is not known stays so). Columns that only one has are empty in the other's rows.
+    """
+    name, other = _corpus_of(first, "first"), _corpus_of(second, "second")
+    if name == other:
+        raise CorpusError(f"expected two corpora to join, found {name} twice")
+    classes = set(first["emotion"])
+    _refuse_unknown_classes(name, other, classes, second)
+    speaker = second["speaker"]
+    second = second.assign(ID=f"{other}-" + second["ID"], speaker=speaker.where(speaker == "", f"{other}-" + speaker))
+    _refuse_clashes(name, other, first, second)
+    columns = list(dict.fromkeys([*first.columns, *second.columns]))
+    lacking = sorted(classes - set(second["emotion"]))
+    without = f"; {other} has no utterance of {', '.join(lacking)}" if lacking else ""
+    logger.info("%s (%d utterances) joined by %s (%d utterances)%s", name, len(first), other, len(second), without)
+    return pd.concat([part.reindex(columns=columns, fill_value="") for part in (first, second)], ignore_index=True)
+
+
+def _corpus_of(frame: pd.DataFrame, place: str) -> str:
+    corpora = sorted(frame["corpus"].unique())
+    if not corpora:
+        raise CorpusError(f"the {place} corpus has no utterance left after label selection")
+    if len(corpora) > 1:
+        raise CorpusError(f"expected one corpus as the {place} to join, found {', '.join(corpora)}")
+    return corpora[0]
+
+
+def _refuse_unknown_classes(name: str, other: str, classes: set, second: pd.DataFrame) -> None:
+    where = f"{other} has classes that {name} does not have (it has: {', '.join(sorted(classes))})"
+    offenders = Offenders(f"{where}. Map them or leave them out, e.g.\n{_mapping_line(other, classes, second)}")
+    for emotion, count in second["emotion"].value_counts().sort_index().items():
+        if emotion not in classes:
+            offenders.add(f"not a class of {name}", f"{emotion!r}: {count} utterances{nearest(emotion, classes)}")
+    offenders.raise_any()
+
+
+def _mapping_line(corpus: str, classes: set, second: pd.DataFrame) -> str:
+    """A line that works as it is: every emotion of the corpus has a rule, as labels must."""
+    default = corpus_module(corpus).DEFAULT_LABELS if corpus in CORPORA else None
+    rules = default or {emotion: emotion for emotion in second["emotion"].unique()}
+    rules = {emotion: target if target in classes else None for emotion, target in rules.items()}
+    rules = dict(sorted(rules.items(), key=lambda rule: (rule[0] == REST, rule[0])))
+    yaml, text = ruamel.yaml.YAML(typ="safe", pure=True), io.StringIO()
+    yaml.default_flow_style, yaml.sort_base_mapping_type_on_output, yaml.width = True, False, math.inf
+    yaml.dump({"second_labels": rules}, text)
+    return text.getvalue().strip().removeprefix("{").removesuffix("}")
+
+
+def _refuse_clashes(name: str, other: str, first: pd.DataFrame, second: pd.DataFrame) -> None:
+    """A table may well call somebody `emodb-03` itself."""
+    offenders = Offenders(f"{other} cannot be joined to {name}: names that {name} uses already")
+    for column in ("ID", "speaker"):
+        for clash in sorted(set(first[column]) & set(second[column]) - {""}):
+            offenders.add(f"the same {column}", clash)
+    offenders.raise_any()

@@ -1,0 +1,171 @@
+"""The manifest: one CSV row an utterance, the only thing that recipes know of a corpus."""
+
+import csv
+import hashlib
+import inspect
+import json
+import logging
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from speechbrain_ser.data.audio import check_audio
+from speechbrain_ser.data.corpora import corpus_module
+from speechbrain_ser.data.labels import REST
+from speechbrain_ser.errors import CorpusError, Offenders, nearest
+from speechbrain_ser.files import sha256, write_json, written_whole
+
+COLUMNS = (
+    *("ID", "wav", "duration", "emotion", "speaker", "gender", "session", "dialog", "transcript", "language"),
+    "corpus",
+)
+REQUIRED = ("ID", "wav", "emotion")  # never empty
+DATA_ROOT = "{data_root}/"
+FORMAT = 1  # raise it when rows change for the same corpus, so that older manifests are made anew
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(corpus: str, data_folder: str | os.PathLike, manifest_folder: str | os.PathLike, **options) -> Path:
+    """Read and check a corpus, and write its manifest; do nothing when nothing changed since the last time.
+
+    Arguments
+    ---------
+    corpus : str
+        demo, emodb, iemocap, savee or table.
+    manifest_folder : path
+        Where `<corpus>-<8 hexadecimal digits of the folder and the options>.csv` is written, which is returned, beside
+        a .json that remembers what it was made from.
+    **options
+        What the corpus's `find_utterances` takes, e.g. `columns` of a table.
+    """
+    root = Path(data_folder).resolve()
+    rows = _find_utterances(corpus, root, options)
+    path = Path(manifest_folder) / f"{corpus}-{_digest([corpus, str(root), options])[:8]}.csv"
+    wavs = [_resolve_wav(row["wav"], root) for row in rows]
+    fingerprint = _fingerprint(rows, wavs, options)
+    if _is_current(path, fingerprint):
+        logger.info("%s is unchanged: %d utterances", path, len(rows))
+        return path
+    durations = check_audio(wavs, f"{corpus} in {root}")
+    rows = [{**row, "duration": f"{seconds:.6f}"} for row, seconds in zip(rows, durations, strict=True)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_manifest(rows, path)
+    write_json({**fingerprint, "utterances": len(rows), "manifest": sha256(path)}, path.with_suffix(".json"))
+    _compare_with_official(corpus, [row["emotion"] for row in rows])
+    logger.info("%s: %d utterances, %.1f hours", path, len(rows), sum(durations) / 3600)
+    return path
+
+
+def write_manifest(rows: Iterable[dict], path: str | os.PathLike) -> None:
+    """Write rows, sorted by ID, all or nothing; keys beside `COLUMNS` become columns after them."""
+    rows = sorted(({key: str(value) for key, value in row.items()} for row in rows), key=lambda row: row.get("ID", ""))
+    _validate(rows, path)
+    columns = list(dict.fromkeys([*COLUMNS, *(key for row in rows for key in row)]))
+    rows = [{column: row.get(column, "") for column in columns} for row in rows]
+    with written_whole(path) as temporary:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        # a full disk or a cell that CSV cannot carry shows here, not in a training
+        if _read(temporary).to_dict("records") != rows:
+            raise CorpusError(f"{path}: what was read back is not what was written")
+
+
+def read_manifest(path: str | os.PathLike, data_root: str | os.PathLike) -> pd.DataFrame:
+    """Read a manifest, with the paths of the recordings below `data_root`, wherever the corpus is now.
+
+    All is text ("03" and "NA" stay what they are, empty is ""), but for `duration`, in seconds.
+    """
+    frame = _read(path)
+    if missing := [column for column in COLUMNS if column not in frame]:
+        raise CorpusError(f"{path} is no manifest: it has no column {', '.join(missing)}")
+    wavs = [str(_resolve_wav(wav, data_root)) for wav in frame["wav"]]
+    return frame.assign(wav=pd.Series(wavs, dtype=frame["wav"].dtype), duration=frame["duration"].astype(float))
+
+
+def _resolve_wav(wav: str, data_root: str | os.PathLike) -> Path:
+    """Braces other than those of `{data_root}/…` are left alone."""
+    return Path(data_root) / wav.removeprefix(DATA_ROOT) if wav.startswith(DATA_ROOT) else Path(wav)
+
+
+def _read(path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8")
+
+
+def _find_utterances(corpus: str, root: Path, options: dict) -> list[dict]:
+    find_utterances = corpus_module(corpus).find_utterances
+    known = list(inspect.signature(find_utterances).parameters)[1:]
+    if unknown := [f"{name}{nearest(name, known)}" for name in options if name not in known]:
+        raise CorpusError(f"corpus {corpus} has no option {', '.join(unknown)}; it has: {', '.join(known) or 'none'}")
+    return find_utterances(root, **options)
+
+
+def _validate(rows: list[dict], path) -> None:
+    offenders, wavs_of = Offenders(f"manifest {path}"), defaultdict(list)
+    for row in rows:
+        name = row.get("ID") or row.get("wav") or row
+        if lost := [column for column in COLUMNS if column not in row]:
+            offenders.add("row without a column", f"{name}: {', '.join(lost)}")
+        for column in REQUIRED:
+            if column in row and not row[column].strip():
+                offenders.add(f"empty {column}", name)
+        if "duration" in row and not _is_positive(row["duration"]):
+            offenders.add("duration that is no positive number of seconds", f"{name}: {row['duration']!r}")
+        wavs_of[row.get("ID", "")].append(row.get("wav", ""))
+    for name, wavs in wavs_of.items():
+        if name and len(wavs) > 1:
+            offenders.add("duplicate ID", f"{name}: {', '.join(wavs)}")
+    if not rows:
+        offenders.add("no rows", "expected at least one utterance")
+    offenders.raise_any()
+
+
+def _is_positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
+
+
+def _is_current(path: Path, fingerprint: dict) -> bool:
+    try:
+        sidecar = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        same = all(sidecar.get(key) == value for key, value in fingerprint.items())
+        return same and sidecar.get("manifest") == sha256(path)
+    except (OSError, ValueError, AttributeError):  # not there, or damaged: make it anew
+        return False
+
+
+def _fingerprint(rows: list[dict], wavs: list[Path], options: dict) -> dict:
+    """What a manifest is made from: label files by what was read from them, recordings by size and time."""
+    digests = {"rows": _digest(rows), "recordings": _digest([_size_and_time(wav) for wav in wavs])}
+    return {"format": FORMAT, "options": json.loads(json.dumps(options, default=str)), **digests}
+
+
+def _size_and_time(wav: Path) -> list[int] | None:
+    try:
+        stat = wav.stat()
+    except OSError:  # the audio check reports it
+        return None
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _digest(value: list) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _compare_with_official(corpus: str, emotions: list[str]) -> None:
+    """Complete or not is judged from the corpus's own files; official totals only make one look twice."""
+    module = corpus_module(corpus)
+    rules = module.DEFAULT_LABELS or {}
+    chosen = [emotion for emotion in emotions if rules.get(emotion, rules.get(REST)) is not None]
+    official, counts = getattr(module, "OFFICIAL", {}), (len(emotions), len(chosen))
+    for (what, expected), found in zip(official.items(), counts, strict=False):
+        if found != expected:
+            logger.warning("%s: %d %s; the official release has %d", corpus, found, what, expected)

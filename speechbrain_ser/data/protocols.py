@@ -1,0 +1,402 @@
+"""Who is in train, valid, seen and test: pure functions over a manifest.
+
+``speaker`` and ``session`` never let a test speaker into training and assert it; ``half_session``, ``random`` and
+``random_plain`` do, and are called leaky wherever their numbers appear; ``given`` is judged by its content. But for the
+leaky ones and a user's own split nobody who is trained on validates; where nobody can be spared, nobody does.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import KFold, StratifiedKFold
+
+from speechbrain_ser.data.text import heard_texts
+from speechbrain_ser.errors import UserError, nearest
+
+SPEAKER_DISJOINT = ("speaker", "session")
+N_RANDOM_FOLDS = 5
+PARTS = ("train", "valid", "seen", "test", "second")
+MANY = 12  # training speakers, from which on a tenth of them validates, not one
+SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "dev": "valid", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The utterance IDs of one fold, each part sorted.
+
+    ``valid`` may be empty. ``seen`` holds held-out utterances of the training speakers; it may be the same set as
+    ``test`` (protocols whose test speakers are known), and is never trained on. ``second`` holds the test utterances
+    of the second corpus; ``test`` has none of them.
+    """
+
+    name: str
+    train: tuple[str, ...]
+    valid: tuple[str, ...]
+    seen: tuple[str, ...]
+    test: tuple[str, ...]
+    second: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Split:
+    """What a protocol decides: the test IDs, and the validation IDs, if any."""
+
+    name: str
+    test: frozenset
+    valid: frozenset
+    seen_is_test: bool = False
+
+
+def make_folds(
+    frame: pd.DataFrame, protocol: str, seen_fraction: float = 0.1, split_seed: int = 0, second: str | None = None
+) -> dict[str, Fold]:
+    """Return all folds of a protocol over the utterances of a manifest (after label selection), by name, in order.
+
+    Arguments
+    ---------
+    seen_fraction : float
+        Share of the training speakers' utterances that is held out as ``seen``.
+    split_seed : int
+        Of everything drawn here; apart from the training seed, so that seeds share their folds.
+    second : str, optional
+        The corpus in `frame` that is only joined to the other one. Its own folds are dealt to the first's: of n, fold k
+        holds out its folds k, k + n, k + 2n, … as ``second``. All else of it is trained on, but for its share of
+        ``seen``; none validates. The first corpus's utterances are in the same parts with and without a second.
+
+    Example
+    -------
+    >>> frame = pd.DataFrame(
+    ...     {"ID": list("abcd"), "speaker": ["1", "1", "2", "2"], "emotion": ["x", "y"] * 2,
+    ...      "session": "", "dialog": "", "corpus": "table", "transcript": ""})
+    >>> other = frame.assign(ID=list("efgh"), speaker=["3", "4", "5", "6"], corpus="emodb")
+    >>> fold = make_folds(pd.concat([frame, other]), "speaker", seen_fraction=0, second="emodb")["2"]
+    >>> fold.train, fold.test, fold.second
+    (('a', 'b', 'e', 'g'), ('c', 'd'), ('f', 'h'))
+    """
+    if protocol not in PROTOCOLS:
+        raise UserError(
+            f"protocol '{protocol}' does not exist{nearest(protocol, PROTOCOLS)}; known: {', '.join(PROTOCOLS)}"
+        )
+    if not 0 <= seen_fraction < 1:
+        raise UserError(f"seen_fraction must be in [0, 1), found {seen_fraction}")
+    if split_seed < 0:
+        raise UserError(f"split_seed must be >= 0, found {split_seed}")
+    if frame.empty:
+        raise UserError("no utterance is left after label selection")
+    first, other = _told_apart(frame, protocol, second)
+    splits = PROTOCOLS[protocol](first, split_seed)
+    theirs = PROTOCOLS[protocol](other, split_seed) if len(other) else []
+    folds = {}
+    for k, split in enumerate(splits):
+        fold = _complete(split, first, seen_fraction, split_seed)
+        if theirs:
+            fold = _with_second(fold, other, theirs[k :: len(splits)], split.seen_is_test, seen_fraction, split_seed)
+        _check(fold, frame, protocol)
+        folds[fold.name] = fold
+    return folds
+
+
+def choose_fold(folds: dict[str, Fold], name: str | int) -> Fold:
+    """Return the fold a user asked for; ``first`` is the first one, and 3 (a number to YAML) is ``03`` again."""
+    name = str(name)
+    if name == "first":
+        return next(iter(folds.values()))
+    if name in folds:
+        return folds[name]
+    same_number = [f for f in folds if f.isdigit() and name.isdigit() and int(f) == int(name)]
+    if len(same_number) == 1:
+        return folds[same_number[0]]
+    raise UserError(f"fold '{name}' does not exist{nearest(name, folds)}; folds: {', '.join(folds)}")
+
+
+def speaker_overlap(frame: pd.DataFrame, fold: Fold) -> list[str]:
+    """Return the speakers (qualified by corpus) who are both in train and in a test part of a fold, sorted."""
+    who = frame.set_index("ID")
+    who = who["corpus"] + ":" + who["speaker"]
+    return sorted(set(who[list(fold.train)]) & set(who[[*fold.test, *fold.second]]))
+
+
+def leakage(frame: pd.DataFrame, fold: Fold) -> str | None:
+    """Say what leaks from train into the test parts, by corpus; None where no speaker does."""
+    is_joined = frame["corpus"].nunique() > 1
+    if unknown := sorted(set(frame["corpus"][frame["speaker"] == ""])):
+        of_whom = f" of {' and '.join(unknown)}" if is_joined else ""
+        return f"speakers{of_whom} are not known, so the test speakers may be in training"
+    shared = speaker_overlap(frame, fold)
+    if not shared:
+        return None
+    if not is_joined:
+        return f"{len(shared)} test speakers are also trained on ({', '.join(shared[:12])})"
+    by_corpus = {c: [who for who in shared if who.startswith(f"{c}:")] for c in sorted(set(frame["corpus"]))}
+    found = [f"{len(whom)} of {corpus} ({', '.join(whom[:12])})" for corpus, whom in by_corpus.items() if whom]
+    return f"{len(shared)} test speakers are also trained on: {', '.join(found)}"
+
+
+def train_on_all(fold: Fold, utterances: Iterable[str]) -> Fold:
+    """Train on all IDs of the corpus but those of `seen`: leaky, as Hsu et al. 2023 must have pre-trained.
+
+    Where `seen` is the test part itself, nothing is left out.
+    """
+    kept = () if fold.seen == fold.test else fold.seen
+    return replace(fold, train=tuple(sorted(set(utterances) - set(kept))))
+
+
+def who_validates(frame: pd.DataFrame, fold: Fold, protocol: str) -> str:
+    """Say whose utterances choose the epoch and the temperature, or why nobody's do."""
+    if not fold.valid:
+        return f"none ({why_none_validates(protocol)})"
+    speaker = frame.set_index("ID")["speaker"]
+    speakers = sorted(set(speaker[list(fold.valid)]) - {""})
+    if not speakers:
+        return f"{len(fold.valid)} utterances of unknown speakers"
+    n_known = len({*speakers} & {*speaker[list(fold.train)]})
+    listed = ", ".join(speakers[:12]) + (" …" if len(speakers) > 12 else "")
+    return f"{len(fold.valid)} utterances of {listed}; trained on of these: {n_known or 'nobody'}"
+
+
+def why_none_validates(protocol: str) -> str:
+    """Say why a validation part is empty."""
+    if protocol not in ("speaker", "given"):
+        return f"protocol {protocol} has no validation part"
+    return (
+        f"protocol {protocol} finds no training speaker to leave out for it: too few of them are known and not "
+        "tested, or an emotion would be lost to training"
+    )
+
+
+def text_heard(frame: pd.DataFrame, fold: Fold, part: str = "test") -> pd.Series:
+    """Return, by ID of a fold's test part or of another, whether its text occurs in the training part (bool)."""
+    text = frame.set_index("ID")["transcript"]
+    ids = list(getattr(fold, part))
+    return pd.Series(heard_texts(text[list(fold.train)], text[ids]), index=ids, dtype=bool)
+
+
+def _told_apart(frame: pd.DataFrame, protocol: str, second: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The first corpus's rows and the second's."""
+    corpora = sorted(set(frame["corpus"]))
+    if second is not None and (len(corpora) != 2 or second not in corpora):
+        raise UserError(f"expected two corpora, {second} the second of them; found {', '.join(corpora)}")
+    if second is not None and protocol == "given":
+        raise UserError("protocol 'given' is one table's own split: it knows no second corpus")
+    is_second = frame["corpus"] == second
+    return frame[~is_second], frame[is_second]
+
+
+def _with_second(
+    fold: Fold, second: pd.DataFrame, dealt: list[_Split], seen_is_test: bool, seen_fraction: float, seed: int
+) -> Fold:
+    held_out = frozenset().union(*(split.test for split in dealt))
+    rest = second[~second["ID"].isin(held_out)]
+    train, seen = _train_and_seen(rest, held_out, seen_is_test, seen_fraction, seed)
+    if not train:
+        raise UserError(f"fold '{fold.name}': nothing of the second corpus is left to train on")
+    train, seen = (tuple(sorted([*ours, *theirs])) for ours, theirs in ((fold.train, train), (fold.seen, seen)))
+    return replace(fold, train=train, seen=seen, second=tuple(sorted(held_out)))
+
+
+def _complete(split: _Split, frame: pd.DataFrame, seen_fraction: float, seed: int) -> Fold:
+    rest = frame[~frame["ID"].isin(split.test | split.valid)]
+    train, seen = _train_and_seen(rest, split.test, split.seen_is_test, seen_fraction, seed)
+    return Fold(split.name, *(tuple(sorted(part)) for part in (train, split.valid, seen, split.test)))
+
+
+def _train_and_seen(rest: pd.DataFrame, test: frozenset, seen_is_test: bool, share: float, seed: int) -> tuple:
+    seen = test if seen_is_test else _stratified_share(rest, share, seed)
+    return set(rest["ID"]) - seen, seen
+
+
+def _stratified_share(frame: pd.DataFrame, share: float, seed: int) -> frozenset:
+    """A share of the utterances at random, but of every emotion its share, and of every speaker as nearly as that goes.
+
+    What an emotion owes beyond whole parts, it takes from the speakers who were passed over most so far, one each.
+    """
+    rng = np.random.default_rng(seed)
+    frame = frame.sort_values("ID")
+    frame = frame.iloc[rng.permutation(len(frame))].reset_index(drop=True)
+    speaker, emotion = (pd.factorize(frame[name], sort=True)[0] for name in ("speaker", "emotion"))
+    counts = np.zeros((speaker.max(initial=-1) + 1, emotion.max(initial=-1) + 1))
+    np.add.at(counts, (speaker, emotion), 1)
+    expected = share * counts
+    of_emotion = _rounded(expected.sum(0), rng)
+    taken = np.floor(expected + 1e-9).astype(int)
+    owed = np.zeros(len(expected))  # of each speaker, over the emotions so far
+    for k in rng.permutation(expected.shape[1]):
+        rest = expected[:, k] - taken[:, k]
+        owed += rest
+        can_give = np.flatnonzero(rest > 1e-9)
+        by_debt = can_give[np.lexsort((rng.random(len(can_give)), -owed[can_give].round(9)))]
+        chosen = by_debt[: of_emotion[k] - taken[:, k].sum()]
+        taken[chosen, k] += 1
+        owed[chosen] -= 1
+    place = frame.groupby([speaker, emotion]).cumcount()
+    return frozenset(frame["ID"][place < taken[speaker, emotion]])
+
+
+def _rounded(expected: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Whole numbers that add up to the sum's nearest one, by the largest remainder; ties are drawn."""
+    whole = np.floor(expected + 1e-9).astype(int)
+    missing = int(np.floor(expected.sum() + 0.5 + 1e-9)) - whole.sum()
+    order = np.lexsort((rng.random(len(expected)), -(expected - whole).round(9)))
+    whole[order[:missing]] += 1
+    return whole
+
+
+def _check(fold: Fold, frame: pd.DataFrame, protocol: str) -> None:
+    for part in ("train", "test"):
+        if not getattr(fold, part):
+            raise UserError(f"protocol '{protocol}', fold '{fold.name}': the {part} part is empty")
+    for part in ("valid", "seen", "test", "second"):
+        if set(fold.train) & set(getattr(fold, part)):
+            raise AssertionError(f"fold '{fold.name}': train and {part} share utterances")
+    if set(fold.second) & {*fold.valid, *fold.test}:
+        raise AssertionError(f"fold '{fold.name}': second and valid or test share utterances")
+    if protocol in SPEAKER_DISJOINT and (shared := speaker_overlap(frame, fold)):
+        raise AssertionError(f"protocol '{protocol}', fold '{fold.name}' is not speaker-disjoint: {shared}")
+
+
+def _need(frame: pd.DataFrame, column: str, protocol: str) -> None:
+    """Refuse a manifest whose column is missing or empty somewhere."""
+    values = frame.get(column, pd.Series("", index=frame.index))
+    if (empty := frame["ID"][values == ""]).size:
+        raise UserError(
+            f"protocol '{protocol}' needs a {column} for every utterance; {empty.size} of {len(frame)} have none: "
+            f"{', '.join(empty[:10])}{' …' if empty.size > 10 else ''}"
+        )
+
+
+def _by_speaker(frame: pd.DataFrame, seed: int) -> list[_Split]:
+    """Leave one speaker out. Validation: the session's other speakers, else training speakers who follow."""
+    _need(frame, "speaker", "speaker")
+    speakers = _in_turn(frame["speaker"], seed)
+    has_sessions = (frame["session"] != "").all()
+    splits = []
+    for speaker in sorted(speakers):
+        of_test = frame["speaker"] == speaker
+        valid = frame["session"].isin(frame["session"][of_test]) & ~of_test
+        if not has_sessions or not valid.any():  # a session may have one speaker only
+            k = speakers.index(speaker)
+            valid = frame["speaker"].isin(_left_out(frame[~of_test], speakers[k + 1 :] + speakers[:k]))
+        splits.append(_Split(speaker, _ids(frame, of_test), _ids(frame, valid)))
+    return splits
+
+
+def _in_turn(speakers: Iterable[str], seed: int) -> list[str]:
+    """Distinct speakers in the order in which they validate: by name, many of them shuffled."""
+    speakers = sorted(set(speakers))
+    if len(speakers) > MANY:
+        speakers = [speakers[k] for k in np.random.default_rng(seed).permutation(len(speakers))]
+    return speakers
+
+
+def _left_out(training: pd.DataFrame, in_turn: Iterable[str]) -> list[str]:
+    """The training speakers who validate; nobody, where that would leave training without one of its emotions.
+
+    One of a few speakers, the first in turn. Of many a tenth: those who add most to the emotions that validate, and
+    more of them, a third at most, until all emotions do.
+    """
+    emotions = {speaker: set() for speaker in training["speaker"]}
+    for speaker, emotion in zip(training["speaker"], training["emotion"], strict=True):
+        emotions[speaker].add(emotion)
+    n_speakers = Counter(itertools.chain(*emotions.values()))  # of each emotion
+    are_many = len(emotions) >= MANY
+    wanted, most = (round(len(emotions) / 10), len(emotions) // 3) if are_many else (1, 1)
+    missing, candidates, chosen = set(n_speakers), list(in_turn), []
+    while len(chosen) < wanted or (missing and len(chosen) < most):
+        spared = (s for s in candidates if all(n_speakers[e] > 1 for e in emotions[s]))
+        if are_many and missing:
+            best = max(spared, key=lambda s: len(emotions[s] & missing), default=None)
+        else:
+            best = next(spared, None)
+        if best is None or (len(chosen) >= wanted and not emotions[best] & missing):
+            break
+        candidates.remove(best)
+        chosen.append(best)
+        missing -= emotions[best]
+        n_speakers.subtract(emotions[best])
+    return chosen
+
+
+def _by_session(frame: pd.DataFrame, seed: int) -> list[_Split]:
+    """Leave one session out; the next session, cyclically, validates."""
+    _need(frame, "session", "session")
+    _need(frame, "speaker", "session")
+    n_sessions = frame.groupby("speaker")["session"].nunique()
+    if wandering := sorted(n_sessions.index[n_sessions > 1]):
+        raise UserError(
+            "protocol 'session' keeps speakers apart only if each is in one session; in several: "
+            f"{', '.join(wandering)} (protocol 'speaker' leaves out one speaker)"
+        )
+    ids = {session: _ids(frame, frame["session"] == session) for session in sorted(set(frame["session"]))}
+    if len(ids) < 3:
+        raise UserError(f"protocol 'session' needs at least three sessions, found {list(ids)}")
+    following = [*ids.values()][1:] + [*ids.values()][:1]
+    return [_Split(session, test, valid) for (session, test), valid in zip(ids.items(), following, strict=True)]
+
+
+def _by_half_session(frame: pd.DataFrame, seed: int) -> list[_Split]:
+    """IEMOCAP as published: dialogs by prefix (Ses01F, Ses01M), which says who wore the markers, not who speaks."""
+    if not set(frame["corpus"]) <= {"iemocap", "demo"}:
+        found = sorted(set(frame["corpus"]))
+        raise UserError(f"protocol 'half_session' is IEMOCAP's published one; found corpus {found}")
+    _need(frame, "dialog", "half_session")
+    half = frame["dialog"].str[:6]
+    return [_Split(h, _ids(frame, half == h), frozenset(), True) for h in sorted(set(half))]
+
+
+def _random(frame: pd.DataFrame, seed: int) -> list[_Split]:
+    """Five folds stratified by emotion, blind to speakers; the next fold validates."""
+    smallest = frame["emotion"].value_counts()
+    if smallest.min() < N_RANDOM_FOLDS:
+        raise UserError(
+            f"protocol 'random' needs at least {N_RANDOM_FOLDS} utterances an emotion, found {smallest.min()} of "
+            f"'{smallest.idxmin()}'"
+        )
+    return _rotated(frame, StratifiedKFold(N_RANDOM_FOLDS, shuffle=True, random_state=seed))
+
+
+def _random_plain(frame: pd.DataFrame, seed: int) -> list[_Split]:
+    """Five unstratified folds of about 20 %, blind to speakers (as Fu's tables must have been)."""
+    if len(frame) < N_RANDOM_FOLDS:
+        raise UserError(f"protocol 'random_plain' needs at least {N_RANDOM_FOLDS} utterances, found {len(frame)}")
+    return _rotated(frame, KFold(N_RANDOM_FOLDS, shuffle=True, random_state=seed))
+
+
+def _rotated(frame: pd.DataFrame, folds: KFold | StratifiedKFold) -> list[_Split]:
+    frame = frame.sort_values("ID")
+    parts = [frozenset(frame["ID"].iloc[test]) for _, test in folds.split(frame, frame["emotion"])]
+    return [_Split(f"r{k}", test, parts[(k + 1) % len(parts)], True) for k, test in enumerate(parts)]
+
+
+def _given(frame: pd.DataFrame, seed: int) -> list[_Split]:
+    """The table's split column; without valid, of three or more training speakers some who are not tested validate."""
+    _need(frame, "split", "given")
+    split = frame["split"].str.strip().str.lower()
+    if unknown := sorted(set(frame["split"][~split.isin(SPLIT_NAMES)])):
+        raise UserError(f"protocol 'given': split must be train, valid or test, found {unknown}")
+    part = split.map(SPLIT_NAMES)
+    test, valid, training = _ids(frame, part == "test"), _ids(frame, part == "valid"), frame[part == "train"]
+    if not test:
+        raise UserError("protocol 'given': no utterance has split 'test'")
+    tested, known = set(frame["speaker"][part == "test"]), set(training["speaker"])
+    if not valid and "" not in known and len(known) >= 3:
+        left_out = _left_out(training, [s for s in _in_turn(known, seed) if s not in tested])
+        valid = _ids(training, training["speaker"].isin(left_out))
+    return [_Split("given", test, valid, tested <= known)]
+
+
+def _ids(frame: pd.DataFrame, rows: pd.Series) -> frozenset:
+    return frozenset(frame["ID"][rows])
+
+
+PROTOCOLS: dict[str, Callable[[pd.DataFrame, int], list[_Split]]] = {
+    "speaker": _by_speaker,
+    "session": _by_session,
+    "half_session": _by_half_session,
+    "random": _random,
+    "random_plain": _random_plain,
+    "given": _given,
+}

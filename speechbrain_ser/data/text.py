@@ -1,0 +1,181 @@
+"""Transcripts as recognisers see them, which of them training has heard, and the tokens that spell them."""
+
+import io
+import json
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+
+import sentencepiece
+
+from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.files import read_json, write_text
+
+TAG = re.compile(r"\{[^}]*\}|\[[^\]]*\]|<[^>]*>")
+
+
+def normalise_transcript(text: str) -> str:
+    """Return a transcript in upper case (Cai et al. 2021), without tags and without punctuation but the apostrophe.
+
+    Example
+    -------
+    >>> normalise_transcript("I don’t {LAUGHTER} know -- über-all, OK?")
+    "I DON'T KNOW ÜBER ALL OK"
+    """
+    text = TAG.sub(" ", text).replace("’", "'").replace("`", "'").upper()  # noqa: RUF001
+    # composed, so that an umlaut is one character however the file writes it
+    text = unicodedata.normalize("NFC", text)
+    kept = "".join(c if c == "'" or _in_word(c) else " " for c in text)
+    # an apostrophe belongs to a word ('cause, goin'): lone ones go, and those around a word
+    words = (w[1:-1] if w[:1] == w[-1:] == "'" else w for w in kept.split())
+    return " ".join(w for w in words if w.strip("'"))
+
+
+def _in_word(character: str) -> bool:
+    """Letters, digits, and the marks that many scripts write vowels with."""
+    return character.isalnum() or unicodedata.category(character).startswith("M")
+
+
+def heard_texts(train_texts: Iterable[str], test_texts: Iterable[str]) -> list[bool]:
+    """Tell of each test transcript whether training has it too, but for spelling; one without words it has not."""
+    known = {normalise_transcript(t) for t in train_texts} - {""}
+    return [normalise_transcript(t) in known for t in test_texts]
+
+
+WORD = "|"
+# Cai et al. 2021: 26 letters and a few signs, in the order of the published vocabulary (which is wav2vec2-base-960h's)
+LETTERS = ["<pad>", "<s>", "</s>", "<unk>", WORD, *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
+
+
+class CharacterTokens:
+    """Characters of a vocabulary, with ``|`` between words and the CTC blank first.
+
+    Example
+    -------
+    >>> tokens = CharacterTokens(LETTERS)
+    >>> tokens.decode(tokens.encode("Über it!"))
+    'BER IT'
+    """
+
+    blank = 0
+
+    def __init__(self, labels: list[str]):
+        self.labels = list(labels)
+        self.index = {label: i for i, label in enumerate(self.labels)}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def encode(self, transcript: str) -> list[int]:
+        """Return token indices; characters outside the vocabulary are deleted, as in the paper's program."""
+        spelled = normalise_transcript(transcript).replace(" ", WORD)
+        return [self.index[c] for c in spelled if c in self.index]
+
+    def decode(self, indices: Iterable[int]) -> str:
+        """Return the text of token indices (blanks and repetitions already removed)."""
+        characters = (self.labels[i] for i in indices)
+        return " ".join("".join(c for c in characters if len(c) == 1).replace(WORD, " ").split())
+
+    def deleted(self, transcripts: Iterable[str]) -> Counter:
+        """Count the characters of the transcripts outside the vocabulary."""
+        spelled = "".join(normalise_transcript(t) for t in transcripts).replace(" ", "")
+        return Counter(c for c in spelled if c not in self.index)
+
+    def state(self) -> dict:
+        """Return plain data from which :func:`load_tokens` makes this object again."""
+        return {"kind": "characters", "labels": self.labels}
+
+
+class SentencePieceTokens:
+    """Unigram pieces learnt from the training transcripts: a serialised model whose padding symbol is the CTC blank."""
+
+    blank = 0
+
+    def __init__(self, model: bytes):
+        self.model = model
+        self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.labels = [self.processor.id_to_piece(i) for i in range(len(self))]
+
+    def __len__(self) -> int:
+        return self.processor.get_piece_size()
+
+    def encode(self, transcript: str) -> list[int]:
+        """Return token indices."""
+        return self.processor.encode(normalise_transcript(transcript))
+
+    def decode(self, indices: Iterable[int]) -> str:
+        """Return the text of token indices (blanks and repetitions already removed)."""
+        return self.processor.decode([int(i) for i in indices])
+
+    def deleted(self, transcripts: Iterable[str]) -> Counter:
+        """Count nothing: an unknown symbol stands for what is unknown."""
+        return Counter()
+
+    def state(self) -> dict:
+        """Return plain data from which :func:`load_tokens` makes this object again."""
+        return {"kind": "sentencepiece", "model": self.model.hex()}
+
+
+def build_tokens(kind: str, transcripts: Iterable[str], n_pieces: int = 100) -> "CharacterTokens | SentencePieceTokens":
+    """Build the tokens that one YAML line names, from the training part's transcripts.
+
+    Arguments
+    ---------
+    kind : str
+        ``letters`` (the paper's 32), ``characters`` (those of the training transcripts: umlauts!) or
+        ``sentencepiece``.
+    n_pieces : int
+        Vocabulary of ``sentencepiece``; lowered, with the library's own limit, for tiny corpora.
+
+    Example
+    -------
+    >>> build_tokens("characters", ["Grüße", "Hallo du"]).labels
+    ['<blank>', '|', 'A', 'D', 'E', 'G', 'H', 'L', 'O', 'R', 'S', 'U', 'Ü']
+    """
+    if kind == "letters":
+        return CharacterTokens(LETTERS)
+    words = [w for w in map(normalise_transcript, transcripts) if w]
+    if not words:
+        raise UserError("no training utterance has a transcript: set alpha to 0, or give transcripts")
+    if kind == "characters":
+        return CharacterTokens(["<blank>", WORD, *sorted(set("".join(words)) - {" ", WORD})])
+    if kind == "sentencepiece":
+        return SentencePieceTokens(_train_pieces(words, n_pieces))
+    kinds = ("letters", "characters", "sentencepiece")
+    raise UserError(f"tokens: '{kind}' is unknown{nearest(kind, kinds)}; known: {', '.join(kinds)}")
+
+
+def _train_pieces(words: list[str], n_pieces: int) -> bytes:
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(words),
+            model_writer=model,
+            vocab_size=n_pieces,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            pad_id=0,
+            unk_id=1,
+            bos_id=-1,
+            eos_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:  # fewer pieces than characters
+        raise UserError(f"tokens: sentencepiece with n_pieces: {n_pieces}: {error}") from None
+    return model.getvalue()
+
+
+def save_tokens(tokens, path: str | os.PathLike) -> None:
+    """Write tokens as JSON, whole or not at all."""
+    write_text(json.dumps(tokens.state(), ensure_ascii=False), path)
+
+
+def load_tokens(path: str | os.PathLike):
+    """Load tokens written by :func:`save_tokens`; nothing of the file is executed."""
+    state = read_json(path)
+    if state["kind"] == "sentencepiece":
+        return SentencePieceTokens(bytes.fromhex(state["model"]))
+    return CharacterTokens(state["labels"])

@@ -1,0 +1,300 @@
+"""`speechbrain-ser serve`: a page on this machine to record or drop speech, and its API for programs."""
+
+import json
+import logging
+import os
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import soundfile
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+
+from speechbrain_ser.data.audio import sound_name
+from speechbrain_ser.errors import UserError
+from speechbrain_ser.inference.export import run_card
+from speechbrain_ser.inference.formats import write_textgrid
+from speechbrain_ser.inference.package import CARD
+from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition, open_recognizer
+from speechbrain_ser.inference.timeline import Timeline, plan_windows
+from speechbrain_ser.inference.timeline_figure import plot_timeline
+
+try:
+    import gradio as gr
+    from gradio_client.utils import is_http_url_like
+except ModuleNotFoundError as error:
+    raise UserError('serve: expected Gradio, found none: pip install "speechbrain-ser[serve]"') from error
+
+logger = logging.getLogger(__name__)
+
+WHOLE = 15.0  # seconds up to which a recording is one utterance, as those that models are trained and tested on
+DPI = 150
+FILES = ("png", "json", "TextGrid")  # to download
+QUEUE = 8  # requests that wait; the next one is told so
+KEPT = (60, 900)  # Gradio looks every minute for uploads and answers older than 15 minutes, and deletes them
+TITLE = "Speech emotion recognition"
+LIMITS = (
+    "It tells what speech sounds like to those who labelled its corpus, not what somebody feels. Other languages, "
+    "microphones, ages and situations make it err more often, also where it sounds sure. Do not judge people by it."
+)
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# the browser itself keeps the page from asking anybody else for anything
+POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; frame-ancestors 'none'"
+
+# ------------------------------------------------------------------ answers
+
+
+def recognise(
+    recognizer: EmotionRecognizer,
+    path: Path,
+    window: float = 4.0,
+    step: float | None = None,
+    max_seconds: float = 600.0,
+) -> tuple[dict, Timeline]:
+    """Recognise one recording as a whole and over time: what the API gives, and the timeline.
+
+    A recording of at most :data:`WHOLE` seconds is recognised as one utterance, as `predict` does, beside its timeline;
+    of a longer one the posteriors are the timeline's mean, and the words the timeline's. A UserError says what is wrong
+    with the recording, without its folder.
+    """
+    with suppress(soundfile.SoundFileError, OSError):  # what is no recording says so when it is decoded
+        if (seconds := soundfile.info(sound_name(path)).duration) > max_seconds:
+            raise UserError(f"too long: {seconds:.1f} s (expected at most {max_seconds:g} s)")
+    timeline = _sound(recognizer.timelines([path], window, step))
+    is_whole = timeline.duration <= min(WHOLE, recognizer.max_seconds)
+    found = _sound(recognizer.classify_files([path])) if is_whole else _mean(recognizer, timeline)
+    answer = {
+        "recording": path.name,
+        "duration": timeline.duration,
+        "emotion": found.emotion,
+        "posteriors": found.posteriors,
+        "whole": is_whole,
+        "transcript": found.transcript,
+        "segments": [asdict(segment) for segment in timeline.segments],
+        "phrases": [asdict(phrase) for phrase in timeline.phrases or []],
+    }
+    return json.loads(json.dumps(answer), parse_float=lambda text: round(float(text), 6)), timeline
+
+
+def _sound(results: Iterable[Timeline | Recognition]) -> Timeline | Recognition:
+    (found,) = results
+    if found.error is not None:
+        raise UserError(found.error)
+    return found
+
+
+def _mean(recognizer: EmotionRecognizer, timeline: Timeline) -> Recognition:
+    posterior = np.average(timeline.posteriors, axis=0, weights=np.diff(timeline.edges))
+    posteriors = dict(zip(timeline.classes, posterior.tolist(), strict=True))
+    return Recognition(None, recognizer.emotion_of(posterior), posteriors, timeline.transcript)
+
+
+def model_text(model: str | os.PathLike) -> str:
+    """Return a run's figures, or a package's model card, as Markdown."""
+    folder = Path(model)
+    if (folder / "metrics.json").is_file():
+        return run_card(folder)
+    with suppress(OSError, ValueError):
+        return (folder / CARD).read_text(encoding="utf-8").split("---\n", 2)[-1]
+    return "The model's card is on the hub."
+
+
+# ------------------------------------------------------------------ the page
+
+
+def build_page(recognise: Callable[[Path], tuple[dict, Timeline]], about: str, limits: str) -> gr.Blocks:
+    """Build the page and its one named endpoint, ``/recognize``.
+
+    `recognise` is :func:`recognise` of one model, `about` what that model is (Markdown), `limits` what is taken.
+    """
+
+    def answer(recording: str) -> tuple[dict, Timeline]:
+        """The recording is deleted before its answer goes out."""
+        path = Path(recording)
+        try:
+            return recognise(path)
+        except UserError as error:
+            raise gr.Error(str(error), duration=None, print_exception=False) from error
+        finally:
+            path.unlink(missing_ok=True)
+
+    def show(recording: str) -> tuple:
+        found, timeline = answer(recording)
+        how = "heard as one utterance" if found["whole"] else "the mean over time"
+        heard = f"{found['recording']}, {found['duration']:.1f} s, {how}"
+        transcript = gr.Textbox(found["transcript"], visible=found["transcript"] is not None)
+        files = _write_files(Path(recording).with_suffix(""), found, timeline)
+        return gr.Column(visible=True), gr.Label(found["posteriors"], label=heard), transcript, files[0], *files
+
+    def recognize(recording: str) -> dict:  # Gradio shows the names and the words
+        """Emotion, posteriors, transcript and segments of a recording."""
+        return answer(recording)[0]
+
+    one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "model"}
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=KEPT) as page:
+        gr.Markdown(f"# {TITLE}\nRecord yourself or drop a recording: it is recognised at once, then deleted.")
+        recording = gr.Audio(
+            sources=["upload", "microphone"], type="filepath", label="Recording", editable=False, buttons=[]
+        )
+        _take_only_sent(recording)
+        gr.Markdown(limits)
+        with gr.Column(visible=False) as results:
+            label = gr.Label()
+            transcript = gr.Textbox(label="Transcript", placeholder="no words were recognised", interactive=False)
+            picture = gr.Image(show_label=False, buttons=[], alt_text="Waveform, emotions and words over time")
+            with gr.Row():
+                files = [gr.DownloadButton(ending) for ending in FILES]
+        gr.Markdown(f"**Its limits.** {LIMITS}")
+        with gr.Accordion("About the model", open=False):
+            gr.Markdown(about)
+
+        hide = {"fn": lambda: gr.Column(visible=False), "outputs": results, "queue": False, "api_visibility": "private"}
+        recording.clear(**hide)
+        gr.on([recording.upload, recording.stop_recording], **hide).then(
+            show, recording, [results, label, transcript, picture, *files], api_visibility="private", **one_at_a_time
+        )
+        gr.Button(visible=False).click(
+            recognize, recording, gr.JSON(visible=False), api_name="recognize", **one_at_a_time
+        )
+    return page.queue(max_size=QUEUE, api_open=False)
+
+
+def _take_only_sent(recording: gr.Audio) -> None:
+    """Fetch no address that a request gives in place of an upload, as Gradio's components do."""
+    take = recording.async_move_resource_to_block_cache
+
+    async def take_sent(path: str) -> str | None:
+        if is_http_url_like(path):
+            raise gr.Error(f"{path:.100}: allowed only: sent recordings", duration=None, print_exception=False)
+        return await take(path)
+
+    recording.async_move_resource_to_block_cache = take_sent
+
+
+def _write_files(stem: Path, answer: dict, timeline: Timeline) -> list[Path]:
+    """Write :data:`FILES` of a recording beside it."""
+    picture, text, grid = paths = [stem.with_name(f"{stem.name}.{ending}") for ending in FILES]
+    plot_timeline(timeline).savefig(picture, dpi=DPI)
+    text.write_text(json.dumps(answer, ensure_ascii=False, indent=1), encoding="utf-8")
+    write_textgrid(timeline, grid)
+    return paths
+
+
+class Guard:
+    """ASGI middleware: requests name this machine (against DNS rebinding) and come from no other site.
+
+    With `is_local` only this machine is served; any name of it will do otherwise.
+    """
+
+    def __init__(self, app, is_local: bool):
+        self.app, self.is_local = app, is_local
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_policy(message):
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Content-Security-Policy"] = POLICY
+            await send(message)
+
+        refusal = self._refusal(Headers(scope=scope))
+        app = PlainTextResponse(refusal, 403) if refusal else self.app
+        await app(scope, receive, send_with_policy)
+
+    def _refusal(self, headers: Headers) -> str | None:
+        host = headers.get("host", "")
+        if self.is_local and urlsplit(f"//{host}").hostname not in LOOPBACK:
+            return f"expected a request to {' or '.join(LOOPBACK)}, found one to {host!r}\n"
+        if "origin" in headers and urlsplit(headers["origin"]).netloc != host:
+            return f"expected a request of this page, found one of {headers['origin']!r}\n"
+        return None
+
+
+# ------------------------------------------------------------------ the command
+
+
+def serve(
+    model: str,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    max_seconds: float = 600.0,
+    max_mb: float = 50.0,
+    device: str | None = None,
+    window: float = 4.0,
+    step: float | None = None,
+) -> None:
+    """Serve the page until Ctrl-C.
+
+    Arguments
+    ---------
+    model : str
+        A run's folder, a package's folder, or a package's name on the hub.
+    host : str
+        The address to listen at; any other than this machine's own lets others use the page.
+    max_seconds, max_mb : float
+        The longest recording and the largest file that are taken, in MB of 2**20 bytes.
+    window, step : float
+        Of the timeline, in seconds (:meth:`EmotionRecognizer.timeline`).
+    """
+    for name, value in (("--max-seconds", max_seconds), ("--max-mb", max_mb)):
+        if not value > 0:
+            raise UserError(f"{name}: expected a number > 0, found {value!r}")
+    try:  # before the model is loaded, which takes a while
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--host={host} --port={port} cannot be used: {error}: give another") from error
+    recognizer = open_recognizer(model, run_opts={"device": device} if device else None)
+    plan_windows(recognizer, window, step)  # an error now, not at the first recording
+    if host not in LOOPBACK:
+        logger.warning(f"warning: everybody who reaches {host} can use this page: it has no password and no encryption")
+    answer = partial(recognise, recognizer, window=window, step=step, max_seconds=max_seconds)
+    limits = f"Any format that soundfile reads, up to {max_seconds:g} seconds and {max_mb:g} MB."
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's, as Ctrl-C
+    with running(answer, model_text(model), limits, host, port, int(max_mb * 2**20)) as url:
+        print(f"{url} (Ctrl-C ends it)", flush=True)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    print("ended; nothing was kept")
+
+
+@contextmanager
+def running(
+    recognise: Callable[[Path], tuple[dict, Timeline]], about: str, limits: str, host: str, port: int, max_bytes: int
+) -> Iterator[str]:
+    """Serve :func:`build_page` while the context lasts; it yields the page's address."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it runs,
+    os.environ["NO_PROXY"] = ",".join([os.environ.get("NO_PROXY", ""), *LOOPBACK, host])  # and not by way of a proxy
+    with tempfile.TemporaryDirectory(prefix="speechbrain-ser-serve-") as folder:  # its owner's alone
+        os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(folder)
+        page = build_page(recognise, about, limits)
+        try:
+            _, url, _ = page.launch(
+                server_name=f"[{host}]" if ":" in host else host,
+                server_port=port,
+                app_kwargs={"middleware": [Middleware(Guard, is_local=host in LOOPBACK)]},
+                max_file_size=max_bytes,
+                theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+                footer_links=["api"],
+                prevent_thread_lock=True,
+                quiet=True,
+                share=False,
+                ssr_mode=False,
+                strict_cors=True,
+                run_history=False,  # of recordings and answers, in the browser
+                enable_monitoring=False,
+            )
+            yield url
+        finally:
+            page.close(verbose=False)

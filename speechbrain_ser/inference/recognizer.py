@@ -1,0 +1,524 @@
+"""Emotions and transcripts of recordings from a trained model, in the manner of ``speechbrain.inference``."""
+
+import io
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import ruamel.yaml
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.utils.autocast import AMPConfig, TorchAutocast
+from speechbrain.utils.distributed import infer_device
+from torch import nn
+
+from speechbrain_ser.data.audio import BadAudioError, duration_of
+from speechbrain_ser.data.batches import SAMPLE_RATE, load_audio
+from speechbrain_ser.data.text import load_tokens
+from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.evaluation.calibration import check_temperature, read_calibration, temperature_of
+from speechbrain_ser.evaluation.metrics import SELECTIONS
+from speechbrain_ser.files import read_json, sha256
+from speechbrain_ser.inference.package import CONFIG, Package, is_hub_name, load_package
+from speechbrain_ser.inference.timeline import WINDOW, Timeline, WindowPlan, follow, plan_windows
+from speechbrain_ser.models.checkpoints import CheckpointReader, find_epoch, load_parameters
+from speechbrain_ser.models.heads import Decoder, padded, signals_of
+from speechbrain_ser.processing.lengths import absolute_lengths
+
+
+@dataclass
+class TrainedModel:
+    """What a run learned."""
+
+    model: nn.Module  # in evaluation mode, on the CPU
+    metrics: dict  # the run's metrics.json
+    epoch: int  # whose parameters these are
+    lines: dict  # of the run's hyperparams.yaml, those that are text or numbers
+    parameters: Path  # their file
+    folder: Path  # the run's
+
+    @property
+    def digest(self) -> str:
+        """By which the model's results are known."""
+        return sha256(self.parameters)[:16]
+
+    @property
+    def classes(self) -> list[str]:
+        """In the order of the logits."""
+        return read_json(self.folder / "save" / "classes.json")
+
+    @property
+    def tokens(self):
+        """What the ASR head spells with; None where there is none."""
+        path = self.folder / "save" / "tokens.json"
+        try:
+            return load_tokens(path) if "asr" in self.model.heads else None
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: expected what a run writes, found something else ({error!r})") from error
+
+    @property
+    def decoding(self) -> dict:
+        """Kind and beam size of the search for a transcript."""
+        return {"kind": self.lines["decoding"], "beam_size": self.lines["beam_size"]}
+
+    @property
+    def calibration(self) -> dict | None:
+        """Its calibration.json, where there is one."""
+        return read_calibration(self.folder)
+
+    @property
+    def inputs(self) -> dict:
+        """What the model reads, by name: extractors of features, None for waveforms."""
+        return self.model.inputs
+
+
+def load_model(run_folder: str | os.PathLike) -> TrainedModel:
+    """Load the model of a finished run: ``results/<system>/<corpus>-<protocol>/<variant>/<fold>/<seed>``.
+
+    The run's ``hyperparams.yaml`` is executed, as every SpeechBrain YAML is: load only runs that you trust.
+    """
+    folder = finished(run_folder)
+    metrics = read_json(folder / "metrics.json")
+    checkpoint = find_epoch(CheckpointReader(folder / "save"), max_key=SELECTIONS[metrics["selection"]].score)
+    if checkpoint is None:
+        raise UserError(f"{folder / 'save'}: expected a checkpoint of a finished epoch, found none")
+    tree = read_yaml(folder / "hyperparams.yaml")
+    model = _build(tree, folder / "hyperparams.yaml")
+    try:
+        load_parameters(model, checkpoint)
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"{checkpoint.path}: its parameters do not fit the run's own model: {error}") from error
+    lines = {name: value for name, value in tree.items() if value is None or isinstance(value, str | int | float)}
+    parameters = Path(checkpoint.paramfiles["model"])
+    return TrainedModel(model.eval(), metrics, checkpoint.meta["epoch"], lines, parameters, folder)
+
+
+def finished(run_folder: str | os.PathLike) -> Path:
+    """Return a run's folder; a run that is not finished is a UserError."""
+    folder = Path(run_folder)
+    if lacking := [n for n in ("hyperparams.yaml", "metrics.json") if not (folder / n).is_file()]:
+        raise UserError(f"{folder}: expected the folder of a finished run, found no {' and no '.join(lacking)}")
+    return folder
+
+
+def read_yaml(path: Path) -> dict:
+    """Return the YAML with its tags, nothing of it executed."""
+    try:
+        tree = ruamel.yaml.YAML().load(path.read_text(encoding="utf-8"))
+    except ruamel.yaml.error.YAMLError as error:
+        raise UserError(f"{path}: expected YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected lines `name: value`, found {type(tree).__name__}")
+    return tree
+
+
+def _build(tree: dict, path: Path) -> nn.Module:
+    """Build the line `model` alone, with what it refers to: no optimiser, no Brain, no seed for the whole program."""
+    yaml = ruamel.yaml.YAML()
+    yaml.width = 10_000
+    stream = io.StringIO()
+    try:
+        yaml.dump({"model": tree["model"]}, stream)
+        return load_hyperpyyaml(io.StringIO(stream.getvalue()))["model"]
+    except (ruamel.yaml.error.YAMLError, ImportError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: no model can be built from it: {error}") from error
+
+
+logger = logging.getLogger(__name__)
+
+LOOK_AHEAD = 8  # batches whose recordings are read before they are sorted by length
+CPU_PADDING = 0.5  # seconds that an utterance may lack of its batch's longest: more cost as much as a pass of its own
+RUN_OPTS = {"device": None, "precision": "fp32"}
+NOT_FINITE_OUTPUT = "the model's output is not finite"
+SILENT = "silent: all samples are the same (expected speech)"  # of which a model would say anything
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What was recognised in a recording, or why nothing was."""
+
+    path: str | None = None  # None for a waveform
+    emotion: str | None = None  # the likeliest class; None where its posterior is below the threshold
+    posteriors: dict[str, float] = field(default_factory=dict)
+    transcript: str | None = None  # where the model has an ASR head, and it was asked for
+    embedding: torch.Tensor | None = field(default=None, repr=False, compare=False)  # [channels], on request
+    error: str | None = None  # what is wrong with the recording
+
+    def to_dict(self) -> dict:
+        """Return plain data: posteriors rounded to six digits, the transcript where there is one."""
+        content = {"path": self.path, "emotion": self.emotion}
+        content["posteriors"] = {name: round(p, 6) for name, p in self.posteriors.items()}
+        return content if self.transcript is None else content | {"transcript": self.transcript}
+
+
+class EmotionRecognizer:
+    """Recognises emotions, and words, with a trained model.
+
+    What is said of a recording does not depend on the others of its batch (to 1e-4), and equals what training's own
+    test says of it.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        One of :mod:`speechbrain_ser.models`. What emotion and transcript do not need (speaker head, decoder) is taken
+        out of it.
+    classes : sequence of str
+        In the order of the logits.
+    decode : callable, optional
+        CTC logits and frames to texts (:class:`speechbrain_ser.models.heads.Decoder`). None: no ASR head.
+    run_opts : mapping, optional
+        As in SpeechBrain: ``device`` (that of the machine by default) and ``precision`` (fp32, bf16, fp16).
+    max_seconds : float
+        The longest recording that is taken, and the most seconds of a batch, padding included: what bounds the memory.
+    model_id : str
+        By which the model's results are known; a temperature and a threshold are added to it.
+    temperature : float
+        The logits are divided by it (Guo et al. 2017); 1: as they were trained.
+    threshold : float
+        Keep silent (``emotion`` None) where the largest posterior is below it; from 0, always answer, to 1.
+
+    Example
+    -------
+    >>> from functools import partial
+    >>> from speechbrain_ser.lobes.cnn_blstm_attention import CNNBLSTMAttention
+    >>> from speechbrain_ser.models.fu import FuModel
+    >>> from speechbrain_ser.processing.log_mel import LogMel
+    >>> lobe = CNNBLSTMAttention(128, channels=(8, 8, 8), bottleneck=8, lstm_size=4, heads=2)
+    >>> heads = {"emotion": partial(nn.Linear, out_features=2)}
+    >>> model = FuModel(LogMel(), lobe, heads, loss_weights={"emotion": 1.0})
+    >>> recognizer = EmotionRecognizer(model, ["angry", "sad"], run_opts={"device": "cpu"})
+    >>> first, second = recognizer.classify_batch(torch.randn(2, 16000), torch.tensor([1.0, 0.5]))
+    >>> first.emotion in ("angry", "sad"), sorted(first.posteriors), round(sum(second.posteriors.values()), 3)
+    (True, ['angry', 'sad'], 1.0)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        classes: Sequence[str],
+        decode: Callable[[torch.Tensor, torch.Tensor], list[str]] | None = None,
+        run_opts: Mapping[str, str] | None = None,
+        max_seconds: float = 120.0,
+        model_id: str = "",
+        temperature: float = 1.0,
+        threshold: float = 0.0,
+    ):
+        if "emotion" not in model.tasks:
+            raise UserError(f"expected a model that recognises emotions, found one for {', '.join(model.tasks)} alone")
+        if not max_seconds > 0:
+            raise UserError(f"max_seconds: expected seconds > 0, found {max_seconds!r}")
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+            raise UserError(f"threshold: expected a number from 0 to 1, found {threshold!r}")
+        self.temperature, self.threshold = check_temperature(temperature), float(threshold)
+        model.keep_tasks({"emotion", "asr"} if decode else {"emotion"})
+        self.classes, self.decode, self.max_seconds = list(classes), decode, max_seconds
+        settings = {"temperature": (self.temperature, 1.0), "threshold": (self.threshold, 0.0)}  # with their defaults
+        self.model_id = model_id + "".join(
+            f"-{s}={value:.6g}" for s, (value, usual) in settings.items() if value != usual
+        )
+        self.device, self.autocast, half = _run_options(run_opts or {})
+        self.max_padding = CPU_PADDING if torch.device(self.device).type == "cpu" else float("inf")
+        self.model = model.eval().to(self.device)
+        self.longest = getattr(getattr(model, "encoder", None), "max_samples", None)  # a Whisper has no more positions
+        for lobe in [module for module in model.modules() if hasattr(module, "fix_weights")]:
+            lobe.fix_weights(half)
+        if by_gender := getattr(model.inputs.get("f0"), "by_gender", None):
+            low, high = model.inputs["f0"].f_range
+            logger.warning(
+                f"the model was trained on F0 in a range for each gender ({', '.join(by_gender)}); the gender of who "
+                f"speaks is not known here: F0 is looked for from {low:g} to {high:g} Hz"
+            )
+
+    @classmethod
+    def from_run(
+        cls,
+        run_folder: str | os.PathLike,
+        run_opts: Mapping[str, str] | None = None,
+        transcribe: bool = True,
+        calibrated: bool = True,
+        **options,
+    ) -> "EmotionRecognizer":
+        """Load a finished run, with the parameters that it was tested with.
+
+        The run's YAML is executed, as every SpeechBrain YAML is: use only runs that you trust.
+
+        Arguments
+        ---------
+        run_folder : str or os.PathLike
+            ``results/<system>/<corpus>-<protocol>/<variant>/<fold>/<seed>``.
+        transcribe : bool
+            Give transcripts where the system has an ASR head; False computes none.
+        calibrated : bool
+            Use the temperature that was fitted on the run's validation utterances (``calibration.json``); where there
+            is none, a log line says so. False: posteriors are those of the run's ``predictions.csv``.
+        **options
+            ``max_seconds`` and ``threshold``, as :class:`EmotionRecognizer` has them.
+        """
+        trained = load_model(run_folder)
+        if "emotion" not in trained.model.tasks:
+            system = trained.metrics.get("system", "it")
+            raise UserError(f"{run_folder}: expected a run that recognises emotions, found pre-training ({system})")
+        return cls._of(trained, trained.epoch, transcribe, calibrated, run_opts=run_opts, **options)
+
+    @classmethod
+    def from_package(
+        cls, source: str | os.PathLike, run_opts: Mapping[str, str] | None = None, **options
+    ) -> "EmotionRecognizer":
+        """Load a package that ``speechbrain-ser export`` wrote, with the options of :meth:`from_run`.
+
+        It says what its run says, to 1e-4. `source` is its folder, or its name on the Hugging Face hub
+        (``user/model``). Nothing of it is executed, whoever it is from: it is plain JSON and safetensors, its classes
+        are of a fixed table (:mod:`speechbrain_ser.inference.package`), and the hashes of all files are checked first.
+        """
+        return cls._of(load_package(source), None, run_opts=run_opts, **options)
+
+    @classmethod
+    def _of(
+        cls, learned: TrainedModel | Package, epoch: int | None, transcribe=True, calibrated=True, **options
+    ) -> "EmotionRecognizer":
+        decode = Decoder(learned.tokens, **learned.decoding) if transcribe and learned.tokens is not None else None
+        temperature, reason = temperature_of(learned.calibration, epoch) if calibrated else (1.0, None)
+        if reason is not None:
+            logger.warning(f"uncalibrated: {reason}")
+        return cls(learned.model, learned.classes, decode, model_id=learned.digest, temperature=temperature, **options)
+
+    # -------------------------------------------------------------- use
+
+    def classify_file(self, path: str | os.PathLike, embedding: bool = False) -> Recognition:
+        """Recognise one recording of any format that soundfile reads; what is wrong with it is a UserError.
+
+        `embedding`: also give the vector that the emotion head reads.
+        """
+        return _sound(self.classify_files([path], embedding=embedding))
+
+    def classify_batch(
+        self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None, embedding: bool = False
+    ) -> list[Recognition]:
+        """Recognise waveforms [batch, time], or [time], 16 kHz, right-padded where there are `wav_lens` [batch].
+
+        One that is too short, or not finite, carries its error.
+        """
+        wavs = wavs[None] if wavs.dim() == 1 else wavs
+        if not wavs.is_floating_point():
+            raise UserError(f"wavs: expected floating-point samples, found {wavs.dtype}")
+        try:
+            lengths = absolute_lengths(wavs, wav_lens).tolist()
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        items = [self._item(wav[:n].float().cpu()) for wav, n in zip(wavs, lengths, strict=True)]
+        return self._classify(items, len(items), embedding)
+
+    def classify_files(
+        self, paths: Iterable[str | os.PathLike], batch_size: int = 8, embedding: bool = False
+    ) -> Iterator[Recognition]:
+        """Recognise many recordings, in batches of similar lengths; the results are in the order of `paths`.
+
+        They are read as results are asked for, no more than :data:`LOOK_AHEAD` batches ahead, so that memory does not
+        grow with their number. One that cannot be read, or is too short, carries its error.
+        """
+        _check_batch_size(batch_size)
+        return self._stream(paths, batch_size, embedding)
+
+    def timeline(self, path: str | os.PathLike, *args, **options) -> Timeline:
+        """Recognise one recording of any length in overlapping windows, with the options of :meth:`timelines`.
+
+        A recording of at most a window is one window, and its result is that of :meth:`classify_file`.
+        """
+        return _sound(self.timelines([path], *args, **options))
+
+    def timelines(
+        self,
+        paths: Iterable[str | os.PathLike],
+        duration: float = WINDOW,
+        step: float | None = None,
+        batch_size: int = 8,
+        progress: bool = False,
+    ) -> Iterator[Timeline]:
+        """Recognise recordings of any lengths, one after the other, in windows of `duration` every `step` seconds.
+
+        The memory does not grow with the recording. Each step's posteriors are the mean of the windows that cover it;
+        steps of the same emotion make a segment. One that cannot be read, or is too short, carries its error.
+
+        By default a window is about an utterance of the corpora that models are trained on (EMO-DB's mean is 2.8 s,
+        IEMOCAP's 4.4 s): what it is to the model, and short enough to follow changes. A step is half a window, so that
+        every moment is heard twice, and once away from a window's edge. `batch_size`: windows a batch, at most.
+        """
+        _check_batch_size(batch_size)
+        plan = plan_windows(self, duration, step)
+        batch_size = min(batch_size, max(1, int(self.max_seconds / duration)))
+        return (self._timeline(path, plan, batch_size, progress) for path in paths)
+
+    def window_outputs(self, wavs: Sequence[torch.Tensor]) -> tuple[np.ndarray, list[torch.Tensor] | None]:
+        """Return posteriors [windows, classes] of windows [time] of a recording, and each one's CTC logits.
+
+        Logits are [frames, tokens]; None where the model does not transcribe. No answer to one is a BadAudioError.
+        """
+        outputs = self._outputs([self._signals(wav) for wav in wavs])
+        posteriors = self._posteriors(outputs)
+        if not posteriors.isfinite().all():
+            raise BadAudioError(NOT_FINITE_OUTPUT)
+        if self.decode is None:
+            return posteriors.numpy(), None
+        logits, frames = outputs["asr"].float().cpu(), outputs["frames"].tolist()
+        return posteriors.numpy(), [of_one[:n] for of_one, n in zip(logits, frames, strict=True)]
+
+    def emotion_of(self, posterior: torch.Tensor | np.ndarray) -> str | None:
+        """Return the emotion that a posterior [classes] speaks for; None: too little for the threshold."""
+        likeliest = int(posterior.argmax())
+        return self.classes[likeliest] if float(posterior[likeliest]) >= self.threshold else None
+
+    # -------------------------------------------------------------- work
+
+    def _timeline(self, path: str | os.PathLike, plan: WindowPlan, batch_size: int, progress: bool) -> Timeline:
+        try:
+            seconds = duration_of(path)
+            self._check_least(seconds)
+            found = follow(self, path, seconds, plan, batch_size, progress)
+            if found.envelope.min() == found.envelope.max():
+                raise BadAudioError(SILENT)
+            return found
+        except BadAudioError as defect:
+            return Timeline(os.fspath(path), error=defect.words)
+
+    def _stream(self, paths, batch_size: int, embedding: bool) -> Iterator[Recognition]:
+        window, seconds = [], 0.0
+        for path in paths:
+            window.append(self._read(path))
+            seconds += window[-1].seconds
+            if len(window) >= LOOK_AHEAD * batch_size or seconds >= LOOK_AHEAD * self.max_seconds:
+                yield from self._classify(window, batch_size, embedding)
+                window, seconds = [], 0.0
+        yield from self._classify(window, batch_size, embedding)
+
+    def _read(self, path: str | os.PathLike) -> "_Item":
+        try:
+            self._check_length(duration_of(path))  # known before a recording of hours is in memory
+            return self._item(load_audio(path), os.fspath(path))
+        except Exception as error:  # whatever it is, the other recordings do not suffer from it
+            words = error.words if isinstance(error, BadAudioError) else f"{type(error).__name__}: {error}"
+            return _Item(os.fspath(path), error=words)
+
+    def _item(self, wav: torch.Tensor, path: str | None = None) -> "_Item":
+        try:
+            signals = self._signals(wav)
+            if wav.min() == wav.max():  # a window of a recording may well be silent
+                raise BadAudioError(SILENT)
+            return _Item(path, signals, len(wav) / SAMPLE_RATE)
+        except BadAudioError as defect:
+            return _Item(path, error=defect.words)
+
+    @torch.inference_mode()
+    def _signals(self, wav: torch.Tensor) -> dict[str, torch.Tensor]:
+        self._check_length(len(wav) / SAMPLE_RATE)
+        if not wav.isfinite().all():
+            raise BadAudioError("NaN or infinite samples (expected finite ones)")
+        return signals_of(self.model, wav)
+
+    def _check_length(self, seconds: float) -> None:
+        self._check_least(seconds)
+        if seconds > self.max_seconds:
+            most = f"expected at most max_seconds, {self.max_seconds:g} s"
+        elif self.longest and seconds * SAMPLE_RATE > self.longest:
+            most = f"the model's Whisper encodes at most {self.longest / SAMPLE_RATE:g} s"
+        else:
+            return
+        anyway = "--window takes recordings of any length, as does EmotionRecognizer.timeline"
+        raise BadAudioError(f"too long: {seconds:.1f} s ({most}; {anyway})")
+
+    def _check_least(self, seconds: float) -> None:
+        least = self.model.min_samples / SAMPLE_RATE
+        if seconds < least:
+            expected = f"expected at least {1000 * least:.1f} ms, which make a frame"
+            raise BadAudioError(f"too short: {1000 * seconds:.1f} ms ({expected})")
+
+    def _classify(self, items: list["_Item"], batch_size: int, embedding: bool) -> list[Recognition]:
+        found = [Recognition(item.path, error=item.error) for item in items]
+        for batch in _batches([item.seconds for item in items], batch_size, self.max_seconds, self.max_padding):
+            outputs, nothing = self._outputs([items[k].signals for k in batch]), [None] * len(batch)
+            texts = self.decode(outputs["asr"], outputs["frames"]) if self.decode else nothing
+            vectors = outputs["embedding"].float().cpu() if embedding else nothing
+            for k, posterior, text, vector in zip(batch, self._posteriors(outputs), texts, vectors, strict=True):
+                if posterior.isfinite().all():
+                    posteriors = dict(zip(self.classes, posterior.tolist(), strict=True))
+                    found[k] = Recognition(items[k].path, self.emotion_of(posterior), posteriors, text, vector)
+                else:
+                    found[k] = Recognition(items[k].path, error=NOT_FINITE_OUTPUT)
+        return found
+
+    @torch.inference_mode()
+    def _outputs(self, signals: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        inputs = padded(signals, self.device)
+        with self.autocast:
+            return self.model(**inputs)
+
+    def _posteriors(self, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return (outputs["emotion"].float() / self.temperature).softmax(-1).cpu()  # [batch, classes]
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A recording as the model reads it, or its error."""
+
+    path: str | None = None
+    signals: dict[str, torch.Tensor] = field(default_factory=dict)
+    seconds: float = 0.0  # 0: nothing to recognise
+    error: str | None = None
+
+
+def _batches(
+    seconds: Sequence[float], batch_size: int, max_seconds: float, max_padding: float = float("inf")
+) -> Iterator[list[int]]:
+    """Indices of recordings of similar lengths, the longest first; those of no length are left out.
+
+    A batch lasts no more than `max_seconds` with its padding, and none of it has more than `max_padding` seconds.
+
+    >>> list(_batches([1.0, 9.0, 0.0, 2.0, 5.0, 1.5], 3, 10.0, max_padding=1.0))
+    [[1], [4], [3, 5, 0]]
+    """
+    order = sorted((k for k, s in enumerate(seconds) if s > 0), key=lambda k: -seconds[k])
+    while order:
+        longest = seconds[order[0]]
+        similar = sum(seconds[k] >= longest - max_padding for k in order)
+        n = max(1, min(batch_size, similar, int(max_seconds / longest)))
+        yield order[:n]
+        order = order[n:]
+
+
+def _sound(results: Iterable[Recognition | Timeline]) -> Recognition | Timeline:
+    """The only result, which has no error."""
+    (found,) = results
+    if found.error is not None:
+        raise UserError(f"{found.path}: {found.error}")
+    return found
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"batch_size: expected a whole number >= 1, found {batch_size!r}")
+
+
+def _run_options(run_opts: Mapping[str, str]) -> tuple[str, TorchAutocast, torch.dtype | None]:
+    """Device, autocast and its type (None: none)."""
+    if unknown := [f"{o}{nearest(o, RUN_OPTS)}" for o in run_opts if o not in RUN_OPTS]:
+        raise UserError(f"run_opts: unknown {', '.join(unknown)}; known: {', '.join(RUN_OPTS)}")
+    options = {**RUN_OPTS, **run_opts}
+    device = options["device"] or infer_device()
+    try:
+        kind = torch.device(device).type
+        dtype = AMPConfig.from_name(options["precision"]).dtype
+        torch.empty(0, device=device)
+        return device, TorchAutocast(device_type=kind, dtype=dtype), None if dtype == torch.float32 else dtype
+    except (RuntimeError, AssertionError, ValueError) as error:  # a driver or a build of torch without such a device
+        raise UserError(f"run_opts: {error}") from error
+
+
+def open_recognizer(model: str | os.PathLike, **options) -> EmotionRecognizer:
+    """Open a run's folder, a package's folder, or ``user/model`` on the hub, with the options of either.
+
+    A folder with a config.json is a package, of which nothing is executed; any other folder is a run, whose YAML is.
+    """
+    is_package = os.path.lexists(Path(model) / CONFIG) or is_hub_name(os.fspath(model))
+    return (EmotionRecognizer.from_package if is_package else EmotionRecognizer.from_run)(model, **options)

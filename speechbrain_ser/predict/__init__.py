@@ -1,1 +1,0 @@
-"""What the command `speechbrain-ser predict` does: find recordings, recognise them, write results that resume."""

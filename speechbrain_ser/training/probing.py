@@ -1,0 +1,198 @@
+"""A linear probe of a frozen encoder: layer and C chosen on speakers left out of the training part, then the fit."""
+
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import speechbrain as sb
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from speechbrain.utils.distributed import run_on_main
+from threadpoolctl import threadpool_limits
+
+from speechbrain_ser.errors import UserError
+from speechbrain_ser.evaluation.metrics import emotion_metrics
+from speechbrain_ser.files import write_csv
+from speechbrain_ser.nnet.losses import cross_entropy
+from speechbrain_ser.training.brain import SERBrain
+
+logger = logging.getLogger(__name__)
+
+# so small are the products that threads wait for each other, spinning, forty times longer than they compute
+one_thread = threadpool_limits.wrap(limits=1)
+
+SCORES = "inner_scores.csv"
+FEWEST_SPEAKERS = 3  # below, too few would be trained on where one is left out
+INNER_FOLDS = 5  # where it is not speakers who are left out
+COARSE, FINE = 1e-4, 1e-6  # the optimiser's tolerance: to compare by accuracies, and for the model that is kept
+STEPS = 10_000
+NEVER = -1e3  # logit of a class that no training utterance has
+
+
+class LayerChoice:
+    """A grid of layers and C, and what is best on inner folds.
+
+    Arguments
+    ---------
+    encoder : torch.nn.Module
+        Has ``states`` and ``min_samples``: it is asked once how many states it gives.
+    layers : sequence of int, optional
+        States to choose from: 0 is the transformer's input, k the output of layer k. None: all.
+    C : sequence of float
+        Inverse strengths of the L2 penalty, as scikit-learn has them: the smaller, the simpler.
+    """
+
+    def __init__(self, encoder, layers: Sequence[int] | None, C: Sequence[float]):
+        with torch.no_grad():
+            n_states = len(encoder.states(torch.zeros(1, encoder.min_samples), torch.ones(1))[0])
+        self.layers = list(range(n_states)) if layers is None else _each(layers, "layers")
+        if wrong := [k for k in self.layers if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k < n_states]:
+            raise UserError(f"layers: expected whole numbers from 0 to {n_states - 1}, found {wrong[0]!r}")
+        self.strengths = _each(C, "C")
+        if wrong := [c for c in self.strengths if not (isinstance(c, int | float) and 0 < c < math.inf)]:
+            raise UserError(f"C: expected numbers > 0, found {wrong[0]!r}")
+        self.strengths.sort()  # each starts where the simpler one before it has ended
+
+    def scores(
+        self, x: np.ndarray, emotion: np.ndarray, speaker: np.ndarray, weight: np.ndarray | None = None
+    ) -> pd.DataFrame:
+        """Return WA and UA of every ``layer`` and ``C`` (a row each) on utterances that were left out, pooled.
+
+        Arguments
+        ---------
+        x : numpy.ndarray
+            [utterances, states, values], of the training part alone.
+        emotion, speaker : numpy.ndarray
+            [utterances], the class by index and who speaks; ``""`` where that is not known.
+        weight : numpy.ndarray, optional
+            [utterances], of each in the loss.
+        """
+        folds, how = inner_folds(emotion, speaker)
+        logger.info(f"{len(self.layers)} layers x {len(self.strengths)} C are compared on {how}")
+        classes, rows = np.unique(emotion), []
+        for layer in self.layers:
+            said = self._left_out(x[:, layer].astype(np.float32), emotion, folds, weight)
+            for c, predicted in zip(self.strengths, said, strict=True):
+                found = emotion_metrics(emotion, predicted, classes)
+                rows.append({"layer": layer, "C": c, "WA": found["WA"], "UA": found["UA"]})
+        return pd.DataFrame(rows)
+
+    @one_thread
+    def _left_out(self, x, emotion, folds, weight) -> np.ndarray:
+        """What is said of each utterance by a model that has not seen it [C, utterances]."""
+        said = np.empty((len(self.strengths), len(emotion)), emotion.dtype)
+        for train, test in folds:
+            if len(classes := np.unique(emotion[train])) == 1:
+                said[:, test] = classes
+                continue
+            scaler = StandardScaler().fit(x[train])
+            known, unknown = scaler.transform(x[train]), scaler.transform(x[test])
+            # the same problem in as many dimensions as there are utterances: a rotation changes no L2 penalty
+            rotation, rotated = np.linalg.qr(known.T)
+            known, unknown = np.ascontiguousarray(rotated.T), unknown @ rotation
+            regression = LogisticRegression(tol=COARSE, max_iter=STEPS, warm_start=True)
+            for k, c in enumerate(self.strengths):
+                regression.set_params(C=c).fit(known, emotion[train], None if weight is None else weight[train])
+                said[k, test] = regression.predict(unknown)
+        return said
+
+
+class RegressionBrain(SERBrain):
+    """A Brain of one epoch, in which scikit-learn solves what others step towards; all around it is SERBrain's."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.hparams.n_epochs != 1:
+            raise UserError(f"n_epochs: a regression is solved at once, expected 1, found {self.hparams.n_epochs}")
+
+    def init_optimizers(self):
+        self.scheduler = None
+
+    def settings(self):
+        """Return what was chosen, in the place of a learning rate."""
+        return {"layer": int(self.model.layer), "C": float(f"{self.model.C.item():.6g}")}
+
+    facts = settings  # of metrics.json, too
+
+    def _fit_train(self, train_set, epoch, enable):
+        """In the place of gradient steps: choose on inner speakers, fit on the whole training part."""
+        self.on_stage_start(sb.Stage.TRAIN, epoch)
+        items = [train_set.dataset[k] for k in range(len(train_set.dataset))]
+        x = torch.stack([item["sig"] for item in items])  # (utterances, states, values), the same in every process
+        emotion = torch.tensor([item["emotion"] for item in items])
+        weights = None if self.class_weights is None else self.class_weights.cpu()
+        self._fit(x.numpy(), emotion.numpy(), None if weights is None else weights.numpy()[emotion])
+        with torch.no_grad():
+            logits = self.model((x.to(self.device), None))["emotion"].cpu()
+        self.tally.add(loss=cross_entropy(logits, emotion, weights), WA=logits.argmax(-1) == emotion)
+        self.on_stage_end(sb.Stage.TRAIN, None, epoch)
+
+    def _fit(self, x: np.ndarray, emotion: np.ndarray, weight: np.ndarray | None) -> None:
+        rows = self.run.part("train")
+        speaker = (rows["corpus"] + ":" + rows["speaker"]).where(rows["speaker"] != "", "").to_numpy(str)
+        scores = self.hparams.choice.scores(x, emotion, speaker, weight)
+        layer, strength = best(scores)
+        run_on_main(write_csv, [scores, self.run.folder / SCORES])
+        logger.info(f"chosen: layer {layer}, C {strength:g} (inner WA {scores['WA'].max():.1%})")
+        pipeline = fit_regression(x[:, layer], emotion, strength, weight)
+        self.model.set(layer=layer, C=strength, **parameters_of(pipeline, len(self.run.classes)))
+
+
+def inner_folds(emotion: np.ndarray, speaker: np.ndarray) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
+    """Return who is trained on and who is left out in turn (indices), and the same in words.
+
+    Each speaker is left out; stratified fifths where speakers are not known, or too few.
+    """
+    speakers = np.unique(speaker)
+    if len(speakers) >= FEWEST_SPEAKERS and "" not in speakers:
+        folds = [(np.flatnonzero(speaker != who), np.flatnonzero(speaker == who)) for who in speakers]
+        return folds, f"{len(speakers)} inner speakers left out one by one"
+    why = "not all speakers are known" if "" in speakers else f"there are only {len(speakers)} speakers"
+    n_folds = min(INNER_FOLDS, max(np.unique(emotion, return_counts=True)[1]))
+    if n_folds < 2:
+        raise UserError(f"expected two training utterances of an emotion at least, found {len(emotion)} in all")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")
+        folds = list(StratifiedKFold(n_folds, shuffle=True, random_state=0).split(emotion, emotion))
+    return folds, f"{n_folds} stratified folds whose speakers are NOT left out ({why})"
+
+
+def best(scores: pd.DataFrame) -> tuple[int, float]:
+    """Return layer and C of the highest WA; of equal ones the lowest layer, then the smallest C."""
+    row = scores.loc[scores["WA"].idxmax()]
+    return int(row["layer"]), float(row["C"])
+
+
+@one_thread
+def fit_regression(x: np.ndarray, emotion: np.ndarray, C: float, weight: np.ndarray | None = None) -> Pipeline:
+    """Fit standardisation and multinomial logistic regression to `x` [utterances, values]."""
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=C, tol=FINE, max_iter=STEPS))
+    return pipeline.fit(x.astype(np.float64), emotion, logisticregression__sample_weight=weight)
+
+
+def parameters_of(pipeline: Pipeline, n_classes: int) -> dict[str, np.ndarray]:
+    """Return a fitted pipeline as a standardisation and a linear layer with a logit for every class.
+
+    The training part may lack some of the corpus's classes. Of ``mean``, ``deviation`` [values], ``weight``
+    [classes, values] and ``bias`` [classes] the softmax is the pipeline's ``predict_proba``.
+    """
+    scaler, regression = pipeline.steps[0][1], pipeline.steps[1][1]
+    weight, bias, present = regression.coef_, regression.intercept_, regression.classes_
+    if len(present) == 2:  # scikit-learn has the logit of the second class, that of the first is 0
+        weight, bias = np.stack([0 * weight[0], weight[0]]), np.append(0 * bias, bias)
+    weights, biases = np.zeros((n_classes, weight.shape[1])), np.full(n_classes, NEVER)
+    weights[present], biases[present] = weight, bias
+    return {"mean": scaler.mean_, "deviation": scaler.scale_, "weight": weights, "bias": biases}
+
+
+def _each(values, name: str) -> list:
+    values = list(values) if isinstance(values, list | tuple) else [values]
+    if not values or len(set(map(str, values))) < len(values):
+        raise UserError(f"{name}: expected a list of different values, found {values}")
+    return values

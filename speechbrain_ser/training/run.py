@@ -1,0 +1,572 @@
+"""One run from a command line: prepare, build, fit, test. The same for every system's YAML."""
+
+import contextlib
+import hashlib
+import importlib.util
+import inspect
+import json
+import logging
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import warnings
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import speechbrain as sb
+import torch
+from speechbrain.utils.distributed import if_main_process, infer_device
+
+from speechbrain_ser.data import batches, manifest, protocols
+from speechbrain_ser.data.labels import apply_labels, join
+from speechbrain_ser.data.protocols import PARTS, Fold
+from speechbrain_ser.data.text import build_tokens, save_tokens
+from speechbrain_ser.errors import INTERRUPTED, TRY_LATER, UserError, nearest, shown
+from speechbrain_ser.evaluation.metrics import SELECTIONS
+from speechbrain_ser.evaluation.runs import summary
+from speechbrain_ser.files import NO_ROOM, FolderInUse, locked, read_json, write_json, write_text
+from speechbrain_ser.lobes.backbone import check_backbone, fingerprint
+from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
+from speechbrain_ser.nnet.losses import frames_needed
+from speechbrain_ser.processing.cache import feature_source
+from speechbrain_ser.training import distributed
+from speechbrain_ser.training.checkpoints import WholeCheckpointer, has_optimizer
+from speechbrain_ser.training.config import NEUTRAL_KEYS, Config, read_config, text_of
+from speechbrain_ser.training.distributed import main_first, on_main
+from speechbrain_ser.training.signals import Stopped, leave_signals_to_parent, stop_wish
+
+logger = logging.getLogger(__name__)
+
+TRACKERS = ("tensorboard", "wandb")
+# Lines of its data that a run shares with the run it starts from
+COMMON_LINES = ("corpus", "second_corpus", "protocol", "fold", "split_seed", "seen_fraction", "utterances")
+CORPUS_LINES = (
+    "corpus data_folder manifest_folder table_file table_columns labels protocol seen_fraction split_seed "
+    "second_corpus second_data_folder second_labels"
+).split()
+
+
+@dataclass
+class Run:
+    """A run that has passed its checks: what its Brain is built from, trains and is tested on."""
+
+    config: Config
+    frame: pd.DataFrame  # the manifest after label selection, by ID (which stays a column)
+    fold: Fold
+    folds: list[str]  # the names of all folds
+    folder: Path
+    science: dict[str, str]  # what the folder must agree in when the run is continued
+
+    def part(self, name: str) -> pd.DataFrame:
+        """Return the rows of a part: train, valid, seen, test or second."""
+        return self.frame.loc[list(getattr(self.fold, name))]
+
+    @property
+    def recognises(self) -> bool:
+        """Whether it recognises emotions; pre-training does not (the YAML's line ``kind``)."""
+        return self.config.plain.get("kind", "recognition") == "recognition"
+
+    @property
+    def selections(self) -> list[str]:
+        """The selections that one training gives."""
+        every, chosen = self.config.plain["test_every_epoch"], self.config.plain["selection"]
+        available = {"last": True, "valid": bool(self.fold.valid) and every, "test": every}
+        return [name for name in SELECTIONS if available[name] or name == chosen]
+
+    @cached_property
+    def leak(self) -> str | None:
+        """In words, who is tested although the model knows them; None where nobody is."""
+        if self.config.needs() and self.config.plain.get("pretrain_on") == "all":
+            return "pre-trained on all speakers, those of the test part among them (pretrain_on: all)"
+        return protocols.leakage(self.frame, self.fold)
+
+    @cached_property
+    def labels(self) -> dict[str, list[str]]:
+        """By column of the manifest, the training part's values in the order of the logits; the emotion's: all.
+
+        The columns are emotion, speaker and those of the YAML's ``labels_of``; an empty value is none.
+        """
+        columns = dict.fromkeys(["emotion", "speaker", *self.config.plain.get("labels_of", [])])
+        if unknown := [f"{c}{nearest(c, self.frame)}" for c in columns if c not in self.frame]:
+            raise UserError(f"labels_of: no column {', '.join(unknown)}; there are: {', '.join(self.frame)}")
+        rows = {column: self.frame if column == "emotion" else self.part("train") for column in columns}
+        return {column: sorted(set(of[column]) - {""}) for column, of in rows.items()}
+
+    @cached_property
+    def heard(self) -> dict[str, pd.Series]:
+        """By tested part, whether an utterance's text is also said in training (bool by ID)."""
+        return {part: protocols.text_heard(self.frame, self.fold, part) for part in ("test", "second")}
+
+    @property
+    def classes(self) -> list[str]:
+        """Emotion classes, in the order of the logits."""
+        return self.labels["emotion"]
+
+    @cached_property
+    def tokens(self):
+        """What the ASR head spells with, None where there is none."""
+        plain, transcripts = self.config.plain, self.part("train")["transcript"]
+        if not plain["loss_weights"].get("asr"):
+            return None
+        tokens = build_tokens(plain["tokens"], transcripts, plain["n_pieces"])
+        if deleted := tokens.deleted(transcripts):
+            listed = ", ".join(f"{c} ({n})" for c, n in deleted.most_common())
+            whose = f"characters outside `tokens: {plain['tokens']}`"
+            logger.warning(f"{whose} are deleted from training transcripts: {listed}")
+        return tokens
+
+    @cached_property
+    def class_weights(self) -> torch.Tensor | None:
+        """Weights of the emotion loss [classes]; their mean over the training utterances is 1."""
+        wanted, classes = self.config.plain["class_weights"], self.classes
+        if not wanted:
+            return None
+        counts = self.part("train")["emotion"].value_counts().reindex(classes, fill_value=0)
+        weights = 1.0 / counts.clip(lower=1)
+        if wanted != "balanced":
+            if not isinstance(wanted, dict) or set(wanted) != set(classes):
+                raise UserError(f"class_weights: expected balanced or a weight for each of {classes}, found {wanted}")
+            weights = pd.to_numeric(pd.Series(wanted), errors="coerce").reindex(classes)
+            if not weights.between(0, float("inf"), inclusive="neither").all():
+                raise UserError(f"class_weights: expected numbers > 0, found {wanted}")
+        return torch.tensor((weights / (weights * counts).sum() * counts.sum()).to_numpy(), dtype=torch.float32)
+
+    def sizes(self) -> dict:
+        """Return the YAML's lines that the data fills in: ``n_emotions``, ``n_speakers``, …, ``n_tokens``."""
+        found = {f"n_{label}s": len(values) for label, values in self.labels.items()}
+        found["n_tokens"] = len(self.tokens) if self.tokens else None
+        found = {key: size for key, size in found.items() if key in self.config.tree}
+        return {**found, "output_folder": str(self.folder), "fold": self.fold.name}
+
+    def results(self) -> dict | None:
+        """Return what metrics.json says, None before it is there."""
+        path = self.folder / "metrics.json"
+        return read_json(path) if path.is_file() else None
+
+    def trained(self) -> bool:
+        """Return whether nothing is left but to test: all epochs that are asked for are behind a tested run."""
+        found, n_epochs = self.results(), self.config.plain["n_epochs"]
+        done = found["n_epochs"] if found else 0
+        if done > n_epochs:
+            more = f"{self.folder} was trained for {done} epochs, --n_epochs={n_epochs} asks for fewer"
+            raise UserError(f"{more}: name another output_folder")
+        return done == n_epochs
+
+    def finished(self) -> bool:
+        """Return whether this very run has its results already."""
+        found = self.results()
+        if found is None or self.config.run_opts.test_only or not self.trained():
+            return False
+        chosen = self.config.plain["selection"]
+        return found["selection"] == chosen and set(self.selections) <= set(found["selections"])
+
+
+# ------------------------------------------------------------------ prepare
+
+
+class Corpus(NamedTuple):
+    """A manifest after label selection, its folds by name, and a digest of what it says of its utterances."""
+
+    frame: pd.DataFrame
+    folds: dict[str, Fold]
+    digest: int
+
+
+class Preparation:
+    """What several runs share: corpora are read, and backbones built and hashed, once for all of them.
+
+    ``needed`` holds the runs that are planned but not run yet: by folder, the configuration that others rely on.
+    """
+
+    def __init__(self):
+        self.needed: dict[Path, dict] = {}
+        self._made: dict[str, object] = {}
+
+    def data(self, plain: dict) -> Corpus:
+        """Return the corpus that a configuration names."""
+        return self._once(_read_data, plain, CORPUS_LINES)
+
+    def backbone(self, plain: dict) -> dict:
+        """Return the fingerprint of a configuration's backbone, which is made first where it asks for one."""
+        lines = ("encoder", "build_backbone", "cache_folder")
+        return {"backbone": self._once(_ready_backbone, plain, lines)} if "encoder" in plain else {}
+
+    def _once(self, make, plain: dict, keys):
+        key = json.dumps([make.__name__, *(plain[k] for k in keys)], default=str)
+        if key not in self._made:
+            self._made[key] = make(plain)
+        return self._made[key]
+
+
+def prepare(config: Config, shared: Preparation | None = None) -> Run:
+    """Check everything that can go wrong before training: corpus, labels, fold, backbone, output folder.
+
+    Runs that are prepared together have one `shared`.
+    """
+    shared, plain = shared or Preparation(), config.plain
+    _check_lines(plain)
+    backbone, corpus = shared.backbone(plain), shared.data(plain)
+    fold = protocols.choose_fold(corpus.folds, plain["fold"])
+    if (whom := plain.get("train_on", "fold")) != "fold":
+        if whom != "all":
+            raise UserError(f"train_on: expected fold (the fold's training part) or all (leaky), found {whom!r}")
+        fold = protocols.train_on_all(fold, corpus.frame["ID"])
+    _check_fold(plain, fold, corpus.frame)
+    parts = hashlib.sha256(repr(fold).encode()).hexdigest()[:16]  # of a run that goes on, they must be the same
+    science = {**config.science(), "fold": fold.name, "parts_digest": parts, **backbone, "utterances": corpus.digest}
+    texts = {key: str(value) for key, value in science.items()}
+    run = Run(config, corpus.frame, fold, list(corpus.folds), _folder(config, fold), texts)
+    run.labels, run.class_weights  # noqa: B018 (they refuse what cannot be)
+    for key, need in config.needs().items():
+        run.science[key] = _check_needed(run, key, need, shared)
+    _check_folder(run)
+    return run
+
+
+def _check_lines(plain: dict) -> None:
+    _check_tracker(plain["tracker"])
+    if (name := plain["selection"]) not in SELECTIONS:
+        raise UserError(f"selection '{name}' is unknown{nearest(name, SELECTIONS)}; known: {', '.join(SELECTIONS)}")
+    if name == "test" and not plain["test_every_epoch"]:
+        raise UserError("selection: test (an oracle) needs --test_every_epoch=True")
+    patience = plain.get("early_stopping", plain["n_epochs"])
+    if not isinstance(patience, int) or patience < 1:
+        raise UserError(f"early_stopping must be a whole number >= 1 (n_epochs: off), found {patience!r}")
+
+
+def _check_tracker(tracker: str | None) -> None:
+    if tracker and tracker not in TRACKERS:
+        raise UserError(f"tracker: '{tracker}' is unknown{nearest(tracker, TRACKERS)}; known: {', '.join(TRACKERS)}")
+    if tracker and importlib.util.find_spec(tracker) is None:
+        raise UserError(f'tracker: {tracker} is not installed: pip install "speechbrain-ser[track]"')
+
+
+def _check_fold(plain: dict, fold: Fold, frame: pd.DataFrame) -> None:
+    needy = {"selection: valid": plain["selection"] == "valid"}
+    needy["early_stopping"] = plain.get("early_stopping", plain["n_epochs"]) < plain["n_epochs"]
+    if not fold.valid and (lines := [line for line, is_on in needy.items() if is_on]):
+        why = protocols.why_none_validates(plain["protocol"])
+        raise UserError(f"{lines[0]} needs a validation part: {why}")
+    if plain["loss_weights"].get("speaker") and (frame["speaker"] == "").any():
+        raise UserError("the speaker task needs a speaker for every utterance: some have none")
+
+
+def _read_data(plain: dict) -> Corpus:
+    second = plain["second_corpus"]
+    frame = _read_corpus(plain, plain["corpus"], plain["data_folder"], plain["labels"])
+    if second is not None:
+        if plain["second_data_folder"] is None:
+            raise UserError(f"second_corpus: {second} needs its folder: give --second_data_folder=…")
+        frame = join(frame, _read_corpus(plain, second, plain["second_data_folder"], plain["second_labels"]))
+    folds = protocols.make_folds(frame, plain["protocol"], plain["seen_fraction"], plain["split_seed"], second)
+    digest = pd.util.hash_pandas_object(frame.drop(columns="wav"), index=False).sum().item()
+    return Corpus(frame.set_axis(frame["ID"].tolist()), folds, digest)
+
+
+def _read_corpus(plain: dict, corpus: str, folder: str, labels) -> pd.DataFrame:
+    options = {"file": plain["table_file"], "columns": plain["table_columns"]} if corpus == "table" else {}
+    path = manifest.prepare(corpus, folder, plain["manifest_folder"], **options)
+    return apply_labels(manifest.read_manifest(path, folder), labels)
+
+
+def _ready_backbone(plain: dict) -> str:
+    folder, sizes, hub = plain["encoder"], plain["build_backbone"], Path(plain["cache_folder"]) / "hub"
+    if sizes:
+        known = inspect.signature(build_tiny_wav2vec2).parameters
+        if unknown := [f"{k}{nearest(k, known)}" for k in sizes if k not in known]:
+            raise UserError(f"build_backbone: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+        try:
+            build_tiny_wav2vec2(folder, **sizes)
+        except ValueError as error:
+            raise UserError(f"build_backbone: {error}") from error
+    check_backbone(folder, hub)
+    return fingerprint(folder, hub)
+
+
+def _check_needed(run: Run, key: str, need: dict, shared: Preparation) -> str:
+    """Return a digest of the configuration that this run starts from, whose folder may move.
+
+    It must be of the same data, and agree in those of the lines it is given that must fit. One of another fold has
+    heard the speakers who are tested here.
+    """
+    folder, yaml, lines = run.config.plain[key], need["yaml"], need.get("lines") or {}
+    if folder is None:
+        raise UserError(f"this needs a run of {yaml} first: give its folder as --{key}=…, or let crossval.py do both")
+    if (theirs := shared.needed.get(Path(folder))) is None:
+        path = Path(folder) / "configuration.json"
+        if not path.is_file() or not (path.parent / "metrics.json").is_file():
+            raise UserError(f"{key}: {folder} holds no finished run of {yaml}")
+        theirs = read_json(path)
+    ours = {k: run.science[k] for k in COMMON_LINES}
+    ours |= {k: text_of(lines[k]) for k in need.get("fits", lines) if k not in NEUTRAL_KEYS}
+    if wrong := _differences(theirs, ours, ours):
+        path = Path(folder) / "save" / "speakers.json"
+        known = set(read_json(path)) if path.is_file() else set()
+        heard = sorted(known & set(run.part("test")["speaker"]))
+        if heard and ours.get("train_on", "fold") == "fold":
+            wrong.append(f"it was trained on speakers who are tested here ({', '.join(heard)}): it would leak")
+        raise UserError("\n  ".join([f"{key}: {folder} does not fit this run:", *wrong]))
+    return hashlib.sha256(json.dumps(theirs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _differences(theirs: dict, ours: dict, keys) -> list[str]:
+    pairs = {key: (theirs.get(key, "(absent)"), ours.get(key, "(absent)")) for key in keys}
+    return [f"{key}: there {there}, here {here}" for key, (there, here) in pairs.items() if there != here]
+
+
+def _folder(config: Config, fold: Fold) -> Path:
+    plain = config.plain
+    if config.run_opts.debug and not config.run_opts.debug_persistently:
+        return Path(tempfile.mkdtemp(prefix="speechbrain-ser-debug-"))
+    if plain["output_folder"]:
+        return Path(plain["output_folder"])
+    corpus = f"{plain['corpus']}-{plain['protocol']}"
+    return Path(plain["results_folder"], config.system, corpus, config.variant(), fold.name, str(plain["seed"]))
+
+
+def _check_folder(run: Run) -> None:
+    """An existing folder must be of this configuration; more epochs may be asked of it, nothing else."""
+    path = run.folder / "configuration.json"
+    if not path.is_file():
+        # a name with a dot is what a killed process had not finished writing
+        if run.folder.is_dir() and any(not p.name.startswith(".") for p in run.folder.iterdir()):
+            raise UserError(f"{run.folder} exists, is not empty and is no run folder: name another output_folder")
+        return
+    theirs = read_json(path)
+    if wrong := _differences(theirs, run.science, sorted({*theirs, *run.science})):
+        raise UserError("\n  ".join([f"{run.folder} belongs to another configuration:", *wrong]))
+    if run.results() is not None and not run.trained() and not has_optimizer(run.folder / "save"):
+        raise UserError(
+            f"{run.folder} finished after {run.results()['n_epochs']} epochs and its optimiser state was dropped "
+            "(crossval.py keeps it with --keep_optimizer): it can be tested, not trained for more. "
+            "Delete the folder to train anew, or give another results_folder"
+        )
+
+
+# ------------------------------------------------------------------ build
+
+
+def build(run: Run) -> tuple[dict, sb.Brain]:
+    """Make the run's folder and Brain; return what the YAML declares, too."""
+    is_new = not (run.folder / "configuration.json").exists()
+    try:
+        if if_main_process():
+            _fill_folder(run)
+        _log_split(run)
+        hparams, loaders = _parts(run)
+        options = {"modules": hparams["modules"], "opt_class": hparams.get("opt_class"), "hparams": hparams}
+        options["checkpointer"] = WholeCheckpointer(run.folder / "save", {"model": hparams["model"]})
+        return hparams, hparams["brain_class"](run=run, loaders=loaders, run_opts=run.config.run_opts, **options)
+    except Exception:
+        if is_new and if_main_process():  # else a corrected line would meet a folder of another configuration
+            shutil.rmtree(run.folder, ignore_errors=True)
+        raise
+
+
+def rehearse(run: Run) -> None:
+    """Build everything that a run needs and forget it: what a constructor refuses is known before many runs start."""
+    with tempfile.TemporaryDirectory() as folder:
+        _parts(replace(run, folder=Path(folder)))
+
+
+def _fill_folder(run: Run) -> None:
+    resolved = run.config.resolved(run.sizes())
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_json(run.science, run.folder / "configuration.json")  # first: by it a killed run's folder is known
+    sb.create_experiment_directory(str(run.folder))
+    write_text(resolved, run.folder / "hyperparams.yaml")
+    save = run.folder / "save"
+    save.mkdir(exist_ok=True)
+    write_json(run.classes, save / "classes.json")
+    write_json(run.labels.get("speaker", []), save / "speakers.json")
+    if run.tokens:
+        save_tokens(run.tokens, save / "tokens.json")
+
+
+def _parts(run: Run) -> tuple[dict, dict]:
+    """Return what the YAML declares, and the loaders; model and data judge each other."""
+    hparams = run.config.build(run.sizes())
+    _check_optimizer(hparams)
+    _refuse_lengths(run, hparams["model"])
+    _warn_cut(run, hparams["model"])
+    return hparams, _loaders(run, hparams, torch.device(run.config.run_opts.device or infer_device()).type)
+
+
+def _check_optimizer(hparams: dict) -> None:
+    """Say what is wrong with it now; SpeechBrain makes it only when training starts (and a probe has none)."""
+    if "opt_class" not in hparams:
+        return
+    for key in ("lr", "backbone_lr"):
+        rate = hparams.get(key)
+        if rate is not None and not (isinstance(rate, (int, float)) and 0 <= rate < float("inf")):
+            raise UserError(f"{key} must be a number >= 0, found {rate!r}")
+    try:
+        hparams["opt_class"]([torch.nn.Parameter(torch.zeros(1))])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"opt_class: {error}") from error
+
+
+def _loaders(run: Run, hparams: dict, device: str) -> dict:
+    # a CPU gains nothing from more than one, and loses by their padding and by activations that leave its caches
+    # (benchmarks/README.md); other devices want all they can get
+    micro_batch_size = hparams["micro_batch_size"]
+    if micro_batch_size is None:
+        micro_batch_size = 1 if device == "cpu" else hparams["batch_size"]
+    train, rank, world_size = run.part("train"), distributed.rank(), distributed.world_size()
+    balance, second_share = hparams.get("balance"), hparams.get("second_share")
+    weights = batches.balanced_weights(train, balance, hparams["second_corpus"], second_share)
+    lengths = {"epoch_steps": hparams.get("epoch_steps", 0), "bucket_steps": hparams.get("bucket_steps", 1)}
+    processes = {"rank": rank, "world_size": world_size}
+    sizes = train["duration"], hparams["batch_size"], micro_batch_size
+    sampler = batches.StepSampler(*sizes, hparams["seed"], weights, **lengths, **processes)
+    if hparams.get("opt_class"):
+        logger.info(
+            f"{sampler.steps_per_epoch} steps of {hparams['batch_size']} utterances an epoch, "
+            f"micro-batches of {sampler.micro_batch_size}, padding {sampler.padding_share():.0%}"
+            + (f", shared by {world_size} processes" if world_size > 1 else "")
+        )
+    inputs, encode = _inputs(run, hparams), run.tokens.encode if run.tokens else None
+    workers = {"num_workers": hparams["num_workers"], "worker_init_fn": leave_signals_to_parent}
+    loaders = {"valid": None}
+    for part in (part for part in PARTS if getattr(run.fold, part)):
+        rows, planned, collate = run.part(part), sampler, sampler.micro_batches
+        if part != "train":  # the batches are those of one process: so are the predictions, each in one of them
+            planned = batches.length_sorted_batches(rows["duration"], hparams["eval_batch_size"])[rank::world_size]
+            collate = batches.Batch
+        dataset = batches.make_dataset(rows, inputs, run.labels, encode)
+        loaders[part] = batches.make_loader(dataset, planned, collate, pin_memory=device == "cuda", **workers)
+    return loaders
+
+
+def _inputs(run: Run, hparams: dict) -> dict:
+    """Return what the model reads of a recording, by name: waveforms, or features that are computed once and kept."""
+    folder, inputs = Path(hparams["cache_folder"]), {}
+    for name, features in hparams["model"].inputs.items():
+        if features is None:
+            inputs[name] = batches.AudioCache(folder / "audio")
+        elif hparams.get("augment") is not None:
+            switches = ("cache_features", "cache_front_end", "cache_embeddings")
+            lines = [f"--{line}=False" for line in switches if hparams.get(line)]
+            way_out = f"give {lines[0]}" if lines else "leave augment: null"
+            raise UserError(f"augment changes waveforms, but {name} are computed once: {way_out}")
+        else:
+            inputs[name] = feature_source(features, folder / "features", run.frame)
+        inputs[name].fill(run.frame["wav"].tolist(), progress=if_main_process())
+    return inputs
+
+
+def _log_split(run: Run) -> None:
+    fold, plain = run.fold, run.config.plain
+    sizes = ", ".join(f"{p} {len(getattr(fold, p))}" for p in PARTS if getattr(fold, p))
+    logger.info(f"{plain['corpus']}, protocol {plain['protocol']}, fold {fold.name}: {sizes}")
+    logger.info(f"validation: {protocols.who_validates(run.frame, fold, plain['protocol'])}")
+    if run.leak:
+        logger.warning(f"LEAKY PROTOCOL: {run.leak}")
+    heard = run.heard["test"].mean()
+    logger.info(f"{heard:.0%} of the test utterances say a text that is also said in training")
+
+
+def _refuse_lengths(run: Run, model) -> None:
+    """An utterance without a frame, or longer than an encoder has positions for, would stop an epoch in its middle."""
+    seconds, rate, least = run.frame["duration"], batches.SAMPLE_RATE, model.min_samples
+    if short := [f"{k} ({1000 * s:.0f} ms)" for k, s in seconds.items() if round(s * rate) < least]:
+        least = f"{1000 * least / rate:.0f} ms the model needs for a frame"
+        raise UserError(f"{len(short)} utterances are shorter than the {least}: {', '.join(shown(short))}")
+    most = getattr(getattr(model, "encoder", None), "max_samples", None)
+    if most and (long := [f"{k} ({s:.1f} s)" for k, s in seconds.items() if s * rate > most]):
+        raise UserError(
+            f"{len(long)} utterances are longer than the {most / rate:g} s that Whisper encodes (--windows=True takes "
+            f"them in pieces): {', '.join(shown(long))}"
+        )
+
+
+def _warn_cut(run: Run, model) -> None:
+    """Say which utterances teach less than they could: too short for CTC to spell them, or longer than is taken."""
+    if run.tokens:
+        train = run.part("train")
+        frames = model.frame_counts(batches.samples_of(train["duration"])).tolist()
+        needed = [frames_needed(run.tokens.encode(text)) for text in train["transcript"]]
+        if short := [k for k, f, n in zip(train.index, frames, needed, strict=True) if n > f]:
+            said = "utterances are too short for their transcript, CTC leaves them out"
+            logger.warning(f"{len(short)} {said}: {short[:20]}")
+    if length := getattr(model, "fixed_length", 0):
+        counts = model.features.frame_counts(batches.samples_of(run.frame["duration"]))
+        if n := int((counts > length).sum()):
+            logger.warning(
+                f"{n} of {len(counts)} utterances are longer than {length} frames "
+                f"({length * model.features.hop_seconds:.1f} s) and cut (cut: {model.cut}); the longest has "
+                f"{counts.max()}. fixed_length: 0 takes them whole"
+            )
+
+
+# ------------------------------------------------------------------ fit, test
+
+
+def main(argv: list[str], hparams_folder: Path) -> int:
+    """Run a command line of train.py and return the exit status; what a user can mend is told without a traceback."""
+    speaks = distributed.speaks()  # of several processes one does
+    # force: a second run of one process (a notebook, the tests) must not write to the first one's streams
+    logging.basicConfig(level=logging.INFO if speaks else logging.ERROR, format="%(message)s", force=True)
+    if not speaks:
+        warnings.simplefilter("ignore")
+    try:
+        with stop_wish.heard():
+            train_and_test(read_config(argv, hparams_folder))
+    except (Exception, Stopped) as error:
+        message, status = _in_words(error)
+        is_first = distributed.is_first_to_fail()  # of several processes another one tells why
+        if message is None and is_first:
+            raise
+        if is_first:
+            print(message, file=sys.stderr)
+        return status
+    return 0
+
+
+def _in_words(error: BaseException) -> tuple[str | None, int]:
+    """Return what the user is told of an error (None: its traceback), and the exit status."""
+    if isinstance(error, Stopped):
+        status = INTERRUPTED if error.number == signal.SIGINT else TRY_LATER
+        return f"\nended by {error}: the same command goes on from here", status
+    message = None
+    if isinstance(error, UserError):
+        message = str(error)
+    elif isinstance(error, torch.OutOfMemoryError):
+        message = (
+            f"the device has too little memory: {error}\n  A smaller --micro_batch_size changes nothing else "
+            "(nor does --gradient_checkpointing=True, where the YAML has it); the same command goes on"
+        )
+    elif isinstance(error, OSError) and error.errno in NO_ROOM:
+        where = error.filename or "a file could not be written (in the run's folder, a cache or a log)"
+        message = f"{where}: {error.strerror}"
+    # torch: "DataLoader worker (pid 7) is killed by signal: Killed." or "DataLoader worker (pid(s) 7) exited …"
+    elif found := re.search(r"DataLoader worker \(pid\S* ([\d, ]+)\) .*", str(error)):
+        message = (
+            f"a loading process died: {found[0]} The system ends processes that want more memory than there is: fewer "
+            "num_workers need less. The same command goes on from the last checkpoint"
+        )
+    return message and f"error: {message}", TRY_LATER if isinstance(error, FolderInUse) else 2
+
+
+def train_and_test(config: Config) -> Path:
+    """Train and test one configuration, with the processes that torchrun has started, or alone; return its folder."""
+    with distributed.process_group(config.run_opts) as run_opts, contextlib.ExitStack() as stack:
+        config = replace(config, run_opts=run_opts)
+        run = replace(on_main(lambda: prepare(config)), config=config)  # the main process's device is another one
+        on_main(lambda: stack.enter_context(locked(run.folder)))
+        if on_main(run.finished):
+            logger.info(f"finished already: {run.folder} (delete the folder to train again)")
+        else:
+            hparams, brain = main_first(lambda: build(run))
+            if not on_main(run.trained):
+                with stop_wish.deferred():
+                    brain.fit(hparams["epoch_counter"], brain.loaders["train"], brain.loaders["valid"])
+            brain.test()
+        if if_main_process():
+            print(summary(run.folder))
+    return run.folder

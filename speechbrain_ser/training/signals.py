@@ -1,0 +1,116 @@
+"""Who asks a process to end: Ctrl-C, a scheduler, the program that started it. Training heeds it after a step."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+PARENT = "SPEECHBRAIN_SER_PARENT"  # the environment's word for who started us and whom we shall not survive
+BY_TORCHRUN = "TORCHELASTIC_RUN_ID"  # in the environment of what torchrun has started
+SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)  # some systems lack some
+)
+
+
+class Stopped(BaseException):
+    """The program ends because someone wishes so; what it has begun can be resumed."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class StopWish:
+    """Hears the signals that ask a program to end.
+
+    The first one raises :class:`Stopped` where nothing can be lost, and is kept in mind while :meth:`deferred`; the
+    second one ends the process at once, which every file that we write survives. Only torchrun passes on what its whole
+    group has had already, and kills what does not end in time: under it the second one is ignored.
+    """
+
+    def __init__(self):
+        self.number: int | None = None
+        self._is_deferred = False
+        self._process = None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether someone wishes so."""
+        return self.number is not None
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """Hear the signals; those that our parent has us ignore (nohup) stay so, but Ctrl-C is always heard."""
+        self.number, self._process, before = None, os.getpid(), {}
+        if threading.current_thread() is threading.main_thread():  # no other one may
+            before = {number: signal.getsignal(number) for number in SIGNALS}
+        before = {n: handler for n, handler in before.items() if handler is not signal.SIG_IGN or n == signal.SIGINT}
+        for number in before:
+            signal.signal(number, self._hear)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self.number = None
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Work that asks :meth:`heed` where it can end; whoever has not asked by its end is told then."""
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
+        self.heed()
+
+    def heed(self) -> None:
+        """Raise :class:`Stopped`, where someone wishes so."""
+        if self.number is not None:
+            raise Stopped(self.number)
+
+    def _hear(self, number: int, frame) -> None:
+        if os.getpid() != self._process:  # a loading process, which ends with us
+            return
+        self.number = number
+        for each in SIGNALS:
+            if signal.getsignal(each) == self._hear:
+                signal.signal(each, signal.SIG_IGN if BY_TORCHRUN in os.environ else signal.SIG_DFL)
+        if not self._is_deferred:
+            self.heed()
+
+
+stop_wish = StopWish()
+
+
+def leave_signals_to_parent(worker: int = 0) -> None:
+    """In a loading process: what asks a whole group to end is the training's to heed, and that still needs its data."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_with_parent(poll: float = 0.5) -> None:
+    """Where another program started this process to work for it, end when it has ended, and end tidily on SIGTERM.
+
+    torchrun is such a program as well; its processes end on SIGTERM at once, whatever they wait for.
+    """
+    of_torchrun = "LOCAL_RANK" in os.environ
+    if PARENT not in os.environ and not of_torchrun:
+        return
+    parent = int(os.environ.pop(PARENT, 0))  # not for our own children
+    parent = os.getppid() if of_torchrun else parent
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(poll)
+        os.kill(os.getpid(), signal.SIGKILL if ignored else signal.SIGTERM)
+
+    ignored = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN  # our parent's decision
+    if not ignored and not of_torchrun:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    threading.Thread(target=watch, daemon=True).start()
