@@ -13,6 +13,7 @@ import torch
 
 # models of a few channels: two threads wait for each other ten times longer than they compute
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the programs that tests start
 
 ROOT = Path(__file__).parents[1]
 EMODB = Path(os.environ.get("EMODB_FOLDER", "no/EMO-DB"))  # the real corpus is never part of the project
