@@ -38,7 +38,8 @@ def test_lock_of_a_killed_process(tmp_path):
         child = int(process.stdout.readline())
         assert is_locked(tmp_path / "run")
         process.kill()
-    assert lock_path(tmp_path / "run").exists() and not is_locked(tmp_path / "run")
+    wait(lambda: not is_locked(tmp_path / "run"))  # the child lets go as soon as it runs at all
+    assert lock_path(tmp_path / "run").exists()
     with locked(tmp_path / "run"):
         os.kill(child, signal.SIGKILL)
 
@@ -337,6 +338,7 @@ def two_stages(tmp_path):
     return root
 
 
+@pytest.mark.slow  # several trainings
 def test_needed_runs_are_shared_between_variants(crossval, planned, two_stages):
     flags = ("--folds=03,08", "--sweep=alpha=0,0.1")
     runs, out = crossval(*flags, yaml="joint.yaml", root=two_stages)
@@ -361,6 +363,7 @@ def test_a_needed_run_is_asked_for_by_train(argv, two_stages, tmp_path, capfd):
         assert words in capfd.readouterr().err
 
 
+@pytest.mark.slow  # several trainings
 def test_dropped_optimizer(train, crossval, small, tmp_path):
     from .test_train import folder_of
 

@@ -213,7 +213,9 @@ def test_gradients_are_summed_parameters_are_the_same_and_draws_are_not(tmp_path
     assert ended.statuses == [0, 0], ended.err
 
 
-@pytest.mark.parametrize(("number", "interval"), [(signal.SIGKILL, 1), (signal.SIGUSR1, 0)])
+@pytest.mark.parametrize(
+    ("number", "interval"), [(signal.SIGKILL, 1), pytest.param(signal.SIGUSR1, 0, marks=pytest.mark.slow)]
+)
 def test_an_ended_run_ends_as_if_undisturbed(lines, tmp_path, monkeypatch, number, interval):
     """One process gets a signal within the second epoch; the next start goes on, with dropout and all.
 

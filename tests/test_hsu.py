@@ -245,6 +245,7 @@ def test_a_stage_1_that_does_not_fit_is_refused(train, pretrained):
     assert "no finished run" in train("--fold=03", "--pretrained=nowhere", yaml="hsu_mtl", code=2)
 
 
+@pytest.mark.slow  # several trainings
 def test_pretraining_on_everybody_is_leaky_in_both_stages(train, pretrained):
     folder = pretrained("--train_on=all")
     found = json.loads((folder / "metrics.json").read_text())

@@ -56,7 +56,9 @@ def test_the_graph_says_what_the_package_says(trained, small, tmp_path):
         assert np.abs(alone[2][0] - asr[k, : frames[k]]).max() < 1e-4 * max(1, np.abs(asr[k]).max())
 
 
-@pytest.mark.parametrize(("pooling", "norm"), [("mean_std", "group"), ("attentive", "layer")])
+@pytest.mark.parametrize(
+    ("pooling", "norm"), [pytest.param("mean_std", "group", marks=pytest.mark.slow), ("attentive", "layer")]
+)
 def test_a_wrong_graph_is_told(small, tmp_path, pooling, norm):
     """Of a model without an ASR head that has changed since it was exported and compared."""
     model = model_of(small.backbone(feat_extract_norm=norm), pooling)

@@ -113,7 +113,10 @@ def test_what_cannot_be_pooled(frames, mode, counts, message):
         MaskedPooling(mode)(frames, torch.tensor(counts))
 
 
-@pytest.mark.parametrize(("system", "mode"), [("ha_speaker_norm", "attentive"), ("hsu_mtl", "mean_std")])
+HSU = pytest.param("hsu_mtl", "mean_std", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("system", "mode"), [("ha_speaker_norm", "attentive"), HSU])
 def test_heads_and_packages_follow(trained, small, tmp_path, system, mode):
     flags = ["--pretrain=False", "--fold=03"] if system == "hsu_mtl" else []
     run = trained(*flags, f"--pooling={mode}", yaml=system)
