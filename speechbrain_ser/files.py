@@ -35,26 +35,18 @@ def cannot_be_written(path: str | os.PathLike, error: Exception) -> UserError:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """As :func:`written_whole`, with the system's own errors, for who tells them in words of its own."""
+def written_whole(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary name beside `path`; what is written there takes its place when all went well, else vanishes."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # one a writer, on any machine
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        raise cannot_be_written(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-
-
-@contextlib.contextmanager
-def written_whole(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary name beside `path`; what is written there takes its place when all went well, else vanishes."""
-    try:
-        with replacing(path) as temporary:
-            yield temporary
-    except OSError as error:
-        raise cannot_be_written(path, error) from error
 
 
 def write_text(text: str, path: str | os.PathLike) -> Path:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from speechbrain_ser.errors import Offenders
 
+SAMPLE_RATE = 16_000  # of every waveform that a model reads
 BLOCK = 1 << 18  # frames decoded at a time
 STREAMED = {0x7FFFF000, 0x7FFFFFFF, 0xFFFFF000, 0xFFFFFFFF}  # data sizes of a WAV written into a pipe
 MISSING = "no such recording"

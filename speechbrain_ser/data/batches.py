@@ -21,14 +21,13 @@ from speechbrain.dataio.dataloader import SaveableDataLoader
 from speechbrain.dataio.dataset import DynamicItemDataset
 from tqdm import tqdm
 
-from speechbrain_ser.data.audio import sound_name
+from speechbrain_ser.data.audio import SAMPLE_RATE, sound_name
 from speechbrain_ser.data.labels import UNKNOWN
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.files import written_whole
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_RATE = 16_000
 QUALITY = "HQ"  # of soxr: 20 bits, linear phase
 RESAMPLER = f"soxr {QUALITY}"  # by which waveforms at other rates are made: part of what keys their copies and features
 MEMORY = 1 << 30  # bytes of waveforms that a process keeps: four and a half hours

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
+from speechbrain_ser.data.audio import SAMPLE_RATE
 from speechbrain_ser.lobes.backbone import MODEL_TYPES, Backbone, BackboneError, build_model, resolve_backbone
 from speechbrain_ser.nnet.augment import span_mask
 from speechbrain_ser.nnet.lora import add_lora, merge_lora
@@ -19,7 +20,6 @@ from speechbrain_ser.nnet.pooling import MaskedPooling
 from speechbrain_ser.processing.lengths import absolute_lengths, frame_mask
 
 OUTPUT_NORM_EPS = 1e-5  # of SpeechBrain's output_norm
-SAMPLE_RATE = 16_000
 
 
 class PretrainedEncoder(nn.Module):

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from transformers.audio_utils import mel_filter_bank
 
+from speechbrain_ser.data.audio import SAMPLE_RATE
 from speechbrain_ser.processing.lengths import absolute_lengths, frame_mask
 
-SAMPLE_RATE = 16_000
 TOP_DB = 80.0  # range of `peak_db`
 FLOOR = 1e-10  # the smallest value of a band that `db` and `log` tell from silence
 SILENCE = {"peak_db": -1.0, "db": 10 * math.log10(FLOOR), "log": math.log(FLOOR)}

@@ -12,9 +12,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy import fft, signal
 from transformers.audio_utils import mel_filter_bank
 
+from speechbrain_ser.data.audio import SAMPLE_RATE
 from speechbrain_ser.processing.rapt import frame_count
 
-SAMPLE_RATE = 16_000
 HIGH_PASS = {"N": 5, "Wn": 30.0}  # order, Hz
 LEVEL = 0.96
 DITHER = 1e-6  # from peak to peak

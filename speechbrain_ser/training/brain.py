@@ -25,7 +25,7 @@ from speechbrain_ser.models.heads import Decoder
 from speechbrain_ser.nnet.losses import mean_spectrum_mse, reconstruction_loss
 from speechbrain_ser.training import distributed
 from speechbrain_ser.training.checkpoints import History, RandomState, Tally
-from speechbrain_ser.training.results import evaluate_and_write, make_loggers
+from speechbrain_ser.training.results import TRACKED, evaluate_and_write, make_loggers
 from speechbrain_ser.training.run import Run
 from speechbrain_ser.training.signals import stop_wish
 
@@ -374,7 +374,7 @@ class SERBrain(sb.Brain):
         meta = {k: v for k, v in self.row.items() if k in ("epoch", *self.settings()) or k.startswith("seen_")}
         numbers = {k: v for k, v in self.row.items() if isinstance(v, int | float)}
         for log in self.log_to:
-            log(meta, {part: self._of_part(part, numbers) or None for part in ("train", "valid", "test")})
+            log(meta, {part: self._of_part(part, numbers) or None for part in TRACKED})
 
     def _of_part(self, part: str, row: dict) -> dict:
         return {k.removeprefix(f"{part}_"): v for k, v in row.items() if k.startswith(f"{part}_")}

@@ -340,9 +340,10 @@ def _check_folder(run: Run) -> None:
     theirs = read_json(path)
     if wrong := _differences(theirs, run.science, sorted({*theirs, *run.science})):
         raise UserError("\n  ".join([f"{run.folder} belongs to another configuration:", *wrong]))
-    if run.results() is not None and not run.trained() and not has_optimizer(run.folder / "save"):
+    found = run.results()
+    if found is not None and not run.trained() and not has_optimizer(run.folder / "save"):
         raise UserError(
-            f"{run.folder} finished after {run.results()['n_epochs']} epochs and its optimiser state was dropped "
+            f"{run.folder} finished after {found['n_epochs']} epochs and its optimiser state was dropped "
             "(crossval.py keeps it with --keep_optimizer): it can be tested, not trained for more. "
             "Delete the folder to train anew, or give another results_folder"
         )
