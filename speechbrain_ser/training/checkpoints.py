@@ -32,14 +32,15 @@ class WholeCheckpointer(CheckpointReader):
     Before training goes on a damaged one is set aside, and the one before it is taken.
     """
 
-    def save_checkpoint(self, *args, **kwargs):
+    def save_checkpoint(self, *args, verbosity: int = logging.INFO, **kwargs):
         """As SpeechBrain's; one that finds no room is removed again."""
         try:
-            checkpoint = super().save_checkpoint(*args, **kwargs)
+            checkpoint = super().save_checkpoint(*args, verbosity=logging.DEBUG, **kwargs)
             if checkpoint is not None:  # in the main process, which alone writes
                 whole = checkpoint.path.with_name(checkpoint.path.name.removeprefix(UNFINISHED))
                 checkpoint.path.rename(whole)
                 (checkpoint,) = self._construct_checkpoint_objects([whole])
+                logger.log(verbosity, f"Saved checkpoint in {whole}")  # SpeechBrain tells its first name
         except (OSError, RuntimeError) as error:
             if not isinstance(error, OSError) and not any(words in str(error) for words in NOT_WRITTEN):
                 raise
