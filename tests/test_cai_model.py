@@ -83,7 +83,8 @@ def test_a_task_of_weight_0_is_not_built_and_changes_no_draw(small):
 def test_a_further_head_reads_the_utterances_vector(small, kind):
     """A line of `heads` and one of `loss_weights`, and no model knows of it."""
     heads = {**HEADS, "gender": functools.partial(torch.nn.Linear, out_features=2)}
-    encoder, pooling, weights = Wav2Vec2(str(small.backbone())), MaskedPooling("mean"), {"emotion": 1, "gender": 0.5}
+    encoder, pooling = Wav2Vec2(str(small.backbone())), MaskedPooling("mean")
+    weights = {"emotion": 1, "asr": 0, "gender": 0.5}
     if kind is FuModel:
         lobe = CNNBLSTMAttention(channels=(8, 8, 8), bottleneck=8, lstm_size=4, heads=2)
         net = FuModel(LogMel(), lobe, heads, weights, cached=False).eval()
@@ -94,7 +95,8 @@ def test_a_further_head_reads_the_utterances_vector(small, kind):
     assert torch.equal(out["gender"], net.heads["gender"](out["embedding"]))
     net.keep_tasks({"asr"})
     assert list(net.heads) == ["emotion"]
-    for wrong, said in (({"emotion": 1, "age": 1}, "unknown task 'age'"), ({"gender": 1}, "without the emotion task")):
+    wrongs = (({"emotion": 1, "age": 1}, "unknown task 'age'"), ({"gender": 1}, "without the emotion task"))
+    for wrong, said in (*wrongs, ({"emotion": 1}, "no line for the head 'gender' .0 leaves it out")):
         with pytest.raises(UserError, match=said):
             CaiModel(encoder, pooling, heads, wrong)
     with pytest.raises(UserError, match="heads: no model can be built without one for task 'asr', found emotion"):

@@ -158,15 +158,21 @@ def test_another_class_replaces_and_the_same_one_merges():
         ("", r"mine\.yaml: expected lines"),
         ("base: mine.yaml\nalpha: 0\n", "circle"),
         ("base: cai_mlt.yaml\n", "no such file: .*did you mean 'cai_mtl.yaml'.*demo.yaml"),
+        ("base: encoder.yaml\n", "no such file: .*did you mean 'base/encoder.yaml'"),
+        ("base: base/training.yaml\nsystem: mine\n", "missing lines: n_epochs, .*hparams/cai_mtl.yaml shows the rest"),
         ("base: cai_mtl.yaml\nfreeze: 1\nalpha: much\n", r"freeze: expected true or (.|\n)*alpha: expected a numb"),
         ("base: cai_mtl.yaml\nsystem: a/b\n", "system: expected a name that is fit for a folder, found 'a/b'"),
         ("base: cai_mtl.yaml\nopt_class: {betass: (0, 1)}\n", "did you mean 'betas'"),
-        ("base: base/run.yaml\nsystem: mine\n", "missing lines: n_epochs, batch_size, loss_weights, model"),
         ("system: cai_mtl\n", "missing lines: .*encoder.*alpha"),
     ],
 )
 def test_refused_files(write, text, said):
     assert re.search(said, refused(yaml=write(text)))
+
+
+def test_a_reference_to_no_line(write):
+    with pytest.raises(UserError, match='The reference "own" is not valid: it has no such line'):
+        read(yaml=write("base: cai_mtl.yaml\nlr: !ref <own>\n")).plain  # noqa: B018
 
 
 def test_base_chains(write):

@@ -289,6 +289,8 @@ def _write_parameters(path: Path, model: nn.Module, trained: nn.Module) -> None:
     state = merged_state(trained)  # a package's layers are plain ones
     if lacking := [name for name in model.state_dict() if name not in state]:
         raise UserError(f"the run's model lacks {', '.join(lacking[:5])}, which its description has")
+    if wrong := [name for name, built in model.state_dict().items() if built.shape != state[name].shape]:
+        raise UserError(f"{wrong[0]}: a package has no line for its size (SETTINGS of lobes/backbone.py)")
     state = {name: state[name].detach().cpu().clone().contiguous() for name in model.state_dict()}
     model.load_state_dict(state)
     save_file(state, path, {"format": "pt"})

@@ -24,13 +24,10 @@ from speechbrain_ser.lobes.import_whisper import import_whisper, wheels_installe
 
 logger = logging.getLogger(__name__)
 
-#: `model_type` of config.json -> what people call it
+#: `model_type` of config.json -> its lobe: module and class of `speechbrain_ser.lobes`
 MODEL_TYPES = {
-    "wav2vec2": "wav2vec2",
-    "hubert": "HuBERT",
-    "wavlm": "WavLM",
-    "data2vec-audio": "data2vec",
-    "whisper": "Whisper",
+    **dict.fromkeys(("wav2vec2", "hubert", "wavlm", "data2vec-audio"), "wav2vec2.Wav2Vec2"),
+    "whisper": "whisper.Whisper",
 }
 
 #: in the order transformers prefers them

@@ -1,13 +1,10 @@
 """One name for every pretrained speech encoder: which lobe it is, its own configuration tells."""
 
 import inspect
+from importlib import import_module
 
-from speechbrain_ser.lobes.backbone import resolve_backbone
+from speechbrain_ser.lobes.backbone import MODEL_TYPES, resolve_backbone
 from speechbrain_ser.lobes.pretrained import PretrainedEncoder
-from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
-from speechbrain_ser.lobes.whisper import Whisper
-
-LOBES = {model_type: lobe for lobe in (Wav2Vec2, Whisper) for model_type in lobe.model_types}
 
 
 class Encoder:
@@ -29,5 +26,6 @@ class Encoder:
 
     def __new__(cls, source, save_path="pretrained", *, load_weights: bool = True, **settings) -> PretrainedEncoder:
         backbone = resolve_backbone(source, save_path, load_weights)
-        lobe = LOBES[backbone.config["model_type"]]
+        module, _, name = MODEL_TYPES[backbone.config["model_type"]].partition(".")
+        lobe = getattr(import_module(f"speechbrain_ser.lobes.{module}"), name)
         return lobe(backbone, load_weights=load_weights, **settings)

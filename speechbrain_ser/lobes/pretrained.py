@@ -82,8 +82,8 @@ class PretrainedEncoder(nn.Module):
     """
 
     # what a family says of itself, beside `input_settings`, `frame_counts`, `_set_up(folder)`, which changes the model
-    # once it is built, and `_states(wavs, wav_lens, every)`: as `states`, or the last one alone if not `every`
-    model_types: tuple[str, ...]
+    # once it is built, and `_states(wavs, wav_lens, every)`: as `states`, or the last one alone if not `every`. That
+    # calls `_check_lengths`, unpacks cached features (wavs of 3 axes), computes what is frozen without gradients
     absent: tuple[str, ...]  # settings that it does not have
     dropout_keys: tuple[str, ...]  # of config.json
     layerdrop_key: str
@@ -165,14 +165,15 @@ class PretrainedEncoder(nn.Module):
 
     def _check_settings(self, given: Mapping, backbone: Backbone) -> None:
         model_type = backbone.config["model_type"]
-        if model_type not in self.model_types:
+        names = {each.__name__ for each in type(self).__mro__}
+        if model_type not in (mine := [kind for kind, lobe in MODEL_TYPES.items() if lobe.split(".")[1] in names]):
             raise BackboneError(
-                f"backbone {backbone.folder} is of model type {model_type!r}: expected {', '.join(self.model_types)}"
+                f"backbone {backbone.folder} is of model type {model_type!r}: expected {', '.join(mine)}"
             )
         for name in self.absent:
             if given[name] != (default := inspect.signature(type(self)).parameters[name].default):
                 raise BackboneError(
-                    f"{name} is {given[name]!r}: {MODEL_TYPES[model_type]} ({backbone.folder}) has no such setting, "
+                    f"{name} is {given[name]!r}: {model_type} ({backbone.folder}) has no such setting, "
                     f"leave it {default!r}"
                 )
         freeze, lora = given["freeze"], given["lora"]
@@ -301,7 +302,7 @@ class PretrainedEncoder(nn.Module):
             )
         if self.max_samples and int(lengths.max()) > self.max_samples:
             raise ValueError(
-                f"utterance {int(lengths.argmax())} has {int(lengths.max()) / SAMPLE_RATE:.1f} s: this Whisper has "
+                f"utterance {int(lengths.argmax())} has {int(lengths.max()) / SAMPLE_RATE:.1f} s: this encoder has "
                 f"positions for {self.max_samples / SAMPLE_RATE:g} s (windows: True encodes it in pieces)"
             )
 

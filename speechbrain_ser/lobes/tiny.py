@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -101,7 +102,7 @@ def _build(settings: dict) -> torch.nn.Module:
         raise ValueError("data2vec-audio has a layer-norm front end only, and no do_stable_layer_norm")
     if settings["hidden_size"] % settings["num_heads"]:
         raise ValueError(f"hidden_size {settings['hidden_size']} is no multiple of num_heads {settings['num_heads']}")
-    config = AutoConfig.for_model(model_type, **(_whisper if model_type == "whisper" else _wav2vec2)(settings))
+    config = AutoConfig.for_model(model_type, **SIZES[MODEL_TYPES[model_type]](settings))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings["seed"])  # torch.manual_seed would reach into CUDA's as well
         return AutoModel.from_config(config)
@@ -145,13 +146,17 @@ def _whisper(settings: dict) -> dict:
     }
 
 
+SIZES = {"wav2vec2.Wav2Vec2": _wav2vec2, "whisper.Whisper": _whisper}  # by lobe
+PREPROCESSORS = {
+    "wav2vec2.Wav2Vec2": partial(Wav2Vec2FeatureExtractor, do_normalize=True, return_attention_mask=True),
+    "whisper.Whisper": WhisperFeatureExtractor,
+}
+
+
 def _write(folder: Path, model: torch.nn.Module, settings: dict) -> None:
     with quiet_transformers():
         model.save_pretrained(folder)
-    if settings["model_type"] == "whisper":
-        WhisperFeatureExtractor().save_pretrained(folder)
-    else:
-        Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(folder)
+    PREPROCESSORS[MODEL_TYPES[settings["model_type"]]]().save_pretrained(folder)
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     umask = os.umask(0)  # temporary folders and safetensors' files are the owner's alone
     os.umask(umask)

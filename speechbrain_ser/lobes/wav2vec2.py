@@ -41,7 +41,6 @@ class Wav2Vec2(PretrainedEncoder):
     torch.Size([2, 49, 16])
     """
 
-    model_types = ("wav2vec2", "hubert", "wavlm", "data2vec-audio")
     absent = ("pad_to_30s", "windows")
     dropout_keys, layerdrop_key = DROPOUTS, "layerdrop"
     front_end = ("feature_extractor",)

@@ -32,7 +32,6 @@ class Whisper(PretrainedEncoder):
     torch.Size([2, 50, 16])
     """
 
-    model_types = ("whisper",)
     absent = ("normalize_wav", "cache_front_end")
     dropout_keys, layerdrop_key = ("dropout", "attention_dropout", "activation_dropout"), "encoder_layerdrop"
     front_end, below_layers, transformer_name = ("conv1", "conv2"), ("embed_positions",), ""

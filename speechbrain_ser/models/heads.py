@@ -53,7 +53,10 @@ class MultitaskModel(nn.Module):
         **others: int,
     ) -> None:
         """Build a head for each task of a weight above 0; its channels are `others`' for it, else `in_features`."""
-        active = active_tasks(loss_weights, [*self.tasks, *(task for task in makers if task not in self.tasks)])
+        further = [task for task in makers if task not in self.tasks]
+        active = active_tasks(loss_weights, [*self.tasks, *further])
+        if unweighted := [task for task in further if task not in loss_weights]:
+            raise UserError(f"loss_weights: no line for the head '{unweighted[0]}' (0 leaves it out)")
         if "emotion" in self.tasks and "emotion" not in active:
             raise UserError("loss_weights: without the emotion task (weight 0) there is nothing to recognise")
         wanted = [task for task in active if task not in self.without_head]

@@ -113,7 +113,13 @@ class Config:
 
     def resolved(self, sizes: Mapping | None = None) -> str:
         """Return the whole YAML, overrides and sizes from the data (``n_emotions``, …) in it, references resolved."""
-        text = resolve_references(io.StringIO(_dump(self.tree)), dict(sizes or {})).getvalue()
+        try:
+            text = resolve_references(io.StringIO(_dump(self.tree)), dict(sizes or {})).getvalue()
+        except ValueError as error:  # The reference "lobe" is not valid
+            raise UserError(
+                f"the YAML of {self.tree['system']}: {error}: it has no such line (`lobe` is in base/encoder.yaml; "
+                "what the data fill in is declared empty: `n_speakers: null`)"
+            ) from error
         if re.search(r"^[^#\n]*!ref ", text, re.MULTILINE):  # to a later line that is a reference itself
             text = resolve_references(io.StringIO(text)).getvalue()
         return text
@@ -169,8 +175,10 @@ _Plain.add_multi_constructor("!", lambda constructor, suffix, node: None)
 def _load(path: Path, hparams_folder: Path, above: tuple[Path, ...] = ()) -> CommentedMap:
     """Read a YAML and its bases, each beside the file that names it or shipped."""
     if not path.is_file():
-        known = sorted(p.name for p in hparams_folder.glob("*.yaml"))
-        raise UserError(f"no such file: {path}{nearest(path.name, known)}; shipped: {', '.join(known)}")
+        known = sorted(p.relative_to(hparams_folder).as_posix() for p in hparams_folder.rglob("*.yaml"))
+        namesakes = [name for name in known if Path(name).name == path.name]
+        near = nearest(path.name, namesakes or known)
+        raise UserError(f"no such file: {path}{near}; shipped: {', '.join(known)}")
     try:
         tree = _yaml().load(_with_new_names(path.read_text(encoding="utf-8"), path))
     except (ruamel.yaml.error.YAMLError, UnicodeError) as error:
@@ -204,7 +212,10 @@ def _with_new_names(text: str, path: Path) -> str:
 
 def _check_lines(tree: CommentedMap, needed: Iterable[str], path: Path) -> None:
     if missing := [key for key in dict.fromkeys([*NEEDED, *needed]) if key not in tree]:
-        raise UserError(f"{path}: missing lines: {', '.join(missing)} (what all systems have: `base: base/run.yaml`)")
+        raise UserError(
+            f"{path}: missing lines: {', '.join(missing)} (`base: base/training.yaml` has what all that is trained by "
+            "gradients has, base/encoder.yaml an encoder too; hparams/cai_mtl.yaml shows the rest)"
+        )
     if not re.fullmatch(r"[\w.+-]+", str(tree["system"])):
         raise UserError(f"{path}: system: expected a name that is fit for a folder, found '{tree['system']}'")
     if not (_tag(tree["brain_class"]) or "").startswith("!name:"):
@@ -213,7 +224,8 @@ def _check_lines(tree: CommentedMap, needed: Iterable[str], path: Path) -> None:
 
 def _warn_unread(tree: CommentedMap, hparams_folder: Path, path: Path) -> None:
     """A key that no shipped YAML has should be read by another line, or by the Brain."""
-    shipped = "\n".join(file.read_text(encoding="utf-8") for file in hparams_folder.rglob("*.yaml"))
+    others = [file for file in hparams_folder.rglob("*.yaml") if not file.samefile(path)]
+    shipped = "\n".join(file.read_text(encoding="utf-8") for file in others)
     known = {*re.findall(r"^(\w+):", shipped, re.MULTILINE), *RunOptions().as_dict(), *_references(tree)}
     own = [key for key in tree if key not in known and not key.startswith("__")]
     if own:

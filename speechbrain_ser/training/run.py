@@ -32,6 +32,7 @@ from speechbrain_ser.evaluation.runs import summary
 from speechbrain_ser.files import NO_ROOM, FolderInUse, locked, read_json, write_json, write_text
 from speechbrain_ser.lobes.backbone import check_backbone, fingerprint
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
+from speechbrain_ser.models.heads import MultitaskModel
 from speechbrain_ser.nnet.losses import frames_needed
 from speechbrain_ser.processing.cache import feature_source
 from speechbrain_ser.training import distributed
@@ -392,6 +393,9 @@ def _fill_folder(run: Run) -> None:
 def _parts(run: Run) -> tuple[dict, dict]:
     """Return what the YAML declares, and the loaders; model and data judge each other."""
     hparams = run.config.build(run.sizes())
+    if not isinstance(hparams["model"], MultitaskModel):
+        found = type(hparams["model"]).__name__
+        raise UserError(f"model: expected a speechbrain_ser.models.heads.MultitaskModel, found a {found}")
     _check_optimizer(hparams)
     _refuse_lengths(run, hparams["model"])
     _warn_cut(run, hparams["model"])
@@ -406,10 +410,13 @@ def _check_optimizer(hparams: dict) -> None:
         rate = hparams.get(key)
         if rate is not None and not (isinstance(rate, (int, float)) and 0 <= rate < float("inf")):
             raise UserError(f"{key} must be a number >= 0, found {rate!r}")
+    key = "opt_class"
     try:
-        hparams["opt_class"]([torch.nn.Parameter(torch.zeros(1))])
+        optimizer = hparams[key]([torch.nn.Parameter(torch.zeros(1))])
+        key = "lr_schedule"
+        hparams[key](optimizer, num_warmup_steps=0, num_training_steps=1)
     except (TypeError, ValueError) as error:
-        raise UserError(f"opt_class: {error}") from error
+        raise UserError(f"{key}: {error}") from error
 
 
 def _loaders(run: Run, hparams: dict, device: str) -> dict:
@@ -481,8 +488,8 @@ def _refuse_lengths(run: Run, model) -> None:
     most = getattr(getattr(model, "encoder", None), "max_samples", None)
     if most and (long := [f"{k} ({s:.1f} s)" for k, s in seconds.items() if s * rate > most]):
         raise UserError(
-            f"{len(long)} utterances are longer than the {most / rate:g} s that Whisper encodes (--windows=True takes "
-            f"them in pieces): {', '.join(shown(long))}"
+            f"{len(long)} utterances are longer than the {most / rate:g} s that {run.config.plain['encoder']} encodes "
+            f"(--windows=True takes them in pieces): {', '.join(shown(long))}"
         )
 
 
