@@ -10,6 +10,11 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+from hypothesis import settings
+
+# the same examples in every run, however slow the machine is
+settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60, database=None)
+settings.load_profile("suite")
 
 # models of a few channels: two threads wait for each other ten times longer than they compute
 torch.set_num_threads(1)
