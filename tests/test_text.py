@@ -3,8 +3,10 @@
 import unicodedata
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from speechbrain_ser.data.text import heard_texts, normalise_transcript
+from speechbrain_ser.data.text import composed, heard_texts, look_alikes, normalise_transcript, spelling
 
 
 @pytest.mark.parametrize(
@@ -17,9 +19,9 @@ from speechbrain_ser.data.text import heard_texts, normalise_transcript
         ("{LAUGHTER}", ""),
         ("  two\t spaces\n", "TWO SPACES"),
         ("twenty-one", "TWENTY ONE"),
-        ("'cause I'm goin'", "'CAUSE I'M GOIN'"),
-        ("he said 'no' ' twice", "HE SAID NO TWICE"),
-        ("“quoted” «words»", "QUOTED WORDS"),
+        ("'Cause I'm thinkin', ya'll", "CAUSE I'M THINKIN YA'LL"),  # as in Cai's transcripts
+        ("he said 'no' ' ''twice''", "HE SAID NO TWICE"),
+        ("“quoted” «words», ‘all’ of `them´; donʼt", "QUOTED WORDS ALL OF THEM DON'T"),  # noqa: RUF001
         ("Das schwarze Stück Papier", "DAS SCHWARZE STÜCK PAPIER"),
         ("Heute abend könnte ich's", "HEUTE ABEND KÖNNTE ICH'S"),
         ("Straße", "STRASSE"),
@@ -39,3 +41,23 @@ def test_heard_texts():
     said = ["excuse me {LG}", "Excuse you", "sieben, stunden!", "", "{BREATH}"]
     assert heard_texts(["Excuse me.", "{LAUGH}", "Sieben Stunden"], said) == [True, False, True, False, False]
     assert heard_texts([], ["a"]) == [False] and heard_texts(["a"], []) == []
+
+
+AROUND = st.sampled_from(["", " ", "\u00a0", "\u200b", "\ufeff"])
+
+
+@given(st.text(), st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]), AROUND)
+def test_what_only_looks_different_has_one_spelling(name, form, around):
+    assert spelling(f"{around}{unicodedata.normalize(form, name)}{around}") == spelling(name)
+    assert composed(unicodedata.normalize("NFD", name)) == composed(name)
+
+
+@given(st.integers(0, 10**30), st.integers(0, 3), st.integers(0, 3), st.booleans())
+def test_numbers_are_one_with_and_without_their_zeros(number, before, after, has_point):
+    assert spelling(f"{'0' * before}{number}{'.' * has_point}{'0' * after * has_point}") == str(number)
+    assert spelling(f"0{number}.50") == f"{number}.5" != spelling(f"{number}.05")
+
+
+def test_look_alikes():
+    names = [*("anna", "Anna", "Anna", "7", "7.0", "07", "Straße", "STRASSE", "\uff45ve", "eve"), "77", "", "a1", "a01"]
+    assert look_alikes(names) == [["Anna", "anna"], ["07", "7", "7.0"], ["STRASSE", "Straße"], ["eve", "\uff45ve"]]

@@ -1,11 +1,11 @@
-"""Transcripts as recognisers see them, which of them training has heard, and the tokens that spell them."""
+"""Transcripts as recognisers see them, which of them training has heard, and the tokens that spell them; and names."""
 
 import io
 import json
 import os
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 import sentencepiece
@@ -14,6 +14,38 @@ from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.files import read_json, write_text
 
 TAG = re.compile(r"\{[^}]*\}|\[[^\]]*\]|<[^>]*>")
+APOSTROPHES = re.compile("[‘’ʼ`´]")  # noqa: RUF001
+NUMBER = re.compile(r"([+-]?)([0-9]+)(?:\.([0-9]*))?")
+
+
+def composed(text: str) -> str:
+    """Return a text in Unicode's composed form (NFC), in which all that is compared enters."""
+    return unicodedata.normalize("NFC", text)
+
+
+def spelling(name: str) -> str:
+    """Return what two names share that only look different: form, case, spaces and a number's zeros do not count.
+
+    Example
+    -------
+    >>> spelling(" ANNA  B") == spelling("anna b"), spelling("07"), spelling("7.0"), spelling("7.01")
+    (True, '7', '7', '7.01')
+    """
+    name = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    seen = (str(unicodedata.decimal(c, c)) for c in name if unicodedata.category(c) != "Cf")  # Cf: zero-width spaces …
+    name = " ".join("".join(seen).split())
+    if not (number := NUMBER.fullmatch(name)):
+        return name
+    whole, part = number[2].lstrip("0") or "0", (number[3] or "").rstrip("0")
+    return f"{number[1].strip('+')}{whole}" + (f".{part}" if part else "")
+
+
+def look_alikes(names: Iterable[str]) -> list[list[str]]:
+    """Return the groups of different names that have one spelling, the commonest name of each first."""
+    counts, groups = Counter(names), defaultdict(list)
+    for name in sorted(set(counts) - {""}, key=lambda name: (-counts[name], name)):
+        groups[spelling(name)].append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def normalise_transcript(text: str) -> str:
@@ -24,13 +56,11 @@ def normalise_transcript(text: str) -> str:
     >>> normalise_transcript("I don’t {LAUGHTER} know -- über-all, OK?")
     "I DON'T KNOW ÜBER ALL OK"
     """
-    text = TAG.sub(" ", text).replace("’", "'").replace("`", "'").upper()  # noqa: RUF001
     # composed, so that an umlaut is one character however the file writes it
-    text = unicodedata.normalize("NFC", text)
+    text = composed(APOSTROPHES.sub("'", TAG.sub(" ", text)).upper())
     kept = "".join(c if c == "'" or _in_word(c) else " " for c in text)
-    # an apostrophe belongs to a word ('cause, goin'): lone ones go, and those around a word
-    words = (w[1:-1] if w[:1] == w[-1:] == "'" else w for w in kept.split())
-    return " ".join(w for w in words if w.strip("'"))
+    # at a word's edge it may be a quotation mark; Cai's transcripts have none there ('cause is CAUSE)
+    return " ".join(filter(None, (word.strip("'") for word in kept.split())))
 
 
 def _in_word(character: str) -> bool:
