@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -22,6 +23,43 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a used-up qu
 FULL = 1 << 16  # bytes that are left on a full disk, at the most
 PATIENCE = 1.0  # seconds for a lock that someone else only looks at
 
+# ------------------------------------------------------------------ names
+
+READABLE = re.compile(r"[A-Za-z0-9_+=,-][A-Za-z0-9._+=,-]*(?<!\.)")
+DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])(\..*)?", re.IGNORECASE)  # no files to Windows
+LONGEST = 200  # bytes: file systems take 255, and endings follow
+
+
+def path_component(name: str) -> str:
+    """Return a name from data (a speaker, a fold) as one component of a path; different names give different ones.
+
+    One that every file system takes stays as it is; of others a hash tells which is meant.
+
+    Example
+    -------
+    >>> path_component("01F"), path_component("alpha=0,lr=0.002"), path_component("../../up")
+    ('01F', 'alpha=0,lr=0.002', 'up~29b18949100a')
+    """
+    if READABLE.fullmatch(name) and not DEVICES.fullmatch(name) and len(name) <= LONGEST:
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    words = re.sub(r"[^A-Za-z0-9_+]+", "-", name).strip("-")[:40] or "name"
+    return f"{words}~{digest}"  # a readable one has no ~
+
+
+def file_stem(name: str) -> str:
+    """Return the name of a file without its ending for another file's, which may have a longer ending."""
+    return name if len(os.fsencode(name)) <= LONGEST else path_component(name)
+
+
+def below(folder: str | os.PathLike, *names: str) -> Path:
+    """Return the path of names from data below a folder, each a component of its own."""
+    path = Path(folder, *map(path_component, names))
+    if path.parents[len(names) - 1] != Path(folder):
+        raise AssertionError(f"{path} is not {len(names)} components below {folder}")
+    return path
+
+
 # ------------------------------------------------------------------ writing
 
 
@@ -38,7 +76,7 @@ def cannot_be_written(path: str | os.PathLike, error: Exception) -> UserError:
 def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary name beside `path`; what is written there takes its place when all went well, else vanishes."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # one a writer, on any machine
+    temporary = path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex}.tmp")  # one a writer, on any machine
     try:
         yield temporary
         os.replace(temporary, path)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechbrain_ser.errors import TRY_LATER, UserError
+from speechbrain_ser.files import path_component
 from speechbrain_ser.training.signals import PARENT
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class SlurmJobs:
             extra |= {"dependency": "afterok:" + ":".join(numbers), "kill-on-invalid-dep": "yes"}
         root = str(Path(__file__).parents[2])
         setup = [f'export PYTHONPATH="{root}${{PYTHONPATH:+:$PYTHONPATH}}"', *settings.pop("setup", [])]
-        name = f"{run.setup.config.system} {run}".replace(" ", "_")
+        name = path_component(f"{run.setup.config.system} {run}".replace(" ", "_"))
         self.submitit.update_parameters(**settings, setup=setup, job_name=name, additional_parameters=extra)
         try:
             command, log = [*self.command, *run.argv], str(run.log.resolve())

@@ -17,7 +17,7 @@ from speechbrain_ser.data.audio import BadAudioError, duration_of
 from speechbrain_ser.data.batches import SAMPLE_RATE, load_audio
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.evaluation.figures import save_figure
-from speechbrain_ser.files import written_whole
+from speechbrain_ser.files import file_stem, written_whole
 from speechbrain_ser.inference.recognizer import TrainedModel, load_model
 from speechbrain_ser.lobes.speech_decomposition import SpeechDecomposition
 from speechbrain_ser.nnet.losses import masked_mse
@@ -386,7 +386,7 @@ def convert_recording(
     conversion = convert(decomposition, *parts, swapped)
 
     folder = _make(out)
-    name = "-".join([*names, "+".join(conversion.swap)])
+    name = file_stem("-".join([*names, "+".join(conversion.swap)]))
     print(save_figure(plot_conversion(conversion), folder / f"{name}.png"))
     if audio:
         reconstruction = analyse(decomposition, parts[0]).reconstruction
@@ -401,9 +401,9 @@ def convert_recording(
 def _recording_names(paths: Sequence[str | os.PathLike]) -> list[str]:
     """Names for what is written, no two alike: the files' (a01), where need be with their folders' (DC_a01)."""
     absolute = [Path(os.path.abspath(path)) for path in paths]
-    names = [path.stem for path in absolute]
+    names = [file_stem(path.stem) for path in absolute]
     if len(set(names)) < len(names):
-        names = [f"{path.parent.name}_{path.stem}" for path in absolute]
+        names = [file_stem(f"{path.parent.name}_{path.stem}") for path in absolute]
     for i, k in combinations(range(len(names)), 2):
         if names[i] == names[k]:
             both = f"{paths[i]} and {paths[k]}"

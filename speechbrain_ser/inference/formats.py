@@ -14,7 +14,7 @@ from praatio.data_classes.interval_tier import IntervalTier
 from praatio.data_classes.textgrid import Textgrid
 
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.files import cannot_be_written, locked, written_whole
+from speechbrain_ser.files import cannot_be_written, file_stem, locked, written_whole
 from speechbrain_ser.inference.timeline import Timeline
 
 SILENT = "-"  # in a table, in place of an emotion below the threshold; empty in CSV, null in JSON
@@ -203,7 +203,7 @@ class ResultsFolder:
         self.write(found, path)
 
     def _take_name(self, path: str) -> str:
-        stem, taken = Path(path).stem, set(self.names.values())
+        stem, taken = file_stem(Path(path).stem), set(self.names.values())
         names = (f"{stem}{f'-{n}' if n > 1 else ''}{self.suffix}" for n in count(1))
         name = next(n for n in names if n not in taken and not os.path.lexists(self.folder / n))
         self.index.add({"path": path, "file": name, "made_by": self.index.origin})
