@@ -5,16 +5,20 @@ import logging
 import os
 import re
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import ruamel.yaml
 import soundfile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from speechbrain_ser.data import manifest as manifest_module
 from speechbrain_ser.data.audio import check_audio
-from speechbrain_ser.data.corpora import savee
+from speechbrain_ser.data.corpora import iemocap, savee
 from speechbrain_ser.data.corpora.emodb import TEXTS
 from speechbrain_ser.data.labels import apply_labels
 from speechbrain_ser.data.manifest import COLUMNS, prepare, read_manifest, write_manifest
@@ -202,6 +206,23 @@ def test_iemocap_partial_copies_only_warn(release, tmp_path, caplog):
     assert "5 turns in the default four classes; the official release has 5531" in caplog.text
 
 
+def test_iemocaps_old_characters_end_no_line(release):
+    path = release / "Session1/dialog/transcriptions/Ses01F_impro01.txt"
+    path.write_bytes(path.read_bytes().replace(b"Excuse me.", b"Excuse\x85 \xe9 me."))
+    assert iemocap.find_utterances(release)[0]["transcript"] == "Excuse\x85 é me."
+    path.write_text(path.read_text(encoding="latin-1"), encoding="utf-16")
+    with pytest.raises(CorpusError, match=r"Ses01F_impro01\.txt: expected UTF-8 text, found UTF-16"):
+        iemocap.find_utterances(release)
+
+
+def test_an_incomplete_or_larger_release_is_said_every_time(tmp_path, caplog):
+    write_wav(tmp_path / "EMO-DB/wav/03a01Fa.wav")
+    for _ in range(2):
+        caplog.clear()
+        prepare("emodb", tmp_path / "EMO-DB", tmp_path / "out")
+        assert "emodb: 1 recordings; the official release has 535" in caplog.text
+
+
 @needs_emodb
 def test_real_emodb(tmp_path, caplog):
     frame = read_manifest(prepare("emodb", EMODB, tmp_path), EMODB)
@@ -363,8 +384,8 @@ def test_table_lists_all_bad_rows(tmp_path):
         *("empty cell in column 'emotion' (1):", "  line 6"),
         *("empty cell in column 'ID' (1):", "  line 4"),
         *("empty cell in column 'speaker' (1):", "  line 7"),
-        *("duplicate ID (1):", "  1: lines 2, 3"),
         *("no such recording (2):", f"  line 8: {folder / 'gone.wav'}", f"  line 10: {folder / 'far/gone.wav'}"),
+        *("duplicate ID (1):", "  1: line 2, line 3"),
     ]
 
 
@@ -375,7 +396,7 @@ def test_table_lists_all_bad_rows(tmp_path):
         (b"wav,emotion\n", {}, ["no rows below its header"]),
         (b"wav,emotion,wav\na.wav,x,y\n", {}, ["its header has more than once: 'wav'"]),
         (b"wav,emotion\na.wav,fr\xf6hlich\n", {}, ["expected UTF-8 text, found byte 20 otherwise"]),
-        (b"wav,emotion\na/b.wav,x\na_b.wav,y\n", {}, ["an ID column would help) (1):\n  a_b: lines 2, 3"]),
+        (b"wav,emotion\na/b.wav,x\na_b.wav,y\n", {}, ["an ID column would help) (1):\n  a_b: line 2, line 3"]),
         (PLAIN, {"file": "user.csv"}, ["no such file", "(did you mean 'users.csv'?)"]),
         (None, {}, ["expected one .csv or .tsv", "found none"]),
         (
@@ -395,6 +416,85 @@ def test_tables_that_do_not_fit(tmp_path, content, options, messages):
     folder = table_folder(tmp_path / "own", content or b"", ["a.wav"], "none.txt" if content is None else "users.csv")
     message = error_of("table", folder, tmp_path / "out", **options)
     assert all(said in message for said in messages), message
+
+
+QUOTES = 'wav,emotion,transcript\na.wav,x,"Nein\na.wav,y,Ja\na.wav,z,{}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (QUOTES.format("Ja"), "takes whole lines into its cell: remove it (1):\n  lines 2 to 4: a.wav,x"),
+        (QUOTES.format('"Ja'), "  lines 2 to 4: a.wav,x"),
+        (QUOTES.format('Ja"'), "  lines 2 to 4: a.wav,x"),  # a whole cell to CSV
+        (f'sep=;\nwav;emotion\na.wav;x\na.wav;"{"y" * 140_000}"\n', "line 4: field larger than field limit (131072)"),
+        ("wav,emotion\na.wav,x\n".encode("utf-16"), "found UTF-16, or zero bytes: save it as UTF-8"),
+        ("wav,emotion\na.wav,x\n".encode("utf-16-le"), "found UTF-16, or zero bytes: save it as UTF-8"),
+        (b"wav,emotion\na.wav,x\nb.wav,\xe4\n", "found byte 26 otherwise, in line 3"),
+        ('wav,emotion,transcript\na.wav,x,"one\n\ntwo"\ngone.wav,x,"a\nb"\n', "lines 5 to 6: {folder}/gone.wav"),
+        (f"wav,emotion\n{'long' * 99}.wav,x\n", "no such recording (1):\n  line 2"),
+        ("wav,emotion\nA.WAV,x\n", "line 2: {folder}/A.WAV (there is '{folder}/a.wav')"),
+    ],
+)
+def test_tables_that_would_lose_rows(tmp_path, content, message):
+    folder = table_folder(tmp_path / "own", content, ["a.wav"])
+    assert message.format(folder=folder) in error_of("table", folder, tmp_path / "out")
+
+
+def test_tables_as_excel_writes_them(tmp_path, caplog):
+    table = '\ufeffsep=;\r\nwav;emotion;transcript\r\na.wav;x;"Ja,\r\n""so"", gut"\r\nb.wav;y;Nein "so" "\r\n'
+    folder = table_folder(tmp_path / "own", table, ["a.wav", "b.wav"])
+    frame = rows_of(folder, tmp_path / "out")
+    assert frame[["ID", "emotion", "transcript"]].values.tolist() == [
+        ["a", "x", 'Ja, "so", gut'],
+        ["b", "y", 'Nein "so" "'],
+    ]
+    assert "lines 3 to 4: one row, a cell of which has line breaks" in caplog.text
+
+
+def test_a_recording_is_found_by_any_unicode_form_of_its_name(tmp_path):
+    names = [unicodedata.normalize(form, "Größe/ä b.wav") for form in ("NFC", "NFD")]
+    for k, (table, disk) in enumerate(itertools.permutations(names)):
+        folder = table_folder(tmp_path / f"{k}", f"wav,emotion\n{table},x\n", [disk], f"{disk[-6]}.csv")
+        frame = rows_of(folder, tmp_path / "out", file=f"{table[-6]}.csv")
+        assert frame["wav"].tolist() == [str(folder / disk)] and frame["ID"].tolist() == ["Größe_ä_b"]
+
+
+NAME = st.text("aA7.0ßé", min_size=1, max_size=4)
+FORMS = st.sampled_from([str, str.upper, str.title, "{}\u200b".format, "0{}".format, "{}.0".format])
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(NAME, NAME, FORMS, st.sampled_from(["NFC", "NFD", "NFKD"]))
+def test_a_speaker_is_one_however_written(tmp_path, name, other, form, normal):
+    """The same, or two, or refused with a line that makes them one."""
+    for second in (unicodedata.normalize(normal, form(name)), other):
+        table = f"wav,emotion,speaker\na.wav,x,{name}\nb.wav,x,{second}\n"
+        folder = table_folder(tmp_path, table, [] if (tmp_path / "a.wav").exists() else ["a.wav", "b.wav"])
+        expected = {unicodedata.normalize("NFC", each) for each in (name, second)}
+        try:
+            found = set(rows_of(folder, tmp_path / "out")["speaker"])
+        except CorpusError as error:
+            assert all(f"{who!r} (1 utterances, first " in str(error) for who in expected) and len(expected) == 2
+            (line,) = (line for line in str(error).splitlines() if line.startswith("table_names: "))
+            names = ruamel.yaml.YAML(typ="safe").load(line)["table_names"]
+            assert len(rows_of(folder, tmp_path / "out", names=names)["speaker"].unique()) == 1
+        else:
+            assert found == expected and len(manifest_module.look_alikes(found)) == 0
+
+
+def test_names_of_a_table_that_are_another(tmp_path):
+    folder = table_folder(
+        tmp_path / "own", "wav,emotion,speaker\na.wav,x,7\nb.wav,x,07\nc.wav,x,8\n", ["a.wav", "b.wav", "c.wav"]
+    )
+    message = error_of("table", folder, tmp_path / "out")
+    assert "table_names: {speaker: {'7': '07'}}" in message
+    assert "the same speaker? (1):\n  '07' (1 utterances, first b) and '7' (1 utterances, first a)" in message
+    frame = rows_of(folder, tmp_path / "out", names={"speaker": {7: "seven"}})
+    assert frame["speaker"].tolist() == ["seven", "07", "8"]
+    message = error_of("table", folder, tmp_path / "none", names={"speaker": {9: "x"}, "session": {"a": "b"}})
+    assert "no such name (2):\n  speaker: '9'\n  session: 'a'" in message
+    assert "expected {column: {name: new name}}" in error_of("table", folder, tmp_path / "none", names={"speaker": "7"})
 
 
 def test_which_file_is_the_table(tmp_path):
@@ -498,7 +598,7 @@ def test_unknown_corpus_and_option(release, tmp_path):
     message = error_of("iemocp", release, tmp_path / "out")
     assert message == "unknown corpus 'iemocp' (did you mean 'iemocap'?); known: demo, emodb, iemocap, savee, table"
     message = error_of("table", release, tmp_path / "out", colums={})
-    assert "has no option colums (did you mean 'columns'?); it has: file, columns, extra" in message
+    assert "has no option colums (did you mean 'columns'?); it has: file, columns, extra, names" in message
     assert "it has: none" in error_of("iemocap", release, tmp_path / "out", seed=1)
 
 
@@ -521,6 +621,26 @@ def test_labels_choose_and_merge(caplog):
     assert apply_labels(table, {1: "one", "None": None})["emotion"].tolist() == ["one"]
     apply_labels(table, {"non": "x", "*": "rest"})  # a table may lack an emotion
     assert "no utterance has the emotion 'non' (did you mean 'None'?)" in caplog.text
+
+
+def test_classes_that_are_probably_not_meant(caplog):
+    table = labelled("Angry", "angry", "angry", "sad", "nan", "ang ry", corpus="table")
+    with pytest.raises(CorpusError) as error:
+        apply_labels(table)
+    line = "labels: {Angry: angry, ang ry: ang ry, angry: angry, nan: null, sad: sad}"
+    assert str(error.value).splitlines()[1:] == [
+        *(line, "classes that differ in spelling alone (1):", "  'angry' (2), 'Angry' (1)"),
+        *("reads like a missing value (1):", "  'nan' (1)"),
+    ]
+    assert apply_labels(table, ruamel.yaml.YAML(typ="safe").load(line)["labels"])["emotion"].nunique() == 3
+    caplog.clear()
+    assert apply_labels(labelled("sad", "nan", corpus="table"))["emotion"].tolist() == ["sad", "nan"]
+    assert "'nan' (1) reads like a missing value; without it: labels: {nan: null, sad: sad}" in caplog.text
+    caplog.clear()
+    apply_labels(labelled("sad", "nan", corpus="table"), ["sad", "nan"])  # who says it means it
+    assert not caplog.text
+    froh = apply_labels(labelled("fröhlich", corpus="table"), {"fro\u0308hlich": "froh"})
+    assert froh["emotion"].tolist() == ["froh"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,9 @@ import random
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
 
 from speechbrain_ser.data import protocols
 from speechbrain_ser.data.protocols import (
@@ -14,6 +17,7 @@ from speechbrain_ser.data.protocols import (
     choose_fold,
     leakage,
     make_folds,
+    never_trained,
     speaker_overlap,
     text_heard,
     who_validates,
@@ -99,6 +103,9 @@ def test_who_validates_under_speaker(request, corpus, change, validates):
         assert speakers(frame, fold.train) == set(frame["speaker"]) - {name, other} >= speakers(frame, fold.seen)
         assert abs(len(fold.seen) - 0.1 * (len(fold.seen) + len(fold.train))) <= 0.5
         said = f"{other}; trained on of these: nobody" if other else f"none ({why_none_validates('speaker')})"
+        trained, judged = (set(frame["emotion"][frame["ID"].isin(ids)]) for ids in (fold.train, fold.valid))
+        lost = sorted(trained - judged) if other else []
+        said += f"; without {', '.join(lost)}, which training has" if lost else ""
         assert who_validates(frame, fold, "speaker").endswith(said)
 
 
@@ -204,13 +211,57 @@ def test_seen_has_its_share_of_every_emotion_and_speaker(design):
         assert_share(frame, share, seed)
 
 
-def test_seen_has_its_share_in_irregular_designs():
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        size = rng.poisson(rng.choice([0.5, 2, 10]), (rng.integers(1, 30), rng.integers(1, 9)))
-        size = size * (rng.random(size.shape) < rng.choice([0.3, 1]))
-        rows = [(f"{s}-{e}-{k}", str(s), str(e), "", "", "") for (s, e), n in np.ndenumerate(size) for k in range(n)]
-        assert_share(manifest(rows, "table"), rng.choice([0.05, 0.1, 0.3, 0.5]), seed, of_a_speaker=2)
+SHARES = st.sampled_from([0.05, 0.1, 0.125, 0.2, 0.3, 0.5])
+
+
+@drawn(st.integers(1, 24), st.integers(1, 8), st.integers(1, 4), st.integers(1, 4), SHARES, st.integers(0, 99))
+def test_seen_has_its_share_of_designs_with_a_period(actors, emotions, statements, repetitions, share, seed):
+    """Sorted by ID each emotion comes every so many utterances, whichever comes first in the ID."""
+    design = itertools.product(range(actors), range(emotions), range(statements), range(repetitions))
+    rows = [(f"{s:02}-{r}-{t}-{e}", f"{s:02}", str(e), "", "", str(t)) for s, e, t, r in design]
+    assert_share(manifest(rows, "table"), share, seed)
+
+
+SIZES = st.lists(st.lists(st.integers(0, 12), min_size=6, max_size=6), min_size=1, max_size=30)
+
+
+@drawn(SIZES, SHARES, st.integers(0, 9))
+def test_seen_has_its_share_in_irregular_designs(sizes, share, seed):
+    rows = [(f"{s}-{e}-{k}", str(s), str(e), "", "", "") for (s, e), n in np.ndenumerate(sizes) for k in range(n)]
+    assert_share(manifest(rows, "table"), share, seed, of_a_speaker=2)
+
+
+@settings(max_examples=20)
+@drawn(st.integers(13, 26), st.integers(2, 8), st.integers(1, 4), st.integers(0, 99))
+def test_all_emotions_validate_in_designs_with_a_period(n, n_emotions, said, seed):
+    """Speaker k says the emotions k, k + 1, …: a tenth in any fixed step would meet the same ones."""
+    said = min(said, n_emotions)
+    rows = [(f"{s:02}-{k}", f"{s:02}", str((s + k) % n_emotions), "", "", "") for s in range(n) for k in range(said)]
+    frame = manifest(rows, "table")
+    for name, fold in make_folds(frame, "speaker", 0.1, seed).items():
+        rest = frame[frame["speaker"] != name]
+        spared = rest.groupby("emotion")["speaker"].nunique() > 1
+        judged = set(frame["emotion"][frame["ID"].isin(fold.valid)])
+        assert judged <= set(spared.index[spared]) and name not in speakers(frame, fold.valid)
+        assert set(frame["emotion"][frame["ID"].isin([*fold.train, *fold.seen])]) == set(rest["emotion"])
+        if (n - 1) // 3 * said >= 2 * n_emotions:
+            assert judged == set(rest["emotion"]), name
+
+
+@drawn(st.integers(2, 24), st.integers(2, 8), st.integers(3, 9), st.integers(0, 99))
+def test_random_folds_have_each_emotions_share(n_speakers, n_emotions, n_takes, seed):
+    frame = regular(n_speakers, n_emotions, n_takes)
+    for fold in make_folds(frame, "random", split_seed=seed).values():
+        for part in (fold.test, fold.valid):
+            counts = frame["emotion"][frame["ID"].isin(part)].value_counts()
+            assert len(counts) == n_emotions and (abs(counts - n_speakers * n_takes / 5) < 1).all()
+
+
+def test_an_emotion_of_one_speaker_is_tested_and_never_trained(emodb):
+    frame = one_says_disgust(emodb)
+    folds = make_folds(frame, "speaker")
+    assert never_trained(frame, folds["08"]) == "disgust is tested, never trained"
+    assert never_trained(frame, folds["03"]) is None
 
 
 def given(frame, **of_speaker):
@@ -285,8 +336,9 @@ def test_what_a_protocol_cannot_use(request, corpus, change, protocol, message):
 
 def test_choose_fold(emodb):
     folds = make_folds(emodb, "speaker")
-    for name in (3, "3", "03", "first"):
+    for name in (3, "3", "03", "03 ", "first"):
         assert choose_fold(folds, name).name == "03"
+    assert choose_fold(dict.fromkeys(["J\u00fcrgen"], folds["09"]), "Ju\u0308rgen").name == "09"
     with pytest.raises(UserError, match=r"'091' does not exist.*did you mean '09'.*03, 08, 09, 16"):
         choose_fold(folds, "091")
     with pytest.raises(UserError, match="'7' does not exist"):
@@ -313,7 +365,8 @@ def test_parts_that_share_utterances_are_caught(iemocap, monkeypatch):
 
 def test_who_validates(emodb):
     fold = make_folds(emodb, "random")["r0"]
-    assert who_validates(emodb, fold, "random") == "16 utterances of 03, 08, 09, 16; trained on of these: 4"
+    said = "16 utterances of 03, 08, 09, 16; trained on of these: 4 (all: what it chooses suits known voices)"
+    assert who_validates(emodb, fold, "random") == said
     unknown = emodb.assign(speaker="")
     assert "not known" in leakage(unknown, fold)
     assert who_validates(unknown, fold, "random") == "16 utterances of unknown speakers"

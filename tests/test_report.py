@@ -13,7 +13,7 @@ from sklearn import metrics as sk
 from speechbrain_ser.cli import main
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.report import PAGES, build_report, compare_folders, mean_curves
-from speechbrain_ser.evaluation.runs import load_runs, stacked
+from speechbrain_ser.evaluation.runs import load_runs, stacked, summary
 from speechbrain_ser.evaluation.tables import Table
 from speechbrain_ser.files import write_csv, write_json, write_text
 
@@ -239,6 +239,15 @@ def test_leaky_protocols_are_called_so_everywhere(tmp_path):
     assert not found.tables["figures"].values["speaker_disjoint"].any()
     assert "2 test speakers are also trained on" in (tmp_path / "report" / "report.html").read_text()
     assert "No test speaker was in training" not in found.console
+
+
+def test_a_class_that_was_never_trained_is_said(tmp_path):
+    write_results(tmp_path, (({}, 0.8), ({"alpha": "0"}, 0.6)), never_trained="fear is tested, never trained")
+    report = build_report(tmp_path)
+    said = "Fold 01F: fear is tested, never trained."
+    assert report.console.count(said) == (report.folder / "report.html").read_text().count(said) == 1
+    folder = next(tmp_path.glob("**/01F/1"))
+    assert "fear is tested, never trained" in summary(folder)
 
 
 def test_unknown_speakers_have_no_intervals(tmp_path):

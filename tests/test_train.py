@@ -12,6 +12,8 @@ import pytest
 import soundfile
 import torch
 
+from .corpus_trees import table_folder, write_wav
+
 
 def folder_of(out: str) -> Path:
     return Path(re.search(r"^results: (.*)$", out, re.MULTILINE).group(1))
@@ -39,6 +41,23 @@ def test_own_table(train, table):
     assert found["utterances"]["test"] == 6 and found["utterances"]["valid"] == 2
     predictions = pd.read_csv(folder_of(out) / "predictions.csv")
     assert len(predictions) == 6 and found["selections"]["valid"]["epoch"] == 1
+
+
+def test_a_table_of_strange_names(train, tmp_path):
+    """A speaker who would be a path of his own, and whose emotion nobody else has."""
+    said = {"../../up": ("fear", "sad"), **dict.fromkeys(("b", "b/1", "J\u00fcrgen"), ("angry", "sad"))}
+    rows = [(f"{k}{emotion}.wav", emotion, who) for k, who in enumerate(said) for emotion in said[who]]
+    table = "".join(f"{','.join(row)}\n" for row in [("wav", "emotion", "speaker"), *rows])
+    folder = table_folder(tmp_path / "own", table)
+    for k, (wav, *_) in enumerate(rows):
+        write_wav(folder / wav, 0.5 + k / 10)
+    out = train("--corpus=table", f"--data_folder={folder}", "--fold=../../up", "--alpha=0", "--seen_fraction=0")
+    assert (
+        metrics_of(out)["never_trained"] == "fear is tested, never trained" and "fear is tested, never trained" in out
+    )
+    assert folder_of(out).parents[4] == tmp_path / "results" and folder_of(out).parent.name.startswith("up~")
+    out = train("--corpus=table", f"--data_folder={folder}", "--fold=Ju\u0308rgen", "--alpha=0", "--seen_fraction=0")
+    assert metrics_of(out)["fold"] == "J\u00fcrgen" and "never_trained" not in metrics_of(out)
 
 
 @pytest.mark.parametrize("protocol", ["session", "half_session", "random_plain"])

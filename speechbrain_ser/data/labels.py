@@ -9,11 +9,13 @@ import pandas as pd
 import ruamel.yaml
 
 from speechbrain_ser.data.corpora import CORPORA, corpus_module
+from speechbrain_ser.data.text import composed, look_alikes, spelling
 from speechbrain_ser.errors import CorpusError, Offenders, nearest
 
 logger = logging.getLogger(__name__)
 
 REST = "*"  # the rule for every emotion that has none of its own
+MISSING = ("nan", "none", "null", "na", "n/a", "<na>", "-", "?")  # how programs write a cell that they have not
 UNKNOWN = -1  # the index of a label that nobody of the training part has
 
 
@@ -43,6 +45,7 @@ def apply_labels(frame: pd.DataFrame, labels: Mapping[str, str | None] | Iterabl
         wanted = "of the corpus's default" if labels is None else sorted(_rules(labels))
         found = ", ".join(f"{emotion} {count}" for emotion, count in frame["emotion"].value_counts().items())
         raise CorpusError(f"no utterance has one of the wanted emotions {wanted}; found: {found or 'no rows'}")
+    _doubt_classes(chosen["emotion"], _rules(frame["emotion"].unique() if labels is None else labels), labels is None)
     return chosen.reset_index(drop=True)
 
 
@@ -62,7 +65,24 @@ def _rules(labels) -> dict[str, str | None]:
         raise CorpusError(f"labels: expected a mapping or a list of emotions, found the text {labels!r}")
     pairs = labels.items() if isinstance(labels, Mapping) else ((label, label) for label in labels)
     # YAML reads unquoted 1 as a number; manifests hold text
-    return {str(emotion): None if name is None else str(name) for emotion, name in pairs}
+    return {composed(str(emotion)): None if name is None else composed(str(name)) for emotion, name in pairs}
+
+
+def _doubt_classes(classes: pd.Series, rules: dict, is_default: bool) -> None:
+    """Refuse classes that differ in spelling alone; name those that read like a missing value, if nobody chose them."""
+    same = {name: group[0] for group in look_alikes(classes) for name in group}
+    missing = {name for name in classes.unique() if is_default and spelling(name) in MISSING}
+    rules = {emotion: same.get(name, name) for emotion, name in rules.items() if emotion == REST or name not in missing}
+    line = yaml_line("labels", rules | dict.fromkeys(missing))
+    offenders = Offenders(f"labels: names that are probably not meant. One line maps them, e.g.\n{line}")
+    for group in look_alikes(classes):
+        offenders.add("classes that differ in spelling alone", ", ".join(f"{n!r} ({sum(classes == n)})" for n in group))
+    if missing:
+        found = ", ".join(f"{name!r} ({sum(classes == name)})" for name in sorted(missing))
+        logger.warning("labels: %s reads like a missing value; without it: %s", found, line)
+        offenders.add("reads like a missing value", found)
+    if same:
+        offenders.raise_any()
 
 
 def _refuse_uncovered(frame: pd.DataFrame, rules: dict) -> None:
@@ -135,10 +155,16 @@ def _mapping_line(corpus: str, classes: set, second: pd.DataFrame) -> str:
     default = corpus_module(corpus).DEFAULT_LABELS if corpus in CORPORA else None
     rules = default or {emotion: emotion for emotion in second["emotion"].unique()}
     rules = {emotion: target if target in classes else None for emotion, target in rules.items()}
+    return yaml_line("second_labels", rules)
+
+
+def yaml_line(key: str, rules: Mapping) -> str:
+    """Write a mapping as the line of a YAML, "*" last."""
     rules = dict(sorted(rules.items(), key=lambda rule: (rule[0] == REST, rule[0])))
     yaml, text = ruamel.yaml.YAML(typ="safe", pure=True), io.StringIO()
     yaml.default_flow_style, yaml.sort_base_mapping_type_on_output, yaml.width = True, False, math.inf
-    yaml.dump({"second_labels": rules}, text)
+    yaml.allow_unicode = True
+    yaml.dump({key: rules}, text)
     return text.getvalue().strip().removeprefix("{").removesuffix("}")
 
 

@@ -15,7 +15,8 @@ import pandas as pd
 
 from speechbrain_ser.data.audio import check_audio
 from speechbrain_ser.data.corpora import corpus_module
-from speechbrain_ser.data.labels import REST
+from speechbrain_ser.data.labels import REST, yaml_line
+from speechbrain_ser.data.text import composed, look_alikes
 from speechbrain_ser.errors import CorpusError, Offenders, nearest
 from speechbrain_ser.files import sha256, write_json, written_whole
 
@@ -24,6 +25,7 @@ COLUMNS = (
     "corpus",
 )
 REQUIRED = ("ID", "wav", "emotion")  # never empty
+NAMES = ("speaker", "session", "gender")  # one text is one of them; emotions are judged as classes
 DATA_ROOT = "{data_root}/"
 FORMAT = 1  # raise it when rows change for the same corpus, so that older manifests are made anew
 
@@ -48,6 +50,7 @@ def prepare(corpus: str, data_folder: str | os.PathLike, manifest_folder: str | 
     path = Path(manifest_folder) / f"{corpus}-{_digest([corpus, str(root), options])[:8]}.csv"
     wavs = [_resolve_wav(row["wav"], root) for row in rows]
     fingerprint = _fingerprint(rows, wavs, options)
+    _compare_with_official(corpus, [row["emotion"] for row in rows])
     if _is_current(path, fingerprint):
         logger.info("%s is unchanged: %d utterances", path, len(rows))
         return path
@@ -56,7 +59,6 @@ def prepare(corpus: str, data_folder: str | os.PathLike, manifest_folder: str | 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_manifest(rows, path)
     write_json({**fingerprint, "utterances": len(rows), "manifest": sha256(path)}, path.with_suffix(".json"))
-    _compare_with_official(corpus, [row["emotion"] for row in rows])
     logger.info("%s: %d utterances, %.1f hours", path, len(rows), sum(durations) / 3600)
     return path
 
@@ -103,7 +105,24 @@ def _find_utterances(corpus: str, root: Path, options: dict) -> list[dict]:
     known = list(inspect.signature(find_utterances).parameters)[1:]
     if unknown := [f"{name}{nearest(name, known)}" for name in options if name not in known]:
         raise CorpusError(f"corpus {corpus} has no option {', '.join(unknown)}; it has: {', '.join(known) or 'none'}")
-    return find_utterances(root, **options)
+    found = find_utterances(root, **options)
+    # a recording keeps the name that it has on disk; all else is compared
+    rows = [{key: value if key == "wav" else composed(str(value)) for key, value in row.items()} for row in found]
+    _refuse_look_alikes(rows, f"{corpus} in {root}")
+    return rows
+
+
+def _refuse_look_alikes(rows: list[dict], where: str) -> None:
+    """Whoever is written in two ways would be two people, one of them tested, the other trained on."""
+    groups = {c: found for c in NAMES if (found := look_alikes(row.get(c, "") for row in rows))}
+    rules = {c: {name: names[0] for names in found for name in names[1:]} for c, found in groups.items()}
+    line = f"One line makes them one, or tells them apart:\n{yaml_line('table_names', rules)}"
+    offenders = Offenders(f"{where}: names that differ in spelling alone. {line}")
+    for column, names in ((column, names) for column, found in groups.items() for names in found):
+        ids = {name: [row["ID"] for row in rows if row.get(column) == name] for name in names}
+        told = (f"{name!r} ({len(of)} utterances, first {of[0]})" for name, of in ids.items())
+        offenders.add(f"the same {column}?", " and ".join(told))
+    offenders.raise_any()
 
 
 def _validate(rows: list[dict], path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import KFold, StratifiedKFold
 
-from speechbrain_ser.data.text import heard_texts
+from speechbrain_ser.data.text import composed, heard_texts, spelling
 from speechbrain_ser.errors import UserError, nearest
 
 SPEAKER_DISJOINT = ("speaker", "session")
@@ -102,14 +102,14 @@ def make_folds(
 
 def choose_fold(folds: dict[str, Fold], name: str | int) -> Fold:
     """Return the fold a user asked for; ``first`` is the first one, and 3 (a number to YAML) is ``03`` again."""
-    name = str(name)
+    name = composed(str(name))
     if name == "first":
         return next(iter(folds.values()))
     if name in folds:
         return folds[name]
-    same_number = [f for f in folds if f.isdigit() and name.isdigit() and int(f) == int(name)]
-    if len(same_number) == 1:
-        return folds[same_number[0]]
+    same = [fold for fold in folds if spelling(fold) == spelling(name)]
+    if len(same) == 1:
+        return folds[same[0]]
     raise UserError(f"fold '{name}' does not exist{nearest(name, folds)}; folds: {', '.join(folds)}")
 
 
@@ -155,7 +155,23 @@ def who_validates(frame: pd.DataFrame, fold: Fold, protocol: str) -> str:
         return f"{len(fold.valid)} utterances of unknown speakers"
     n_known = len({*speakers} & {*speaker[list(fold.train)]})
     listed = ", ".join(speakers[:12]) + (" …" if len(speakers) > 12 else "")
-    return f"{len(fold.valid)} utterances of {listed}; trained on of these: {n_known or 'nobody'}"
+    said = f"{len(fold.valid)} utterances of {listed}; trained on of these: {n_known or 'nobody'}"
+    if n_known == len(speakers):
+        said += " (all: what it chooses suits known voices)"
+    lacking = ", ".join(_lacking(frame, fold.valid, fold.train))
+    return f"{said}; without {lacking}, which training has" if lacking else said
+
+
+def never_trained(frame: pd.DataFrame, fold: Fold) -> str | None:
+    """Say which emotions are tested that training lacks; None where there are none."""
+    lacking = _lacking(frame, fold.train, [*fold.test, *fold.second])
+    return f"{', '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} tested, never trained" if lacking else None
+
+
+def _lacking(frame: pd.DataFrame, ids: Iterable[str], others: Iterable[str]) -> list[str]:
+    """The emotions that one part lacks and another has."""
+    emotion = frame.set_index("ID")["emotion"]
+    return sorted(set(emotion[list(others)]) - set(emotion[list(ids)]))
 
 
 def why_none_validates(protocol: str) -> str:
@@ -374,7 +390,7 @@ def _rotated(frame: pd.DataFrame, folds: KFold | StratifiedKFold) -> list[_Split
 def _given(frame: pd.DataFrame, seed: int) -> list[_Split]:
     """The table's split column; without valid, of three or more training speakers some who are not tested validate."""
     _need(frame, "split", "given")
-    split = frame["split"].str.strip().str.lower()
+    split = frame["split"].map(spelling)
     if unknown := sorted(set(frame["split"][~split.isin(SPLIT_NAMES)])):
         raise UserError(f"protocol 'given': split must be train, valid or test, found {unknown}")
     part = split.map(SPLIT_NAMES)

@@ -132,6 +132,7 @@ def _lead(runs: Runs) -> list[str]:
         lead.append("Epochs of training: " + ", ".join(f"{name} {m['n_epochs']}" for name, m in first.items()) + ".")
     if len(first) > 1 and runs.common:
         lead.append("All variants: " + ", ".join(f"{k}={v}" for k, v in runs.common.items()) + ".")
+    lead += runs.never_trained
     return lead if runs.leak else [*lead, "No test speaker was in training."]
 
 

@@ -19,7 +19,7 @@ import pandas as pd
 from speechbrain_ser.errors import Offenders, UserError, shown
 from speechbrain_ser.evaluation.calibration import FILES, LOGITS, read_calibration, temperature_of
 from speechbrain_ser.evaluation.metrics import FIGURES, RECOGNITION, word_errors
-from speechbrain_ser.files import read_json
+from speechbrain_ser.files import path_component, read_json
 
 NEEDED = ("system", "corpus", "protocol", "fold", "folds", "seed", "variant", "changed", "classes", "utterances")
 NEEDED += ("n_epochs", "selection", "selections", "speaker_disjoint", "leak")
@@ -98,6 +98,12 @@ class Runs:
     def leak(self) -> str | None:
         """What leaks, from the first run that says so."""
         return next((run.metrics["leak"] for run in self.runs if not run.metrics["speaker_disjoint"]), None)
+
+    @property
+    def never_trained(self) -> list[str]:
+        """Which classes some fold tests that its training lacks, in words."""
+        said = (f"Fold {run.fold}: {found}." for run in self.runs if (found := run.metrics.get("never_trained")))
+        return list(dict.fromkeys(said))
 
     @property
     def common(self) -> dict[str, str]:
@@ -381,7 +387,7 @@ def _missing(runs: Sequence[Run], unfinished: Sequence[Path]) -> list[str]:
         elif absent:
             what = "all folds" if len(absent) == len(folds) else what
             missing += [f"{'/'.join(variant)}, seed {seed}: {what}" for variant, seed in who]
-        named |= {(variant, fold, str(seed)) for (_, variant), seed in who for fold in absent}
+        named |= {tuple(map(path_component, (variant, f, str(seed)))) for (_, variant), seed in who for f in absent}
     return missing + [f"{path} (begun)" for path in unfinished if path.parts[-3:] not in named]
 
 
@@ -453,6 +459,7 @@ def summary(folder: Path) -> str:
     where = f"{results['corpus']}, protocol {results['protocol']}, fold {results['fold']}, seed {results['seed']}"
     lines = ["", f"{results['system']}{' (pre-training)' if is_pretraining else ''}: {where}"]
     lines += [f"speaker-disjoint: {'yes' if results['speaker_disjoint'] else 'NO, LEAKY: ' + results['leak']}"]
+    lines += filter(None, [results.get("never_trained")])
     rows = _pretraining_rows(results) if is_pretraining else _recognition_rows(results)
     table = pd.DataFrame(rows).fillna("").to_string(index=False)
     if is_pretraining:

@@ -123,6 +123,7 @@ def _facts(run: Run) -> dict:
         "changed": run.config.changed(),
         "speaker_disjoint": leak is None,
         "leak": leak,
+        **({"never_trained": run.never_trained} if run.never_trained else {}),
         "classes": run.classes,
         "utterances": {p: len(getattr(run.fold, p)) for p in PARTS},
         **{key: plain[key] for key in ("n_epochs", "selection")},

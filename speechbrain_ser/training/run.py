@@ -29,7 +29,7 @@ from speechbrain_ser.data.text import build_tokens, save_tokens
 from speechbrain_ser.errors import INTERRUPTED, TRY_LATER, UserError, nearest, shown
 from speechbrain_ser.evaluation.metrics import SELECTIONS
 from speechbrain_ser.evaluation.runs import summary
-from speechbrain_ser.files import NO_ROOM, FolderInUse, locked, read_json, write_json, write_text
+from speechbrain_ser.files import NO_ROOM, FolderInUse, below, locked, read_json, write_json, write_text
 from speechbrain_ser.lobes.backbone import check_backbone, fingerprint
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
 from speechbrain_ser.models.heads import MultitaskModel
@@ -47,8 +47,8 @@ TRACKERS = ("tensorboard", "wandb")
 # Lines of its data that a run shares with the run it starts from
 COMMON_LINES = ("corpus", "second_corpus", "protocol", "fold", "split_seed", "seen_fraction", "utterances")
 CORPUS_LINES = (
-    "corpus data_folder manifest_folder table_file table_columns labels protocol seen_fraction split_seed "
-    "second_corpus second_data_folder second_labels"
+    "corpus data_folder manifest_folder table_file table_columns table_names labels protocol seen_fraction "
+    "split_seed second_corpus second_data_folder second_labels"
 ).split()
 
 
@@ -85,6 +85,11 @@ class Run:
         if self.config.needs() and self.config.plain.get("pretrain_on") == "all":
             return "pre-trained on all speakers, those of the test part among them (pretrain_on: all)"
         return protocols.leakage(self.frame, self.fold)
+
+    @cached_property
+    def never_trained(self) -> str | None:
+        """In words, which emotions are tested that training lacks; None where there are none."""
+        return protocols.never_trained(self.frame, self.fold) if self.recognises else None
 
     @cached_property
     def labels(self) -> dict[str, list[str]]:
@@ -271,6 +276,8 @@ def _read_data(plain: dict) -> Corpus:
 
 def _read_corpus(plain: dict, corpus: str, folder: str, labels) -> pd.DataFrame:
     options = {"file": plain["table_file"], "columns": plain["table_columns"]} if corpus == "table" else {}
+    if options and plain["table_names"]:
+        options["names"] = plain["table_names"]
     path = manifest.prepare(corpus, folder, plain["manifest_folder"], **options)
     return apply_labels(manifest.read_manifest(path, folder), labels)
 
@@ -327,7 +334,7 @@ def _folder(config: Config, fold: Fold) -> Path:
     if plain["output_folder"]:
         return Path(plain["output_folder"])
     corpus = f"{plain['corpus']}-{plain['protocol']}"
-    return Path(plain["results_folder"], config.system, corpus, config.variant(), fold.name, str(plain["seed"]))
+    return below(plain["results_folder"], config.system, corpus, config.variant(), fold.name, str(plain["seed"]))
 
 
 def _check_folder(run: Run) -> None:
@@ -475,6 +482,8 @@ def _log_split(run: Run) -> None:
     logger.info(f"validation: {protocols.who_validates(run.frame, fold, plain['protocol'])}")
     if run.leak:
         logger.warning(f"LEAKY PROTOCOL: {run.leak}")
+    if run.never_trained:
+        logger.warning(run.never_trained)
     heard = run.heard["test"].mean()
     logger.info(f"{heard:.0%} of the test utterances say a text that is also said in training")
 

@@ -1,5 +1,6 @@
 """Which corpora there are: one module each, found by its name."""
 
+import codecs
 import importlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +19,21 @@ def corpus_module(name: str) -> ModuleType:
     if name not in CORPORA:
         raise CorpusError(f"unknown corpus {name!r}{nearest(name, CORPORA)}; known: {', '.join(CORPORA)}")
     return importlib.import_module(f"{__package__}.{name}")
+
+
+def read_text(path: Path, otherwise: str | None = None) -> str:
+    """Read a text file of a corpus: UTF-8, or the encoding `otherwise`; UTF-16 is told, not taken for either."""
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
+        way_out = 'save it as UTF-8 (Excel: "CSV UTF-8"; elsewhere: iconv -f UTF-16 -t UTF-8)'
+        raise CorpusError(f"{path}: expected UTF-8 text, found UTF-16, or zero bytes: {way_out}")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if otherwise:
+            return data.decode(otherwise)
+        line = data.count(b"\n", 0, error.start) + 1
+        raise CorpusError(f"{path}: expected UTF-8 text, found byte {error.start} otherwise, in line {line}") from error
 
 
 def other_folder(message: str, root: Path, inside: Iterable[str], is_too_deep: bool) -> CorpusError:

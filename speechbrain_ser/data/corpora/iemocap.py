@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from speechbrain_ser.data.corpora import other_folder
+from speechbrain_ser.data.corpora import other_folder, read_text
 from speechbrain_ser.errors import CorpusError, Offenders
 
 logger = logging.getLogger(__name__)
@@ -157,8 +157,5 @@ def _read_transcripts(path: Path) -> dict[str, str]:
 
 
 def _lines(path: Path) -> list[str]:
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8").splitlines()
-    except UnicodeDecodeError:  # older files have a stray latin-1 character
-        return data.decode("latin-1").splitlines()
+    # older files have a stray latin-1 character; str.splitlines would end a line at some of those
+    return re.split(r"\r\n?|\n", read_text(path, otherwise="latin-1"))

@@ -2,13 +2,18 @@
 
 import csv
 import io
+import logging
 import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from speechbrain_ser.data.corpora import read_text
+from speechbrain_ser.data.text import composed, spelling
 from speechbrain_ser.errors import CorpusError, Offenders, nearest
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_LABELS = None  # whatever is found
 REQUIRED = ("wav", "emotion")
@@ -19,6 +24,7 @@ OPTIONAL = (
 # where other rows have one, an empty cell would quietly become a speaker or a part of its own
 NEVER_PARTLY_EMPTY = ("ID", "speaker", "session", "split")
 SEPARATORS = (",", "\t", ";")
+SEPARATOR_LINE = re.compile('"?sep=(.)"?(\r\n?|\n)')  # Excel's own first line
 
 
 def find_utterances(
@@ -26,6 +32,7 @@ def find_utterances(
     file: str | None = None,
     columns: Mapping[str, str] | None = None,
     extra: Sequence[str] = (),
+    names: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[dict]:
     """Return a row of the manifest, without its duration, for each row of a table.
 
@@ -41,24 +48,27 @@ def find_utterances(
         label, split: part}`. A missing ID is the path of the recording.
     extra : list of str
         Columns of the table to keep under their own names.
+    names : mapping, optional
+        Our column name -> its names to change: `{speaker: {Anna: anna, '07': '7'}}`.
     """
     root = Path(data_folder)
     path = _table_file(root, file)
-    header, lines = _read_table(path)
-    used = _used_columns(path, header, dict(columns or {}), list(extra))
     offenders = Offenders(f"table {path}")
+    header, lines = _read_table(path, offenders)
+    used = _used_columns(path, header, dict(columns or {}), list(extra))
     records = {}
-    for number, cells in lines:
+    for line, cells in lines.items():
         if len(cells) == len(header):
-            records[number] = {ours: cells[header.index(theirs)].strip() for ours, theirs in used.items()}
+            records[line] = {ours: cells[header.index(theirs)].strip() for ours, theirs in used.items()}
         else:
-            offenders.add(f"line that has not {len(header)} cells", f"line {number}: {len(cells)}")
+            offenders.add(f"line that has not {len(header)} cells", f"{line}: {len(cells)}")
     _check_cells(records, used, offenders)
-    rows = {number: _row(record, root) for number, record in records.items()}
+    rows, listings = {}, {}
+    for line, record in records.items():
+        wav = _recording(root / record["wav"], line, listings, offenders) if record["wav"] else root
+        rows[line] = _row(record, wav, root)
     _check_ids(rows, "ID" in used, offenders)
-    for number, record in records.items():
-        if record["wav"] and not (root / record["wav"]).is_file():
-            offenders.add("no such recording", f"line {number}: {root / record['wav']}")
+    _rename(list(rows.values()), names or {}, offenders)
     offenders.raise_any()
     if not rows:
         raise CorpusError(f"table {path}: no rows below its header")
@@ -71,6 +81,7 @@ def _table_file(root: Path, file: str | None) -> Path:
     tables = sorted(p for p in root.iterdir() if p.suffix.lower() in (".csv", ".tsv") and p.name[0] != ".")
     names = ", ".join(table.name for table in tables) or "none"
     if file is not None:
+        file = next((table.name for table in tables if composed(table.name) == composed(file)), file)
         if not (root / file).is_file():
             near = nearest(file, [table.name for table in tables])
             raise CorpusError(f"table: no such file: {root / file}{near}; tables in {root}: {names}")
@@ -80,21 +91,50 @@ def _table_file(root: Path, file: str | None) -> Path:
     return tables[0]
 
 
-def _read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header, and every row that is not empty with its line number; cells are text."""
+def _read_table(path: Path, offenders: Offenders) -> tuple[list[str], dict[str, list[str]]]:
+    """The header, and every row that is not empty by where it stands (`line 3`, `lines 3 to 5`); cells are text."""
+    text = composed(read_text(path))
+    told = SEPARATOR_LINE.match(text)
+    lines = list(io.StringIO(text[told.end() :] if told else text, newline=""))
+    first = next(filter(str.strip, lines), "")
+    separator = told[1] if told else max(SEPARATORS, key=first.count)
+    reader, rows, end, above = csv.reader(lines, delimiter=separator), {}, 0, 1 if told else 0
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"table {path}: expected UTF-8 text, found byte {error.start} otherwise") from error
-    separator = max(SEPARATORS, key=text.partition("\n")[0].count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+        for cells in reader:
+            begin, end = end, reader.line_num
+            where = _where(begin + above, end + above)
+            if end > begin + 1:
+                _check_line_breaks(cells, lines[begin:end], separator, where, offenders)
+            if any(cell.strip() for cell in cells):
+                rows[where] = cells
+    except csv.Error as error:  # a cell is longer than csv takes
+        where = _where(end + above, reader.line_num + above)
+        raise CorpusError(f"table {path}, {where}: {error}; is a quotation mark not closed?") from error
     if not rows:
         raise CorpusError(f"table {path}: empty; expected a header and a row a recording")
-    header = [cell.strip() for cell in rows[0][1]]
+    header = [cell.strip() for cell in rows.pop(next(iter(rows)))]
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise CorpusError(f"table {path}: its header has more than once: {', '.join(map(repr, twice))}")
-    return header, rows[1:]
+    return header, rows
+
+
+def _where(begin: int, end: int) -> str:
+    return f"line {end}" if end <= begin + 1 else f"lines {begin + 1} to {end}"
+
+
+def _check_line_breaks(cells: list[str], lines: list[str], separator: str, where: str, offenders: Offenders) -> None:
+    """A cell may have line breaks; one that a stray quotation mark has opened has whole rows in it."""
+    try:
+        (strictly,) = csv.reader(lines, delimiter=separator, strict=True)
+        breaks = {cell: len(re.findall(r"\r\n?|\n", cell)) for cell in strictly}
+        has_rows = any(cell.count(separator) >= n * (len(cells) - 1) > 0 for cell, n in breaks.items())
+    except csv.Error:
+        has_rows = True
+    if has_rows:
+        opening = next(line for line in lines if '"' in line).rstrip()
+        offenders.add('quotation mark (") that takes whole lines into its cell: remove it', f"{where}: {opening[:100]}")
+    else:
+        logger.warning("%s, %s: one row, a cell of which has line breaks", offenders.where, where)
 
 
 def _used_columns(path: Path, header: list[str], columns: dict[str, str], extra: list[str]) -> dict[str, str]:
@@ -105,7 +145,7 @@ def _used_columns(path: Path, header: list[str], columns: dict[str, str], extra:
         if name not in ours:
             offenders.add(f"no column of ours (known: {', '.join(ours)})", f"{name!r}{nearest(name, ours)}")
     wanted = {name: columns.get(name, name) for name in ours if name in columns or name in REQUIRED}
-    wanted |= {name: name for name in extra}
+    wanted = {name: composed(str(theirs)) for name, theirs in (wanted | dict(zip(extra, extra, strict=True))).items()}
     for name, theirs in wanted.items():
         if theirs not in header:
             offenders.add("not in the table", f"{theirs!r}, wanted as {name}{nearest(theirs, header)}")
@@ -113,35 +153,73 @@ def _used_columns(path: Path, header: list[str], columns: dict[str, str], extra:
     return wanted | {name: name for name in OPTIONAL if name in header and name not in wanted}
 
 
-def _check_cells(records: dict[int, dict], used: dict[str, str], offenders: Offenders) -> None:
+def _check_cells(records: dict[str, dict], used: dict[str, str], offenders: Offenders) -> None:
     for ours, theirs in used.items():
-        empty = [number for number, record in records.items() if not record[ours]]
+        empty = [line for line, record in records.items() if not record[ours]]
         if ours in REQUIRED or (ours in NEVER_PARTLY_EMPTY and len(empty) < len(records)):
-            for number in empty:
-                offenders.add(f"empty cell in column {theirs!r}", f"line {number}")
+            for line in empty:
+                offenders.add(f"empty cell in column {theirs!r}", line)
 
 
-def _row(record: dict, root: Path) -> dict:
-    wav = Path(record["wav"])
-    if wav.is_absolute() and wav.is_relative_to(root):
+def _rename(rows: list[dict], names: Mapping, offenders: Offenders) -> None:
+    """Change the names that the user wants changed; a rule that changes none is probably mistyped."""
+    for column, rules in names.items():
+        if not isinstance(rules, Mapping):
+            raise CorpusError(f"table_names: expected {{column: {{name: new name}}}}, found {{{column}: {rules}}}")
+        rules, found = {composed(str(old)): str(new) for old, new in rules.items()}, {row.get(column) for row in rows}
+        for old in sorted(set(rules) - found):
+            offenders.add("table_names: no such name", f"{column}: {old!r}{nearest(old, found)}")
+        for row in (row for row in rows if row.get(column) in rules):
+            row[column] = rules[row[column]]
+
+
+def _recording(path: Path, line: str, listings: dict, offenders: Offenders) -> Path:
+    """The recording that is meant: on disk its name may have another Unicode form."""
+    if os.path.isfile(path):
+        return path
+    alike = _alike(path, listings)
+    same = [found for found in alike if composed(str(found)) == composed(str(path)) and os.path.isfile(found)]
+    if len(same) == 1:
+        return same[0]
+    near = f" (there is {str(alike[0])!r})" if alike else ""
+    offenders.add("no such recording", f"{line}: {path}{near}")
+    return path
+
+
+def _alike(path: Path, listings: dict[Path, dict]) -> list[Path]:
+    """What is there of the same spelling; `listings` keeps what folders have."""
+    if os.path.exists(path) or path == path.parent:
+        return [path]
+    found = []
+    for folder in filter(os.path.isdir, _alike(path.parent, listings)):
+        if folder not in listings:
+            listings[folder] = defaultdict(list)
+            for name in os.listdir(folder):
+                listings[folder][spelling(name)].append(folder / name)
+        found += listings[folder][spelling(path.name)]
+    return found
+
+
+def _row(record: dict, wav: Path, root: Path) -> dict:
+    if wav.is_relative_to(root):
         wav = wav.relative_to(root)
-    row = {name: " ".join(record.get(name, "").split()) for name in OPTIONAL if name in record}
+    name = composed(wav.as_posix().removesuffix(wav.suffix))
     return {
         **dict.fromkeys(("speaker", "gender", "session", "dialog", "transcript", "language"), ""),
-        **row,
+        **{name: " ".join(record[name].split()) for name in OPTIONAL if name in record},
         **{name: value for name, value in record.items() if name not in (*OPTIONAL, *REQUIRED)},
-        "ID": record.get("ID") or re.sub(r"[^\w.-]+", "_", wav.with_suffix("").as_posix().lstrip("/")),
+        "ID": record.get("ID") or re.sub(r"[^\w.-]+", "_", name.lstrip("/")),
         "wav": wav.as_posix() if wav.is_absolute() else f"{{data_root}}/{wav.as_posix()}",
         "emotion": record["emotion"],
         "corpus": "table",
     }
 
 
-def _check_ids(rows: dict[int, dict], is_given: bool, offenders: Offenders) -> None:
+def _check_ids(rows: dict[str, dict], is_given: bool, offenders: Offenders) -> None:
     lines_of = defaultdict(list)
-    for number, row in rows.items():
-        lines_of[row["ID"]].append(str(number))
+    for line, row in rows.items():
+        lines_of[row["ID"]].append(line)
     kind = "duplicate ID" if is_given else "duplicate ID, from the path of the recording (an ID column would help)"
-    for name, numbers in lines_of.items():
-        if len(numbers) > 1:
-            offenders.add(kind, f"{name}: lines {', '.join(numbers)}")
+    for name, lines in lines_of.items():
+        if len(lines) > 1:
+            offenders.add(kind, f"{name}: {', '.join(lines)}")
