@@ -10,8 +10,9 @@ Beside its own options (--help) it takes every one of train.py's. Started again,
 import sys
 from pathlib import Path
 
-from speechbrain_ser.errors import libraries_that_load
+from speechbrain_ser.errors import libraries_that_load, print_any_name
 
+print_any_name()
 with libraries_that_load():
     from speechbrain_ser.crossval.program import main
 

@@ -8,11 +8,11 @@ Every line of the YAML can be changed on the command line (``--alpha=0``), besid
 import sys
 from pathlib import Path
 
-from speechbrain_ser.errors import libraries_that_load
+from speechbrain_ser.errors import libraries_that_load, print_any_name
 from speechbrain_ser.training.signals import end_with_parent
 
 end_with_parent()  # before the seconds that the next import takes
-
+print_any_name()
 with libraries_that_load():
     from speechbrain_ser.training.run import main
 

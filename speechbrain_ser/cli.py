@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from speechbrain_ser.errors import CorpusError, UserError, libraries_that_load
+from speechbrain_ser.errors import CorpusError, UserError, libraries_that_load, print_any_name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,6 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     It is 0, or, after a wrong input, which is printed to stderr, 1 (a corpus, some of many recordings) or 2.
     """
+    print_any_name()
     parser = argparse.ArgumentParser("speechbrain-ser", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (_demo_corpus, _report, _compare, _decompose, _convert, _predict, _export, _serve, _import_whisper):

@@ -1,5 +1,6 @@
 """Errors that a user can mend, printed as they are, without a traceback; and the exit statuses."""
 
+import codecs
 import contextlib
 import difflib
 import sys
@@ -68,6 +69,20 @@ def shown(items: Iterable[object]) -> list[str]:
     """Return the first 20 of some items as text, and how many more there are."""
     items = list(map(str, items))
     return [*items[:SHOWN], f"… and {len(items) - SHOWN} more"] if len(items) > SHOWN else items
+
+
+def print_any_name() -> None:
+    """Let stdout take file names in any encoding: their bytes where they are no text, else escapes of what it lacks."""
+
+    def escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+        try:
+            return codecs.lookup_error("surrogateescape")(error)
+        except UnicodeError:
+            return codecs.backslashreplace_errors(error)
+
+    codecs.register_error("any name", escaped)
+    with contextlib.suppress(AttributeError):  # whoever replaced it knows better
+        sys.stdout.reconfigure(errors="any name")
 
 
 PAIR = "torch==2.11.0 torchaudio==2.11.0"  # those of constraints.txt

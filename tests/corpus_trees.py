@@ -1,6 +1,5 @@
 """Hand-made corpora: folders as they are on disk, with tiny recordings."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,22 +27,18 @@ TRAP_TURNS = (
 
 
 def write_wav(path: Path, seconds: float = 0.02, rate: int = 16000, **options) -> Path:
-    """A quiet tone."""
+    """A quiet tone in noise, of which each path has its own: no two recordings of a corpus are the same."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tone = 0.1 * np.sin(np.arange(round(seconds * rate)) / 7)
-    soundfile.write(path, tone, rate, **options)
+    noise = np.random.default_rng([*bytes(path)]).normal(0, 0.01, round(seconds * rate))
+    soundfile.write(path, 0.1 * np.sin(np.arange(len(noise)) / 7) + noise, rate, **options)
     return path
 
 
-def iemocap_tree(folder: Path, turns: Iterable[tuple[str, str, str]] = TRAP_TURNS, links: bool = False) -> Path:
-    """`IEMOCAP_full_release` with the given turns and all the things in it that are no turns.
-
-    `links` makes all wavs one file with many names: quick, but not for tests that damage one of them.
-    """
+def iemocap_tree(folder: Path, turns: Iterable[tuple[str, str, str]] = TRAP_TURNS) -> Path:
+    """`IEMOCAP_full_release` with the given turns and all the things in it that are no turns."""
     dialogs = {}
     for turn, code, words in turns:
         dialogs.setdefault(turn.rpartition("_")[0], []).append((turn, code, words))
-    original = write_wav(folder / "original.wav") if links else None
     for dialog, members in dialogs.items():
         session = folder / f"Session{int(dialog[3:5])}"
         evaluation, transcriptions = (
@@ -55,9 +50,7 @@ def iemocap_tree(folder: Path, turns: Iterable[tuple[str, str, str]] = TRAP_TURN
         _write_traps(session, dialog)
         wavs = session / "sentences" / "wav" / dialog
         for turn, _, _ in members:
-            os.link(original, wavs / f"{turn}.wav") if links else write_wav(wavs / f"{turn}.wav")
-    if original:
-        original.unlink()
+            write_wav(wavs / f"{turn}.wav")
     return folder
 
 

@@ -175,13 +175,17 @@ def test_evaluation_takes_each_once_longest_first():
     assert [DURATIONS[k] for k in flat] == sorted(DURATIONS, reverse=True)
 
 
+def ramp(k: int, samples: int) -> torch.Tensor:
+    return torch.linspace(k / 100, (k + 1) / 100, samples)
+
+
 @pytest.fixture(scope="module")
 def frame(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wavs")
     rows = []
     for k, duration in enumerate(DURATIONS):
         n = int(duration * 100)  # short: only the order matters
-        soundfile.write(folder / f"{k}.wav", np.full(n, (k + 1) / 100, "float32"), 16_000, "FLOAT")
+        soundfile.write(folder / f"{k}.wav", ramp(k, n).numpy(), 16_000, "FLOAT")
         text = "" if k % 3 == 0 else f"{{x}} {k}"
         rows.append((str(folder / f"{k}.wav"), "sad" if k % 2 else "angry", f"s{k % 3}", text))
     names = [f"u{k:02d}" for k in range(len(rows))]
@@ -208,7 +212,7 @@ def test_an_item_is_a_step_of_micro_batches_and_draws_nothing(frame, workers):
         wavs, lengths = batch.sig
         for row, k in enumerate(int(u[1:]) for u in batch.id):
             n = int(DURATIONS[k] * 100)
-            assert torch.equal(wavs[row, :n], torch.full((n,), (k + 1) / 100)) and wavs[row, n:].abs().sum() == 0
+            assert torch.equal(wavs[row, :n], ramp(k, n)) and wavs[row, n:].abs().sum() == 0
             assert round(float(lengths[row]) * wavs.shape[1]) == n
             assert batch.emotion[row] == k % 2 and batch.speaker[row] == [0, UNKNOWN, 1][k % 3]  # s1 is not trained on
             # braces of a transcript arrive as they are; laughter has no tokens

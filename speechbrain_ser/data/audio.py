@@ -1,131 +1,348 @@
-"""Every recording is looked at before a training starts: there, readable, whole, not empty, finite."""
+"""Recordings: the one reader of them, which believes no header, and the look at all of them before a training."""
 
+import contextlib
+import hashlib
+import logging
+import math
 import os
-import struct
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from speechbrain_ser.errors import Offenders
+from speechbrain_ser.errors import Offenders, UserError
 
 SAMPLE_RATE = 16_000  # of every waveform that a model reads
-BLOCK = 1 << 18  # frames decoded at a time
-STREAMED = {0x7FFFF000, 0x7FFFFFFF, 0xFFFFF000, 0xFFFFFFFF}  # data sizes of a WAV written into a pipe
+BLOCK = 1 << 18  # samples decoded at a time, of all channels
+RATES = (1_000, 768_000)  # Hz
+LONGEST = 24 * 3600  # seconds
+MOST_PER_BYTE = 1_000  # samples, of all channels: three times what FLAC makes of pure silence
+UNKNOWN_BYTES = 1 << 30  # a length from here on that a file is not half of stands for an unknown one (0x7FFFFFFF, …)
+UNKNOWN_FRAMES = (1 << 63) - 1  # libsndfile's
+MOST_CHUNKS = 10_000  # of a file
+MPEG_MARGIN = 3 * 1152  # frames: encoders count their delay in different ways
+LOUD = 100  # a sample beyond it is no float from -1 to 1
+
 MISSING = "no such recording"
 EMPTY = "empty recording (expected at least one sample)"
 UNREADABLE = "unreadable recording (expected a format that soundfile reads)"
 TRUNCATED = "truncated recording (shorter than its header says)"
+NOT_CLOSED = "recording that was never closed (its header says 0 bytes; mend it: sox --ignore-length IN OUT)"
+LONGER = "recording that holds more than its header says (mend it: sox --ignore-length IN OUT, or ffmpeg -i IN OUT)"
+IMPOSSIBLE = f"recording longer than its file can hold, or than {LONGEST // 3600} hours"
+WRONG_RATE = f"recording of an impossible sample rate (expected {RATES[0]:,} to {RATES[1]:,} Hz)"
 NOT_FINITE = "recording with NaN or infinite samples"
-INTEGER = ("PCM_", "ULAW", "ALAW")  # sample formats that cannot hold NaN
+SILENT = "silent: all samples are the same (expected speech)"  # of which a model would say anything
+CANCELLING = (
+    "silent once its channels are averaged: they cancel each other (expected channels in phase, or one of them)"
+)
+
+logger = logging.getLogger(__name__)
 
 
-class BadAudioError(Exception):
+class BadAudioError(UserError):
     """One recording's defect: ``kind`` is the same for all recordings with that defect."""
 
     def __init__(self, kind: str, found: str = ""):
-        super().__init__(found)
-        self.kind, self.found = kind, found
+        super().__init__(kind, found)
+        self.kind, self.found, self.path = kind, found, None
 
     @property
     def words(self) -> str:
         """The defect and what was found."""
         return f"{self.kind}: {self.found}" if self.found else self.kind
 
+    def __str__(self) -> str:
+        return self.words if self.path is None else f"{self.path}: {self.words}"
 
-def check_audio(paths: Sequence[str | os.PathLike], where: str = "audio") -> list[float]:
-    """Check recordings on all cores, and return their durations in seconds; one error names all that are bad.
 
-    Any sample rate, number of channels and format that soundfile reads is fine. For WAV files with integer
-    samples the header is enough; what may hold NaN or is compressed is decoded to its end.
+# ------------------------------------------------------------------ reading
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike) -> Iterator["Recording"]:
+    """Open a recording whose header fits its file; whatever goes wrong until it is closed is its BadAudioError."""
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise BadAudioError(MISSING)
+        with path.open("rb") as file:  # by Python: a name may be in any encoding
+            _check_header(file, path.stat().st_size)
+            file.seek(0)
+            with Recording(file) as recording:
+                recording.check_claims()
+                yield recording
+    except BadAudioError as defect:
+        defect.path = path
+        raise
+    except Exception as error:  # soundfile and its decoders raise more than they say
+        defect = BadAudioError(UNREADABLE, _why(path, error))
+        defect.path = path
+        raise defect from error
+
+
+class Recording(soundfile.SoundFile):
+    """A recording of any rate, format and number of channels, read once, from its beginning to its end.
+
+    It is not sought in: soundfile seeks after each reading, which costs an MP3 samples, and which GSM forbids.
     """
 
-    def duration_or_defect(path):
+    def __init__(self, file: BinaryIO):
+        self.file, self.bytes = file, os.fstat(file.fileno()).st_size
+        self.counted = _is_counted(file)
+        super().__init__(file)
+
+    def seekable(self) -> bool:
+        return False
+
+    @property
+    def claimed(self) -> int | None:
+        """Frames that its header claims; None where it has no such number, and the decoder's is an estimate."""
+        return self.frames if self.frames != UNKNOWN_FRAMES and (self.format != "MP3" or self.counted) else None
+
+    def check_claims(self) -> None:
+        """Refuse what would cost more than a recording can, before anything of it is decoded."""
+        if not RATES[0] <= self.samplerate <= RATES[1]:
+            raise BadAudioError(WRONG_RATE, f"{self.samplerate:,} Hz")
+        self._check_length(self.claimed or 0)
+
+    def _check_length(self, frames: int) -> None:
+        if frames > LONGEST * self.samplerate or frames * self.channels > MOST_PER_BYTE * self.bytes:
+            raise BadAudioError(IMPOSSIBLE, f"{frames / self.samplerate:,.0f} s in {self.bytes:,} bytes")
+
+    def samples(self, frames: int = BLOCK) -> Iterator[np.ndarray]:
+        """Decode all of it, in blocks [frames, channels], float32; a defect is raised where it is met.
+
+        That it is silent, shorter or longer than its header says is known at the end.
+        """
+        frames, done = max(1, min(frames, BLOCK // self.channels)), 0
+        low, high = np.inf, -np.inf  # of each channel, and of their mean
+        while done < self.frames:
+            asked = min(frames, self.frames - done)
+            block = self.read(asked, dtype="float32", always_2d=True)
+            if len(block):
+                ends = np.column_stack([block, block.mean(1)]) if self.channels > 1 else block
+                low, high = np.minimum(low, ends.min(0)), np.maximum(high, ends.max(0))
+                if not np.isfinite([low, high])[:, : self.channels].all():
+                    first = done + np.flatnonzero(~np.isfinite(block).all(axis=1))[0]
+                    raise BadAudioError(NOT_FINITE, f"first at {first / self.samplerate:.3f} s")
+                yield block
+            done += len(block)
+            self._check_length(done)
+            if len(block) < asked:
+                break
+        self._check_end(done)
+        _check_sound(low, high)
+        if (peak := float(np.maximum(high, -low).max())) > LOUD:
+            _warn_of_integers(self.file.name, peak)
+
+    def _check_end(self, done: int) -> None:
+        margin = MPEG_MARGIN if self.format == "MP3" else 0
+        if done + margin < (self.claimed or 0):
+            header, file = (f"{n} samples ({n / self.samplerate:.3f} s)" for n in (self.frames, done))
+            raise BadAudioError(TRUNCATED, f"header: {header}, file: {file}")
+        if not done:
+            raise BadAudioError(EMPTY, "a header, 0 samples")
+        rest = self.bytes - self.file.tell()
+        if self.format in ("MP3", "OGG", "FLAC") and rest > max(
+            1 << 13, min(self.bytes // 10, 1 << 17)
+        ):  # of others: _check_header
+            raise BadAudioError(
+                LONGER, f"{rest} of {self.bytes} bytes follow what it says: {done / self.samplerate:.3f} s"
+            )
+
+
+def _check_sound(low: np.ndarray, high: np.ndarray) -> None:
+    """Refuse what nobody hears: `low` and `high` are of each channel, and of their mean where there are several."""
+    widths = high - low
+    if widths.max() == 0:
+        raise BadAudioError(SILENT)
+    if widths[-1] < 1e-3 * widths.max():
+        raise BadAudioError(CANCELLING)
+
+
+@cache  # once each: a training reads it every epoch
+def _warn_of_integers(name: str, peak: float) -> None:
+    logger.warning(
+        "%s: samples up to %s, expected -1 to 1: integers that were written as floats?", name, f"{peak:,.0f}"
+    )
+
+
+def _why(path: Path, error: Exception) -> str:
+    said = getattr(error, "error_string", None) or f"{type(error).__name__}: {error}"
+    try:
+        with path.open("rb") as file:
+            return f"{said} The file begins with {file.read(16)!r}"
+    except OSError as failure:
+        return str(failure)
+
+
+def claimed_seconds(path: str | os.PathLike) -> float:
+    """Return the duration that a recording's header claims, or, where it claims none, its duration."""
+    with opened(path) as recording:
+        if recording.claimed is not None:
+            return recording.claimed / recording.samplerate
+    return duration_of(path)
+
+
+def duration_of(path: str | os.PathLike) -> float:
+    """Return the duration of one recording in seconds, decoded to its end, or raise its :class:`BadAudioError`."""
+    return look_at(path).seconds
+
+
+# ------------------------------------------------------------------ headers
+
+
+class Layout(NamedTuple):
+    """Of a file made of chunks: each has a name, a length in bytes, and so many bytes."""
+
+    begin: int  # of the first chunk
+    name: int  # bytes
+    length: int  # bytes
+    order: str
+    even: int  # what a chunk's end is rounded up to
+    samples: tuple[bytes, ...]  # what the name of the samples' chunk begins with
+
+
+LAYOUTS = {  # by a file's first four bytes
+    b"RIFF": Layout(12, 4, 4, "little", 2, (b"data",)),
+    b"RIFX": Layout(12, 4, 4, "big", 2, (b"data",)),
+    b"RF64": Layout(12, 4, 4, "little", 2, (b"data",)),
+    b"FORM": Layout(12, 4, 4, "big", 2, (b"SSND", b"BODY")),  # AIFF, SVX
+    b"riff": Layout(40, 16, 8, "little", 8, (b"data",)),  # W64
+    b"caff": Layout(8, 4, 8, "big", 1, (b"data",)),
+    b"Crea": Layout(26, 1, 3, "little", 1, (b"\1", b"\t")),  # VOC
+}
+
+
+def _check_header(file: BinaryIO, size: int) -> None:
+    """Compare what a header says with the file: libsndfile reads silently what is there, or what is said."""
+    head = file.read(1024)
+    magic, found = head[:4], None
+    if not size:
+        raise BadAudioError(EMPTY, "0 bytes")
+    if magic in LAYOUTS:
+        found = _samples_of_chunks(file, size, LAYOUTS[magic])
+    elif magic in (b".snd", b"dns."):  # AU
+        begin, length = (int.from_bytes(head[k : k + 4], "big" if magic == b".snd" else "little") for k in (4, 8))
+        found = begin, length, begin + length
+    elif magic == b"NIST":
+        numbers = dict(re.findall(rb"^(\w+) -\w+ (\d+)\s*$", head, re.M))
+        fields = [int(numbers[n]) for n in (b"sample_count", b"sample_n_bytes", b"channel_count") if n in numbers]
+        begin, length = int(head[8:16]), math.prod(fields)
+        found = (begin, length, begin + length) if len(fields) == 3 else None
+    elif magic == b"OggS":
+        _check_last_page(file, size)
+    if found:
+        _compare(*found, file, size)
+
+
+def _samples_of_chunks(file: BinaryIO, size: int, layout: Layout) -> tuple[int, int, int] | None:
+    """Where the samples begin, how many bytes of them there should be, and where the last chunk ends."""
+    position, found, long = layout.begin, None, None
+    for _ in range(MOST_CHUNKS):
+        if position > size:
+            break
+        file.seek(position)
+        name, length = file.read(layout.name), int.from_bytes(file.read(layout.length), layout.order)
+        begin = position + layout.name + layout.length
+        if layout.name == 16:  # W64's lengths count their chunk's head
+            length = max(0, length - 24)
+        if name == b"ds64":  # RF64's length of more than four bytes
+            long = int.from_bytes(file.read(16)[8:], "little")
+        is_named = layout.name == 1 or name[:4].decode("latin-1").isprintable()
+        if begin > size or not is_named or (found and begin + length > size):
+            break  # no chunk, but perhaps samples that no header counts
+        if not found and name.startswith(layout.samples):
+            length = long if long is not None and length == 0xFFFFFFFF else length
+            found = begin, length
+        position = -(-(begin + length) // layout.even) * layout.even
+    return (*found, position) if found else None
+
+
+def _compare(begin: int, length: int, end: int, file: BinaryIO, size: int) -> None:
+    """Refuse samples of another `length` than their header says; `end` is that of all that the header knows of."""
+    there, rest = size - begin, size - end
+    if length > there:
+        if length < UNKNOWN_BYTES or length <= 2 * there:
+            raise BadAudioError(TRUNCATED, f"header: {length} bytes of samples, file: {there}")
+    elif rest > min(length // 20, 1 << 16):
+        file.seek(end)
+        if rest > 1 << 16 or file.read(rest).strip(b"\0"):  # zeros fill up a file
+            kind = LONGER if length else NOT_CLOSED
+            raise BadAudioError(kind, f"header: {length} bytes of samples; {rest} bytes follow that it does not count")
+
+
+def _check_last_page(file: BinaryIO, size: int) -> None:
+    """An Ogg file that was cut ends within a page."""
+    file.seek(max(0, size - (1 << 17)))  # a page has less than half of that
+    tail = file.read()
+    page = tail[max(0, tail.rfind(b"OggS")) :]
+    missing = 27 + sum(page[27:][: page[26]]) + page[26] - len(page) if len(page) > 26 else 27 - len(page)
+    if missing > 0:
+        raise BadAudioError(TRUNCATED, f"its last page lacks at least {missing} bytes")
+
+
+def _is_counted(file: BinaryIO) -> bool:
+    """Whether an MP3 says how many frames it has: Xing's, LAME's or Fraunhofer's header in its first frame."""
+    head = file.read(10)
+    tag = 10 + sum(byte << 7 * k for k, byte in enumerate(head[:5:-1])) if head.startswith(b"ID3") else 0
+    file.seek(tag)
+    first = file.read(4096)
+    file.seek(0)
+    return any(name in first for name in (b"Xing", b"Info", b"VBRI"))
+
+
+# ------------------------------------------------------------------ all of a corpus
+
+
+class Look(NamedTuple):
+    """What a look at a recording tells."""
+
+    seconds: float
+    digest: str  # of its samples, whatever their format: recordings with the same one are the same
+
+
+def look_at(path: str | os.PathLike) -> Look:
+    """Decode a recording to its end; raise its :class:`BadAudioError`."""
+    with opened(path) as recording:
+        digest, frames = hashlib.sha256(str(recording.samplerate).encode()), 0
+        for block in recording.samples():
+            digest.update(block.mean(1))
+            frames += len(block)
+        return Look(frames / recording.samplerate, digest.hexdigest())
+
+
+def check_audio(paths: Sequence[str | os.PathLike], where: str = "audio") -> list[Look]:
+    """Look at recordings on all cores; one error names all that are bad.
+
+    Any sample rate, number of channels and format that soundfile reads is fine.
+    """
+
+    def look_or_defect(path):
         try:
-            return duration_of(path)
+            return look_at(path)
         except BadAudioError as defect:
             return defect
 
-    offenders, durations = Offenders(where), []
+    offenders, looks = Offenders(where), []
     # libsndfile and the file system work without the GIL, so threads are enough
     with ThreadPoolExecutor(cores()) as pool:
-        found = pool.map(duration_or_defect, paths)
+        found = pool.map(look_or_defect, paths)
         for path, result in zip(paths, tqdm(found, "audio", len(paths), disable=None), strict=True):
             if isinstance(result, BadAudioError):
                 offenders.add(result.kind, f"{path}: {result.found}" if result.found else path)
-            durations.append(result)
+            looks.append(result)
     offenders.raise_any()
-    return durations
+    return looks
 
 
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def sound_name(path: str | os.PathLike) -> str | bytes:
-    """Return a recording's name as soundfile opens it: bytes where it is no text in the system's encoding."""
-    name = os.fspath(path)
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return os.fsencode(name)
-    return name
-
-
-def duration_of(path: str | os.PathLike) -> float:
-    """Return the duration of one recording in seconds, or raise its :class:`BadAudioError`."""
-    path = Path(path)
-    if not path.is_file():
-        raise BadAudioError(MISSING)
-    if path.stat().st_size == 0:
-        raise BadAudioError(EMPTY, "0 bytes")
-    try:
-        with soundfile.SoundFile(sound_name(path)) as sound:
-            if sound.format in ("WAV", "WAVEX"):
-                _check_wav_length(path)
-            if sound.frames == 0:
-                raise BadAudioError(EMPTY, "a header, 0 samples")
-            if sound.format not in ("WAV", "WAVEX") or not sound.subtype.startswith(INTEGER):
-                _decode(sound)
-            return sound.frames / sound.samplerate
-    except (soundfile.SoundFileError, OSError) as error:
-        raise BadAudioError(UNREADABLE, _why(path, error)) from error
-
-
-def _why(path: Path, error: Exception) -> str:
-    try:
-        with path.open("rb") as file:
-            return f"{getattr(error, 'error_string', error)} The file begins with {file.read(16)!r}"
-    except OSError as failure:
-        return str(failure)
-
-
-def _check_wav_length(path: Path) -> None:
-    """libsndfile silently reads what is there of a half-copied WAV: compare its header with its size."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        order = ">" if file.read(4) == b"RIFX" else "<"
-        position = 12
-        while position + 8 <= size:
-            file.seek(position)
-            name, length = struct.unpack(order + "4sI", file.read(8))
-            if name == b"data":
-                missing = position + 8 + length - size
-                if missing > 0 and length not in STREAMED:
-                    raise BadAudioError(TRUNCATED, f"header: {length} bytes of samples, file: {length - missing}")
-                return
-            position += 8 + length + length % 2  # chunks begin at even places
-
-
-def _decode(sound: soundfile.SoundFile) -> None:
-    frames = 0
-    for block in sound.blocks(BLOCK, dtype="float64", always_2d=True):
-        if (bad := np.flatnonzero(~np.isfinite(block).all(axis=1))).size:
-            raise BadAudioError(NOT_FINITE, f"first at {(frames + bad[0]) / sound.samplerate:.3f} s")
-        frames += len(block)
-    if frames < sound.frames:
-        raise BadAudioError(TRUNCATED, f"header: {sound.frames} samples, file: {frames}")

@@ -15,13 +15,12 @@ import pandas as pd
 import soundfile
 import soxr
 import torch
-from speechbrain.dataio import audio_io
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataloader import SaveableDataLoader
 from speechbrain.dataio.dataset import DynamicItemDataset
 from tqdm import tqdm
 
-from speechbrain_ser.data.audio import SAMPLE_RATE, sound_name
+from speechbrain_ser.data.audio import SAMPLE_RATE, opened
 from speechbrain_ser.data.labels import UNKNOWN
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.files import written_whole
@@ -38,11 +37,16 @@ MEMORY = 1 << 30  # bytes of waveforms that a process keeps: four and a half hou
 
 def load_audio(path: str | os.PathLike) -> torch.Tensor:
     """Return a recording of any rate and format as a waveform [time], 16 kHz, float32, its channels averaged."""
-    wav, rate = audio_io.load(sound_name(path))  # (channels, time)
-    wav = wav.float().mean(0)
-    if rate == SAMPLE_RATE:
-        return wav
-    return torch.from_numpy(soxr.resample(wav.numpy(), rate, SAMPLE_RATE, QUALITY))
+    with opened(path) as recording:
+        wav, rate = torch.cat([mono(block) for block in recording.samples()]), recording.samplerate
+        if rate == SAMPLE_RATE:
+            return wav
+        return torch.from_numpy(soxr.resample(wav.numpy(), rate, SAMPLE_RATE, QUALITY))
+
+
+def mono(block: np.ndarray) -> torch.Tensor:
+    """Return the mean [time] of the channels of samples [time, channels]."""
+    return torch.from_numpy(block).T.mean(0)
 
 
 def samples_of(durations: pd.Series) -> torch.LongTensor:
@@ -112,8 +116,8 @@ class AudioCache:
 
 
 def _needs_copy(path: str) -> bool:
-    info = soundfile.info(path)
-    return info.samplerate != SAMPLE_RATE or info.channels != 1
+    with opened(path) as recording:
+        return recording.samplerate != SAMPLE_RATE or recording.channels != 1
 
 
 # ------------------------------------------------------------------ datasets and batches

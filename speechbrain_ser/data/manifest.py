@@ -17,7 +17,7 @@ from speechbrain_ser.data.audio import check_audio
 from speechbrain_ser.data.corpora import corpus_module
 from speechbrain_ser.data.labels import REST, yaml_line
 from speechbrain_ser.data.text import composed, look_alikes
-from speechbrain_ser.errors import CorpusError, Offenders, nearest
+from speechbrain_ser.errors import CorpusError, Offenders, nearest, shown
 from speechbrain_ser.files import sha256, write_json, written_whole
 
 COLUMNS = (
@@ -27,7 +27,7 @@ COLUMNS = (
 REQUIRED = ("ID", "wav", "emotion")  # never empty
 NAMES = ("speaker", "session", "gender")  # one text is one of them; emotions are judged as classes
 DATA_ROOT = "{data_root}/"
-FORMAT = 1  # raise it when rows change for the same corpus, so that older manifests are made anew
+FORMAT = 2  # raise it when rows or checks change for the same corpus, so that older manifests are made anew
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +54,30 @@ def prepare(corpus: str, data_folder: str | os.PathLike, manifest_folder: str | 
     if _is_current(path, fingerprint):
         logger.info("%s is unchanged: %d utterances", path, len(rows))
         return path
-    durations = check_audio(wavs, f"{corpus} in {root}")
+    looks = check_audio(wavs, f"{corpus} in {root}")
+    _check_once_each(rows, [look.digest for look in looks], f"{corpus} in {root}")
+    durations = [look.seconds for look in looks]
     rows = [{**row, "duration": f"{seconds:.6f}"} for row, seconds in zip(rows, durations, strict=True)]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_manifest(rows, path)
     write_json({**fingerprint, "utterances": len(rows), "manifest": sha256(path)}, path.with_suffix(".json"))
     logger.info("%s: %d utterances, %.1f hours", path, len(rows), sum(durations) / 3600)
     return path
+
+
+def _check_once_each(rows: list[dict], digests: list[str], where: str) -> None:
+    """Refuse a recording that several rows have, also under other names or in other formats.
+
+    Also where one speaker and label have it: folds and parts are drawn by row, and one would test what another trains.
+    """
+    offenders, names_of = Offenders(where), defaultdict(list)
+    for row, digest in zip(rows, digests, strict=True):
+        wav = row["wav"].removeprefix(DATA_ROOT)
+        names_of[digest].append(f"{row['ID']} (speaker {row['speaker'] or 'unknown'}, {row['emotion']}: {wav})")
+    for names in names_of.values():
+        if len(names) > 1:
+            offenders.add("one recording in several rows (expected each once)", " = ".join(shown(names)))
+    offenders.raise_any()
 
 
 def write_manifest(rows: Iterable[dict], path: str | os.PathLike) -> None:

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
-from speechbrain_ser.data.audio import BadAudioError, duration_of
 from speechbrain_ser.data.batches import SAMPLE_RATE, load_audio
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.evaluation.figures import save_figure
@@ -60,10 +59,6 @@ class Parts:
 def read_parts(path: str | os.PathLike, mel: SplitMel, f0: PitchTrack | None = None, name: str | None = None) -> Parts:
     """Return the parts of a recording, called after its file by default; without `f0`, F0 is left out."""
     path = Path(path)
-    try:
-        duration_of(path)
-    except BadAudioError as defect:
-        raise UserError(f"{path}: {defect.words}") from defect
     wav = load_audio(path)
     if len(wav) < mel.min_samples:
         least = f"at least {mel.min_samples} samples at 16 kHz, which make a frame"

@@ -15,12 +15,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
-import soundfile
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 
-from speechbrain_ser.data.audio import sound_name
+from speechbrain_ser.data.audio import BadAudioError, claimed_seconds
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.inference.export import run_card
 from speechbrain_ser.inference.formats import write_textgrid
@@ -67,9 +66,12 @@ def recognise(
     of a longer one the posteriors are the timeline's mean, and the words the timeline's. A UserError says what is wrong
     with the recording, without its folder.
     """
-    with suppress(soundfile.SoundFileError, OSError):  # what is no recording says so when it is decoded
-        if (seconds := soundfile.info(sound_name(path)).duration) > max_seconds:
-            raise UserError(f"too long: {seconds:.1f} s (expected at most {max_seconds:g} s)")
+    try:
+        seconds = claimed_seconds(path)
+    except BadAudioError as defect:
+        raise UserError(defect.words) from defect
+    if seconds > max_seconds:
+        raise UserError(f"too long: {seconds:.1f} s (expected at most {max_seconds:g} s)")
     timeline = _sound(recognizer.timelines([path], window, step))
     is_whole = timeline.duration <= min(WHOLE, recognizer.max_seconds)
     found = _sound(recognizer.classify_files([path])) if is_whole else _mean(recognizer, timeline)

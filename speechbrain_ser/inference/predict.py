@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, repeat
@@ -23,6 +24,9 @@ FOLDER_FORMATS = ("textgrid",)  # a file a recording
 BY_SUFFIX = {".csv": "csv", ".json": "json", ".jsonl": "json"}
 # of what soundfile reads
 SUFFIXES = {*".aif .aifc .aiff .au .caf .flac .mp3 .nist .oga .ogg .opus .rf64 .snd .sph .voc .w64 .wav .wave".split()}
+
+# of sound that it does not read, alone or beside pictures
+UNREAD = {*".3gp .aac .amr .ape .m4a .m4b .mka .mkv .mov .mp4 .webm .wma .wv".split()}
 
 
 def find_recordings(paths: Iterable[str], recursive: bool = False) -> list[str]:
@@ -49,12 +53,21 @@ def _listed(paths: Iterable[str]) -> Iterator[str]:
 def _recordings_of(path: str, recursive: bool) -> list[str]:
     if not os.path.isdir(path):
         return [str(Path(path))]  # `./a.wav` and `a.wav` are one
-    files = (f for f in Path(path).glob("**/*" if recursive else "*") if f.suffix.lower() in SUFFIXES)
-    found = sorted(str(f) for f in files if not f.name.startswith(".") and not f.is_dir())
+    files = [f for f in Path(path).glob("**/*" if recursive else "*") if not f.name.startswith(".")]
+    found = sorted(str(f) for f in files if f.suffix.lower() in SUFFIXES and not f.is_dir())
+    _tell_of_others(path, files, recursive)
     if not found:
         hint = "" if recursive else " (--recursive looks into its subfolders)"
         raise UserError(f"{path}: expected a folder of audio files, found none there{hint}")
     return found
+
+
+def _tell_of_others(path: str, files: list[Path], recursive: bool) -> None:
+    passed = Counter(f"{f.suffix.lower()} (soundfile does not read it)" for f in files if f.suffix.lower() in UNREAD)
+    if recursive:
+        passed["linked folders (name them to look into them)"] = sum(f.is_symlink() and f.is_dir() for f in files)
+    if told := ", ".join(f"{n} {what}" for what, n in sorted(passed.items()) if n):
+        logger.warning(f"{path}: passed over: {told}")
 
 
 def predict(
@@ -151,8 +164,6 @@ def _outputs(
 
 
 def _console(text: Callable[..., str], record: Callable[[Recognition | Timeline], dict]) -> Callable:
-    with contextlib.suppress(AttributeError):  # a file's name may be in any encoding
-        sys.stdout.reconfigure(errors="surrogateescape")
     headers = chain([True], repeat(False))
 
     def show(found: Recognition | Timeline) -> None:

@@ -15,7 +15,7 @@ from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from speechbrain.utils.distributed import infer_device
 from torch import nn
 
-from speechbrain_ser.data.audio import BadAudioError, duration_of
+from speechbrain_ser.data.audio import SILENT, BadAudioError, claimed_seconds, duration_of
 from speechbrain_ser.data.batches import SAMPLE_RATE, load_audio
 from speechbrain_ser.data.text import load_tokens
 from speechbrain_ser.errors import UserError, nearest
@@ -133,7 +133,6 @@ LOOK_AHEAD = 8  # batches whose recordings are read before they are sorted by le
 CPU_PADDING = 0.5  # seconds that an utterance may lack of its batch's longest: more cost as much as a pass of its own
 RUN_OPTS = {"device": None, "precision": "fp32"}
 NOT_FINITE_OUTPUT = "the model's output is not finite"
-SILENT = "silent: all samples are the same (expected speech)"  # of which a model would say anything
 
 
 @dataclass(frozen=True)
@@ -376,12 +375,9 @@ class EmotionRecognizer:
         try:
             seconds = duration_of(path)
             self._check_least(seconds)
-            found = follow(self, path, seconds, plan, batch_size, progress)
-            if found.envelope.min() == found.envelope.max():
-                raise BadAudioError(SILENT)
-            return found
-        except BadAudioError as defect:
-            return Timeline(os.fspath(path), error=defect.words)
+            return follow(self, path, seconds, plan, batch_size, progress)
+        except Exception as error:
+            return Timeline(os.fspath(path), error=_words(error))
 
     def _stream(self, paths, batch_size: int, embedding: bool) -> Iterator[Recognition]:
         window, seconds = [], 0.0
@@ -395,11 +391,10 @@ class EmotionRecognizer:
 
     def _read(self, path: str | os.PathLike) -> "_Item":
         try:
-            self._check_length(duration_of(path))  # known before a recording of hours is in memory
+            self._check_length(claimed_seconds(path))  # known before a recording of hours is in memory
             return self._item(load_audio(path), os.fspath(path))
-        except Exception as error:  # whatever it is, the other recordings do not suffer from it
-            words = error.words if isinstance(error, BadAudioError) else f"{type(error).__name__}: {error}"
-            return _Item(os.fspath(path), error=words)
+        except Exception as error:
+            return _Item(os.fspath(path), error=_words(error))
 
     def _item(self, wav: torch.Tensor, path: str | None = None) -> "_Item":
         try:
@@ -436,17 +431,30 @@ class EmotionRecognizer:
 
     def _classify(self, items: list["_Item"], batch_size: int, embedding: bool) -> list[Recognition]:
         found = [Recognition(item.path, error=item.error) for item in items]
-        for batch in _batches([item.seconds for item in items], batch_size, self.max_seconds, self.max_padding):
-            outputs, nothing = self._outputs([items[k].signals for k in batch]), [None] * len(batch)
-            texts = self.decode(outputs["asr"], outputs["frames"]) if self.decode else nothing
-            vectors = outputs["embedding"].float().cpu() if embedding else nothing
-            for k, posterior, text, vector in zip(batch, self._posteriors(outputs), texts, vectors, strict=True):
-                if posterior.isfinite().all():
-                    posteriors = dict(zip(self.classes, posterior.tolist(), strict=True))
-                    found[k] = Recognition(items[k].path, self.emotion_of(posterior), posteriors, text, vector)
-                else:
-                    found[k] = Recognition(items[k].path, error=NOT_FINITE_OUTPUT)
+        seconds = [item.seconds for item in items]
+        batches = list(_batches(seconds, batch_size, self.max_seconds, self.max_padding))
+        for batch in batches:
+            try:
+                results = list(self._recognise([items[k] for k in batch], embedding))
+            except (RuntimeError, MemoryError) as error:  # most often no memory: for one alone there may be enough
+                if len(batch) > 1:
+                    batches += [[k] for k in batch]
+                    continue
+                results = [Recognition(items[batch[0]].path, error=_words(error))]
+            for k, result in zip(batch, results, strict=True):
+                found[k] = result
         return found
+
+    def _recognise(self, items: list["_Item"], embedding: bool) -> Iterator[Recognition]:
+        outputs, nothing = self._outputs([item.signals for item in items]), [None] * len(items)
+        texts = self.decode(outputs["asr"], outputs["frames"]) if self.decode else nothing
+        vectors = outputs["embedding"].float().cpu() if embedding else nothing
+        for item, posterior, text, vector in zip(items, self._posteriors(outputs), texts, vectors, strict=True):
+            if posterior.isfinite().all():
+                posteriors = dict(zip(self.classes, posterior.tolist(), strict=True))
+                yield Recognition(item.path, self.emotion_of(posterior), posteriors, text, vector)
+            else:
+                yield Recognition(item.path, error=NOT_FINITE_OUTPUT)
 
     @torch.inference_mode()
     def _outputs(self, signals: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -485,6 +493,11 @@ def _batches(
         n = max(1, min(batch_size, similar, int(max_seconds / longest)))
         yield order[:n]
         order = order[n:]
+
+
+def _words(error: Exception) -> str:
+    """What a recording's result says of an error; whatever it is, the other recordings do not suffer from it."""
+    return error.words if isinstance(error, BadAudioError) else f"{type(error).__name__}: {error}"
 
 
 def _sound(results: Iterable[Recognition | Timeline]) -> Recognition | Timeline:

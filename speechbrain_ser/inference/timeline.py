@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass, field
 from itertools import chain, groupby, islice, pairwise, repeat
 
 import numpy as np
-import soundfile
 import soxr
 import torch
 from tqdm import tqdm
 
-from speechbrain_ser.data.audio import UNREADABLE, BadAudioError, sound_name
-from speechbrain_ser.data.batches import QUALITY, SAMPLE_RATE
+from speechbrain_ser.data.audio import opened
+from speechbrain_ser.data.batches import QUALITY, SAMPLE_RATE, mono
 from speechbrain_ser.data.text import WORD
 from speechbrain_ser.errors import UserError
 
@@ -94,13 +93,10 @@ def stream_audio(path: str | os.PathLike, block_seconds: float = 10.0) -> Iterat
     No more than a block of `block_seconds` is held. Joined they equal :func:`speechbrain_ser.data.batches.load_audio`.
     A recording that cannot be read to its end is a BadAudioError.
     """
-    try:
-        with soundfile.SoundFile(sound_name(path)) as sound:
-            blocks = sound.blocks(max(1, round(block_seconds * sound.samplerate)), dtype="float32", always_2d=True)
-            mono = (torch.from_numpy(block).T.mean(0) for block in blocks)  # as load_audio has it: (channels, time)
-            yield from mono if sound.samplerate == SAMPLE_RATE else _resampled(mono, sound.samplerate)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise BadAudioError(UNREADABLE, str(error)) from error
+    with opened(path) as recording:
+        rate = recording.samplerate
+        blocks = map(mono, recording.samples(round(block_seconds * rate)))
+        yield from blocks if rate == SAMPLE_RATE else _resampled(blocks, rate)
 
 
 def _resampled(blocks: Iterable[torch.Tensor], rate: int) -> Iterator[torch.Tensor]:

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from pickle import PickleError
 from typing import NamedTuple
 
 import huggingface_hub
@@ -365,7 +366,7 @@ def build_model(
                 return model_class._from_config(config, **settings)
             settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # reported, all of them
             model, report = model_class.from_pretrained(str(folder), config=config, key_mapping=key_mapping, **settings)
-    except (OSError, RuntimeError, ValueError, ImportError, TypeError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, ImportError, TypeError, KeyError, PickleError, EOFError) as error:
         raise BackboneError(f"backbone {folder} cannot be {'loaded' if load_weights else 'built'}: {error}") from error
     _check_loading(report, model, folder)
     return model

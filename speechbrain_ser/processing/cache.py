@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 
-from speechbrain_ser.data.audio import cores
+from speechbrain_ser.data.audio import BadAudioError, cores
 from speechbrain_ser.data.batches import RESAMPLER, load_audio
 from speechbrain_ser.errors import UserError, shown
 from speechbrain_ser.files import cannot_be_written, write_json, written_whole
@@ -155,6 +155,8 @@ class FeatureCache:
                 features = self.extract(self.load(path)).cpu()
             if not torch.isfinite(features).all():
                 raise ValueError("NaN or infinite values in its features")
+        except BadAudioError as defect:
+            raise _Failure(defect.words) from defect
         except Exception as error:  # whatever it is, the user wants to know of which recording
             raise _Failure(f"{type(error).__name__}: {error}") from error
         # a copy: a view would keep all of its tensor in memory
