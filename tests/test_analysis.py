@@ -145,7 +145,10 @@ def test_f0_is_tracked_only_where_it_is_read(loader, recordings, tmp_path, monke
 
 @pytest.mark.parametrize(
     ("wav", "said"),
-    [(np.full(1000, np.nan), "NaN"), (np.arange(18) / 18, "at least 19 samples at 16 kHz, which make a frame, found 18")],
+    [
+        (np.full(1000, np.nan), "NaN"),
+        (np.arange(18) / 18, "at least 19 samples at 16 kHz, which make a frame, found 18"),
+    ],
 )
 def test_unusable_recordings_are_named(tmp_path, wav, said):
     path = tmp_path / "a.wav"

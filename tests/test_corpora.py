@@ -538,6 +538,22 @@ def test_a_bad_recording_stops_a_preparation(release, tmp_path):
     assert "Ses05F_impro08_M011.wav: 0 bytes" in error_of("iemocap", release, tmp_path / "out")
 
 
+def test_a_recording_in_several_rows_is_refused(tmp_path):
+    """Under one name or several, as a link, and in another format."""
+    rows = [f"u{k},{name},sad,{who}" for k, (name, who) in enumerate(zip(DOUBLES, "abcad", strict=True))]
+    table = "\n".join(["ID,wav,emotion,speaker", *rows])
+    folder = table_folder(tmp_path / "own", table, ["1.wav", "4.wav"])
+    samples, rate = soundfile.read(folder / "1.wav")
+    soundfile.write(folder / "2.flac", np.stack([samples, samples], 1), rate, "PCM_24")
+    (folder / "3.wav").symlink_to(folder / "1.wav")
+    message = error_of("table", folder, tmp_path / "out")
+    assert "one recording in several rows (expected each once) (1):\n" in message and "4.wav" not in message
+    assert all(f"u{k} (speaker {who}, sad: {DOUBLES[k].strip('./')})" in message for k, who in enumerate("abca"))
+
+
+DOUBLES = ("1.wav", "2.flac", "3.wav", "./1.wav", "4.wav")
+
+
 def test_any_format_is_accepted(tmp_path):
     formats = {"24.wav": "PCM_24", "float.wav": "FLOAT", "law.wav": "ULAW", "a.ogg": None}
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (22050, 2))

@@ -3,6 +3,7 @@
 import math
 import os
 import pickle
+import re
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import soundfile
 import torch
 from speechbrain.utils.checkpoints import Checkpointer
 
+from speechbrain_ser.data.audio import BadAudioError, claimed_seconds, duration_of
 from speechbrain_ser.data.batches import (
     AudioCache,
     Batch,
@@ -23,6 +25,7 @@ from speechbrain_ser.data.batches import (
 )
 from speechbrain_ser.data.labels import UNKNOWN
 from speechbrain_ser.errors import UserError
+from speechbrain_ser.inference.timeline import stream_audio
 
 
 def sine(rate: int, seconds: float = 0.5, hertz: float = 440.0) -> np.ndarray:
@@ -104,6 +107,118 @@ def test_a_recording_is_decoded_once_while_there_is_room(tmp_path, monkeypatch):
     assert read == ["a", "b", "c", "c"]
     assert torch.equal(pickle.loads(pickle.dumps(cache))["a"], wavs["a"]) and read[-1] == "a"  # a loading process
 
+
+# ------------------------------------------------------------------ headers are not believed
+
+NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, 40_000).astype("float32")
+RISING = np.append(0.01 * NOISE, NOISE)
+
+
+def said_of(path) -> str | float:
+    """Seconds, or the defect; all readers agree."""
+    try:
+        seconds = duration_of(path)
+        assert claimed_seconds(path) == seconds
+    except BadAudioError as defect:
+        for read in (load_audio, lambda path: list(stream_audio(path))):
+            with pytest.raises(BadAudioError) as again:
+                read(path)
+            assert str(again.value) == str(defect) == f"{path}: {defect.words}"
+        return defect.words
+    whole, streamed = load_audio(path), torch.cat(list(stream_audio(path, 0.3)))
+    assert torch.allclose(whole, streamed, atol=1e-6) and abs(len(whole) - 16_000 * seconds) <= 1
+    return seconds
+
+
+def written(path, samples=NOISE, rate=16_000, subtype=None, **options) -> bytearray:
+    soundfile.write(path, samples, rate, subtype, format=path.suffix[1:].upper(), **options)
+    return bytearray(path.read_bytes())
+
+
+TELL = ("wav", "wavex", "rf64", "w64", "aiff", "au", "caf", "svx", "voc", "nist", "ogg", "mp3")
+
+
+@pytest.mark.parametrize("form", [*TELL, "flac"])
+def test_a_cut_recording_is_truncated_in_each_format_that_tells(tmp_path, form):
+    path = tmp_path / f"a.{form}"
+    whole = written(path)
+    assert said_of(path) == 2.5
+    for share in (0.2, 0.6, 0.9):
+        path.write_bytes(whole[: int(share * len(whole))])
+        assert said_of(path).startswith("unreadable" if form == "flac" else "truncated recording")
+    path.write_bytes(whole + whole[len(whole) // 3 :])  # as cat does it
+    assert said_of(path).startswith("recording that holds more than its header says")
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "lengths"),
+    [
+        ("wav", b"data", [x.to_bytes(4, "little") for x in (0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)]),
+        ("aiff", b"SSND", [b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff"]),
+        ("w64", b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0O\x8e\xdb\x8a", [b"\xff" * 8, b"\xff" * 7 + b"\x7f"]),
+    ],
+)
+def test_lengths_that_stand_for_unknown_ones(tmp_path, form, name, lengths):
+    path = tmp_path / f"a.{form}"
+    whole = written(path)
+    place = whole.index(name) + len(name)
+    for length in lengths:
+        whole[place : place + len(length)] = length
+        path.write_bytes(whole)
+        assert said_of(path) == 2.5
+    whole[place : place + len(length)] = bytes(len(length))
+    path.write_bytes(whole)
+    assert re.match("recording that was never closed .* 8000[08] bytes follow", said_of(path))
+
+
+def test_integers_written_as_floats_are_told_once(tmp_path, caplog):
+    path = tmp_path / "a.wav"
+    written(path, 10_000 * NOISE, subtype="FLOAT")
+    assert said_of(path) == 2.5
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith(f"{path}: samples up to 5,000, expected -1 to 1")
+
+
+def with_length(flac: bytearray, samples: int) -> bytearray:
+    old = int.from_bytes(flac[18:26], "big")
+    return flac[:18] + (old >> 36 << 36 | samples).to_bytes(8, "big") + flac[26:]
+
+
+def without_count(mp3: bytearray) -> bytearray:
+    """Without the frame that says how many there are."""
+    return mp3[mp3.index(mp3[:2], 4) :]
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "said"),
+    [
+        ("first.wav", lambda p: written(p)[:40] + (800).to_bytes(4, "little") + written(p)[44:], "more .* 800 bytes"),
+        ("lists.wav", lambda p: written(p) + b"LIST" + (9000).to_bytes(4, "little") + bytes(9000), 2.5),
+        ("filled.wav", lambda p: written(p) + bytes(9000), 2.5),
+        ("empty.wav", lambda p: written(p, NOISE[:0]), "empty recording"),
+        ("unknown.flac", lambda p: with_length(written(p), 0), 2.5),
+        ("less.flac", lambda p: with_length(written(p), 900), "holds more"),
+        ("more.flac", lambda p: with_length(written(p), 40_001), "truncated .*header: 40001 .*file: 40000"),
+        ("endless.flac", lambda p: with_length(written(p), (1 << 36) - 1), "can hold.*4,294,967 s"),
+        ("constant.mp3", lambda p: without_count(written(p, bitrate_mode="CONSTANT", compression_level=0.9)), 2.556),
+        ("varied.mp3", lambda p: without_count(written(p, RISING, bitrate_mode="VARIABLE")), "holds more"),
+        ("telephone.wav", lambda p: written(p, NOISE[:8000], 8000, "GSM610"), 1.04),
+        ("low.mp3", lambda p: written(p, rate=8_000), 5.0),
+        ("slow.wav", lambda p: written(p, rate=999), "sample rate .*999 Hz"),
+        ("quick.wav", lambda p: written(p, rate=768_001), "sample rate .*768,001 Hz"),
+        ("silent.wav", lambda p: written(p, 0 * NOISE + 0.1), "silent: all samples are the same"),
+        ("antiphase.wav", lambda p: written(p, np.stack([NOISE, -NOISE], 1)), "silent once its channels are averaged"),
+        ("one.wav", lambda p: written(p, np.stack([NOISE, 0 * NOISE], 1)), 2.5),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_odd_recordings(tmp_path, name, made, said):
+    path = tmp_path / name
+    path.write_bytes(made(path))
+    found = said_of(path)
+    assert re.search(said, found) if isinstance(said, str) else found == pytest.approx(said, abs=1e-3)
+
+
+# ------------------------------------------------------------------ steps and batches
 
 DURATIONS = [float(d) for d in np.random.default_rng(5).uniform(1, 9, 23)]
 

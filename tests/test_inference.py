@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import random
 import shutil
+import struct
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import pytest
 import soundfile
 import torch
 
+from speechbrain_ser.data.audio import check_audio
 from speechbrain_ser.data.batches import load_audio
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.inference.recognizer import LOOK_AHEAD, EmotionRecognizer, load_model
@@ -197,6 +199,48 @@ def test_odd_recordings_do_not_stop_the_others(run_of, odd, wavs, name):
         assert result.posteriors == pytest.approx(alone.posteriors, abs=1e-4)
     with pytest.raises(UserError, match=r"truncated\.wav: truncated recording"):
         recognizer.classify_file(folder / "truncated.wav")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()])
+def test_no_memory_for_one_recording(run_of, wavs, error):
+    recognizer = EmotionRecognizer.from_run(run_of("cai"), CPU)
+    paths = sorted(wavs.iterdir())[:4]
+    expected, longest = list(recognizer.classify_files(paths)), max(paths, key=lambda path: len(load_audio(path)))
+    limit, forward = len(load_audio(longest)), recognizer.model.forward
+
+    def forward_with_little_memory(sig):
+        if sig.data.shape[1] >= limit:
+            raise error
+        return forward(sig)
+
+    recognizer.model.forward = forward_with_little_memory
+    recognizer.max_padding = float("inf")  # all in one batch
+    for path, found, before in zip(paths, recognizer.classify_files(paths), expected, strict=True):
+        if path == longest:
+            assert found.error == f"{type(error).__name__}: {error}"
+        else:
+            assert found.emotion == before.emotion and found.posteriors == pytest.approx(before.posteriors, abs=1e-4)
+    seconds = limit / 16_000
+    assert [bool(found.error) for found in recognizer.timelines(paths, seconds)] == [path == longest for path in paths]
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, MemoryError, struct.error, OverflowError, AssertionError])
+def test_whatever_a_decoder_raises_is_the_recordings_own(run_of, wavs, monkeypatch, error):
+    good, bad = sorted(wavs.iterdir())[:2]
+    read = soundfile.SoundFile.read
+
+    def read_or_fail(sound, *args, **options):
+        if sound.name.name == bad:
+            raise error("what it is")
+        return read(sound, *args, **options)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", read_or_fail)
+    recognizer = EmotionRecognizer.from_run(run_of("fu"), CPU)
+    for first, second in (recognizer.classify_files([bad, good]), recognizer.timelines([bad, good])):
+        assert first.error.startswith("unreadable recording") and f"{error.__name__}: what it is" in first.error
+        assert second.error is None
+    with pytest.raises(UserError, match=f"unreadable recording .*\n  {bad}: {error.__name__}"):
+        check_audio([bad, good])
 
 
 def test_waveforms_that_give_no_result(run_of):

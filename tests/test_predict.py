@@ -75,6 +75,27 @@ def test_files_folders_and_subfolders(recordings, monkeypatch):
         find_recordings(["-"])
 
 
+def test_what_a_folder_has_that_is_passed_over(recordings, caplog):
+    for name in ("a.m4a", "b.m4a", "c.WMA", ".d.m4a"):
+        (recordings / name).touch()
+    (recordings / "linked").symlink_to(recordings / "more")
+    find_recordings([str(recordings)])
+    assert len(find_recordings([str(recordings)], recursive=True)) == 6
+    flat, deep = (record.getMessage() for record in caplog.records)
+    assert flat == f"{recordings}: passed over: 2 .m4a ({UNHEARD}), 1 .wma ({UNHEARD})"
+    assert deep == f"{flat}, 1 linked folders (name them to look into them)"
+
+
+UNHEARD = "soundfile does not read it"
+
+
+def test_a_console_without_the_letters(recordings, run_folder):
+    name = shutil.copy(recordings / "0.wav", recordings / "\u5f55\u97f3.wav")
+    command = [sys.executable, "-m", "speechbrain_ser.cli", "predict", name, f"--model={run_folder}", "--device=cpu"]
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and rb"\u5f55\u97f3.wav " in done.stdout, done.stderr.decode()
+
+
 def test_results_are_the_recognizers(predict, recordings, run_folder):
     """The file that is no recording is listed at the end, and nothing else suffers."""
     out, err = predict(recordings, "--format=json", "--batch=2", status=1)

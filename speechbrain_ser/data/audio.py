@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import logging
 import math
 import os
@@ -26,7 +27,7 @@ MOST_PER_BYTE = 1_000  # samples, of all channels: three times what FLAC makes o
 UNKNOWN_BYTES = 1 << 30  # a length from here on that a file is not half of stands for an unknown one (0x7FFFFFFF, …)
 UNKNOWN_FRAMES = (1 << 63) - 1  # libsndfile's
 MOST_CHUNKS = 10_000  # of a file
-MPEG_MARGIN = 3 * 1152  # frames: encoders count their delay in different ways
+MPEG_MARGIN = 1152  # frames: some encoders count that of the header, too
 LOUD = 100  # a sample beyond it is no float from -1 to 1
 
 MISSING = "no such recording"
@@ -49,9 +50,9 @@ logger = logging.getLogger(__name__)
 class BadAudioError(UserError):
     """One recording's defect: ``kind`` is the same for all recordings with that defect."""
 
-    def __init__(self, kind: str, found: str = ""):
-        super().__init__(kind, found)
-        self.kind, self.found, self.path = kind, found, None
+    def __init__(self, kind: str, found: str = "", path: Path | None = None):
+        super().__init__(kind, found, path)
+        self.kind, self.found, self.path = kind, found, path
 
     @property
     def words(self) -> str:
@@ -72,19 +73,24 @@ def opened(path: str | os.PathLike) -> Iterator["Recording"]:
     try:
         if not path.is_file():
             raise BadAudioError(MISSING)
-        with path.open("rb") as file:  # by Python: a name may be in any encoding
+        with _File(path) as file:  # not by its name, which may be in any encoding
             _check_header(file, path.stat().st_size)
             file.seek(0)
             with Recording(file) as recording:
-                recording.check_claims()
                 yield recording
     except BadAudioError as defect:
-        defect.path = path
-        raise
+        raise BadAudioError(defect.kind, defect.found, path) from None
     except Exception as error:  # soundfile and its decoders raise more than they say
-        defect = BadAudioError(UNREADABLE, _why(path, error))
-        defect.path = path
-        raise defect from error
+        raise BadAudioError(UNREADABLE, _why(path, error), path) from error
+
+
+class _File(io.FileIO):
+    """A header may send libsndfile anywhere: it sees that it is not there."""
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        with contextlib.suppress(OSError, ValueError, OverflowError):
+            return super().seek(position, whence)
+        return self.tell()
 
 
 class Recording(soundfile.SoundFile):
@@ -95,22 +101,16 @@ class Recording(soundfile.SoundFile):
 
     def __init__(self, file: BinaryIO):
         self.file, self.bytes = file, os.fstat(file.fileno()).st_size
-        self.counted = _is_counted(file)
+        counted = _is_counted(file)
         super().__init__(file)
+        #: frames that its header claims; None where it has no such number, and the decoder's is an estimate
+        self.claimed = self.frames if self.frames != UNKNOWN_FRAMES and (self.format != "MP3" or counted) else None
+        if not RATES[0] <= self.samplerate <= RATES[1]:
+            raise BadAudioError(WRONG_RATE, f"{self.samplerate:,} Hz")
+        self._check_length(self.claimed or 0)  # before anything of it is decoded
 
     def seekable(self) -> bool:
         return False
-
-    @property
-    def claimed(self) -> int | None:
-        """Frames that its header claims; None where it has no such number, and the decoder's is an estimate."""
-        return self.frames if self.frames != UNKNOWN_FRAMES and (self.format != "MP3" or self.counted) else None
-
-    def check_claims(self) -> None:
-        """Refuse what would cost more than a recording can, before anything of it is decoded."""
-        if not RATES[0] <= self.samplerate <= RATES[1]:
-            raise BadAudioError(WRONG_RATE, f"{self.samplerate:,} Hz")
-        self._check_length(self.claimed or 0)
 
     def _check_length(self, frames: int) -> None:
         if frames > LONGEST * self.samplerate or frames * self.channels > MOST_PER_BYTE * self.bytes:
@@ -138,9 +138,12 @@ class Recording(soundfile.SoundFile):
             if len(block) < asked:
                 break
         self._check_end(done)
-        _check_sound(low, high)
+        if (widths := high - low).max() == 0:
+            raise BadAudioError(SILENT)
+        if widths[-1] < 0.01 * widths.max():
+            raise BadAudioError(CANCELLING)
         if (peak := float(np.maximum(high, -low).max())) > LOUD:
-            _warn_of_integers(self.file.name, peak)
+            _warn(f"{self.file.name}: samples up to {peak:,.0f}, expected -1 to 1: integers written as floats?")
 
     def _check_end(self, done: int) -> None:
         margin = MPEG_MARGIN if self.format == "MP3" else 0
@@ -150,28 +153,12 @@ class Recording(soundfile.SoundFile):
         if not done:
             raise BadAudioError(EMPTY, "a header, 0 samples")
         rest = self.bytes - self.file.tell()
-        if self.format in ("MP3", "OGG", "FLAC") and rest > max(
-            1 << 13, min(self.bytes // 10, 1 << 17)
-        ):  # of others: _check_header
-            raise BadAudioError(
-                LONGER, f"{rest} of {self.bytes} bytes follow what it says: {done / self.samplerate:.3f} s"
-            )
+        is_much = rest > max(1 << 12, min(self.bytes // 10, 1 << 17))  # a player's tags are less
+        if is_much and self.format in ("MP3", "OGG", "FLAC"):  # of others _check_header knows
+            raise BadAudioError(LONGER, f"{done / self.samplerate:.3f} s, then {rest} of {self.bytes} bytes")
 
 
-def _check_sound(low: np.ndarray, high: np.ndarray) -> None:
-    """Refuse what nobody hears: `low` and `high` are of each channel, and of their mean where there are several."""
-    widths = high - low
-    if widths.max() == 0:
-        raise BadAudioError(SILENT)
-    if widths[-1] < 1e-3 * widths.max():
-        raise BadAudioError(CANCELLING)
-
-
-@cache  # once each: a training reads it every epoch
-def _warn_of_integers(name: str, peak: float) -> None:
-    logger.warning(
-        "%s: samples up to %s, expected -1 to 1: integers that were written as floats?", name, f"{peak:,.0f}"
-    )
+_warn = cache(logger.warning)  # once each: a training reads a recording every epoch
 
 
 def _why(path: Path, error: Exception) -> str:
@@ -199,25 +186,15 @@ def duration_of(path: str | os.PathLike) -> float:
 # ------------------------------------------------------------------ headers
 
 
-class Layout(NamedTuple):
-    """Of a file made of chunks: each has a name, a length in bytes, and so many bytes."""
-
-    begin: int  # of the first chunk
-    name: int  # bytes
-    length: int  # bytes
-    order: str
-    even: int  # what a chunk's end is rounded up to
-    samples: tuple[bytes, ...]  # what the name of the samples' chunk begins with
-
-
-LAYOUTS = {  # by a file's first four bytes
-    b"RIFF": Layout(12, 4, 4, "little", 2, (b"data",)),
-    b"RIFX": Layout(12, 4, 4, "big", 2, (b"data",)),
-    b"RF64": Layout(12, 4, 4, "little", 2, (b"data",)),
-    b"FORM": Layout(12, 4, 4, "big", 2, (b"SSND", b"BODY")),  # AIFF, SVX
-    b"riff": Layout(40, 16, 8, "little", 8, (b"data",)),  # W64
-    b"caff": Layout(8, 4, 8, "big", 1, (b"data",)),
-    b"Crea": Layout(26, 1, 3, "little", 1, (b"\1", b"\t")),  # VOC
+LAYOUTS = {  # of files made of chunks, by their first bytes: where chunks begin, the bytes of a chunk's name and of its
+    # length, their order, what its end is rounded up to, and how the name of the samples' chunk begins
+    b"RIFF": (12, 4, 4, "little", 2, (b"data",)),
+    b"RIFX": (12, 4, 4, "big", 2, (b"data",)),
+    b"RF64": (12, 4, 4, "little", 2, (b"data",)),
+    b"FORM": (12, 4, 4, "big", 2, (b"SSND", b"BODY")),  # AIFF, SVX
+    b"riff": (40, 16, 8, "little", 8, (b"data",)),  # W64
+    b"caff": (8, 4, 8, "big", 1, (b"data",)),
+    b"Crea": (26, 1, 3, "little", 1, (b"\1", b"\t")),  # VOC
 }
 
 
@@ -228,7 +205,7 @@ def _check_header(file: BinaryIO, size: int) -> None:
     if not size:
         raise BadAudioError(EMPTY, "0 bytes")
     if magic in LAYOUTS:
-        found = _samples_of_chunks(file, size, LAYOUTS[magic])
+        found = _samples_of_chunks(file, size, *LAYOUTS[magic])
     elif magic in (b".snd", b"dns."):  # AU
         begin, length = (int.from_bytes(head[k : k + 4], "big" if magic == b".snd" else "little") for k in (4, 8))
         found = begin, length, begin + length
@@ -243,26 +220,28 @@ def _check_header(file: BinaryIO, size: int) -> None:
         _compare(*found, file, size)
 
 
-def _samples_of_chunks(file: BinaryIO, size: int, layout: Layout) -> tuple[int, int, int] | None:
+def _samples_of_chunks(
+    file: BinaryIO, size: int, position: int, name_bytes: int, length_bytes: int, order: str, even: int, samples: tuple
+) -> tuple[int, int, int] | None:
     """Where the samples begin, how many bytes of them there should be, and where the last chunk ends."""
-    position, found, long = layout.begin, None, None
+    found, long = None, None
     for _ in range(MOST_CHUNKS):
         if position > size:
             break
         file.seek(position)
-        name, length = file.read(layout.name), int.from_bytes(file.read(layout.length), layout.order)
-        begin = position + layout.name + layout.length
-        if layout.name == 16:  # W64's lengths count their chunk's head
+        name, length = file.read(name_bytes), int.from_bytes(file.read(length_bytes), order)
+        begin = position + name_bytes + length_bytes
+        if name_bytes == 16:  # W64's lengths count their chunk's head
             length = max(0, length - 24)
         if name == b"ds64":  # RF64's length of more than four bytes
-            long = int.from_bytes(file.read(16)[8:], "little")
-        is_named = layout.name == 1 or name[:4].decode("latin-1").isprintable()
+            long = int.from_bytes(file.read(16)[8:], order)
+        is_named = name_bytes == 1 or name[:4].decode("latin-1").isprintable()
         if begin > size or not is_named or (found and begin + length > size):
             break  # no chunk, but perhaps samples that no header counts
-        if not found and name.startswith(layout.samples):
+        if not found and name.startswith(samples):
             length = long if long is not None and length == 0xFFFFFFFF else length
             found = begin, length
-        position = -(-(begin + length) // layout.even) * layout.even
+        position = -(-(begin + length) // even) * even
     return (*found, position) if found else None
 
 
