@@ -283,7 +283,7 @@ def test_short_silent_and_unvoiced_recordings(train, tmp_path):
         for emotion in ("angry", "sad"):
             kinds = {"short": rng.normal(size=2_000), "silent": np.zeros(9_000), "noise": rng.normal(size=12_000)}
             kinds["silent"][rng.integers(9_000)] = 0.01  # a click: digital silence is refused
-            kinds["voice"] = np.sin(np.arange(20_000) * 2 * np.pi * 140 / 16_000 + rng.uniform(6))
+            kinds["voice"] = np.sin(np.arange(20_000) * 2 * np.pi * 140 / 16_000 + rng.uniform(0, 6))
             for kind, wav in kinds.items():
                 name = f"{speaker}-{emotion}-{kind}.wav"
                 soundfile.write(tmp_path / name, 0.1 * wav, 16_000)

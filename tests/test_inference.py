@@ -234,8 +234,8 @@ def test_whatever_a_decoder_raises_is_the_recordings_own(run_of, wavs, monkeypat
             raise error("what it is")
         return read(sound, *args, **options)
 
-    monkeypatch.setattr(soundfile.SoundFile, "read", read_or_fail)
     recognizer = EmotionRecognizer.from_run(run_of("fu"), CPU)
+    monkeypatch.setattr(soundfile.SoundFile, "read", read_or_fail)
     for first, second in (recognizer.classify_files([bad, good]), recognizer.timelines([bad, good])):
         assert first.error.startswith("unreadable recording") and f"{error.__name__}: what it is" in first.error
         assert second.error is None

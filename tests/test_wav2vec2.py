@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import shutil
 from functools import partial
 from pathlib import Path
@@ -556,6 +557,13 @@ def test_folders_that_cannot_be_used(folder, tmp_path, change, message):
     target = copy_without(folder(GROUP), tmp_path / "folder")
     change(target)
     both_raise(str(target), f"{target}.*{message}|{message}.*{target}")
+
+
+def test_weights_that_are_no_tensors(folder, tmp_path):
+    target = copy_without(folder(GROUP), tmp_path / "folder")
+    (target / WEIGHTS).rename(target / "pytorch_model.bin").write_bytes(pickle.dumps(print))
+    with pytest.raises(BackboneError, match=f"backbone {target} cannot be loaded"):
+        Wav2Vec2(str(target))
 
 
 NO_FOLDER = "backbone folder .* does not exist: expected a folder with config.json and model.safetensors"

@@ -165,7 +165,7 @@ def _why(path: Path, error: Exception) -> str:
     said = getattr(error, "error_string", None) or f"{type(error).__name__}: {error}"
     try:
         with path.open("rb") as file:
-            return f"{said} The file begins with {file.read(16)!r}"
+            return f"{said.rstrip('.')}. The file begins with {file.read(16)!r}"
     except OSError as failure:
         return str(failure)
 
