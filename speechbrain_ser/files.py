@@ -1,14 +1,16 @@
 """Files that appear whole or not at all, what is read of them, and the lock of a folder that one process writes."""
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +117,27 @@ def read_json(path: str | os.PathLike) -> Any:
         raise UserError(f"{path}: expected a file that can be read: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{path}: expected JSON: {error}") from error
+
+
+def read_csv(path: str | os.PathLike, columns: Iterable[str] = (), **options) -> "pd.DataFrame":
+    """Read a table as pandas does; one that is cut off, or lacks some of the `columns`, is an error that names it."""
+    import pandas as pd
+
+    try:
+        text = Path(path).read_bytes().decode("utf-8")
+        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True)) or [[]]
+        wrong = [k for k, row in enumerate(rows, 1) if len(row) != len(rows[0])]
+        if wrong or not text.endswith("\n"):
+            which = wrong[0] if wrong else len(rows)
+            raise UserError(f"{path}: expected a whole table, found row {which} cut off or damaged")
+        frame = pd.read_csv(io.StringIO(text), **options)
+    except OSError as error:
+        raise UserError(f"{path}: expected a file that can be read: {error.strerror}") from error
+    except (UnicodeError, csv.Error) as error:
+        raise UserError(f"{path}: expected a table: {error}") from error
+    if lacking := [column for column in columns if column not in frame]:
+        raise UserError(f"{path} lacks the columns {', '.join(lacking)}")
+    return frame
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -1,8 +1,10 @@
 """A damaged checkpoint: found before anything is loaded, told, and made good by the one before it, bit for bit."""
 
+import itertools
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -151,3 +153,34 @@ def test_a_kill_while_one_is_deleted_leaves_no_half(frame, tmp_path, monkeypatch
     assert list((tmp_path / "save").glob(".CKPT*")) and len(run.brain.checkpointer.list_checkpoints()) == 2
     fit(make_brain(frame, tmp_path, n_epochs=3, valid=False))
     assert not [*(tmp_path / "save").glob(".CKPT*"), *(tmp_path / "save").glob(f"{DAMAGED}*")]
+
+
+CLOCKS = {  # the time at its n-th reading
+    "back": lambda n: 2e9 - 1000 * n,
+    "to and fro": lambda n: 2e9 + 1000 * n * (-1) ** n,
+    "a year ahead, then right": lambda n: 2e9 + 3e7 * (n < 40),
+    "still": lambda n: 2e9,
+}
+
+
+@pytest.mark.parametrize("clock", CLOCKS.values(), ids=CLOCKS)
+def test_no_clock_decides_which_is_the_last(frame, whole, tmp_path, monkeypatch, clock):  # noqa: F811
+    readings = itertools.count()
+    monkeypatch.setattr(time, "time", lambda: clock(next(readings)))
+    options = {**OPTIONS, "micro": 4, "run_opts": {"ckpt_interval_steps": 1}}
+    for stop in (2, 2, 1):  # steps, of three an epoch
+        stopped = make_brain(frame, tmp_path, **options)
+        stop_after(stopped.brain, stop)
+        with pytest.raises(Killed):
+            fit(stopped)
+    run = fit(make_brain(frame, tmp_path, **options))
+    assert same(weights(whole[0]), weights(run))
+    assert (whole[0].folder / "epochs.csv").read_bytes() == (run.folder / "epochs.csv").read_bytes()
+    run.brain.checkpointer.keep_for_tests()
+    run.brain.evaluate(run.loaders["test"])
+    assert run.brain.tested_epoch == 3
+    # an earlier epoch does not pass for the last one
+    shutil.rmtree(newest(run))
+    if run.brain.checkpointer.list_checkpoints():
+        with pytest.raises(DamagedCheckpoint, match=r"\(epoch [12]\) is the newest, but .*epochs.csv has epoch 3"):
+            run.brain.evaluate(run.loaders["test"])

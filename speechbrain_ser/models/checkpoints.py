@@ -17,8 +17,11 @@ from speechbrain.utils.distributed import main_process_only
 from torch import nn
 
 from speechbrain_ser.errors import UserError
+from speechbrain_ser.files import read_csv
 
-BEST = "best"  # in a checkpoint's meta: the best scores so far
+# in a checkpoint's meta, beside the `epoch` that is finished: the best scores so far; within an epoch the last one that
+# was finished, and the steps of the next
+BEST, AFTER, STEP = "best", "after_epoch", "step"
 
 
 class DamagedCheckpoint(UserError):
@@ -28,7 +31,8 @@ class DamagedCheckpoint(UserError):
 class CheckpointReader(Checkpointer):
     """SpeechBrain's Checkpointer, for which a folder whose CKPT.yaml cannot be read is no checkpoint.
 
-    Of several processes only the main one looks into the folder; the others are told what it found.
+    They are ordered by where in training they were taken, whatever the clock said. Of several processes only the main
+    one looks into the folder; the others are told what it found.
     """
 
     @main_process_only
@@ -43,7 +47,14 @@ class CheckpointReader(Checkpointer):
 
     def _construct_checkpoint_objects(self, checkpoint_dirs):
         readable = [folder for folder in checkpoint_dirs if not _wrong_meta(folder / METAFNAME)]
-        return super()._construct_checkpoint_objects(readable)
+        found = super()._construct_checkpoint_objects(readable)
+        # by this SpeechBrain orders; a clock may be set back, or be another machine's, and is for names alone
+        return [each._replace(meta={**each.meta, "unixtime": _place(each.meta)}) for each in found]
+
+
+def _place(meta: dict) -> tuple[int, int]:
+    """Where in training a checkpoint was taken: finished epochs, and steps of the next."""
+    return meta.get("epoch", meta.get(AFTER, 0)), meta.get(STEP, 0)
 
 
 def _wrong_meta(file: Path) -> str | None:
@@ -93,13 +104,18 @@ def find_epoch(checkpointer: CheckpointReader, **keys: str | None) -> Checkpoint
     """Return the checkpoint of a finished epoch, not one taken within it: the newest, or the best by a key of its meta.
 
     `keys` are ``max_key`` or ``min_key``, as SpeechBrain's ``find_checkpoint`` has them. No other epoch takes its place
-    where its model is damaged, or where damage leaves open which one it is.
+    where its model is damaged, where damage leaves open which one it is, or where epochs.csv has a later epoch.
     """
     is_finished = {"ckpt_predicate": lambda c: "epoch" in c.meta}
     newest, found = checkpointer.find_checkpoint(**is_finished), checkpointer.find_checkpoint(**keys, **is_finished)
     wrong = [f"{path.name}: {words}" for path, words in checkpointer.unreadable().items()]
     if found is not None and (words := damage(found.path, ["model"])):
         wrong.append(f"{found.path.name} ({when(found)}): {words}")
+    history = Path(checkpointer.checkpoints_dir).parent / "epochs.csv"
+    if newest is not None and history.is_file():
+        last = read_csv(history, ["epoch"])["epoch"].max()
+        if last > newest.meta["epoch"]:
+            wrong.append(f"{newest.path.name} ({when(newest)}) is the newest, but {history} has epoch {last}")
     for key in filter(None, keys.values()):
         best = newest.meta.get(BEST, {}).get(key) if newest else None
         if best is not None and (found is None or found.meta[key] < best):

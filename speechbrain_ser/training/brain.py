@@ -7,11 +7,13 @@ that works around it says so.
 import itertools
 import json
 import logging
+import time
 
 import pandas as pd
 import speechbrain as sb
 import torch
 from speechbrain import Stage
+from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.utils.distributed import if_main_process, main_process_only, run_on_main
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -20,7 +22,7 @@ from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.figures import plot_reconstructions, save_figure
 from speechbrain_ser.evaluation.metrics import RECOGNITION, label_accuracy, metrics, metrics_by_text
 from speechbrain_ser.files import write_csv
-from speechbrain_ser.models.checkpoints import BEST, find_epoch, load_parameters
+from speechbrain_ser.models.checkpoints import AFTER, BEST, STEP, find_epoch, load_parameters
 from speechbrain_ser.models.heads import Decoder
 from speechbrain_ser.nnet.losses import mean_spectrum_mse, reconstruction_loss
 from speechbrain_ser.training import distributed
@@ -293,6 +295,8 @@ class SERBrain(sb.Brain):
         """Empty books; a training epoch resumed in its middle keeps its own."""
         if stage != Stage.TRAIN or self.step == 0:
             self.tally.reset()
+        if stage == Stage.TRAIN:
+            self.saved_at = time.monotonic()
         self.rows, self.logits = [], {}
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
@@ -380,10 +384,11 @@ class SERBrain(sb.Brain):
         return {k.removeprefix(f"{part}_"): v for k, v in row.items() if k.startswith(f"{part}_")}
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
-        """Whether it is time, or any process was asked to end."""
+        """Whether it is time (by a clock that nobody sets), or any process was asked to end."""
         if self.checkpointer is None:
             return False
         wished = self._is_end_wished()  # asked in every process, whatever the clock says
+        last_ckpt_time = time.time() - (time.monotonic() - self.saved_at)
         return super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt) or wished
 
     def _is_end_wished(self) -> bool:
@@ -393,8 +398,15 @@ class SERBrain(sb.Brain):
         return stop_wish.is_there
 
     def _save_intra_epoch_ckpt(self):
-        """SpeechBrain's; where someone wishes that we end, we do."""
-        super()._save_intra_epoch_ckpt()
+        """As SpeechBrain's, with the place in training; where someone wishes that we end, we do."""
+        self.checkpointer.save_and_keep_only(
+            meta={INTRA_EPOCH_CKPT_FLAG: True, AFTER: self.hparams.epoch_counter.current - 1, STEP: self.step},
+            end_of_epoch=False,
+            num_to_keep=1,
+            ckpt_predicate=lambda checkpoint: INTRA_EPOCH_CKPT_FLAG in checkpoint.meta,
+            verbosity=logging.DEBUG,
+        )
+        self.saved_at = time.monotonic()
         stop_wish.heed()
 
     # -------------------------------------------------------------- test

@@ -133,8 +133,9 @@ class WholeCheckpointer(CheckpointReader):
 
 
 def has_optimizer(save: Path) -> bool:
-    """Whether a checkpoint of a run's `save/` folder still holds what further training needs."""
-    return any(save.glob(f"{CKPT_PREFIX}*/optimizer.ckpt"))
+    """Whether the newest checkpoint of a run's `save/` folder still holds what further training needs."""
+    newest = CheckpointReader(save).find_checkpoint()
+    return newest is not None and "optimizer" in newest.paramfiles
 
 
 @of_every_process
