@@ -12,6 +12,8 @@ import pytest
 import soundfile
 import torch
 
+from speechbrain_ser.inference.recognizer import load_model
+
 from .corpus_trees import table_folder, write_wav
 
 
@@ -173,6 +175,43 @@ def test_finished_is_not_run_again_and_more_epochs_continue(train):
     epochs = pd.read_csv(folder / "epochs.csv")["epoch"].tolist()
     assert epochs == [1, 2, 3] and json.loads((folder / "metrics.json").read_text())["n_epochs"] == 3
     assert "asks for fewer" in train("--n_epochs=2", code=2)
+
+
+@pytest.mark.parametrize("yaml", ["cai_mtl", "probe"])
+def test_a_run_needs_no_backbone_once_it_has_checkpoints(train, small, tmp_path, monkeypatch, yaml):
+    """Given as a path of one working folder; in the other one it might be a stranger's name on the hub."""
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **_: pytest.fail("the hub was asked"))
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+    home = shutil.copytree(small.backbone(), tmp_path / "here" / "pretrained" / "w2v")
+    shutil.move(home / "preprocessor_config.json", home / "processor_config.json")
+    (home / "processor_config.json").write_text('{"feature_extractor": {"do_normalize": false}}')
+    flags = ["--encoder=pretrained/w2v"]
+    flags += ["--freeze_feature_extractor=True", "--cache_front_end=True"] if yaml == "cai_mtl" else []
+    monkeypatch.chdir(tmp_path / "here")
+    folder = folder_of(train(*flags, yaml=yaml))
+    written = {name: (folder / name).read_bytes() for name in ("metrics.json", "predictions.csv", "epochs.csv")}
+    again = folder_of(train(*flags, f"--results_folder={tmp_path / 'again'}", yaml=yaml))
+    monkeypatch.chdir(tmp_path / "there")
+    if yaml == "cai_mtl":  # whose checkpoints have the encoder's parameters
+        home.rename(tmp_path / "gone")
+        train(*flags, "--test_only", yaml=yaml)
+    assert load_model(folder).model.encoder.normalize_wav is False
+    for name in written:
+        assert (folder / name).read_bytes() == written[name]
+    if yaml == "probe":
+        assert "here pretrained/w2v" in train(*flags, "--test_only", yaml=yaml, code=2)
+        return
+    longer = folder_of(train(*flags, "--n_epochs=2", yaml=yaml))
+    (tmp_path / "gone").rename(home)
+    monkeypatch.chdir(tmp_path / "here")
+    assert longer == folder != again
+    train(*flags, "--n_epochs=2", f"--results_folder={tmp_path / 'again'}", yaml=yaml)
+    for name in written:
+        assert (folder / name).read_bytes() == (again / name).read_bytes(), name
+    # another preprocessing is another model
+    (home / "processor_config.json").unlink()
+    assert ", do_normalize: False, here" in train(*flags, "--n_epochs=3", yaml=yaml, code=2)
 
 
 def test_debug_leaves_no_results(train, tmp_path):

@@ -17,7 +17,7 @@ from transformers import AutoModel, HubertConfig, HubertModel
 
 from speechbrain_ser.lobes import backbone
 from speechbrain_ser.lobes import wav2vec2 as module
-from speechbrain_ser.lobes.backbone import BackboneError, check_backbone
+from speechbrain_ser.lobes.backbone import BackboneError, check_backbone, fingerprint
 from speechbrain_ser.lobes.encoder import Encoder
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
@@ -235,6 +235,12 @@ def test_normalize_wav(folder, batch, tmp_path):
     change_json(off / "preprocessor_config.json", do_normalize=False)
     assert [Wav2Vec2(str(path)).normalize_wav for path in (folder(GROUP), bare, off)] == [True, True, False]
     assert not Wav2Vec2(str(bare), normalize_wav=False).normalize_wav
+    nested = shutil.copytree(off, tmp_path / "as transformers 5 writes it")
+    (nested / "processor_config.json").write_text('{"feature_extractor": {"do_normalize": false}}')
+    (nested / "preprocessor_config.json").unlink()
+    assert not Wav2Vec2(str(nested)).normalize_wav
+    known = [fingerprint(path) for path in (folder(GROUP), bare, off, nested)]
+    assert known[0] == known[1] != known[2] == known[3] == f"{known[0]}, do_normalize: False"
     raw, normalized = Wav2Vec2(str(off)).eval(), Wav2Vec2(str(off), normalize_wav=True).eval()
     assert padding_error(raw, batch) < TOLERANCE
     for grad in (False, True):  # two ways through the front end
@@ -613,8 +619,14 @@ def test_hub_model_is_fetched_once(folder, batch, monkeypatch, tmp_path):
     for _ in range(2):
         lobe = Wav2Vec2("some/model", str(tmp_path)).eval()
         assert torch.equal(lobe(batch.wavs), Wav2Vec2(folder(GROUP)).eval()(batch.wavs))
-    assert asked == [["config.json", "preprocessor_config.json", "model.safetensors"]]
+    assert asked == [["config.json", "processor_config.json", "preprocessor_config.json", "model.safetensors"]]
     assert check_backbone("some/model", tmp_path)["model_type"] == "wav2vec2"
+    (snapshot,) = tmp_path.glob("models--some--model/snapshots/*")
+    (snapshot / "preprocessor_config.json").unlink()  # of a download that had not asked for all there is
+    assert check_backbone("some/model", tmp_path) == {}  # so the hub is asked
+    monkeypatch.setattr(backbone.huggingface_hub.HfApi, "model_info", lambda *args, **_: 1 / 0)
+    assert check_backbone("some/model", tmp_path)["model_type"] == "wav2vec2"  # who has none takes what there is
+    monkeypatch.setattr(backbone.huggingface_hub.HfApi, "model_info", model_info)
     there.remove("config.json")
     with pytest.raises(BackboneError, match="'other/model' lacks config"):
         check_backbone("other/model", tmp_path)

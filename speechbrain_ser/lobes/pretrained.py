@@ -192,8 +192,8 @@ class PretrainedEncoder(nn.Module):
         config.mask_time_prob = 0.05
         model_class, attention = self.model_class or MODEL_MAPPING[type(config)], given["attn_implementation"]
         self._check_attention(model_class, attention, backbone)
-        loads = given["load_weights"]
-        self.model = build_model(model_class, backbone.folder, config, attention, loads, self.key_mapping)
+        loads, mapping = backbone.has_weights, self.key_mapping
+        self.model = build_model(model_class, backbone.folder, config, attention, loads, mapping)
         self.transformer.layers = _lowest(self.transformer.layers, given["n_layers"])
         self.model.config.num_hidden_layers = len(self.transformer.layers)
         self.output_size: int = self.model.config.hidden_size

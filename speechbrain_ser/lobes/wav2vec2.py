@@ -1,7 +1,6 @@
 """wav2vec2, HuBERT, WavLM and data2vec as one SpeechBrain lobe whose output does not depend on padding."""
 
 import contextlib
-import logging
 import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -11,15 +10,13 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
-from transformers import AutoFeatureExtractor
 
+from speechbrain_ser.lobes.backbone import wants_normalized
 from speechbrain_ser.lobes.pretrained import Embeddings, PretrainedEncoder, frames_of
 from speechbrain_ser.nnet.convolution import innermost
 from speechbrain_ser.nnet.front_end import GroupNormFrontEndLayer, convolve_in_pieces, front_end_layer
 from speechbrain_ser.nnet.masked import MaskedPositionalConv, normalize_own
 from speechbrain_ser.processing.lengths import absolute_lengths, frame_mask
-
-logger = logging.getLogger(__name__)
 
 # WavLM of transformers 5 gives torch's attention a boolean and a float mask: torch adds them, and complains
 warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
@@ -63,7 +60,7 @@ class Wav2Vec2(PretrainedEncoder):
         for kernel, stride in zip(model.config.conv_kernel[::-1], model.config.conv_stride[::-1], strict=True):
             self.min_samples = (self.min_samples - 1) * stride + kernel
         if self.normalize_wav is None:
-            self.normalize_wav = _wants_normalized(folder)
+            self.normalize_wav = wants_normalized(folder)
 
     def fix_weights(self, dtype: torch.dtype | None = None) -> None:
         """As the base's: also the weight norm, and with a `dtype` weights in that type, becomes plain weights."""
@@ -154,15 +151,6 @@ class Wav2Vec2(PretrainedEncoder):
             for index, layer in enumerate(self.transformer.layers):
                 layer.register_forward_pre_hook(partial(_store_layer_input, index))
             self._is_watched = True
-
-
-def _wants_normalized(folder: Path) -> bool:
-    """What the preprocessor says of waveforms; a folder without one is taken to want them normalised."""
-    try:
-        return AutoFeatureExtractor.from_pretrained(str(folder)).do_normalize
-    except (OSError, ValueError):
-        logger.info("%s has no preprocessor_config.json: waveforms are normalised (do_normalize)", folder)
-        return True
 
 
 def _is_padded(counts: torch.LongTensor, longest: int) -> bool:

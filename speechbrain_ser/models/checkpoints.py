@@ -22,6 +22,7 @@ from speechbrain_ser.files import read_csv
 # in a checkpoint's meta, beside the `epoch` that is finished: the best scores so far; within an epoch the last one that
 # was finished, and the steps of the next
 BEST, AFTER, STEP = "best", "after_epoch", "step"
+BACKBONES = "backbones"  # in a run's save/: the settings of pretrained encoders, whose weights are in the checkpoints
 
 
 class DamagedCheckpoint(UserError):
@@ -98,6 +99,12 @@ def _wrong_file(file: Path) -> str | None:
 def when(checkpoint: Checkpoint) -> str:
     """Say of which epoch a checkpoint is."""
     return f"epoch {checkpoint.meta['epoch']}" if "epoch" in checkpoint.meta else "within an epoch"
+
+
+def newest_whole(save: Path) -> Checkpoint | None:
+    """Return the newest checkpoint of a run's ``save/`` whose model is not damaged, in this very process."""
+    found = CheckpointReader(save).find_checkpoints()
+    return next((checkpoint for checkpoint in found if not damage(checkpoint.path, ["model"])), None)
 
 
 def find_epoch(checkpointer: CheckpointReader, **keys: str | None) -> Checkpoint | None:

@@ -43,6 +43,7 @@ class MultitaskModel(nn.Module):
 
     tasks: tuple[str, ...] = ("emotion",)  # those that the model knows of itself
     without_head: tuple[str, ...] = ()
+    holds_encoder = True  # whether checkpoints have its parameters
 
     def build_heads(
         self,

@@ -23,6 +23,8 @@ class ProbeModel(MultitaskModel):
     `seed` are :class:`MultitaskModel`'s.
     """
 
+    holds_encoder = False
+
     def __init__(
         self,
         encoder: nn.Module,

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import json
 import logging
+import os
 import re
 import shutil
 import signal
@@ -30,8 +31,9 @@ from speechbrain_ser.errors import INTERRUPTED, TRY_LATER, UserError, nearest, s
 from speechbrain_ser.evaluation.metrics import SELECTIONS
 from speechbrain_ser.evaluation.runs import summary
 from speechbrain_ser.files import NO_ROOM, FolderInUse, below, locked, read_json, write_json, write_text
-from speechbrain_ser.lobes.backbone import check_backbone, fingerprint
+from speechbrain_ser.lobes.backbone import check_backbone, fingerprint, settings_kept_in
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
+from speechbrain_ser.models.checkpoints import BACKBONES, load_parameters, newest_whole
 from speechbrain_ser.models.heads import MultitaskModel
 from speechbrain_ser.nnet.losses import frames_needed
 from speechbrain_ser.processing.cache import feature_source
@@ -143,9 +145,11 @@ class Run:
         return torch.tensor((weights / (weights * counts).sum() * counts.sum()).to_numpy(), dtype=torch.float32)
 
     def sizes(self) -> dict:
-        """Return the YAML's lines that the data fills in: ``n_emotions``, ``n_speakers``, …, ``n_tokens``."""
+        """Return the YAML's lines that data and machine fill in: ``n_emotions``, ``n_speakers``, …, ``n_tokens``."""
         found = {f"n_{label}s": len(values) for label, values in self.labels.items()}
         found["n_tokens"] = len(self.tokens) if self.tokens else None
+        if Path(str(self.config.plain.get("encoder"))).expanduser().is_dir():  # the run is used in other folders, too
+            found["encoder"] = os.path.abspath(Path(self.config.plain["encoder"]).expanduser())
         found = {key: size for key, size in found.items() if key in self.config.tree}
         return {**found, "output_folder": str(self.folder), "fold": self.fold.name}
 
@@ -216,17 +220,21 @@ def prepare(config: Config, shared: Preparation | None = None) -> Run:
     """
     shared, plain = shared or Preparation(), config.plain
     _check_lines(plain)
-    backbone, corpus = shared.backbone(plain), shared.data(plain)
+    if not _place(config).exists():
+        shared.backbone(plain)  # what is wrong with it is known before a corpus is read
+    corpus = shared.data(plain)
     fold = protocols.choose_fold(corpus.folds, plain["fold"])
     if (whom := plain.get("train_on", "fold")) != "fold":
         if whom != "all":
             raise UserError(f"train_on: expected fold (the fold's training part) or all (leaky), found {whom!r}")
         fold = protocols.train_on_all(fold, corpus.frame["ID"])
     _check_fold(plain, fold, corpus.frame)
+    folder = _folder(config, fold)
+    backbone = _own_backbone(folder, plain) or shared.backbone(plain)
     parts = hashlib.sha256(repr(fold).encode()).hexdigest()[:16]  # of a run that goes on, they must be the same
     science = {**config.science(), "fold": fold.name, "parts_digest": parts, **backbone, "utterances": corpus.digest}
     texts = {key: str(value) for key, value in science.items()}
-    run = Run(config, corpus.frame, fold, list(corpus.folds), _folder(config, fold), texts)
+    run = Run(config, corpus.frame, fold, list(corpus.folds), folder, texts)
     run.labels, run.class_weights  # noqa: B018 (they refuse what cannot be)
     for key, need in config.needs().items():
         run.science[key] = _check_needed(run, key, need, shared)
@@ -296,6 +304,21 @@ def _ready_backbone(plain: dict) -> str:
     return fingerprint(folder, hub)
 
 
+def _own_backbone(folder: Path, plain: dict) -> dict:
+    """The fingerprint of the backbone that a run in this folder began with, {} where it is to be looked for outside.
+
+    What has checkpoints and keeps its settings needs it no more; where a folder is gone, no hub is asked in its place.
+    """
+    path, encoder = folder / "configuration.json", plain.get("encoder")
+    if encoder is None or plain["build_backbone"] or Path(encoder).expanduser().is_dir() or not path.is_file():
+        return {}
+    known, hub = read_json(path)["backbone"], Path(plain["cache_folder"]) / "hub"
+    if (folder / "save" / BACKBONES).is_dir() and newest_whole(folder / "save"):
+        return {"backbone": known}
+    found = fingerprint(encoder, hub)
+    return {} if found == known else {"backbone": found}
+
+
 def _check_needed(run: Run, key: str, need: dict, shared: Preparation) -> str:
     """Return a digest of the configuration that this run starts from, whose folder may move.
 
@@ -328,13 +351,17 @@ def _differences(theirs: dict, ours: dict, keys) -> list[str]:
 
 
 def _folder(config: Config, fold: Fold) -> Path:
-    plain = config.plain
     if config.run_opts.debug and not config.run_opts.debug_persistently:
         return Path(tempfile.mkdtemp(prefix="speechbrain-ser-debug-"))
-    if plain["output_folder"]:
-        return Path(plain["output_folder"])
+    place, plain = _place(config), config.plain
+    return place if plain["output_folder"] else below(place, fold.name, str(plain["seed"]))
+
+
+def _place(config: Config) -> Path:
+    """The output folder, or that of all folds and seeds."""
+    plain = config.plain
     corpus = f"{plain['corpus']}-{plain['protocol']}"
-    return below(plain["results_folder"], config.system, corpus, config.variant(), fold.name, str(plain["seed"]))
+    return Path(plain["output_folder"] or below(plain["results_folder"], config.system, corpus, config.variant()))
 
 
 def _check_folder(run: Run) -> None:
@@ -399,10 +426,17 @@ def _fill_folder(run: Run) -> None:
 
 def _parts(run: Run) -> tuple[dict, dict]:
     """Return what the YAML declares, and the loaders; model and data judge each other."""
-    hparams = run.config.build(run.sizes())
+    save = run.folder / "save"
+    trained = newest_whole(save) if save.is_dir() else None
+    with settings_kept_in(save / BACKBONES, trained is not None):
+        hparams = run.config.build(run.sizes())
     if not isinstance(hparams["model"], MultitaskModel):
         found = type(hparams["model"]).__name__
         raise UserError(f"model: expected a speechbrain_ser.models.heads.MultitaskModel, found a {found}")
+    if trained is not None:  # caches have what is frozen, which may be there alone
+        load_parameters(hparams["model"], trained)
+    elif not hparams["model"].holds_encoder:  # its checkpoints will not have the weights
+        shutil.rmtree(save / BACKBONES, ignore_errors=True)
     _check_optimizer(hparams)
     _refuse_lengths(run, hparams["model"])
     _warn_cut(run, hparams["model"])
