@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a used-up quota, a limit on a file's size
 FULL = 1 << 16  # bytes that are left on a full disk, at the most
+HALF = ".*.tmp"  # names of files that are being written
 PATIENCE = 1.0  # seconds for a lock that someone else only looks at
 
 # ------------------------------------------------------------------ names
@@ -108,15 +109,21 @@ def write_csv(frame: "pd.DataFrame", path: str | os.PathLike) -> Path:
 
 # ------------------------------------------------------------------ reading
 
+#: what to do about a damaged file of a run
+AGAIN = ". Delete it, and the run's own command with --test_only writes it anew"
 
-def read_json(path: str | os.PathLike) -> Any:
-    """Read a JSON file; one that cannot be read, or is no JSON, is an error that names it."""
+
+def read_json(path: str | os.PathLike, kind: type = object, way_out: str = "") -> Any:
+    """Read a JSON file; one that cannot be read, or is no JSON of a kind, is an error that names it and a way out."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(found, kind):
+            raise ValueError(f"a {kind.__name__}, found {found!r:.80}")
+        return found
     except OSError as error:
         raise UserError(f"{path}: expected a file that can be read: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(f"{path}: expected JSON: {error}") from error
+        raise UserError(f"{path}: expected JSON: {error}{way_out}") from error
 
 
 def read_csv(path: str | os.PathLike, columns: Iterable[str] = (), **options) -> "pd.DataFrame":
@@ -129,14 +136,14 @@ def read_csv(path: str | os.PathLike, columns: Iterable[str] = (), **options) ->
         wrong = [k for k, row in enumerate(rows, 1) if len(row) != len(rows[0])]
         if wrong or not text.endswith("\n"):
             which = wrong[0] if wrong else len(rows)
-            raise UserError(f"{path}: expected a whole table, found row {which} cut off or damaged")
+            raise UserError(f"{path}: expected a whole table, found row {which} cut off or damaged{AGAIN}")
         frame = pd.read_csv(io.StringIO(text), **options)
     except OSError as error:
         raise UserError(f"{path}: expected a file that can be read: {error.strerror}") from error
     except (UnicodeError, csv.Error) as error:
-        raise UserError(f"{path}: expected a table: {error}") from error
+        raise UserError(f"{path}: expected a table: {error}{AGAIN}") from error
     if lacking := [column for column in columns if column not in frame]:
-        raise UserError(f"{path} lacks the columns {', '.join(lacking)}")
+        raise UserError(f"{path} lacks the columns {', '.join(lacking)}{AGAIN}")
     return frame
 
 

@@ -613,6 +613,13 @@ def test_the_best_validation_is_kept_and_a_tie_goes_to_the_earlier_epoch(frame, 
     assert {c.meta["epoch"] for c in run.brain.checkpointer.list_checkpoints()} == {2, 4}
 
 
+def test_a_file_has_no_bar_and_a_line_an_epoch(frame, tmp_path, capfd, caplog):
+    run = fit(make_brain(frame, tmp_path, run_opts={"noprogressbar": False}))
+    run.brain.evaluate(run.loaders["test"])
+    assert "it/s" not in capfd.readouterr().err
+    assert sum(record.getMessage().startswith("epoch: ") for record in caplog.records) == 2
+
+
 META = {"epoch": 7, "lr": 0.1}
 PARTS = {"train": {"loss": 1.5}, "valid": None, "test": {"WA": 0.25, "WER": 1}}
 

@@ -184,6 +184,8 @@ def test_mse_has_a_picture_and_survives_every_format_where_it_is(with_mse, repor
 
 def test_curves_are_means_over_folds_and_a_stopped_run_keeps_its_last_value(one):
     write_csv(epochs(0.5, 2), run_of(one) / "epochs.csv")
+    metrics = run_of(one) / "metrics.json"
+    metrics.write_text(metrics.read_text().replace('"epoch": 3', '"epoch": 2'))
     part, curves = mean_curves(load_runs(one))
     assert part == "test" and curves["default"].index.tolist() == [1, 2, 3]
     last = {"WA": (0.5 + 3 * 0.8) / 4, "WER": (0.5 + 3 * 0.2) / 4}
@@ -432,9 +434,17 @@ def shorter_fold(root):
         (claim(selection="valid"), "different configured selections"),
         (claim(utterances=3), "metrics.json without what a report needs"),
         (write("metrics.json", '{"a": '), "unreadable file.*\n.*metrics.json"),
-        (write("metrics.json", '{"a": 1}'), "metrics.json without what a report needs.*\n.*system, corpus"),
+        (
+            write("metrics.json", '{"a": 1}'),
+            "metrics.json: expected a run's figures, found no system, corpus",
+        ),
         (write("predictions_test.csv", ""), "unreadable file"),
-        (write("epochs.csv", "\0\0"), "lacks the columns epoch"),
+        (write("epochs.csv", "\0\0\n"), "lacks the columns epoch"),
+        (
+            write("epochs.csv", "epoch,test_WA\n1,0.5\n2,0.5\n3"),
+            "epochs.csv: expected a whole table, found row 4",
+        ),
+        (write("epochs.csv", "epoch\n1\n2\n"), "epochs.csv has 2 epochs, metrics.json says 3"),
         (lambda root: (run_of(root) / "predictions_valid.csv").unlink(), r"unreadable file.*\n.*predictions_valid.csv"),
         (shorter_fold, r"alpha=0, fold 01F, seed 1 \(last\) lacks 01F_020, 01F_021"),
         (

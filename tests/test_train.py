@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 
+from speechbrain_ser.cli import main as console
 from speechbrain_ser.inference.recognizer import load_model
 
 from .corpus_trees import table_folder, write_wav
@@ -214,6 +215,61 @@ def test_a_run_needs_no_backbone_once_it_has_checkpoints(train, small, tmp_path,
     assert ", do_normalize: False, here" in train(*flags, "--n_epochs=3", yaml=yaml, code=2)
 
 
+READ = {  # by a command, of a finished run
+    "train": ("metrics.json", "configuration.json", "calibration.json"),
+    "report": ("metrics.json", "epochs.csv", "predictions.csv", "calibration.json"),
+    "predict": ("metrics.json", "epochs.csv", "hyperparams.yaml", "calibration.json"),
+    "export": ("metrics.json", "epochs.csv", "predictions.csv", "hyperparams.yaml", "calibration.json"),
+}
+
+
+@pytest.mark.parametrize("name", sorted({name for names in READ.values() for name in names}))
+def test_a_damaged_file_is_named_and_written_anew(train, trained, small, tmp_path, capfd, name):
+    run = shutil.copytree(trained(yaml="cai_mtl"), tmp_path / "run")
+    path, whole = run / name, (run / name).read_bytes()
+    wav = next(small.corpus("emodb").rglob("*.wav"))
+    words = {"report": [run], "predict": [wav, f"--model={run}"], "export": [run, tmp_path / "out"]}
+    for content in (b"", whole[: len(whole) // 2], whole[:-2]):
+        path.write_bytes(content)
+        for command in (command for command, names in READ.items() if name in names):
+            if command == "train":
+                said = train(f"--output_folder={run}", code=2)
+            else:
+                assert console([command, *map(str, words[command])]) == 2, (command, content)
+                said = capfd.readouterr().err
+            assert str(path) in said, (command, content)
+            assert ("--test_only" if name != "configuration.json" else "delete the folder") in said
+    if name != "configuration.json":
+        path.unlink()
+        train(f"--output_folder={run}", "--test_only")
+        assert path.read_bytes() == whole or name == "hyperparams.yaml"  # which has the folder's name
+        assert path.stat().st_size > 0.9 * len(whole)
+
+
+def test_the_next_start_sweeps_what_a_kill_has_left(train, trained, tmp_path):
+    run = shutil.copytree(trained(yaml="cai_mtl"), tmp_path / "run")
+    (checkpoint,) = (run / "save").glob("CKPT*")
+    older = shutil.copytree(checkpoint, checkpoint.with_name("CKPT+2099-01-01+00-00-00+00"))
+    (older / "CKPT.yaml").write_text((older / "CKPT.yaml").read_text().replace("epoch: 1", "epoch: 0"))
+    shutil.copytree(checkpoint, checkpoint.with_name(f".{checkpoint.name}"))
+    for half in (".metrics.json.1.tmp", "save/.classes.json.2.tmp"):
+        (run / half).touch()
+    train(f"--output_folder={run}")
+    assert list((run / "save").glob("*CKPT*")) == [checkpoint] and not list(run.rglob(".*"))
+
+
+def test_a_recording_that_is_another_one_is_named(train, table, tmp_path):
+    data = shutil.copytree(table, tmp_path / "data")
+    flags = ("--corpus=table", f"--data_folder={data}", TABLE_COLUMNS, "--protocol=given")
+    train(*flags)
+    (data / "3.flac").touch()  # copied, or restored
+    train(*flags, "--test_only")
+    wav, rate = soundfile.read(data / "3.flac")
+    soundfile.write(data / "3.flac", wav[::-1], rate)
+    for more in ("--test_only", "--n_epochs=2"):
+        wrong(train, *flags, more, expect=("not the recording that the run began with (1)", "3.flac", "put these back"))
+
+
 def test_debug_leaves_no_results(train, tmp_path):
     train("--debug")
     assert not (tmp_path / "results").exists() or not list((tmp_path / "results").glob("cai_mtl"))
@@ -293,10 +349,12 @@ def test_recordings_too_short_for_a_frame(train, table, tmp_path):
 
 
 def test_a_run_says_who_validates(train, small):
-    for flag, who in (("--fold=16", "7 utterances of 03"), ("--protocol=half_session", "none (protocol half_session")):
+    weak = ("--protocol=random", "WEAK validation: ")  # who are trained on, too
+    strong = ("--fold=16", "INFO - validation: 7 utterances of 03")
+    for flag, who in (weak, strong, ("--protocol=half_session", "validation: none (protocol half_session")):
         corpus = ["--corpus=demo", f"--data_folder={small.corpus('iemocap')}"] if "half" in flag else []
         log = (folder_of(train(flag, *corpus)) / "log.txt").read_text(encoding="utf-8")
-        assert f"validation: {who}" in log
+        assert who in log
 
 
 def test_nobody_validates_among_two_speakers(train, table, tmp_path):

@@ -331,7 +331,7 @@ class _Planner:
         problems.tell()
         order = dict.fromkeys(place for of_row in places.values() for place in of_row)
         wanted = [(row, *place) for place in order for row in self.rows if place in places[row.name]]
-        for row, seed, fold in tqdm(wanted, "checking", disable=len(wanted) < 20, leave=False):
+        for row, seed, fold in tqdm(wanted, "checking", disable=True if len(wanted) < 20 else None, leave=False):
             with problems.of(f"{row.name}, fold {fold}"):
                 self._add(row, seed, fold)
         problems.tell()

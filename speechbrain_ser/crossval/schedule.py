@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 ATTEMPTS = 2
 GRACE = 30.0  # seconds between asking a process to end and ending it: a step, and its checkpoint
 TAIL = 15  # lines of a failed run's log
-SHOW = (1.0, 60.0)  # seconds between two pictures of the bar: on a terminal, in a file
+SHOW = 1.0  # seconds between two pictures of the bar
 
 
 class Interrupted(BaseException):
@@ -201,7 +200,7 @@ class Schedule:
             total=sum(run.n_epochs for run in runs),
             initial=self._epochs(),
             unit="epoch",
-            disable=not progress,
+            disable=None if progress else True,  # None: where there is no terminal
             dynamic_ncols=True,
             smoothing=0.05,
         )
@@ -213,7 +212,7 @@ class Schedule:
             while self.waiting or self.running:
                 self._collect()
                 self._start()
-                if time.monotonic() - looked > SHOW[not sys.stderr.isatty()] or not (self.waiting or self.running):
+                if time.monotonic() - looked > SHOW or not (self.waiting or self.running):
                     self._show()
                     looked = time.monotonic()
                 time.sleep(self.poll if self.running or self.waiting else 0)

@@ -96,7 +96,7 @@ class AudioCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             pool = ThreadPoolExecutor(os.cpu_count())
             try:
-                bar = tqdm(pool.map(self._copy, todo), "resampling", len(todo), disable=not progress)
+                bar = tqdm(pool.map(self._copy, todo), "resampling", len(todo), disable=None if progress else True)
                 self.paths.update(zip(todo, bar, strict=True))
             finally:
                 pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the rest of the corpus

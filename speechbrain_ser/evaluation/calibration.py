@@ -12,7 +12,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.files import read_json
+from speechbrain_ser.files import AGAIN, read_json
 
 BINS = 15  # of equal width, as Guo et al. 2017 have them
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the largest posterior, fixed beforehand: none is chosen on a test part
@@ -218,7 +218,7 @@ def _figures(logits: np.ndarray, true: np.ndarray, temperature: float | None) ->
 def read_calibration(run_folder: str | os.PathLike) -> dict | None:
     """Read and check a run's ``calibration.json``; None where there is no such file."""
     path = Path(run_folder) / CALIBRATION
-    return check_calibration(read_json(path), path) if path.is_file() else None
+    return check_calibration(read_json(path, dict, AGAIN), path) if path.is_file() else None
 
 
 def check_calibration(found, where: str | os.PathLike) -> dict:

@@ -19,7 +19,7 @@ import pandas as pd
 from speechbrain_ser.errors import Offenders, UserError, shown
 from speechbrain_ser.evaluation.calibration import FILES, LOGITS, read_calibration, temperature_of
 from speechbrain_ser.evaluation.metrics import FIGURES, RECOGNITION, word_errors
-from speechbrain_ser.files import path_component, read_json
+from speechbrain_ser.files import AGAIN, path_component, read_csv, read_json
 
 NEEDED = ("system", "corpus", "protocol", "fold", "folds", "seed", "variant", "changed", "classes", "utterances")
 NEEDED += ("n_epochs", "selection", "selections", "speaker_disjoint", "leak")
@@ -139,7 +139,12 @@ def load_runs(folder: str | os.PathLike, allow_incomplete: bool = False) -> Runs
         found = [f"{len(paths)} {kind}" for kind, paths in what.items() if paths]
         raise UserError(f"{folder} holds {' and '.join(found) or 'no run (no metrics.json)'}")
     problems = Offenders(f"{folder}: no report can be made of this", UserError)
-    metrics = {path: _read_metrics(path, problems) for path in finished}
+    metrics = {}
+    for path in finished:
+        try:
+            metrics[path] = read_metrics(path)
+        except UserError as error:
+            problems.add("unreadable file", error)
     problems.raise_any()
     _check_mixture(metrics, problems)
     _check_variants(metrics, problems)
@@ -179,14 +184,11 @@ def _is_pretraining(path: Path) -> bool:
 # ------------------------------------------------------------------ reading and checking one run
 
 
-def _read_metrics(path: Path, problems: Offenders) -> dict:
-    try:
-        found = read_json(path / "metrics.json")
-    except UserError as error:
-        problems.add("unreadable file", error)
-        return {}
-    if lacking := [k for k in NEEDED if k not in found] if isinstance(found, dict) else ["a mapping"]:
-        problems.add("metrics.json without what a report needs", f"{path}: {', '.join(lacking)}")
+def read_metrics(folder: Path) -> dict:
+    """Return what a finished run's metrics.json says; what is damaged, or of another shape, is an error."""
+    found = read_json(folder / "metrics.json", dict, AGAIN)
+    if lacking := [k for k in NEEDED if k not in found]:
+        raise UserError(f"{folder / 'metrics.json'}: expected a run's figures, found no {', '.join(lacking)}{AGAIN}")
     return found
 
 
@@ -200,9 +202,9 @@ def _read_run(path: Path, metrics: dict, problems: Offenders) -> Run | None:
         seen = _read_csv(seen, ("ID", "speaker", "speaker_predicted")) if seen.is_file() else None
         if seen is not None:
             _check_count(path / "predictions_seen.csv", seen, expected["seen"], problems)
-        epochs = pd.read_csv(path / "epochs.csv")
-        if "epoch" not in epochs:
-            raise ValueError("epochs.csv lacks the columns epoch")
+        epochs = read_csv(path / "epochs.csv", ["epoch"])
+        if (last := metrics["selections"].get("last", {}).get("epoch", len(epochs))) != len(epochs):
+            raise ValueError(f"epochs.csv has {len(epochs)} epochs, metrics.json says {last}{AGAIN}")
         calibration = read_calibration(path)
         logits = None if calibration is None else _read_logits(path, metrics)
         run = Run(path, metrics, predictions, epochs, seen, second, calibration, logits)
@@ -218,10 +220,7 @@ def _read_run(path: Path, metrics: dict, problems: Offenders) -> Run | None:
 
 def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """Everything as text: speaker 03 keeps its zero, and a hypothesis that reads NA or nothing is no missing value."""
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if lacking := [c for c in columns if c not in frame]:
-        raise ValueError(f"{path.name} lacks the columns {', '.join(lacking)}")
-    return frame
+    return read_csv(path, columns, dtype=str, keep_default_na=False)
 
 
 def _read_logits(path: Path, metrics: dict) -> pd.DataFrame:
@@ -454,7 +453,7 @@ PRETRAINING_PARTS = {"test": "test speakers", "seen": "known speakers, held out"
 
 def summary(folder: Path) -> str:
     """Return the figures of a finished run and where its files are, in words."""
-    results = read_json(folder / "metrics.json")
+    results = read_metrics(folder)
     is_pretraining = results.get("kind") == "pretraining"
     where = f"{results['corpus']}, protocol {results['protocol']}, fold {results['fold']}, seed {results['seed']}"
     lines = ["", f"{results['system']}{' (pre-training)' if is_pretraining else ''}: {where}"]

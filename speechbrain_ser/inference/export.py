@@ -20,7 +20,8 @@ from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.calibration import read_calibration, temperature_of
 from speechbrain_ser.evaluation.intervals import Interval, speaker_interval, speaker_sums
 from speechbrain_ser.evaluation.metrics import FIGURES, SELECTIONS, printed, with_interval
-from speechbrain_ser.files import read_json, sha256, write_json, write_text
+from speechbrain_ser.evaluation.runs import read_metrics
+from speechbrain_ser.files import read_csv, sha256, write_json, write_text
 from speechbrain_ser.inference import adapters, package
 from speechbrain_ser.inference.package import CONFIG, LABELS, PARAMETERS, TASKS
 from speechbrain_ser.inference.recognizer import TrainedModel, finished, load_model, read_yaml
@@ -74,7 +75,7 @@ def model_card(metrics: Mapping, predictions: pd.DataFrame, config: Mapping, bac
 
 def run_card(run: Path) -> str:
     """The model card of a run that is no package, without front matter."""
-    metrics, predictions = read_json(run / "metrics.json"), _predictions(run)
+    metrics, predictions = read_metrics(run), _predictions(run)
     config = {"classes": metrics["classes"], "decoding": "hypothesis" in predictions, "files": ()}
     config |= {"calibration": read_calibration(run), "speechbrain_ser": __version__}
     return model_card(metrics, predictions, config).text
@@ -131,7 +132,7 @@ def _predictions(run: Path) -> pd.DataFrame:
     path = run / "predictions.csv"
     if not path.is_file():
         raise UserError(f"{path}: expected the predictions of a finished run, found none")
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
+    return read_csv(path, dtype=str, keep_default_na=False)
 
 
 # ------------------------------------------------------------------ SpeechBrain's layout

@@ -21,7 +21,8 @@ from speechbrain_ser.data.text import load_tokens
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.evaluation.calibration import check_temperature, read_calibration, temperature_of
 from speechbrain_ser.evaluation.metrics import SELECTIONS
-from speechbrain_ser.files import read_json, sha256
+from speechbrain_ser.evaluation.runs import read_metrics
+from speechbrain_ser.files import AGAIN, read_json, sha256
 from speechbrain_ser.inference.package import CONFIG, Package, is_hub_name, load_package
 from speechbrain_ser.inference.timeline import WINDOW, Timeline, WindowPlan, follow, plan_windows
 from speechbrain_ser.lobes.backbone import settings_kept_in
@@ -82,7 +83,7 @@ def load_model(run_folder: str | os.PathLike) -> TrainedModel:
     The run's ``hyperparams.yaml`` is executed, as every SpeechBrain YAML is: load only runs that you trust.
     """
     folder = finished(run_folder)
-    metrics = read_json(folder / "metrics.json")
+    metrics = read_metrics(folder)
     checkpoint = find_epoch(CheckpointReader(folder / "save"), max_key=SELECTIONS[metrics["selection"]].score)
     if checkpoint is None:
         raise UserError(f"{folder / 'save'}: expected a checkpoint of a finished epoch, found none")
@@ -109,11 +110,11 @@ def finished(run_folder: str | os.PathLike) -> Path:
 def read_yaml(path: Path) -> dict:
     """Return the YAML with its tags, nothing of it executed."""
     try:
-        tree = ruamel.yaml.YAML().load(path.read_text(encoding="utf-8"))
-    except ruamel.yaml.error.YAMLError as error:
-        raise UserError(f"{path}: expected YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: expected lines `name: value`, found {type(tree).__name__}")
+        tree = ruamel.yaml.YAML().load(text := path.read_text(encoding="utf-8"))
+    except (ruamel.yaml.error.YAMLError, UnicodeError) as error:
+        raise UserError(f"{path}: expected YAML: {error}{AGAIN}") from error
+    if not isinstance(tree, dict) or "brain_class" not in tree or not text.endswith("\n"):  # which comes late
+        raise UserError(f"{path}: expected all lines of a run, found some{AGAIN}")
     return tree
 
 

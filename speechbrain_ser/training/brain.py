@@ -7,6 +7,7 @@ that works around it says so.
 import itertools
 import json
 import logging
+import sys
 import time
 
 import pandas as pd
@@ -22,7 +23,7 @@ from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.figures import plot_reconstructions, save_figure
 from speechbrain_ser.evaluation.metrics import RECOGNITION, label_accuracy, metrics, metrics_by_text
 from speechbrain_ser.files import write_csv
-from speechbrain_ser.models.checkpoints import AFTER, BEST, STEP, find_epoch, load_parameters
+from speechbrain_ser.models.checkpoints import AFTER, BEST, STEP, find_epoch, load_parameters, newest_whole
 from speechbrain_ser.models.heads import Decoder
 from speechbrain_ser.nnet.losses import mean_spectrum_mse, reconstruction_loss
 from speechbrain_ser.training import distributed
@@ -63,6 +64,7 @@ class SERBrain(sb.Brain):
         # SpeechBrain clips the first parameter group only, and clips to nothing for max_grad_norm <= 0: its clipping
         # is made harmless here, and ours runs just before each optimiser step (see init_optimizers)
         self.clip_norm, self.max_grad_norm = self.max_grad_norm, NO_CLIPPING
+        self.noprogressbar = self.noprogressbar or not sys.stderr.isatty()  # a file has a line an epoch
         # its patience lets NaN gradients into the weights unless they are dropped
         self.skip_nonfinite_grads = self.skip_nonfinite_grads or self.nonfinite_patience > 0
         self.measures_seen = self.hparams.loss_weights.get("speaker", 0) > 0
@@ -428,8 +430,17 @@ class SERBrain(sb.Brain):
 
     def test(self) -> None:
         """Test every selection this training gives, and write the run's results."""
+        self._restore_epochs()
         evaluate_and_write(self)
         self.checkpointer.keep_for_tests()
+
+    @main_process_only
+    def _restore_epochs(self) -> None:
+        """Write epochs.csv anew where someone has deleted it."""
+        path = self.run.folder / "epochs.csv"
+        if not path.is_file() and (newest := newest_whole(self.checkpointer.checkpoints_dir)):
+            self.history.load(newest.paramfiles["history"], end_of_epoch=True)
+            write_csv(pd.DataFrame(self.history.rows), path)
 
     def table(self, part: str) -> pd.DataFrame:
         """Return the predictions of a part that was just tested, as they are written."""

@@ -12,7 +12,7 @@ import torch
 from speechbrain.utils.checkpoints import CKPT_PREFIX, mark_as_loader, mark_as_saver, register_checkpoint_hooks
 from speechbrain.utils.distributed import ddp_barrier, if_main_process, main_process_only, run_on_main
 
-from speechbrain_ser.files import cannot_be_written
+from speechbrain_ser.files import HALF, cannot_be_written
 from speechbrain_ser.models.checkpoints import BEST, CheckpointReader, DamagedCheckpoint, damage, find_epoch, when
 from speechbrain_ser.training.distributed import gathered, rank, world_size
 
@@ -76,6 +76,7 @@ class WholeCheckpointer(CheckpointReader):
 
     def keep_for_tests(self) -> None:
         """When a run is finished: keep only the newest and the best ones; nothing is left that could fail."""
+        self._remove_unfinished()
         newest = find_epoch(self)
         if newest is not None:
             self.keep_only(1, newest.meta.get(BEST, {}))
@@ -116,9 +117,12 @@ class WholeCheckpointer(CheckpointReader):
         path.rename(Path(tempfile.mkdtemp(prefix=DAMAGED, dir=path.parent)) / path.name)
 
     def _remove_unfinished(self) -> None:
+        """Sweep what a killed process has left in the run's folder."""
         if if_main_process():  # which others need not wait for
             for folder in Path(self.checkpoints_dir).glob(f"{UNFINISHED}{CKPT_PREFIX}*"):
                 shutil.rmtree(folder, ignore_errors=True)
+            for half in Path(self.checkpoints_dir).parent.rglob(HALF):
+                half.unlink(missing_ok=True)
 
     @main_process_only
     def _delete(self, folder: Path) -> None:

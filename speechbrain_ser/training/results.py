@@ -29,7 +29,7 @@ from speechbrain_ser.evaluation.figures import (
     save_figure,
 )
 from speechbrain_ser.evaluation.metrics import SELECTIONS
-from speechbrain_ser.files import cannot_be_written, write_csv, write_json
+from speechbrain_ser.files import cannot_be_written, read_csv, write_csv, write_json
 from speechbrain_ser.training.run import Run
 
 # on its import SpeechBrain warns that it could not save images with torchvision, which nobody asked for
@@ -131,7 +131,7 @@ def _facts(run: Run) -> dict:
 
 
 def _finish(run: Run, results: dict, valid_logits: dict, test_logits: dict) -> None:
-    epochs = pd.read_csv(run.folder / "epochs.csv")
+    epochs = read_csv(run.folder / "epochs.csv")
     curves = (plot_learning_curves if run.recognises else plot_pretraining_curves)(epochs, _where(run))
     save_figure(curves, run.folder / "learning_curves.png")
     if run.recognises:

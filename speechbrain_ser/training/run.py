@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,16 +25,17 @@ import torch
 from speechbrain.utils.distributed import if_main_process, infer_device
 
 from speechbrain_ser.data import batches, manifest, protocols
+from speechbrain_ser.data.audio import cores
 from speechbrain_ser.data.labels import apply_labels, join
 from speechbrain_ser.data.protocols import PARTS, Fold
 from speechbrain_ser.data.text import build_tokens, save_tokens
-from speechbrain_ser.errors import INTERRUPTED, TRY_LATER, UserError, nearest, shown
+from speechbrain_ser.errors import INTERRUPTED, TRY_LATER, Offenders, UserError, nearest, shown
 from speechbrain_ser.evaluation.metrics import SELECTIONS
-from speechbrain_ser.evaluation.runs import summary
-from speechbrain_ser.files import NO_ROOM, FolderInUse, below, locked, read_json, write_json, write_text
+from speechbrain_ser.evaluation.runs import read_metrics, summary
+from speechbrain_ser.files import NO_ROOM, FolderInUse, below, locked, read_json, sha256, write_json, write_text
 from speechbrain_ser.lobes.backbone import check_backbone, fingerprint, settings_kept_in
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
-from speechbrain_ser.models.checkpoints import BACKBONES, load_parameters, newest_whole
+from speechbrain_ser.models.checkpoints import BACKBONES, DamagedCheckpoint, load_parameters, newest_whole
 from speechbrain_ser.models.heads import MultitaskModel
 from speechbrain_ser.nnet.losses import frames_needed
 from speechbrain_ser.processing.cache import feature_source
@@ -156,7 +158,7 @@ class Run:
     def results(self) -> dict | None:
         """Return what metrics.json says, None before it is there."""
         path = self.folder / "metrics.json"
-        return read_json(path) if path.is_file() else None
+        return read_metrics(self.folder) if path.is_file() else None
 
     def trained(self) -> bool:
         """Return whether nothing is left but to test: all epochs that are asked for are behind a tested run."""
@@ -309,10 +311,10 @@ def _own_backbone(folder: Path, plain: dict) -> dict:
 
     What has checkpoints and keeps its settings needs it no more; where a folder is gone, no hub is asked in its place.
     """
-    path, encoder = folder / "configuration.json", plain.get("encoder")
-    if encoder is None or plain["build_backbone"] or Path(encoder).expanduser().is_dir() or not path.is_file():
+    encoder, hub = plain.get("encoder"), Path(plain["cache_folder"]) / "hub"
+    known = (_configuration(folder) or {}).get("backbone")
+    if known is None or plain["build_backbone"] or Path(encoder).expanduser().is_dir():
         return {}
-    known, hub = read_json(path)["backbone"], Path(plain["cache_folder"]) / "hub"
     if (folder / "save" / BACKBONES).is_dir() and newest_whole(folder / "save"):
         return {"backbone": known}
     found = fingerprint(encoder, hub)
@@ -329,10 +331,9 @@ def _check_needed(run: Run, key: str, need: dict, shared: Preparation) -> str:
     if folder is None:
         raise UserError(f"this needs a run of {yaml} first: give its folder as --{key}=…, or let crossval.py do both")
     if (theirs := shared.needed.get(Path(folder))) is None:
-        path = Path(folder) / "configuration.json"
-        if not path.is_file() or not (path.parent / "metrics.json").is_file():
+        theirs = _configuration(Path(folder))
+        if theirs is None or not (Path(folder) / "metrics.json").is_file():
             raise UserError(f"{key}: {folder} holds no finished run of {yaml}")
-        theirs = read_json(path)
     ours = {k: run.science[k] for k in COMMON_LINES}
     ours |= {k: text_of(lines[k]) for k in need.get("fits", lines) if k not in NEUTRAL_KEYS}
     if wrong := _differences(theirs, ours, ours):
@@ -343,6 +344,13 @@ def _check_needed(run: Run, key: str, need: dict, shared: Preparation) -> str:
             wrong.append(f"it was trained on speakers who are tested here ({', '.join(heard)}): it would leak")
         raise UserError("\n  ".join([f"{key}: {folder} does not fit this run:", *wrong]))
     return hashlib.sha256(json.dumps(theirs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _configuration(folder: Path) -> dict | None:
+    """What a run's folder was begun with, None where it is none."""
+    path = folder / "configuration.json"
+    way_out = f". By it {folder} is known: put it back from a copy, or delete the folder to train anew"
+    return read_json(path, dict, way_out) if path.is_file() else None
 
 
 def _differences(theirs: dict, ours: dict, keys) -> list[str]:
@@ -366,13 +374,12 @@ def _place(config: Config) -> Path:
 
 def _check_folder(run: Run) -> None:
     """An existing folder must be of this configuration; more epochs may be asked of it, nothing else."""
-    path = run.folder / "configuration.json"
-    if not path.is_file():
+    theirs = _configuration(run.folder)
+    if theirs is None:
         # a name with a dot is what a killed process had not finished writing
         if run.folder.is_dir() and any(not p.name.startswith(".") for p in run.folder.iterdir()):
             raise UserError(f"{run.folder} exists, is not empty and is no run folder: name another output_folder")
         return
-    theirs = read_json(path)
     if wrong := _differences(theirs, run.science, sorted({*theirs, *run.science})):
         raise UserError("\n  ".join([f"{run.folder} belongs to another configuration:", *wrong]))
     found = run.results()
@@ -422,6 +429,27 @@ def _fill_folder(run: Run) -> None:
     write_json(run.labels.get("speaker", []), save / "speakers.json")
     if run.tokens:
         save_tokens(run.tokens, save / "tokens.json")
+    _check_recordings(run, save / "recordings.json")
+
+
+def _check_recordings(run: Run, path: Path) -> None:
+    """Refuse recordings that are not those the run began with; `path` has size, time and SHA-256 of each."""
+    known = read_json(path, dict, ". Delete it") if path.is_file() else {}
+
+    def state_of(name: str, wav: str) -> str:
+        size_and_time = "{0.st_size} {0.st_mtime_ns} ".format(os.stat(wav))
+        state = known.get(name, "")
+        return state if state.startswith(size_and_time) else size_and_time + sha256(wav)
+
+    with ThreadPoolExecutor(cores()) as pool:
+        states = dict(zip(run.frame.index, pool.map(state_of, run.frame.index, run.frame["wav"]), strict=True))
+    problems = Offenders(f"{run.folder}: put these back, or delete the folder to train anew", UserError)
+    for name, wav in run.frame["wav"].items():
+        if name in known and known[name][-64:] != states[name][-64:]:
+            problems.add("not the recording that the run began with", f"{name}: {wav}")
+    problems.raise_any()
+    if states != known:
+        write_json(states, path)
 
 
 def _parts(run: Run) -> tuple[dict, dict]:
@@ -513,7 +541,10 @@ def _log_split(run: Run) -> None:
     fold, plain = run.fold, run.config.plain
     sizes = ", ".join(f"{p} {len(getattr(fold, p))}" for p in PARTS if getattr(fold, p))
     logger.info(f"{plain['corpus']}, protocol {plain['protocol']}, fold {fold.name}: {sizes}")
-    logger.info(f"validation: {protocols.who_validates(run.frame, fold, plain['protocol'])}")
+    valid, train = ({c: {*run.part(part)[c]} for c in ("emotion", "speaker")} for part in ("valid", "train"))
+    is_weak = fold.valid and (train["emotion"] - valid["emotion"] or valid["speaker"] <= train["speaker"])
+    who = protocols.who_validates(run.frame, fold, plain["protocol"])
+    logger.log(logging.WARNING if is_weak else logging.INFO, f"{'WEAK ' if is_weak else ''}validation: {who}")
     if run.leak:
         logger.warning(f"LEAKY PROTOCOL: {run.leak}")
     if run.never_trained:
@@ -612,6 +643,8 @@ def train_and_test(config: Config) -> Path:
         on_main(lambda: stack.enter_context(locked(run.folder)))
         if on_main(run.finished):
             logger.info(f"finished already: {run.folder} (delete the folder to train again)")
+            with contextlib.suppress(DamagedCheckpoint):  # of which who uses the run is told
+                WholeCheckpointer(run.folder / "save").keep_for_tests()
         else:
             hparams, brain = main_first(lambda: build(run))
             if not on_main(run.trained):
