@@ -133,15 +133,13 @@ def read_csv(path: str | os.PathLike, columns: Iterable[str] = (), **options) ->
     try:
         text = Path(path).read_bytes().decode("utf-8")
         rows = list(csv.reader(io.StringIO(text, newline=""), strict=True)) or [[]]
-        wrong = [k for k, row in enumerate(rows, 1) if len(row) != len(rows[0])]
-        if wrong or not text.endswith("\n"):
-            which = wrong[0] if wrong else len(rows)
-            raise UserError(f"{path}: expected a whole table, found row {which} cut off or damaged{AGAIN}")
-        frame = pd.read_csv(io.StringIO(text), **options)
-    except OSError as error:
-        raise UserError(f"{path}: expected a file that can be read: {error.strerror}") from error
-    except (UnicodeError, csv.Error) as error:
-        raise UserError(f"{path}: expected a table: {error}{AGAIN}") from error
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise UserError(f"{path}: expected a table that can be read: {error}{AGAIN}") from error
+    wrong = [k for k, row in enumerate(rows, 1) if len(row) != len(rows[0])]
+    if wrong or not text.endswith("\n"):
+        which = wrong[0] if wrong else len(rows)
+        raise UserError(f"{path}: expected a whole table, found row {which} cut off or damaged{AGAIN}")
+    frame = pd.read_csv(io.StringIO(text), **options)
     if lacking := [column for column in columns if column not in frame]:
         raise UserError(f"{path} lacks the columns {', '.join(lacking)}{AGAIN}")
     return frame

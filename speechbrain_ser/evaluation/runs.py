@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 
@@ -218,9 +218,8 @@ def _read_run(path: Path, metrics: dict, problems: Offenders) -> Run | None:
     return run
 
 
-def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Everything as text: speaker 03 keeps its zero, and a hypothesis that reads NA or nothing is no missing value."""
-    return read_csv(path, columns, dtype=str, keep_default_na=False)
+# everything as text: speaker 03 keeps its zero, and a hypothesis that reads NA or nothing is no missing value
+_read_csv = partial(read_csv, dtype=str, keep_default_na=False)
 
 
 def _read_logits(path: Path, metrics: dict) -> pd.DataFrame:

@@ -129,10 +129,7 @@ def _intervals(predictions: pd.DataFrame, classes: list) -> dict[str, Interval]:
 
 
 def _predictions(run: Path) -> pd.DataFrame:
-    path = run / "predictions.csv"
-    if not path.is_file():
-        raise UserError(f"{path}: expected the predictions of a finished run, found none")
-    return read_csv(path, dtype=str, keep_default_na=False)
+    return read_csv(run / "predictions.csv", dtype=str, keep_default_na=False)
 
 
 # ------------------------------------------------------------------ SpeechBrain's layout

@@ -50,7 +50,7 @@ class TrainedModel:
     @property
     def classes(self) -> list[str]:
         """In the order of the logits."""
-        return read_json(self.folder / "save" / "classes.json")
+        return read_json(self.folder / "save" / "classes.json", list, AGAIN)
 
     @property
     def tokens(self):

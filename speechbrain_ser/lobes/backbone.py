@@ -117,10 +117,7 @@ def settings_kept_in(folder: Path, is_trained: bool) -> Iterator[None]:
 
 
 def fingerprint(source: str | os.PathLike, save_path: str | os.PathLike = "pretrained") -> str:
-    """Hash a local backbone's configuration and weights to 16 hexadecimal digits; of any other return the hub name.
-
-    One whose waveforms are not normalised says so.
-    """
+    """Hash a local backbone's configuration and weights, and say so where it wants raw waveforms; else the hub name."""
     folder = _local_folder(source)
     if folder is None and _imported(source, save_path).is_dir():
         folder = _imported(source, save_path)  # in float16: not what the hub has

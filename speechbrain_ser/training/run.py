@@ -311,14 +311,12 @@ def _own_backbone(folder: Path, plain: dict) -> dict:
 
     What has checkpoints and keeps its settings needs it no more; where a folder is gone, no hub is asked in its place.
     """
-    encoder, hub = plain.get("encoder"), Path(plain["cache_folder"]) / "hub"
-    known = (_configuration(folder) or {}).get("backbone")
+    encoder, known = plain.get("encoder"), (_configuration(folder) or {}).get("backbone")
     if known is None or plain["build_backbone"] or Path(encoder).expanduser().is_dir():
         return {}
-    if (folder / "save" / BACKBONES).is_dir() and newest_whole(folder / "save"):
-        return {"backbone": known}
-    found = fingerprint(encoder, hub)
-    return {} if found == known else {"backbone": found}
+    keeps_own = (folder / "save" / BACKBONES).is_dir() and newest_whole(folder / "save")
+    found = known if keeps_own else fingerprint(encoder, Path(plain["cache_folder"]) / "hub")
+    return {"backbone": found} if keeps_own or found != known else {}
 
 
 def _check_needed(run: Run, key: str, need: dict, shared: Preparation) -> str:
