@@ -314,7 +314,7 @@ def _own_backbone(folder: Path, plain: dict) -> dict:
     encoder, known = plain.get("encoder"), (_configuration(folder) or {}).get("backbone")
     if known is None or plain["build_backbone"] or Path(encoder).expanduser().is_dir():
         return {}
-    keeps_own = (folder / "save" / BACKBONES).is_dir() and newest_whole(folder / "save")
+    keeps_own = (folder / "save" / BACKBONES).is_dir() and any((folder / "save").glob("CKPT*"))
     found = known if keeps_own else fingerprint(encoder, Path(plain["cache_folder"]) / "hub")
     return {"backbone": found} if keeps_own or found != known else {}
 
