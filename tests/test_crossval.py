@@ -16,6 +16,7 @@ from scipy.special import softmax
 
 from speechbrain_ser.crossval import program
 from speechbrain_ser.crossval.plan import make_plan, read_arguments, read_table
+from speechbrain_ser.crossval.schedule import LocalProcesses, Schedule
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.files import is_locked, lock_path, locked, write_csv, write_json
 from speechbrain_ser.training.brain import SERBrain
@@ -42,6 +43,10 @@ def test_lock_of_a_killed_process(tmp_path):
     assert lock_path(tmp_path / "run").exists()
     with locked(tmp_path / "run"):
         os.kill(child, signal.SIGKILL)
+
+
+def test_a_file_gets_no_bar(tmp_path):
+    assert Schedule(fake_runs(tmp_path, 1, 0, ["a"]), LocalProcesses(1, [])).bar.disable
 
 
 def test_failures_are_tried_once_more_and_the_rest_goes_on(tmp_path):
