@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import sentencepiece
@@ -103,15 +103,6 @@ def connected(n: int, pairs: Iterable[tuple[int, int]]) -> np.ndarray:
     """Return a number for each of `n` things, the same for those that pairs connect, directly or through others."""
     rows, columns = np.array(list(pairs), dtype=int).reshape(-1, 2).T
     return connected_components(coo_array((np.ones(len(rows)), (rows, columns)), shape=(n, n)), directed=False)[1]
-
-
-def joined_by(*columns: Sequence[Hashable]) -> np.ndarray:
-    """Return a number for each row, the same for rows that share a value of any column, transitively; ``""`` is none."""
-    pairs, n = [], len(columns[0])
-    for column in columns:
-        first: dict[Hashable, int] = {}
-        pairs += [(k, first.setdefault(value, k)) for k, value in enumerate(column) if value != ""]
-    return connected(n, pairs)
 
 
 def _resembling(bags: Sequence[Counter]) -> Iterable[tuple[int, int]]:
