@@ -13,10 +13,18 @@ from speechbrain_ser.crossval.slurm import SlurmJobs
 from speechbrain_ser.data.batches import AudioCache
 from speechbrain_ser.errors import INTERRUPTED, UserError
 from speechbrain_ser.evaluation.calibration import CALIBRATION, LOGITS
+from speechbrain_ser.evaluation.controls import CONTROLS_FILE
 from speechbrain_ser.evaluation.report import build_report
 from speechbrain_ser.training.distributed import is_launched
 
-FILES = ("metrics.json", "epochs.csv", "predictions*.csv", CALIBRATION, LOGITS)  # all that a report is made of
+FILES = (
+    "metrics.json",
+    "epochs.csv",
+    "predictions*.csv",
+    CALIBRATION,
+    LOGITS,
+    CONTROLS_FILE,
+)  # all that a report is made of
 
 
 def make_report(plan: Plan, name: str) -> str:

@@ -16,18 +16,18 @@ import pandas as pd
 from speechbrain_ser.data.audio import check_audio
 from speechbrain_ser.data.corpora import corpus_module
 from speechbrain_ser.data.labels import REST, yaml_line
-from speechbrain_ser.data.text import composed, look_alikes
+from speechbrain_ser.data.text import composed, look_alikes, text_identities
 from speechbrain_ser.errors import CorpusError, Offenders, nearest, shown
 from speechbrain_ser.files import sha256, write_json, written_whole
 
 COLUMNS = (
-    *("ID", "wav", "duration", "emotion", "speaker", "gender", "session", "dialog", "transcript", "language"),
+    *("ID", "wav", "duration", "emotion", "speaker", "gender", "session", "dialog", "transcript", "text", "language"),
     "corpus",
-)
+)  # text: one name of all that says the same, known even where the words are not; "": unknown
 REQUIRED = ("ID", "wav", "emotion")  # never empty
 NAMES = ("speaker", "session", "gender")  # one text is one of them; emotions are judged as classes
 DATA_ROOT = "{data_root}/"
-FORMAT = 2  # raise it when rows or checks change for the same corpus, so that older manifests are made anew
+FORMAT = 3  # raise it when rows or checks change for the same corpus, so that older manifests are made anew
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def prepare(corpus: str, data_folder: str | os.PathLike, manifest_folder: str | 
         What the corpus's `find_utterances` takes, e.g. `columns` of a table.
     """
     root = Path(data_folder).resolve()
-    rows = _find_utterances(corpus, root, options)
+    rows = _with_texts(_find_utterances(corpus, root, options))
     path = Path(manifest_folder) / f"{corpus}-{_digest([corpus, str(root), options])[:8]}.csv"
     wavs = [_resolve_wav(row["wav"], root) for row in rows]
     fingerprint = _fingerprint(rows, wavs, options)
@@ -140,6 +140,12 @@ def _refuse_look_alikes(rows: list[dict], where: str) -> None:
         told = (f"{name!r} ({len(of)} utterances, first {of[0]})" for name, of in ids.items())
         offenders.add(f"the same {column}?", " and ".join(told))
     offenders.raise_any()
+
+
+def _with_texts(rows: list[dict]) -> list[dict]:
+    """Name what an utterance says by its transcript, where the corpus has no name of its own for it."""
+    names = text_identities([row["transcript"] for row in rows])
+    return [{**row, "text": row.get("text") or name} for row, name in zip(rows, names, strict=True)]
 
 
 def _validate(rows: list[dict], path) -> None:

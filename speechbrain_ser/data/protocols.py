@@ -1,8 +1,9 @@
 """Who is in train, valid, seen and test: pure functions over a manifest.
 
-``speaker`` and ``session`` never let a test speaker into training and assert it; ``half_session``, ``random`` and
-``random_plain`` do, and are called leaky wherever their numbers appear; ``given`` is judged by its content. But for the
-leaky ones and a user's own split nobody who is trained on validates; where nobody can be spared, nobody does.
+``speaker`` and ``session`` never let a test speaker into training and assert it, ``speaker_text`` and ``session_text`` no
+test text either; ``half_session``, ``random`` and ``random_plain`` do, and are called leaky wherever their numbers appear;
+``given`` is judged by its content. But for the leaky ones and a user's own split nobody who is trained on validates; where
+nobody can be spared, nobody does.
 """
 
 import itertools
@@ -14,10 +15,12 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import KFold, StratifiedKFold
 
-from speechbrain_ser.data.text import composed, heard_texts, spelling
+from speechbrain_ser.data.text import composed, spelling
 from speechbrain_ser.errors import UserError, nearest
 
-SPEAKER_DISJOINT = ("speaker", "session")
+TEXT_DISJOINT = ("speaker_text", "session_text")
+SPEAKER_DISJOINT = ("speaker", "session", "speaker_fewer", *TEXT_DISJOINT)
+TEXT_FOLDS = 5
 N_RANDOM_FOLDS = 5
 PARTS = ("train", "valid", "seen", "test", "second")
 MANY = 12  # training speakers, from which on a tenth of them validates, not one
@@ -49,10 +52,16 @@ class _Split:
     test: frozenset
     valid: frozenset
     seen_is_test: bool = False
+    unused: frozenset = frozenset()
 
 
 def make_folds(
-    frame: pd.DataFrame, protocol: str, seen_fraction: float = 0.1, split_seed: int = 0, second: str | None = None
+    frame: pd.DataFrame,
+    protocol: str,
+    seen_fraction: float = 0.1,
+    split_seed: int = 0,
+    second: str | None = None,
+    text_folds: int = TEXT_FOLDS,
 ) -> dict[str, Fold]:
     """Return all folds of a protocol over the utterances of a manifest (after label selection), by name, in order.
 
@@ -66,6 +75,8 @@ def make_folds(
         The corpus in `frame` that is only joined to the other one. Its own folds are dealt to the first's: of n, fold k
         holds out its folds k, k + n, k + 2n, … as ``second``. All else of it is trained on, but for its share of
         ``seen``; none validates. The first corpus's utterances are in the same parts with and without a second.
+    text_folds : int
+        Groups that texts are dealt to, where a protocol leaves texts out.
 
     Example
     -------
@@ -87,8 +98,11 @@ def make_folds(
         raise UserError(f"split_seed must be >= 0, found {split_seed}")
     if frame.empty:
         raise UserError("no utterance is left after label selection")
+    if isinstance(text_folds, bool) or not isinstance(text_folds, int) or text_folds < 2:
+        raise UserError(f"text_folds must be a whole number >= 2, found {text_folds!r}")
     first, other = _told_apart(frame, protocol, second)
-    splits = PROTOCOLS[protocol](first, split_seed)
+    options = {"n_groups": text_folds} if protocol in (*TEXT_DISJOINT, "speaker_fewer") else {}
+    splits = PROTOCOLS[protocol](first, split_seed, **options)
     theirs = PROTOCOLS[protocol](other, split_seed) if len(other) else []
     folds = {}
     for k, split in enumerate(splits):
@@ -96,6 +110,8 @@ def make_folds(
         if theirs:
             fold = _with_second(fold, other, theirs[k :: len(splits)], split.seen_is_test, seen_fraction, split_seed)
         _check(fold, frame, protocol)
+        if fold.name in folds:
+            raise UserError(f"protocol '{protocol}' has two folds of the name '{fold.name}': rename a speaker")
         folds[fold.name] = fold
     return folds
 
@@ -176,7 +192,7 @@ def _lacking(frame: pd.DataFrame, ids: Iterable[str], others: Iterable[str]) -> 
 
 def why_none_validates(protocol: str) -> str:
     """Say why a validation part is empty."""
-    if protocol not in ("speaker", "given"):
+    if protocol in ("half_session", "random", "random_plain"):
         return f"protocol {protocol} has no validation part"
     return (
         f"protocol {protocol} finds no training speaker to leave out for it: too few of them are known and not "
@@ -185,10 +201,10 @@ def why_none_validates(protocol: str) -> str:
 
 
 def text_heard(frame: pd.DataFrame, fold: Fold, part: str = "test") -> pd.Series:
-    """Return, by ID of a fold's test part or of another, whether its text occurs in the training part (bool)."""
-    text = frame.set_index("ID")["transcript"]
-    ids = list(getattr(fold, part))
-    return pd.Series(heard_texts(text[list(fold.train)], text[ids]), index=ids, dtype=bool)
+    """Return, by ID of a fold's test part or of another, whether a training utterance says its text; None: unknown."""
+    text, ids = frame.set_index("ID")["text"], list(getattr(fold, part))
+    trained_on = set(text[list(fold.train)])
+    return pd.Series([t in trained_on if t else None for t in text[ids]], index=ids, dtype=object)
 
 
 def _told_apart(frame: pd.DataFrame, protocol: str, second: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -196,8 +212,8 @@ def _told_apart(frame: pd.DataFrame, protocol: str, second: str | None) -> tuple
     corpora = sorted(set(frame["corpus"]))
     if second is not None and (len(corpora) != 2 or second not in corpora):
         raise UserError(f"expected two corpora, {second} the second of them; found {', '.join(corpora)}")
-    if second is not None and protocol == "given":
-        raise UserError("protocol 'given' is one table's own split: it knows no second corpus")
+    if second is not None and protocol in ("given", "speaker_fewer", *TEXT_DISJOINT):
+        raise UserError(f"protocol '{protocol}' knows no second corpus")
     is_second = frame["corpus"] == second
     return frame[~is_second], frame[is_second]
 
@@ -215,7 +231,7 @@ def _with_second(
 
 
 def _complete(split: _Split, frame: pd.DataFrame, seen_fraction: float, seed: int) -> Fold:
-    rest = frame[~frame["ID"].isin(split.test | split.valid)]
+    rest = frame[~frame["ID"].isin(split.test | split.valid | split.unused)]
     train, seen = _train_and_seen(rest, split.test, split.seen_is_test, seen_fraction, seed)
     return Fold(split.name, *(tuple(sorted(part)) for part in (train, split.valid, seen, split.test)))
 
@@ -264,7 +280,8 @@ def _rounded(expected: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _check(fold: Fold, frame: pd.DataFrame, protocol: str) -> None:
     for part in ("train", "test"):
         if not getattr(fold, part):
-            raise UserError(f"protocol '{protocol}', fold '{fold.name}': the {part} part is empty")
+            why = f": all others say what {', '.join(fold.test[:10])} say" if protocol in TEXT_DISJOINT else ""
+            raise UserError(f"protocol '{protocol}', fold '{fold.name}': the {part} part is empty{why}")
     for part in ("valid", "seen", "test", "second"):
         if set(fold.train) & set(getattr(fold, part)):
             raise AssertionError(f"fold '{fold.name}': train and {part} share utterances")
@@ -272,15 +289,17 @@ def _check(fold: Fold, frame: pd.DataFrame, protocol: str) -> None:
         raise AssertionError(f"fold '{fold.name}': second and valid or test share utterances")
     if protocol in SPEAKER_DISJOINT and (shared := speaker_overlap(frame, fold)):
         raise AssertionError(f"protocol '{protocol}', fold '{fold.name}' is not speaker-disjoint: {shared}")
+    if protocol in TEXT_DISJOINT and text_heard(frame, fold).any():
+        raise AssertionError(f"protocol '{protocol}', fold '{fold.name}' is not text-disjoint")
 
 
-def _need(frame: pd.DataFrame, column: str, protocol: str) -> None:
+def _need(frame: pd.DataFrame, column: str, protocol: str, way_out: str = "") -> None:
     """Refuse a manifest whose column is missing or empty somewhere."""
     values = frame.get(column, pd.Series("", index=frame.index))
     if (empty := frame["ID"][values == ""]).size:
         raise UserError(
             f"protocol '{protocol}' needs a {column} for every utterance; {empty.size} of {len(frame)} have none: "
-            f"{', '.join(empty[:10])}{' …' if empty.size > 10 else ''}"
+            f"{', '.join(empty[:10])}{' …' if empty.size > 10 else ''}" + (f" ({way_out})" if way_out else "")
         )
 
 
@@ -288,6 +307,11 @@ def _by_speaker(frame: pd.DataFrame, seed: int) -> list[_Split]:
     """Leave one speaker out. Validation: the session's other speakers, else training speakers who follow."""
     _need(frame, "speaker", "speaker")
     speakers = _in_turn(frame["speaker"], seed)
+    if len(speakers) == 1:
+        raise UserError(
+            f"protocol 'speaker' needs two speakers, found {speakers[0]} alone: protocol 'random' tests other "
+            "utterances of who is trained on (and is called leaky)"
+        )
     has_sessions = (frame["session"] != "").all()
     splits = []
     for speaker in sorted(speakers):
@@ -353,6 +377,82 @@ def _by_session(frame: pd.DataFrame, seed: int) -> list[_Split]:
     return [_Split(session, test, valid) for (session, test), valid in zip(ids.items(), following, strict=True)]
 
 
+def _by_speaker_text(frame: pd.DataFrame, seed: int, n_groups: int = TEXT_FOLDS) -> list[_Split]:
+    """Leave out one speaker and, in turn, one of `n_groups` groups of texts, of everybody."""
+    return _without_texts(frame, _by_speaker(frame, seed), seed, n_groups, "speaker")
+
+
+def _by_session_text(frame: pd.DataFrame, seed: int, n_groups: int = TEXT_FOLDS) -> list[_Split]:
+    """Leave out one session and, in turn, one of `n_groups` groups of texts, of everybody."""
+    return _without_texts(frame, _by_session(frame, seed), seed, n_groups, "session")
+
+
+def _by_speaker_fewer(frame: pd.DataFrame, seed: int, n_groups: int = TEXT_FOLDS) -> list[_Split]:
+    """Test as ``speaker_text`` does, with as many training utterances of each speaker and emotion, whatever they say.
+
+    What this has more than ``speaker_text`` is due to known texts, what it has less than ``speaker`` to fewer data.
+    """
+    found = []
+    for number, split in enumerate(_by_speaker_text(frame, seed, n_groups)):
+        others = frame[~frame["speaker"].isin(frame["speaker"][frame["ID"].isin(split.test | split.valid)])]
+        wanted = others[~others["ID"].isin(split.unused)].groupby(["speaker", "emotion"]).size()
+        shuffled = others.sort_values("ID").sample(frac=1, random_state=np.random.default_rng([seed, number]))
+        cells = shuffled.groupby(["speaker", "emotion"])
+        of_cell = pd.Series(wanted.reindex(pd.MultiIndex.from_frame(shuffled[["speaker", "emotion"]])).to_numpy())
+        kept = _ids(shuffled, cells.cumcount() < of_cell.fillna(0).to_numpy())
+        unused = frozenset(frame["ID"]) - kept - split.test - split.valid
+        found.append(replace(split, unused=unused))
+    return found
+
+
+def _without_texts(frame: pd.DataFrame, splits: list[_Split], seed: int, n_groups: int, plain: str) -> list[_Split]:
+    """Each split once a group of texts: tested are its texts, and nobody's is trained on or validates.
+
+    Scripts are not cut: what belongs to one is tested, and left out, as a whole.
+    """
+    _need(frame, "text", f"{plain}_text", f"protocol '{plain}' needs none")
+    script = frame.get("script", pd.Series("", index=frame.index))
+    unit = script.where(script != "", frame["text"])
+    group = unit.map(_dealt(frame, unit, seed, n_groups))
+    if (frame.groupby("text")["speaker"].nunique() < 2).all():
+        raise UserError(f"no text is said by two speakers: protocol '{plain}' leaves out what is tested already")
+    found = []
+    for split in splits:
+        of_split = frame["ID"].isin(split.test)
+        for number in range(n_groups):
+            tested = of_split & (group == number)
+            if not tested.any():
+                continue
+            said = frame["text"].isin(frame["text"][tested]) | ((script != "") & script.isin(script[tested]))
+            valid = frame["ID"].isin(split.valid) & ~said
+            unused = (said | of_split | frame["ID"].isin(split.valid)) & ~tested & ~valid
+            parts = (_ids(frame, rows) for rows in (tested, valid))
+            found.append(_Split(f"{split.name}-t{number + 1}", *parts, unused=_ids(frame, unused)))
+    return found
+
+
+def _dealt(frame: pd.DataFrame, unit: pd.Series, seed: int, n_groups: int) -> dict[str, int]:
+    """Deal units to groups, the largest first, each to where it keeps emotions most even."""
+    counts = pd.crosstab(unit, frame["emotion"])
+    if len(counts) < n_groups:
+        if len(counts) == 1:
+            raise UserError(
+                "every utterance says the same text: nothing would be left to train on; use --protocol=speaker"
+            )
+        raise UserError(
+            f"text_folds: {n_groups} groups need as many texts, found {len(counts)}: --text_folds={len(counts)}"
+        )
+    shares = counts / counts.sum()
+    shuffled = shares.iloc[np.random.default_rng(seed).permutation(len(shares))]
+    order = counts.sum(axis=1)[shuffled.index].sort_values(ascending=False, kind="stable").index
+    groups, found = np.zeros((n_groups, shares.shape[1])), {}
+    for name in order:
+        crowded = ((groups + shares.loc[name].to_numpy()) ** 2).sum(1) - (groups**2).sum(1)
+        found[name] = int(crowded.argmin())
+        groups[found[name]] += shares.loc[name].to_numpy()
+    return found
+
+
 def _by_half_session(frame: pd.DataFrame, seed: int) -> list[_Split]:
     """IEMOCAP as published: dialogs by prefix (Ses01F, Ses01M), which says who wore the markers, not who speaks."""
     if not set(frame["corpus"]) <= {"iemocap", "demo"}:
@@ -408,9 +508,12 @@ def _ids(frame: pd.DataFrame, rows: pd.Series) -> frozenset:
     return frozenset(frame["ID"][rows])
 
 
-PROTOCOLS: dict[str, Callable[[pd.DataFrame, int], list[_Split]]] = {
+PROTOCOLS: dict[str, Callable[..., list[_Split]]] = {
     "speaker": _by_speaker,
     "session": _by_session,
+    "speaker_text": _by_speaker_text,
+    "session_text": _by_session_text,
+    "speaker_fewer": _by_speaker_fewer,
     "half_session": _by_half_session,
     "random": _random,
     "random_plain": _random_plain,

@@ -12,6 +12,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from speechbrain_ser.data.text import normalise_transcript
 
+CONTROLS_FILE = "controls.csv"
 #: column of controls.csv -> what a report calls it
 CONTROLS = {
     "majority": "majority class",

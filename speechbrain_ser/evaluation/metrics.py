@@ -219,15 +219,22 @@ def metrics(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
     return found | {f.name: f.of(predictions, classes) for f in of_heads if f.column in predictions}
 
 
+def share_heard(predictions: pd.DataFrame) -> float | None:
+    """Return the share of the utterances whose text is known that training has heard, None where none is known."""
+    known = predictions["text_heard"].dropna()
+    return float(known.astype(bool).mean()) if len(known) else None
+
+
 def metrics_by_text(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
     """Return the figures on all utterances, on those whose text was heard in training, and on the text-disjoint rest.
 
-    Predictions have a column ``text_heard``: does the text occur in the training part? An empty part is ``"none"``.
+    Predictions have a column ``text_heard``: does the text occur in the training part? None where a text is unknown.
+    An empty part is ``"none"``.
     """
-    is_heard = predictions["text_heard"].astype(bool)
-    parts = {"text_heard": predictions[is_heard], "text_disjoint": predictions[~is_heard]}
+    heard = predictions["text_heard"]
+    parts = {"text_heard": predictions[heard.eq(True)], "text_disjoint": predictions[heard.eq(False)]}
     return {
         "all": metrics(predictions, classes),
-        "share_text_heard": float(is_heard.mean()),
+        "share_text_heard": share_heard(predictions),
         **{name: metrics(part, classes) if len(part) else NONE for name, part in parts.items()},
     }

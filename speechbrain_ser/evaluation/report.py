@@ -20,13 +20,21 @@ from speechbrain_ser.evaluation import tables as make
 from speechbrain_ser.evaluation.calibration import coverage_curve, reliability_bins
 from speechbrain_ser.evaluation.figures import save_figure
 from speechbrain_ser.evaluation.metrics import FIGURES, SELECTIONS, metrics
-from speechbrain_ser.evaluation.runs import Run, Runs, check_same_tests, items_of, load_runs, stacked
+from speechbrain_ser.evaluation.runs import (
+    Run,
+    Runs,
+    check_same_tests,
+    in_words_of_texts,
+    items_of,
+    load_runs,
+    stacked,
+)
 from speechbrain_ser.evaluation.tables import Table
 from speechbrain_ser.files import write_csv, write_text
 
 MEASURED = [metric for metric in draw.CURVES if metric != "loss"]
 LATEX_HEAD = "% needs \\usepackage{booktabs}; figures/*.pdf are the figures\n"
-ON_CONSOLE = ("figures", "second", "comparisons", "selections", "texts", "calibration")
+ON_CONSOLE = ("figures", "second", "comparisons", "selections", "texts", "words", "calibration")
 PAGES = Environment(
     loader=PackageLoader("speechbrain_ser", "evaluation"), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
@@ -133,7 +141,21 @@ def _lead(runs: Runs) -> list[str]:
     if len(first) > 1 and runs.common:
         lead.append("All variants: " + ", ".join(f"{k}={v}" for k, v in runs.common.items()) + ".")
     lead += runs.never_trained
-    return lead if runs.leak else [*lead, "No test speaker was in training."]
+    if not runs.leak:
+        lead.append("No test speaker was in training.")
+    return [*lead, *_texts_in_words(runs)]
+
+
+def _texts_in_words(runs: Runs) -> list[str]:
+    """What the texts tell, over all folds: counted in each run's test part."""
+    found = [r.metrics["texts"] | {"n": r.metrics["utterances"]["test"]} for r in runs.runs if "texts" in r.metrics]
+    known = sum(t["n"] * (t["known"] or 0) for t in found)
+    heard = sum(t["n"] * (t["known"] or 0) * (t["heard"] or 0) for t in found)
+    told = sum(t["n"] * (t["known"] or 0) * (t["heard"] or 0) * (t["told"] or 0) for t in found)
+    if not (n := sum(t["n"] for t in found)):
+        return []
+    texts = {"known": known / n, "heard": heard / known if known else None, "told": told / heard if heard else None}
+    return [f"{in_words_of_texts(texts).capitalize()}."]
 
 
 def _tables(runs: Runs, selection: str, paper: Mapping | None, reference: str | None) -> list[Table]:
@@ -144,6 +166,7 @@ def _tables(runs: Runs, selection: str, paper: Mapping | None, reference: str | 
         make.comparison_table(predictions, runs.classes, selection, reference),
         make.selection_table(runs),
         make.text_table(runs, selection),
+        make.words_table(runs, selection),
         make.calibration_table(runs, selection),
         make.abstention_table(runs, selection),
         make.spread_table(runs, selection),
@@ -229,7 +252,7 @@ def _write(title: str, runs: Runs, tables: list[Table], pictures: list[Picture],
     ]
     # files of an earlier report that had more variants
     ours = re.compile(
-        r"((confusion|reliability)_\d+|second|comparisons|calibration|abstention|coverage|curves_\w+)\.(csv|svg|pdf)"
+        r"((confusion|reliability)_\d+|second|words|comparisons|calibration|abstention|coverage|curves_\w+)\.(csv|svg|pdf)"
     )
     for path in {*folder.glob("*.csv"), *folder.glob("figures/*")} - set(written):
         if ours.fullmatch(path.name):

@@ -18,6 +18,7 @@ import pandas as pd
 
 from speechbrain_ser.errors import Offenders, UserError, shown
 from speechbrain_ser.evaluation.calibration import FILES, LOGITS, read_calibration, temperature_of
+from speechbrain_ser.evaluation.controls import CONTROLS_FILE
 from speechbrain_ser.evaluation.metrics import FIGURES, RECOGNITION, word_errors
 from speechbrain_ser.files import AGAIN, path_component, read_csv, read_json
 
@@ -50,6 +51,7 @@ class Run:
     seen: pd.DataFrame | None  # speakers of held-out utterances of training speakers, where there is a speaker head
     second: dict[str, pd.DataFrame]  # by selection, on a second corpus' held-out utterances; empty where there is none
     calibration: dict | None  # None of a run that finished before there was one, like its logits
+    controls: pd.DataFrame | None  # what the words alone say, in the predictions' order; None where nobody asked
     logits: pd.DataFrame | None  # [utterances, classes] of the configured selection's predictions, in their order
 
     fold = _said("fold")
@@ -207,7 +209,9 @@ def _read_run(path: Path, metrics: dict, problems: Offenders) -> Run | None:
             raise ValueError(f"epochs.csv has {len(epochs)} epochs, metrics.json says {last}{AGAIN}")
         calibration = read_calibration(path)
         logits = None if calibration is None else _read_logits(path, metrics)
-        run = Run(path, metrics, predictions, epochs, seen, second, calibration, logits)
+        controls = path / CONTROLS_FILE
+        controls = _read_csv(controls, ("ID", "majority")).sort_values("ID") if controls.is_file() else None
+        run = Run(path, metrics, predictions, epochs, seen, second, calibration, controls, logits)
         _check_run(run, problems)
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
         problems.add("unreadable file", f"{path}: {error}")
@@ -245,7 +249,8 @@ def _read_predictions(folder: Path, stem: str, metrics: dict, expected: int, pro
 def _prepared(frame: pd.DataFrame, path: Path, problems: Offenders) -> pd.DataFrame:
     """Typed, sorted, with word counts; speakers qualified by corpus where that is a column, '' where unknown."""
     frame = frame.sort_values("ID", ignore_index=True)
-    frame["text_heard"] = frame["text_heard"].str.lower() == "true"
+    frame["text_heard"] = frame["text_heard"].str.lower().map({"true": True, "false": False}).astype(object)
+    frame["text_heard"] = frame["text_heard"].where(frame["text_heard"].notna(), None)  # not known
     if "corpus" in frame:
         frame["speaker"] = (frame["corpus"] + ":" + frame["speaker"]).where(frame["speaker"] != "", "")
     for column in (c for c in frame if c.startswith("posterior_")):  # what is no number becomes NaN, and is named
@@ -289,6 +294,8 @@ def _check_run(run: Run, problems: Offenders) -> None:
         if len(frame) == metrics["utterances"]["test"] and abs(told - found) > 1e-9:
             what = f"{run.folder} ({selection}): WA {found:.4f}, there {told:.4f}"
             problems.add("predictions that metrics.json was not made of", what)
+    if run.controls is not None and run.controls["ID"].tolist() != run.predictions[chosen]["ID"].tolist():
+        problems.add("controls of other utterances than predictions.csv has", run.folder / CONTROLS_FILE)
     if run.calibration is not None:  # a killed process may have left that of an earlier epoch
         if (found := run.calibration.get("epoch")) != (expected := metrics["selections"][chosen]["epoch"]):
             problems.add("calibration of another epoch", f"{run}: {found}, metrics.json says {expected}")
@@ -463,12 +470,22 @@ def summary(folder: Path) -> str:
     if is_pretraining:
         lines += [table]
     else:
-        share = results["selections"][results["selection"]]["share_text_heard"]
-        heard = f"{share:.0%} of the test utterances say a text heard in training"
-        lines += [f"{heard}: WER there is telling known texts apart", table, in_words(read_calibration(folder))]
+        texts = [in_words_of_texts(results["texts"])] if "texts" in results else []  # of an earlier version
+        lines += [*texts, table, in_words(read_calibration(folder))]
     names = ("metrics.json", "predictions.csv", "epochs.csv", "confusion.png", "learning_curves.png", "reconstructions")
     found = [f"  {name}" for name in (*names, *FILES) if (folder / name).exists()]
     return "\n".join([*lines, "", f"results: {folder}{os.sep}", *found])
+
+
+def in_words_of_texts(texts: Mapping) -> str:
+    """Say how far the test part's texts were heard in training, and what they tell (:func:`told_by_texts`)."""
+    if not texts["known"]:
+        return "texts are not known: whether training has heard them, nobody can say"
+    of_known = "" if texts["known"] == 1 else f" ({texts['known']:.0%} of all have a known text)"
+    said = f"{texts['heard']:.0%} of the test utterances say a text heard in training{of_known}"
+    if not texts["heard"]:
+        return said
+    return f"{said}, and those texts tell the emotion in {texts['told']:.0%}; WER there is telling known texts apart"
 
 
 def _recognition_rows(results: dict) -> Iterator[dict]:

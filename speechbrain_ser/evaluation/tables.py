@@ -18,6 +18,7 @@ from speechbrain_ser.evaluation.calibration import (
     with_temperature,
 )
 from speechbrain_ser.evaluation.compare import compare_predictions, holm
+from speechbrain_ser.evaluation.controls import CONTROLS
 from speechbrain_ser.evaluation.intervals import ratio_sums, speaker_interval, speaker_sums
 from speechbrain_ser.evaluation.metrics import (
     FIGURES,
@@ -27,11 +28,15 @@ from speechbrain_ser.evaluation.metrics import (
     Sums,
     metrics,
     printed,
+    share_heard,
     signed,
     with_interval,
 )
 from speechbrain_ser.evaluation.runs import Run, Runs, items_of, pooled, stacked
 
+OWN_WORDS = "words_heard"
+FACTS_AND_ID = ["ID", "speaker", "emotion"]
+ENDS = {"difference": "", "low": "_low", "high": "_high", "p": "_p"}
 ABSENT = "-"  # the variant has no such head
 ORACLE = "ORACLE/leaky"  # behind every number that the test part chose
 SHOWN = tuple(name for name in RECOGNITION if name != "F1")  # which stands in few tables
@@ -182,7 +187,7 @@ def main_table(runs: Runs, selection: str, paper: Mapping | None = None) -> Tabl
 def _main_row(name: str, of_variant: Sequence[Run], runs: Runs, selection: str) -> tuple[dict, dict]:
     predictions = stacked(of_variant, selection)
     found = _figures_of(predictions, runs.classes) | _speaker_figures(of_variant)
-    found["share_text_heard"] = float(predictions["text_heard"].mean())
+    found["share_text_heard"] = share_heard(predictions)
     per_fold = _by(of_variant, selection, runs.classes, ["fold", "seed"]).groupby("fold")["WER"]
     found["WER_fold_mean"] = _mean(per_fold.apply(_mean)) if "WER" in found else None
     cells = {FIGURES[m].heading: _cell(found, m) for m in RECOGNITION}
@@ -260,14 +265,71 @@ def text_table(runs: Runs, selection: str) -> Table:
     for name, of_variant in runs.variants.items():
         predictions = stacked(of_variant, selection)
         measured, heard = metrics(predictions, runs.classes), predictions["text_heard"]
-        for part, here in (("heard in training", predictions[heard]), ("text-disjoint", predictions[~heard])):
+        parts = {"heard in training": heard.eq(True), "text-disjoint": heard.eq(False), "not known": heard.isna()}
+        for part, here in ((part, predictions[rows]) for part, rows in parts.items()):
+            if part == "not known" and here.empty:
+                continue
             label = {"variant": name, "texts": part}
             found = _figures_of(here, runs.classes) if len(here) else {"n": 0}
             cells = {m: _cell(found, m) if len(here) or m not in measured else NONE for m in SHOWN}
             text = _all_marked({FIGURES[m].heading: cell for m, cell in cells.items()}, selection)
             rows.append((label | {"predictions": str(len(here))} | text, label | _flat(found)))
-    note = "Text-disjoint: the test utterances whose text no training utterance says; 'none' where there is none."
+    note = (
+        "Text-disjoint: the test utterances whose text no training utterance says; 'none' where there is none. Not known: "
+        "the corpus does not tell what they say."
+    )
     return _table("texts", "Text-disjoint part", rows, note)
+
+
+def words_table(runs: Runs, selection: str) -> Table | None:
+    """Make the table of what the words alone give on the same folds, and what each variant has beyond the best of them.
+
+    Controls are the same whatever the variant and seed, but for those that read a variant's own hypotheses.
+    """
+    first = next(iter(runs.variants.values()))
+    if any(run.controls is None for run in runs.runs):
+        return None
+    said = {name: _said_by(first, column, selection) for column, name in CONTROLS.items() if column != OWN_WORDS}
+    for name, of_variant in runs.variants.items():
+        said[f"{CONTROLS[OWN_WORDS]} of {name}"] = _said_by(of_variant, OWN_WORDS, selection)
+    said = {name: predictions for name, predictions in said.items() if predictions is not None}
+    rows = []
+    for name, predictions in said.items():
+        found = _figures_of(predictions, runs.classes)
+        row = {"words alone": name} | {FIGURES[m].heading: _cell(found, m) for m in ("WA", "UA")}
+        rows.append((row | {"predictions": str(found["n"])}, {"words alone": name} | _flat(found)))
+    best = max(said, key=lambda name: metrics(said[name], runs.classes)["UA"])
+    for name, of_variant in runs.variants.items():
+        pairs = compare_predictions(said[best], stacked(of_variant, selection), runs.classes)
+        gains = {row["figure"]: row for row in pairs if row["figure"] in ("WA", "UA")}
+        label = {"words alone": f"{name}, beyond {best}"}
+        cells = {
+            FIGURES[m].heading: _marked(
+                with_interval(FIGURES[m].change, row["difference"], (row["low"], row["high"])), selection
+            )
+            for m, row in gains.items()
+        }
+        values = {f"{m}{end}": row[k] for m, row in gains.items() for k, end in ENDS.items()}
+        rows.append((label | cells | {"predictions": str(gains["WA"]["n"])}, label | values))
+    note = (
+        "Controls that hear nothing, from the same folds: the training part's most frequent class; the emotion that the "
+        "same text has there; TF-IDF of words and logistic regression, on transcripts and on what a system understood. "
+        "Below: how far each variant is beyond the best of them, paired by speaker."
+    )
+    return _table("words", "What the words alone would give", rows, note)
+
+
+def _said_by(runs: Sequence[Run], column: str, selection: str) -> pd.DataFrame | None:
+    """A control's predictions on the folds of a variant, stacked; None where it has none."""
+    if any(column not in run.controls for run in runs):
+        return None
+    kept = [run for run in runs if column == OWN_WORDS or run.seed == runs[0].seed]
+    return pooled(
+        run.predictions[selection][FACTS_AND_ID].assign(
+            predicted=run.controls[column].to_numpy(), fold=run.fold, seed=run.seed
+        )
+        for run in kept
+    )
 
 
 def selection_table(runs: Runs) -> Table:

@@ -37,7 +37,7 @@ PATH_KEYS = frozenset({"corpus", "protocol", "fold", "seed"})
 NEUTRAL_KEYS = frozenset(
     "data_folder second_data_folder output_folder results_folder manifest_folder cache_folder selection n_epochs "
     "test_every_epoch tracker num_workers micro_batch_size eval_batch_size table_file table_names system slurm "
-    "draw_every".split()
+    "draw_every controls".split()
 )
 # SpeechBrain's run options that do change it
 SCIENCE_OPTIONS = frozenset(

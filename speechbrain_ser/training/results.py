@@ -21,6 +21,7 @@ from speechbrain_ser.evaluation.calibration import (
     utterance_scores,
     with_temperature,
 )
+from speechbrain_ser.evaluation.controls import CONTROLS_FILE, control_predictions
 from speechbrain_ser.evaluation.figures import (
     plot_confusion,
     plot_learning_curves,
@@ -98,15 +99,23 @@ def evaluate_and_write(brain: sb.Brain) -> None:
             name = "predictions" if part == "test" else f"predictions_{part}"
             run_on_main(write_csv, [tables[part], run.folder / f"{name}{suffix}.csv"])
             if part == "test" and selection == chosen:
-                test_logits = brain.logits
+                test_logits, predictions = brain.logits, tables[part]
         found = {"selected_by": SELECTIONS[selection].words, "epoch": brain.tested_epoch}
         selections[selection] = found | brain.report(tables)
     valid_logits = {}
     if run.recognises and run.fold.valid:
         brain.evaluate(brain.loaders["valid"], max_key=SELECTIONS[chosen].score)
         valid_logits = brain.logits
+    if run.recognises and run.config.plain["controls"]:
+        run_on_main(_write_controls, [run, predictions])
     results = {**_facts(run), **brain.facts(), "selections": selections}
     run_on_main(_finish, [run, results, valid_logits, test_logits])
+
+
+def _write_controls(run: Run, predictions: pd.DataFrame) -> None:
+    test = run.part("test").loc[predictions["ID"]]
+    found = control_predictions(run.part("train"), test, predictions.get("hypothesis"))
+    write_csv(found, run.folder / CONTROLS_FILE)
 
 
 def _facts(run: Run) -> dict:
@@ -124,6 +133,7 @@ def _facts(run: Run) -> dict:
         "speaker_disjoint": leak is None,
         "leak": leak,
         **({"never_trained": run.never_trained} if run.never_trained else {}),
+        "texts": run.texts,
         "classes": run.classes,
         "utterances": {p: len(getattr(run.fold, p)) for p in PARTS},
         **{key: plain[key] for key in ("n_epochs", "selection")},

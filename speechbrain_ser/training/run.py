@@ -30,8 +30,9 @@ from speechbrain_ser.data.labels import apply_labels, join
 from speechbrain_ser.data.protocols import PARTS, Fold
 from speechbrain_ser.data.text import build_tokens, save_tokens
 from speechbrain_ser.errors import INTERRUPTED, TRY_LATER, Offenders, UserError, nearest, shown
+from speechbrain_ser.evaluation.controls import told_by_texts
 from speechbrain_ser.evaluation.metrics import SELECTIONS
-from speechbrain_ser.evaluation.runs import read_metrics, summary
+from speechbrain_ser.evaluation.runs import in_words_of_texts, read_metrics, summary
 from speechbrain_ser.files import NO_ROOM, FolderInUse, below, locked, read_json, sha256, write_json, write_text
 from speechbrain_ser.lobes.backbone import check_backbone, fingerprint, settings_kept_in
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
@@ -52,7 +53,7 @@ TRACKERS = ("tensorboard", "wandb")
 COMMON_LINES = ("corpus", "second_corpus", "protocol", "fold", "split_seed", "seen_fraction", "utterances")
 CORPUS_LINES = (
     "corpus data_folder manifest_folder table_file table_columns table_names labels protocol seen_fraction "
-    "split_seed second_corpus second_data_folder second_labels"
+    "split_seed text_folds second_corpus second_data_folder second_labels"
 ).split()
 
 
@@ -109,8 +110,13 @@ class Run:
 
     @cached_property
     def heard(self) -> dict[str, pd.Series]:
-        """By tested part, whether an utterance's text is also said in training (bool by ID)."""
+        """By tested part, whether an utterance's text is also said in training (by ID; None: not known)."""
         return {part: protocols.text_heard(self.frame, self.fold, part) for part in ("test", "second")}
+
+    @cached_property
+    def texts(self) -> dict:
+        """How far the test part's texts are known from training, and what they tell there."""
+        return told_by_texts(self.part("train"), self.part("test"))
 
     @property
     def classes(self) -> list[str]:
@@ -279,8 +285,10 @@ def _read_data(plain: dict) -> Corpus:
         if plain["second_data_folder"] is None:
             raise UserError(f"second_corpus: {second} needs its folder: give --second_data_folder=…")
         frame = join(frame, _read_corpus(plain, second, plain["second_data_folder"], plain["second_labels"]))
-    folds = protocols.make_folds(frame, plain["protocol"], plain["seen_fraction"], plain["split_seed"], second)
-    digest = pd.util.hash_pandas_object(frame.drop(columns="wav"), index=False).sum().item()
+    numbers = plain["seen_fraction"], plain["split_seed"]
+    folds = protocols.make_folds(frame, plain["protocol"], *numbers, second, plain["text_folds"])
+    trained_on = frame.drop(columns=["wav", "text", "script"], errors="ignore")
+    digest = pd.util.hash_pandas_object(trained_on, index=False).sum().item()
     return Corpus(frame.set_axis(frame["ID"].tolist()), folds, digest)
 
 
@@ -378,7 +386,9 @@ def _check_folder(run: Run) -> None:
         if run.folder.is_dir() and any(not p.name.startswith(".") for p in run.folder.iterdir()):
             raise UserError(f"{run.folder} exists, is not empty and is no run folder: name another output_folder")
         return
-    if wrong := _differences(theirs, run.science, sorted({*theirs, *run.science})):
+    # a line that the run's YAML did not have yet does at its default what was done then
+    lines = set(run.config.tree) - set(run.config.changed())
+    if wrong := _differences(theirs, run.science, sorted({*theirs, *(set(run.science) - lines)})):
         raise UserError("\n  ".join([f"{run.folder} belongs to another configuration:", *wrong]))
     found = run.results()
     if found is not None and not run.trained() and not has_optimizer(run.folder / "save"):
@@ -547,8 +557,7 @@ def _log_split(run: Run) -> None:
         logger.warning(f"LEAKY PROTOCOL: {run.leak}")
     if run.never_trained:
         logger.warning(run.never_trained)
-    heard = run.heard["test"].mean()
-    logger.info(f"{heard:.0%} of the test utterances say a text that is also said in training")
+    logger.info(in_words_of_texts(run.texts))
 
 
 def _refuse_lengths(run: Run, model) -> None:

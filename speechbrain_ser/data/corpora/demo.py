@@ -78,7 +78,7 @@ some fish and bread? He lost the blue ticket yesterday. Our neighbor sold the wh
 logger = logging.getLogger(__name__)
 
 EMOTIONS, DEFAULT_LABELS = iemocap.EMOTIONS, iemocap.DEFAULT_LABELS
-VERSION = 2  # raise it when the corpus of a seed changes
+VERSIONS = {"iemocap": 2, "savee": 3, "emodb": 2}  # raise one when the corpus of a seed changes
 
 # ------------------------------------------------------------------ the making of it
 
@@ -110,7 +110,7 @@ def make_demo_corpus(
     if layout not in LAYOUTS:
         raise CorpusError(f"unknown layout {layout!r}{nearest(layout, LAYOUTS)}; known: {', '.join(LAYOUTS)}")
     out = Path(out)
-    wanted = {"layout": layout, "seed": seed, "sentences": sentences, "version": VERSION}
+    wanted = {"layout": layout, "seed": seed, "sentences": sentences, "version": VERSIONS[layout]}
     if _is_there(out, wanted):
         logger.info("%s is there already", out)
         return out
@@ -376,16 +376,21 @@ def _write_traps(session: Path, name: str) -> None:
 def _savee(sentences: int | None) -> Plan:
     """`AudioData/DC/a01.wav`: speaker, emotion, number of the sentence; seven emotions.
 
-    What is said is no part of this layout, so all say the same: twelve sentences, KL two more.
+    All say the same, with SAVEE's own structure: which sentence a number is differs between emotions but for some
+    (:func:`savee.text_of`). Twelve an emotion, or as many as are wanted; KL also the last two.
     """
-    numbered = list(enumerate(SENTENCES[:12], 1))[:sentences]
-    held_out = list(enumerate(HELD_OUT[:2], 13))
-    turns = [
-        Turn(f"AudioData/{speaker}/{code}{number:02}.wav", speaker, emotion, text)
-        for speaker in savee.SPEAKERS
-        for code, emotion in savee.EMOTIONS.items()
-        for number, text in numbered + (held_out if speaker == "KL" else [])
-    ]
+    said: dict[str, str] = {}  # by the sentence's name
+    turns = []
+    for speaker in savee.SPEAKERS:
+        for code, emotion in savee.EMOTIONS.items():
+            *common, first, second = range(1, savee.RECORDINGS[code] + 1)
+            held_out = (first, second) if speaker == "KL" else ()
+            for number in (*common[: 12 if sentences is None else sentences], *held_out):
+                take = f"{code}{number:02}"
+                name = savee.text_of(take)
+                pool = HELD_OUT if number >= first else SENTENCES
+                text = said.setdefault(name, pool[sum(text in pool for text in said.values())])
+                turns.append(Turn(f"AudioData/{speaker}/{take}.wav", speaker, emotion, text))
     return Plan(turns, dict(zip(savee.SPEAKERS, MALE, strict=False)), "en-us", 44100)
 
 

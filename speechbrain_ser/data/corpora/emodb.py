@@ -77,6 +77,7 @@ def _row(name: str, offenders: Offenders) -> dict | None:
         "session": "",
         "dialog": parts["text"],
         "transcript": TEXTS[parts["text"]],
+        "text": parts["text"],
         "language": "de",
         "corpus": "emodb",
     }

@@ -41,6 +41,8 @@ LABEL_LINE = re.compile(
     rf"\[{NUMBER}-{NUMBER}\]\t(?P<turn>\S+)\t(?P<code>\S+)\t"
     rf"\[(?P<valence>{NUMBER}),(?P<activation>{NUMBER}),(?P<dominance>{NUMBER})\]\s*"
 )
+# five pairs of actors played the same scenes: Ses01F_script02_1 and Ses03M_script02_1 are one script
+SCRIPT = re.compile(r"script\d\d_\d")
 # `M: Yeah.` has no turn name and is no turn; the time is not needed
 TRANSCRIPT_LINE = re.compile(r"(?P<turn>Ses\d\d[FM]_\w+)\s*(?:\[[^\]]*\])?\s*:(?P<text>.*)")
 
@@ -122,6 +124,7 @@ def _dialog_rows(
             "session": f"Ses{parts['session']}",
             "dialog": parts["dialog"],
             "transcript": transcripts.get(turn, ""),
+            "script": script[0] if (script := SCRIPT.search(parts["dialog"])) else "",
             "language": "en",
             "corpus": "iemocap",
             **{name: f"{float(values[name]):g}" for name in ("valence", "activation", "dominance")},

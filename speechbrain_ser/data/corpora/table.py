@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_LABELS = None  # whatever is found
 REQUIRED = ("wav", "emotion")
 OPTIONAL = (
-    *("ID", "speaker", "gender", "session", "dialog", "transcript", "language", "split"),
+    *("ID", "speaker", "gender", "session", "dialog", "transcript", "text", "language", "split"),
     *("valence", "activation", "dominance"),
 )
 # where other rows have one, an empty cell would quietly become a speaker or a part of its own
