@@ -1,9 +1,9 @@
 """Who is in train, valid, seen and test: pure functions over a manifest.
 
-``speaker`` and ``session`` never let a test speaker into training and assert it, ``speaker_text`` and ``session_text`` no
-test text either; ``half_session``, ``random`` and ``random_plain`` do, and are called leaky wherever their numbers appear;
-``given`` is judged by its content. But for the leaky ones and a user's own split nobody who is trained on validates; where
-nobody can be spared, nobody does.
+``speaker`` and ``session`` never let a test speaker into training and assert it, ``speaker_text`` and ``session_text``
+no test text either; ``half_session``, ``random`` and ``random_plain`` do, and are called leaky wherever their numbers
+appear; ``given`` is judged by its content. But for the leaky ones and a user's own split nobody who is trained on
+validates; where nobody can be spared, nobody does.
 """
 
 import itertools

@@ -275,8 +275,8 @@ def text_table(runs: Runs, selection: str) -> Table:
             text = _all_marked({FIGURES[m].heading: cell for m, cell in cells.items()}, selection)
             rows.append((label | {"predictions": str(len(here))} | text, label | _flat(found)))
     note = (
-        "Text-disjoint: the test utterances whose text no training utterance says; 'none' where there is none. Not known: "
-        "the corpus does not tell what they say."
+        "Text-disjoint: the test utterances whose text no training utterance says; 'none' where there is none. "
+        "Not known: the corpus does not tell what they say."
     )
     return _table("texts", "Text-disjoint part", rows, note)
 
@@ -312,9 +312,9 @@ def words_table(runs: Runs, selection: str) -> Table | None:
         values = {f"{m}{end}": row[k] for m, row in gains.items() for k, end in ENDS.items()}
         rows.append((label | cells | {"predictions": str(gains["WA"]["n"])}, label | values))
     note = (
-        "Controls that hear nothing, from the same folds: the training part's most frequent class; the emotion that the "
-        "same text has there; TF-IDF of words and logistic regression, on transcripts and on what a system understood. "
-        "Below: how far each variant is beyond the best of them, paired by speaker."
+        "Controls that hear nothing, from the same folds: the training part's most frequent class; the emotion that "
+        "the same text has there; TF-IDF of words and logistic regression, on transcripts and on what a system "
+        "understood. Below: how far each variant is beyond the best of them, paired by speaker."
     )
     return _table("words", "What the words alone would give", rows, note)
 

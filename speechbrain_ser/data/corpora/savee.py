@@ -3,10 +3,10 @@
 Four English men, 480 recordings. Everything is in the name: `DC/a01.wav` (or `DC_a01.wav`) is speaker DC, anger,
 recording 01. The sentences are TIMIT's and do not come with the recordings: transcript and dialog are empty.
 
-Who shares a sentence the documentation tells: the four speakers say the same; of an emotion's 15 sentences 3 are common to
-all emotions, 2 are the emotion's own and are also said neutrally, 10 are said in that emotion alone; of the 30 neutral ones
-3 are the common ones, 2 x 6 the emotions' own, 15 are said neutrally alone. It lists them in this order, the emotions in the
-alphabet's; the release itself has no texts by which the numbers could be checked.
+Who shares a sentence the documentation tells: the four speakers say the same; of an emotion's 15 sentences 3 are common
+to all emotions, 2 are the emotion's own and are also said neutrally, 10 are said in that emotion alone; of the 30
+neutral ones 3 are the common ones, 2 x 6 the emotions' own, 15 are said neutrally alone. It lists them in this order,
+the emotions in the alphabet's; the release itself has no texts by which the numbers could be checked.
 """
 
 import os
