@@ -30,7 +30,8 @@ EMOTIONS = ("angry", "happy", "neutral", "sad")
 
 def manifest(rows, corpus):
     columns = ["ID", "speaker", "emotion", "session", "dialog", "transcript"]
-    return pd.DataFrame(rows, columns=columns).assign(corpus=corpus)
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.assign(text=frame["transcript"], corpus=corpus)
 
 
 @pytest.fixture
@@ -308,7 +309,22 @@ REFUSED = [
     ("iemocap", lambda f: f, "random_plian", r"did you mean 'random_plain'.*half_session"),
     ("emodb", lambda f: f.head(0), "speaker", "label selection"),
     ("iemocap", lambda f: without(f, "speaker", 1, 5), "speaker", "2 of 96 have none: Ses.*_F001, Ses.*_F005$"),
-    ("emodb", lambda f: f[f["speaker"] == "03"], "speaker", "fold '03': the train part is empty"),
+    ("emodb", lambda f: f[f["speaker"] == "03"], "speaker", "two speakers, found 03 alone: protocol 'random' tests"),
+    ("emodb", lambda f: without(f, "text", 1), "speaker_text", r"needs a text.*1 of 80.*protocol 'speaker' needs none"),
+    (
+        "emodb",
+        lambda f: f.assign(text="a"),
+        "speaker_text",
+        "the same text: .*use --protocol=speaker",
+    ),
+    ("emodb", lambda f: f.assign(text=f["ID"]), "speaker_text", "no text is said by two speakers: protocol 'speaker'"),
+    (
+        "emodb",
+        lambda f: f.assign(text=f["text"].str.replace("4", "3")),
+        "speaker_fewer",
+        "found 4: --text_folds=4",
+    ),
+    ("iemocap", lambda f: f.assign(text=""), "session_text", "protocol 'session' needs none"),
     ("iemocap", lambda f: f[f["session"] < "Ses03"], "session", r"three sessions.*Ses01.*Ses02"),
     ("iemocap", lambda f: f.replace({"01F": "anna", "03F": "anna"}), "session", "in several: anna"),
     ("iemocap", lambda f: f.assign(speaker=""), "session", "needs a speaker"),
@@ -332,6 +348,47 @@ def test_what_a_protocol_cannot_use(request, corpus, change, protocol, message):
     for options in ({"seen_fraction": -0.1}, {"seen_fraction": 1}, {"split_seed": -1}):
         with pytest.raises(UserError, match=next(iter(options))):
             make_folds(request.getfixturevalue(corpus), "speaker", **options)
+
+
+TEXTS = st.lists(st.tuples(*map(st.sampled_from, ("pqr", "xy", "abcdefg", ["", "s", "t"]))), min_size=12, max_size=60)
+
+
+@drawn(TEXTS, st.integers(0, 5), st.integers(2, 4))
+@settings(deadline=None, max_examples=150)
+def test_without_texts_and_with_as_few(rows, seed, n_groups):
+    """Disjoint in speakers, texts and scripts; everything is tested once; the control has as many of each cell."""
+    speaker, emotion, text, script = zip(*rows, strict=True)
+    ids = [f"{k:02}" for k in range(len(rows))]
+    frame = pd.DataFrame({"ID": ids, "speaker": speaker, "emotion": emotion, "text": text, "script": script})
+    frame = frame.assign(session="", corpus="table").set_axis(ids)
+    options = {"split_seed": seed, "text_folds": n_groups, "seen_fraction": 0}
+    try:
+        folds = make_folds(frame, "speaker_text", **options)
+    except UserError as error:
+        assert any(
+            said in str(error) for said in ("part is empty: all others say", "need as many texts", "two speakers")
+        )
+        return
+    assert make_folds(frame.sample(frac=1, random_state=seed), "speaker_text", **options) == folds
+    assert sorted(i for fold in folds.values() for i in fold.test) == ids
+    for name, fold in folds.items():
+        train, test, valid = (frame.loc[list(part)] for part in (fold.train, fold.test, fold.valid))
+        assert not set(train["speaker"]) & set(test["speaker"]) and not set(train["text"]) & set(test["text"])
+        assert not set(valid["text"]) & set(test["text"])
+        assert not (set(train["script"]) & set(test["script"])) - {""}
+        fewer = make_folds(frame, "speaker_fewer", **options)[name]
+        assert (fewer.test, fewer.valid) == (fold.test, fold.valid)
+        cells = [frame.loc[list(f.train)].groupby(["speaker", "emotion"]).size() for f in (fold, fewer)]
+        assert cells[0].equals(cells[1])
+
+
+def test_a_session_without_its_texts(iemocap):
+    folds = make_folds(iemocap, "session_text", text_folds=2)
+    assert [*folds] == [f"Ses0{k}-t{g}" for k in (1, 2, 3) for g in (1, 2)]
+    assert sum(len(fold.test) for fold in folds.values()) == len(iemocap)
+    for fold in folds.values():
+        assert not text_heard(iemocap, fold).any() and leakage(iemocap, fold) is None
+        assert len({who[:2] for who in speakers(iemocap, fold.train)} & {fold.name[3:5]}) == 0
 
 
 def test_choose_fold(emodb):
@@ -373,8 +430,8 @@ def test_who_validates(emodb):
 
 
 def test_text_heard():
-    frame = pd.DataFrame({"ID": list("abcd"), "transcript": ["Excuse me.", "excuse ME", "Why?", ""]})
+    frame = pd.DataFrame({"ID": list("abcd"), "text": ["EXCUSE ME", "EXCUSE ME", "WHY", ""]})
     heard = text_heard(frame, Fold("f", ("a",), (), (), ("b", "c", "d")))
-    assert heard.to_dict() == {"b": True, "c": False, "d": False} and heard.dtype == bool
+    assert heard.to_dict() == {"b": True, "c": False, "d": None}  # what is not known, nobody can say
     # the training part alone counts: what is validated on was not heard
     assert not text_heard(frame, Fold("f", ("c",), ("a",), ("a",), ("b",)))["b"]

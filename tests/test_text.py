@@ -1,12 +1,14 @@
 """Transcripts as the recognisers see them."""
 
+import itertools
 import unicodedata
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechbrain_ser.data.text import composed, heard_texts, look_alikes, normalise_transcript, spelling
+from speechbrain_ser.data.text import composed, look_alikes, normalise_transcript, spelling, text_identities
 
 
 @pytest.mark.parametrize(
@@ -37,10 +39,32 @@ def test_normalise(said, seen):
     assert normalise_transcript(seen) == seen  # again changes nothing
 
 
-def test_heard_texts():
-    said = ["excuse me {LG}", "Excuse you", "sieben, stunden!", "", "{BREATH}"]
-    assert heard_texts(["Excuse me.", "{LAUGH}", "Sieben Stunden"], said) == [True, False, True, False, False]
-    assert heard_texts([], ["a"]) == [False] and heard_texts(["a"], []) == []
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Excuse me.", "excuse me {LG}", True),
+        ("Clearly. You know, do you have like a supervisor?", "Clearly, you know; do you have a supervisor?", True),
+        ("I don't know what to do about it.", "Well, I don't know what to do about it, Kate.", True),
+        ("I want to go home now.", "I want to go out now, I do.", False),
+        ("No, no, no, no.", "No, no.", False),  # repeated words count
+        ("Oh, I don't know.", "I don't know.", False),  # too short to resemble
+        ("{LAUGHTER}", "[laughter]", False),
+        ("", "", True),
+    ],
+)
+def test_near_duplicates_are_one_text(one, other, same):
+    first, second = text_identities([one, other])
+    assert (first == second) == same and (first == "") == (one == "")
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=9).map(" ".join), max_size=12))
+def test_a_texts_name_depends_on_no_order_and_joins_all_that_overlap(texts):
+    names = dict(zip(texts, text_identities(texts), strict=True))
+    assert dict(zip(texts[::-1], text_identities(texts[::-1]), strict=True)) == names
+    for one, other in itertools.product(map(str.split, texts), repeat=2):
+        both, either = Counter(one) & Counter(other), Counter(one) | Counter(other)
+        if min(len(one), len(other)) >= 4 and both.total() >= 0.75 * either.total():
+            assert names[" ".join(one)] == names[" ".join(other)]
 
 
 AROUND = st.sampled_from(["", " ", "\u00a0", "\u200b", "\ufeff"])

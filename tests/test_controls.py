@@ -1,0 +1,68 @@
+"""What the words alone would give, and that the protocols without test texts leave nothing of it."""
+
+import itertools
+
+import pandas as pd
+
+from speechbrain_ser.data.corpora import savee
+from speechbrain_ser.data.labels import apply_labels
+from speechbrain_ser.data.manifest import prepare, read_manifest
+from speechbrain_ser.data.protocols import make_folds
+from speechbrain_ser.evaluation.controls import control_predictions, lookup, told_by_texts
+from speechbrain_ser.evaluation.runs import in_words_of_texts
+
+from .corpus_trees import write_wav
+
+
+def table(**columns):
+    frame = pd.DataFrame(columns)
+    return frame.assign(ID=[str(k) for k in frame.index], transcript=frame.get("transcript", ""))
+
+
+def test_lookup_and_what_texts_tell():
+    train = table(emotion=["sad", "joy", "joy", "fear", "sad"], text=["1", "1", "2", "2", ""])
+    assert lookup(train, ["1", "2", "3", ""]) == ["joy", "fear", "joy", "joy"]  # of equally many the alphabet's first
+    test = table(emotion=["joy", "joy", "sad", "sad"], text=["1", "2", "3", ""])
+    assert told_by_texts(train, test) == {"known": 0.75, "heard": 2 / 3, "told": 0.5}
+    assert told_by_texts(train, test.tail(1)) == {"known": 0.0, "heard": None, "told": None}
+    assert "texts are not known" in in_words_of_texts(told_by_texts(train, test.tail(1)))
+    said = "67% of the test utterances say a text heard in training (75% of all have a known text), and those"
+    assert in_words_of_texts(told_by_texts(train, test)).startswith(said)
+
+
+def test_controls_without_texts_or_words():
+    train = table(emotion=["sad", "joy"], text=["", ""])
+    assert list(control_predictions(train, train)) == ["ID", "majority"]
+    train = table(emotion=["sad", "joy"], text=["1", "2"], transcript=["[SIGH]", "yes"])  # words of one class only
+    assert list(control_predictions(train, train, ["", ""])) == ["ID", "majority", "lookup"]
+
+
+def told(frame, protocol, **options):
+    folds = make_folds(frame, protocol, **options).values()
+    return [told_by_texts(frame.loc[list(f.train)], frame.loc[list(f.test)]) for f in folds]
+
+
+def test_savees_sentences_tell_its_emotions_to_who_has_heard_them(tmp_path):
+    for speaker, code in itertools.product(savee.SPEAKERS, savee.EMOTIONS):
+        for number in range(1, savee.RECORDINGS[code] + 1):
+            write_wav(tmp_path / "AudioData" / speaker / f"{code}{number:02}.wav")
+    frame = pd.DataFrame(savee.find_utterances(tmp_path)).assign(script="")
+    frame = frame.set_axis(frame["ID"].tolist())
+    assert frame["text"].nunique() == 3 + 6 * (2 + 10) + 15 and frame.groupby("text").size().ge(4).all()
+    assert all(found["heard"] > 0.95 for found in told(frame, "speaker"))
+    of_one = frame.groupby("text")["emotion"].transform("nunique") == 1
+    assert all(found["told"] == 1 for found in told(frame[of_one], "speaker"))
+    assert all(found["heard"] == 0 for found in told(frame, "speaker_text"))
+    assert all(found["heard"] > 0.7 for found in told(frame, "speaker_fewer"))
+
+
+def test_a_script_is_played_by_five_pairs_of_actors(small, tmp_path):
+    folder = small.corpus("iemocap")
+    frame = apply_labels(read_manifest(prepare("iemocap", folder, tmp_path), folder))
+    frame = frame.set_axis(frame["ID"].tolist())
+    assert set(frame["script"]) == {"", "script01_1", "script02_1"}
+    assert all(found["heard"] > 0.3 for found in told(frame, "session"))
+    for fold in make_folds(frame, "session_text", text_folds=2).values():
+        train, test = frame.loc[list(fold.train)], frame.loc[list(fold.test)]
+        assert told_by_texts(train, test)["heard"] == 0
+        assert not (set(train["script"]) & set(test["script"])) - {""}
