@@ -4,14 +4,13 @@ import itertools
 
 import pandas as pd
 
-from speechbrain_ser.data.corpora import savee
-from speechbrain_ser.data.labels import apply_labels
-from speechbrain_ser.data.manifest import prepare, read_manifest
+from speechbrain_ser.data.corpora import iemocap, savee
+from speechbrain_ser.data.manifest import _with_texts as prepared
 from speechbrain_ser.data.protocols import make_folds
 from speechbrain_ser.evaluation.controls import control_predictions, lookup, told_by_texts
 from speechbrain_ser.evaluation.runs import in_words_of_texts
 
-from .corpus_trees import write_wav
+from .corpus_trees import iemocap_tree, write_wav
 
 
 def table(**columns):
@@ -56,12 +55,24 @@ def test_savees_sentences_tell_its_emotions_to_who_has_heard_them(tmp_path):
     assert all(found["heard"] > 0.7 for found in told(frame, "speaker_fewer"))
 
 
-def test_a_script_is_played_by_five_pairs_of_actors(small, tmp_path):
-    folder = small.corpus("iemocap")
-    frame = apply_labels(read_manifest(prepare("iemocap", folder, tmp_path), folder))
-    frame = frame.set_axis(frame["ID"].tolist())
+def test_a_script_is_played_by_five_pairs_of_actors(tmp_path):
+    """Who says a line more or less still plays the scene, and short answers join no scripts."""
+    lines = ["I told you that I never wanted this.", "Well, what do you want me to do now?", "Yeah.", "Oh, come on."]
+    turns = []
+    for session, letter, (k, line) in itertools.product((1, 2, 3), "FM", enumerate(lines)):
+        adlib = ["", " Really.", " You know."][session - 1] if k < 2 else ""
+        script = f"script0{1 + (letter == 'M')}_1" + "b" * (session == 3)  # each letter plays in another scene
+        for dialog, words in (
+            (script, f"{line[:-1]}{adlib} {'' if k else letter}"),
+            ("impro01", f"{line} {k} {letter}"),
+        ):
+            turns.append((f"Ses0{session}{letter}_{dialog}_{letter}00{k}", ("neu", "ang", "sad", "hap")[k], words))
+    frame = pd.DataFrame(prepared(iemocap.find_utterances(iemocap_tree(tmp_path, turns, links=True))))
+    frame = frame.assign(emotion=frame["emotion"]).set_axis(frame["ID"].tolist())
     assert set(frame["script"]) == {"", "script01_1", "script02_1"}
-    assert all(found["heard"] > 0.3 for found in told(frame, "session"))
+    told_you = frame[frame["transcript"].str.startswith("I told you") & (frame["script"] == "script01_1")]
+    assert told_you["text"].nunique() == 1 and told_you["transcript"].nunique() == 3
+    assert all(found["heard"] > 0.5 for found in told(frame, "session"))
     for fold in make_folds(frame, "session_text", text_folds=2).values():
         train, test = frame.loc[list(fold.train)], frame.loc[list(fold.test)]
         assert told_by_texts(train, test)["heard"] == 0
