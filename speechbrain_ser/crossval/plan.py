@@ -141,6 +141,9 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     sweep = "a run for each value of a line; several --sweep give all combinations"
     option("yaml", type=Path, metavar="hparams/X.yaml", help="a system, or a table of a paper (hparams/tables/)")
     option("--folds", type=_different, metavar="01F,03M", help="some of them (default: all)")
+    option(
+        "--protocols", type=_different, metavar="random,speaker", help="the same under each, and what they differ by"
+    )
     option("--seeds", type=_different, metavar="1,2,3", help="training seeds (default: the YAML's)")
     option("--sweep", type=_sweep, action="append", default=[], metavar="KEY=VALUE,VALUE", help=sweep)
     option("--jobs", type=int, default=1, help="runs at a time; each gets its share of the cores")
@@ -149,7 +152,9 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     names = given_names(argv)
     problems = [f"{name}: {REFUSED[name[2:]]}" for name in names if name[2:] in REFUSED]
     problems += [f"{name} is given twice" for name, times in names.items() if times > 1 and name != "--sweep"]
-    problems += ["--seed and --seeds are both given"] * ({"--seed", "--seeds"} <= set(names))
+    problems += [
+        f"--{k} and --{k}s are both given" for k in ("seed", "protocol") if {f"--{k}", f"--{k}s"} <= set(names)
+    ]
     try:
         request, options = parser.parse_known_args(argv)
     except UserError as error:

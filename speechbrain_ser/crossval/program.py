@@ -14,7 +14,7 @@ from speechbrain_ser.data.batches import AudioCache
 from speechbrain_ser.errors import INTERRUPTED, UserError
 from speechbrain_ser.evaluation.calibration import CALIBRATION, LOGITS
 from speechbrain_ser.evaluation.controls import CONTROLS_FILE
-from speechbrain_ser.evaluation.report import build_report
+from speechbrain_ser.evaluation.report import build_protocol_report, build_report
 from speechbrain_ser.training.distributed import is_launched
 
 FILES = (
@@ -29,8 +29,8 @@ FILES = (
 
 def make_report(plan: Plan, name: str) -> str:
     """Report the finished runs of a plan, and only them, the paper's own numbers beside ours; returns what to print."""
-    plain, missing = plan.config.plain, [str(run) for run in plan.reported if not run.finished()]
-    folder = Path(plain["results_folder"]) / "reports" / f"{name}-{plain['corpus']}-{plain['protocol']}"
+    missing = [str(run) for run in plan.reported if not run.finished()]
+    folder = _report_folder(plan, name)
     words = f"INCOMPLETE, {len(missing)} of {len(plan.reported)} runs are missing: {'; '.join(missing)}"
     lines = [words] if missing else []
     if len(missing) == len(plan.reported):
@@ -38,6 +38,29 @@ def make_report(plan: Plan, name: str) -> str:
     runs = _gather(plan, folder / "runs")
     text = build_report(runs, folder, _paper(plan), allow_incomplete=True).console
     return "\n".join(["", *lines, text, f"\nreport: {folder}{os.sep}"])
+
+
+def _by_protocol(request: Namespace) -> list[Namespace]:
+    """One request for each protocol; a line of a table or YAML that names one gives way."""
+    options = [[f"--protocol={name}", *request.options] for name in request.protocols or ()]
+    return [Namespace(**{**vars(request), "options": each}) for each in options] or [request]
+
+
+def _compare_protocols(plans: list[Plan], name: str) -> str:
+    plain = plans[0].config.plain
+    reports = Path(plain["results_folder"]) / "reports"
+    folders = {p.config.plain["protocol"]: _report_folder(p, name) / "runs" for p in plans}
+    finished = {protocol: folder for protocol, folder in folders.items() if folder.is_dir()}
+    if len(finished) < 2:
+        return "fewer than two protocols have finished runs, so they are not compared"
+    folder = reports / f"{name}-{plain['corpus']}-protocols"
+    text = build_protocol_report(finished, folder, _paper(plans[0])).console
+    return f"\n{text}\n\nreport: {folder}{os.sep}"
+
+
+def _report_folder(plan: Plan, name: str) -> Path:
+    plain = plan.config.plain
+    return Path(plain["results_folder"]) / "reports" / f"{name}-{plain['corpus']}-{plain['protocol']}"
 
 
 def _gather(plan: Plan, folder: Path) -> Path:
@@ -89,21 +112,25 @@ def main(argv: list[str], root: Path) -> int:
 def _run(request: Namespace, root: Path) -> int:
     if is_launched():
         raise UserError("crossval.py starts what trains itself: start it without torchrun (Slurm: --slurm={gpus: N})")
-    plan = make_plan(request, root / "hparams")
-    plain, todo = plan.config.plain, [run for run in plan.runs if not run.finished()]
-    print(f"{len(plan.runs)} runs, {len(plan.runs) - len(todo)} of them finished already", flush=True)
+    plans = [make_plan(each, root / "hparams") for each in _by_protocol(request)]
+    plain, runs = plans[0].config.plain, list({run.folder: run for plan in plans for run in plan.runs}.values())
+    todo = [run for run in runs if not run.finished()]
+    print(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished already", flush=True)
     if todo:
         check_builds(todo)
         # resampled once, and not in every process at the same time
-        AudioCache(Path(plain["cache_folder"]) / "audio").fill(plan.reported[0].setup.frame["wav"].tolist())
+        AudioCache(Path(plain["cache_folder"]) / "audio").fill(plans[0].reported[0].setup.frame["wav"].tolist())
     command = [sys.executable, str(root / "train.py")]
     if request.executor == "slurm":
         executor = SlurmJobs(plain.get("slurm") or {}, Path(plain["results_folder"]) / "slurm", command)
     else:
         executor = LocalProcesses(request.jobs, command)
-    outcome = Schedule(plan.runs, executor, request.keep_optimizer, "--noprogressbar" not in request.options).work()
+    outcome = Schedule(runs, executor, request.keep_optimizer, "--noprogressbar" not in request.options).work()
     try:
-        print(make_report(plan, request.yaml.stem))
+        for plan in plans:
+            print(make_report(plan, request.yaml.stem))
+        if len(plans) > 1:
+            print(_compare_protocols(plans, request.yaml.stem))
     finally:
         if str(outcome):
             print(f"\n{outcome}", file=sys.stderr)

@@ -193,6 +193,33 @@ def _counts(axes, bins: Bins) -> None:
     axes.xaxis.set_major_formatter(PercentFormatter(1))
 
 
+def plot_protocols(figures: pd.DataFrame, title: str) -> Figure:
+    """Draw UA under several protocols: a group of bars a variant, a bar a protocol, with 95 % intervals.
+
+    `figures` has a row a variant and protocol: ``variant``, ``protocol``, ``UA``, ``UA_low``, ``UA_high`` (shares).
+    """
+    variants, protocols = (list(dict.fromkeys(figures[column])) for column in ("variant", "protocol"))
+    figure = Figure(figsize=(1.8 + 1.7 * len(variants), 4.2))
+    axes, width = figure.subplots(), 0.8 / len(protocols)
+    for k, protocol in enumerate(protocols):
+        rows = figures[figures["protocol"] == protocol].set_index("variant").reindex(variants).astype({"UA": float})
+        ends = [(rows["UA"] - rows["UA_low"].astype(float)), (rows["UA_high"].astype(float) - rows["UA"])]
+        places = np.arange(len(variants)) + (k - (len(protocols) - 1) / 2) * width
+        bars = axes.bar(
+            places, rows["UA"], width * 0.92, yerr=ends, capsize=2, error_kw={"linewidth": 1}, label=protocol
+        )
+        axes.bar_label(bars, [f"{100 * v:.0f}" for v in rows["UA"]], label_type="center", color="white", fontsize=9)
+    axes.set(title=title, ylabel=FIGURES["UA"].words, ylim=(0, 1.02))
+    axes.set_xticks(range(len(variants)), [fill(name, 18) for name in variants])
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, frameon=False
+    )
+    return figure
+
+
 def plot_coverage(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str) -> Figure:
     """Draw the accuracy of the surest utterances against their share; coverage and accuracy by variant, [points]."""
     figure = Figure(figsize=(5.4, 3.9))

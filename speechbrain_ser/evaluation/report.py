@@ -113,6 +113,38 @@ def build_report(
     return Report(title, {t.name: t for t in tables}, console, folder, tuple(written))
 
 
+def build_protocol_report(
+    folders: Mapping[str, str | os.PathLike], out_folder: str | os.PathLike, paper: Mapping | None = None
+) -> Report:
+    """Make the report of the same variants under several protocols, by protocol the folder that holds their runs."""
+    names = (paper or {}).get("names", {})
+    by_protocol = {p: replace(load_runs(f, allow_incomplete=True), names=names) for p, f in folders.items()}
+    first = next(iter(by_protocol.values()))
+    what = (paper or {}).get("title") or ", ".join(dict.fromkeys(r.metrics["system"] for r in first.runs))
+    title = f"{what}: {first.corpus}, protocols {', '.join(by_protocol)}"
+    table = make.protocol_table(by_protocol, first.selection)
+    folder = Path(out_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = draw.plot_protocols(table.values, title)
+    lead = [f"{p}: {said}" for p, runs in by_protocol.items() for said in (*_missing(runs), *_texts_in_words(runs))]
+    shown = Picture(
+        save_figure(picture, folder / "protocols.svg"), "UA under each protocol, with 95 % intervals by speaker."
+    )
+    page = PAGES.get_template("report.html").render(title=title, lead=lead, tables=[table], pictures=[shown])
+    files = (
+        write_text(page, folder / "report.html"),
+        write_text("\n\n".join([f"# {title}", *lead, table.markdown()]) + "\n", folder / "report.md"),
+        write_csv(table.values, folder / "protocols.csv"),
+        shown.path,
+        save_figure(picture, folder / "protocols.png"),
+    )
+    return Report(title, {table.name: table}, "\n\n".join([fill(title, 120), *lead, table.console()]), folder, files)
+
+
+def _missing(runs: Runs) -> list[str]:
+    return [f"INCOMPLETE, missing: {'; '.join(runs.missing)}."] if runs.missing else []
+
+
 def _title(runs: Runs, what: str | None) -> str:
     """What, on what, and first of all what is wrong with it."""
     what = what or ", ".join(dict.fromkeys(r.metrics["system"] for r in runs.runs))

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
@@ -34,9 +34,8 @@ from speechbrain_ser.evaluation.metrics import (
 )
 from speechbrain_ser.evaluation.runs import Run, Runs, items_of, pooled, stacked
 
-OWN_WORDS = "words_heard"
-FACTS_AND_ID = ["ID", "speaker", "emotion"]
-ENDS = {"difference": "", "low": "_low", "high": "_high", "p": "_p"}
+OWN_WORDS = "words_heard"  # the control that reads a variant's own hypotheses
+WORDS_ALONE = "words alone, no audio"
 ABSENT = "-"  # the variant has no such head
 ORACLE = "ORACLE/leaky"  # behind every number that the test part chose
 SHOWN = tuple(name for name in RECOGNITION if name != "F1")  # which stands in few tables
@@ -286,31 +285,18 @@ def words_table(runs: Runs, selection: str) -> Table | None:
 
     Controls are the same whatever the variant and seed, but for those that read a variant's own hypotheses.
     """
-    first = next(iter(runs.variants.values()))
-    if any(run.controls is None for run in runs.runs):
+    if not (said := controls_said(runs, selection)):
         return None
-    said = {name: _said_by(first, column, selection) for column, name in CONTROLS.items() if column != OWN_WORDS}
-    for name, of_variant in runs.variants.items():
-        said[f"{CONTROLS[OWN_WORDS]} of {name}"] = _said_by(of_variant, OWN_WORDS, selection)
-    said = {name: predictions for name, predictions in said.items() if predictions is not None}
     rows = []
     for name, predictions in said.items():
-        found = _figures_of(predictions, runs.classes)
-        row = {"words alone": name} | {FIGURES[m].heading: _cell(found, m) for m in ("WA", "UA")}
-        rows.append((row | {"predictions": str(found["n"])}, {"words alone": name} | _flat(found)))
-    best = max(said, key=lambda name: metrics(said[name], runs.classes)["UA"])
+        found, label = _figures_of(predictions, runs.classes), {"words alone": name}
+        cells = {FIGURES[m].heading: _cell(found, m) for m in ("WA", "UA")}
+        rows.append((label | cells | {"predictions": str(found["n"])}, label | _flat(found)))
+    best = best_of(said, runs.classes)
     for name, of_variant in runs.variants.items():
-        pairs = compare_predictions(said[best], stacked(of_variant, selection), runs.classes)
-        gains = {row["figure"]: row for row in pairs if row["figure"] in ("WA", "UA")}
         label = {"words alone": f"{name}, beyond {best}"}
-        cells = {
-            FIGURES[m].heading: _marked(
-                with_interval(FIGURES[m].change, row["difference"], (row["low"], row["high"])), selection
-            )
-            for m, row in gains.items()
-        }
-        values = {f"{m}{end}": row[k] for m, row in gains.items() for k, end in ENDS.items()}
-        rows.append((label | cells | {"predictions": str(gains["WA"]["n"])}, label | values))
+        cells, values = _gain(said[best], stacked(of_variant, selection), runs.classes, selection)
+        rows.append((label | cells, label | values))
     note = (
         "Controls that hear nothing, from the same folds: the training part's most frequent class; the emotion that "
         "the same text has there; TF-IDF of words and logistic regression, on transcripts and on what a system "
@@ -319,17 +305,78 @@ def words_table(runs: Runs, selection: str) -> Table | None:
     return _table("words", "What the words alone would give", rows, note)
 
 
+def controls_said(runs: Runs, selection: str) -> dict[str, pd.DataFrame]:
+    """Return the controls' predictions by their names, stacked over folds; empty where a run has none."""
+    if any(run.controls is None for run in runs.runs):
+        return {}
+    variants = runs.variants
+    first = next(iter(variants.values()))
+    first = [run for run in first if run.seed == first[0].seed]
+    found = {name: _said_by(first, column, selection) for column, name in CONTROLS.items() if column != OWN_WORDS}
+    own = {f"{CONTROLS[OWN_WORDS]} of {name}": _said_by(of, OWN_WORDS, selection) for name, of in variants.items()}
+    return {name: predictions for name, predictions in (found | own).items() if predictions is not None}
+
+
+def best_of(predictions: Mapping[str, pd.DataFrame], classes: Sequence[str]) -> str:
+    """Return the name of the predictions of the highest UA."""
+    return max(predictions, key=lambda name: FIGURES["UA"].of(predictions[name], classes))
+
+
 def _said_by(runs: Sequence[Run], column: str, selection: str) -> pd.DataFrame | None:
-    """A control's predictions on the folds of a variant, stacked; None where it has none."""
     if any(column not in run.controls for run in runs):
         return None
-    kept = [run for run in runs if column == OWN_WORDS or run.seed == runs[0].seed]
-    return pooled(
-        run.predictions[selection][FACTS_AND_ID].assign(
-            predicted=run.controls[column].to_numpy(), fold=run.fold, seed=run.seed
-        )
-        for run in kept
+    facts = ["ID", "speaker", "emotion"]
+    said = ((r, r.predictions[selection][facts].assign(predicted=r.controls[column].to_numpy())) for r in runs)
+    return pooled(frame.assign(fold=run.fold, seed=run.seed) for run, frame in said)
+
+
+def _gain(first: pd.DataFrame, second: pd.DataFrame, classes: Sequence[str], selection: str) -> tuple[dict, dict]:
+    """The second's WA and UA minus the first's, with intervals, as printed and in full."""
+    if first["seed"].nunique() == 1:  # a control, or a single training
+        first = first.drop(columns="seed").merge(second[["ID", "seed"]], on="ID")
+    pairs = {row["figure"]: row for row in compare_predictions(first, second, classes)}
+    cells, values = {}, {}
+    for figure in map(FIGURES.get, ("WA", "UA")):
+        row = pairs[figure.name]
+        text = with_interval(figure.change, row["difference"], (row["low"], row["high"]))
+        cells[figure.heading] = _marked(text, selection)
+        values |= {f"{figure.name}_{key}": row[key] for key in ("difference", "low", "high", "p")}
+    return cells | {"predictions": str(pairs["WA"]["n"])}, values
+
+
+def protocol_table(by_protocol: Mapping[str, Runs], selection: str) -> Table:
+    """Make the table of each variant, and of the best control without audio, under several protocols.
+
+    Differences are to the first protocol that leaks no speaker, on the same utterances and seeds.
+    """
+    rows, base = [], next((p for p, runs in by_protocol.items() if not runs.leak), next(iter(by_protocol)))
+    of_variant = {p: {n: stacked(v, selection) for n, v in runs.variants.items()} for p, runs in by_protocol.items()}
+    for protocol, runs in by_protocol.items():
+        if said := controls_said(runs, selection):
+            of_variant[protocol][WORDS_ALONE] = said[best_of(said, runs.classes)]
+    names = dict.fromkeys(name for found in of_variant.values() for name in found)
+    for name, (protocol, runs) in product(names, by_protocol.items()):
+        if (predictions := of_variant[protocol].get(name)) is None:
+            continue
+        found = _figures_of(predictions, runs.classes)
+        label = {"variant": name, "protocol": protocol}
+        text = {"variant": name, "protocol": f"{protocol} (LEAKY)" if runs.leak else protocol}
+        text |= {FIGURES[m].heading: _cell(found, m) for m in ("WA", "UA", "WER") if m in found}
+        if protocol != base and name in of_variant[base]:
+            cells, values = _gain(of_variant[base][name], predictions, runs.classes, selection)
+            text |= {
+                f"{heading}, minus {base}": cells[heading] for heading in (FIGURES["WA"].heading, FIGURES["UA"].heading)
+            }
+            found |= values
+        found["share_text_heard"] = share_heard(stacked(next(iter(runs.variants.values())), selection))
+        text |= {"texts heard %": printed(found["share_text_heard"]), "predictions": str(found["n"])}
+        rows.append((text, label | _flat(found)))
+    note = (
+        f"Differences: to protocol {base}, paired on the same utterances, with 95 % intervals by speaker. "
+        "speaker_fewer has as few training utterances as speaker_text, whatever they say: what speaker_text loses "
+        "beyond it is due to known texts. Words alone: the best of the controls without audio under that protocol."
     )
+    return _table("protocols", f"Protocols, {SELECTIONS[selection].words}", rows, note)
 
 
 def selection_table(runs: Runs) -> Table:
