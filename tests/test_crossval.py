@@ -231,7 +231,8 @@ def test_folds_seeds_and_sweeps(crossval, planned):
         (["--sweep=alpha=0", "--alpha=1"], ["--alpha is given twice"]),
         (["--sweep=n_epochs=1,2"], ["changes no training"]),
         (["--sweep=seed=1,2"], ["use --seeds"]),
-        (["--sweep=protocol=random"], ["a report is of one"]),
+        (["--sweep=protocol=random"], ["use --protocols"]),
+        (["--protocols=random,speeker", "--protocol=x"], ["--protocol and --protocols"]),
         (["--folds=03,99,xx"], ["'99'", "'xx'", "folds: 03"]),
         (["--seeds=a", "--sweep=alpha=0", "--sweep=alpha=1"], ["whole numbers", "--sweep alpha is given twice"]),
         (["--seeds=1", "--seed=2", "--jobs=0", "--jobs=2"], ["--seed and --seeds", "--jobs is given twice"]),
@@ -248,6 +249,20 @@ def test_refused_before_anything_starts(crossval, tmp_path, flags, expect):
     assert "Traceback" not in said
     for words in expect:
         assert words in said, said
+
+
+def test_protocols_stand_side_by_side(crossval, tmp_path):
+    """Each has a report of its own; a comparison pairs them on the same utterances."""
+    runs, out = crossval("--protocols=random,speaker")
+    assert len(runs) == 5 + 10 and {r.setup.config.plain["protocol"] for r in runs} == {"random", "speaker"}
+    folder = tmp_path / "results" / "reports" / "cai_mtl-emodb-protocols"
+    found = pd.read_csv(folder / "protocols.csv").set_index("protocol")
+    ours, words = found.iloc[:2], found[found["variant"] == "words alone, no audio"]
+    assert ours.loc["random", "n"] == ours.loc["speaker", "n"] == len(runs[0].setup.frame)
+    gain = ours.loc["random", "WA"] - ours.loc["speaker", "WA"]  # speaker is the first that leaks none
+    assert ours.loc["random", "WA_difference"] == pytest.approx(gain) and words.loc["speaker", "WA"] < 0.9
+    assert "random (LEAKY)" in out and (folder / "protocols.png").stat().st_size and "Protocols," in out
+    assert "What the words alone would give" in out and "beyond" in out
 
 
 def test_an_unfinished_fold_is_named(crossval, monkeypatch, capfd):

@@ -18,7 +18,7 @@ from speechbrain_ser.evaluation.metrics import FIGURES
 from speechbrain_ser.training.config import Config, given_names, read_config, strict
 from speechbrain_ser.training.run import Preparation, Run, prepare, rehearse
 
-_KEYS = ("table", "hparams", "published", "lines", "rows")
+_KEYS = ("table", "hparams", "published", "protocols", "lines", "rows")
 _ROW_KEYS = ("name", "hparams", "lines", "paper")
 REFUSED = {
     "fold": "use --folds=…",
@@ -28,7 +28,8 @@ REFUSED = {
 }
 UNSWEPT = {
     "seed": "use --seeds=…",
-    **{key: "a report is of one: start once for each" for key in ("corpus", "protocol", "labels")},
+    "protocol": "use --protocols=…",
+    **{key: "a report is of one: start once for each" for key in ("corpus", "labels")},
     **REFUSED,
 }
 # What a needed run shares with the run that needs it; its other lines are its own YAML's, or named under `needs`
@@ -61,6 +62,7 @@ class Table:
     published: str
     lines: dict[str, str]
     rows: list[Row]
+    protocols: list[str]
 
 
 def read_table(path: Path, hparams_folder: Path) -> Table | None:
@@ -79,7 +81,8 @@ def read_table(path: Path, hparams_folder: Path) -> Table | None:
         return {"lines": as_texts(part.get("lines") or {}), "hparams": yaml}
 
     rows = [Row(str(row.get("name", "")), paper=row.get("paper") or {}, **lines_and_yaml(row)) for row in found["rows"]]
-    return Table(found["table"], published=str(found.get("published", "")), rows=rows, **lines_and_yaml(found))
+    told = {"published": str(found.get("published", "")), "protocols": list(found.get("protocols") or [])}
+    return Table(found["table"], rows=rows, **told, **lines_and_yaml(found))
 
 
 def beside_or_shipped(name: str, path: Path, hparams_folder: Path) -> Path:
@@ -271,6 +274,15 @@ class Plan:
     def config(self) -> Config:
         """A configuration, for the lines that all runs share."""
         return self.reported[0].setup.config
+
+
+def make_plans(request: argparse.Namespace, hparams_folder: Path) -> list[Plan]:
+    """Return a plan for each protocol that the command line, or a table, names; one where neither does."""
+    table = read_table(request.yaml, hparams_folder)
+    given = "--protocol" in given_names(request.options)
+    names = request.protocols or (table.protocols if table and not given else [])
+    options = [[f"--protocol={name}", *request.options] for name in names] or [request.options]
+    return [make_plan(argparse.Namespace(**vars(request) | {"options": each}), hparams_folder) for each in options]
 
 
 def make_plan(request: argparse.Namespace, hparams_folder: Path) -> Plan:

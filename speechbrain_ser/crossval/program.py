@@ -7,7 +7,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from speechbrain_ser.crossval.plan import Plan, check_builds, make_plan, read_arguments
+from speechbrain_ser.crossval.plan import Plan, check_builds, make_plans, read_arguments
 from speechbrain_ser.crossval.schedule import Interrupted, LocalProcesses, Schedule, interruptible
 from speechbrain_ser.crossval.slurm import SlurmJobs
 from speechbrain_ser.data.batches import AudioCache
@@ -38,12 +38,6 @@ def make_report(plan: Plan, name: str) -> str:
     runs = _gather(plan, folder / "runs")
     text = build_report(runs, folder, _paper(plan), allow_incomplete=True).console
     return "\n".join(["", *lines, text, f"\nreport: {folder}{os.sep}"])
-
-
-def _by_protocol(request: Namespace) -> list[Namespace]:
-    """One request for each protocol; a line of a table or YAML that names one gives way."""
-    options = [[f"--protocol={name}", *request.options] for name in request.protocols or ()]
-    return [Namespace(**{**vars(request), "options": each}) for each in options] or [request]
 
 
 def _compare_protocols(plans: list[Plan], name: str) -> str:
@@ -112,7 +106,7 @@ def main(argv: list[str], root: Path) -> int:
 def _run(request: Namespace, root: Path) -> int:
     if is_launched():
         raise UserError("crossval.py starts what trains itself: start it without torchrun (Slurm: --slurm={gpus: N})")
-    plans = [make_plan(each, root / "hparams") for each in _by_protocol(request)]
+    plans = make_plans(request, root / "hparams")
     plain, runs = plans[0].config.plain, list({run.folder: run for plan in plans for run in plan.runs}.values())
     todo = [run for run in runs if not run.finished()]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished already", flush=True)

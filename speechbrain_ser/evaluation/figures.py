@@ -202,13 +202,12 @@ def plot_protocols(figures: pd.DataFrame, title: str) -> Figure:
     figure = Figure(figsize=(1.8 + 1.7 * len(variants), 4.2))
     axes, width = figure.subplots(), 0.8 / len(protocols)
     for k, protocol in enumerate(protocols):
-        rows = figures[figures["protocol"] == protocol].set_index("variant").reindex(variants).astype({"UA": float})
-        ends = [(rows["UA"] - rows["UA_low"].astype(float)), (rows["UA_high"].astype(float) - rows["UA"])]
+        rows = figures[figures["protocol"] == protocol].set_index("variant").reindex(variants)
+        ua, low, high = (rows[column].astype(float) for column in ("UA", "UA_low", "UA_high"))
+        ends = np.clip([ua - low, high - ua], 0, None)  # one without an interval has none
         places = np.arange(len(variants)) + (k - (len(protocols) - 1) / 2) * width
-        bars = axes.bar(
-            places, rows["UA"], width * 0.92, yerr=ends, capsize=2, error_kw={"linewidth": 1}, label=protocol
-        )
-        axes.bar_label(bars, [f"{100 * v:.0f}" for v in rows["UA"]], label_type="center", color="white", fontsize=9)
+        bars = axes.bar(places, ua, 0.92 * width, yerr=ends, capsize=2, error_kw={"linewidth": 1}, label=protocol)
+        axes.bar_label(bars, [f"{100 * v:.0f}" for v in ua], label_type="center", color="white", fontsize=9)
     axes.set(title=title, ylabel=FIGURES["UA"].words, ylim=(0, 1.02))
     axes.set_xticks(range(len(variants)), [fill(name, 18) for name in variants])
     axes.yaxis.set_major_formatter(PercentFormatter(1))
