@@ -372,7 +372,7 @@ class GenderBrain(CaiBrain):
 
 
 def test_a_further_label_is_trained_measured_and_written(frame, tmp_path):
-    frame = frame.assign(gender=np.resize(["M", "F", ""], len(frame)))  # of every third one it is not known
+    frame = frame.assign(text="", gender=np.resize(["M", "F", ""], len(frame)))  # of every third one it is not known
     heads = {**HEADS, "gender": functools.partial(nn.Linear, out_features=2)}
     loss_weights = {"emotion": 1.0, "asr": 0.1, "gender": 0.5}
     model = CaiModel(TinyEncoder(), MaskedPooling("mean"), heads, loss_weights)

@@ -67,7 +67,7 @@ def test_a_script_is_played_by_five_pairs_of_actors(tmp_path):
             ("impro01", f"{line} {k} {letter}"),
         ):
             turns.append((f"Ses0{session}{letter}_{dialog}_{letter}00{k}", ("neu", "ang", "sad", "hap")[k], words))
-    frame = pd.DataFrame(prepared(iemocap.find_utterances(iemocap_tree(tmp_path, turns, links=True))))
+    frame = pd.DataFrame(prepared(iemocap.find_utterances(iemocap_tree(tmp_path, turns))))
     frame = frame.assign(emotion=frame["emotion"]).set_axis(frame["ID"].tolist())
     assert set(frame["script"]) == {"", "script01_1", "script02_1"}
     told_you = frame[frame["transcript"].str.startswith("I told you") & (frame["script"] == "script01_1")]

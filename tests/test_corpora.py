@@ -73,7 +73,7 @@ EXPECTED = [  # ID, emotion, speaker, gender, session, dialog, transcript
 
 def test_iemocap_rows_are_exact(release, tmp_path):
     frame = read_manifest(prepare("iemocap", release, tmp_path / "out"), release)
-    assert list(frame.columns) == [*COLUMNS, "valence", "activation", "dominance"]
+    assert list(frame.columns) == [*COLUMNS, "script", "valence", "activation", "dominance"]
     columns = ["ID", "emotion", "speaker", "gender", "session", "dialog", "transcript"]
     assert list(frame[columns].itertuples(index=False, name=None)) == EXPECTED
     for row in frame.itertuples():
@@ -277,7 +277,7 @@ def test_savee_rows(copy, tmp_path, caplog):
     assert frame["speaker"].value_counts().to_dict() == dict.fromkeys(("DC", "JE", "JK", "KL"), 120)
     row = frame.set_index("ID").loc["JK_su03"]
     assert Path(row["wav"]) == copy / "AudioData/JK/su03.wav" and row["duration"] == 0.02
-    values = ("surprise", "JK", "M", "", "", "", "en", "savee")
+    values = ("surprise", "JK", "M", "", "", "", "common-03", "en", "savee")
     assert tuple(row[[column for column in COLUMNS if column not in ("ID", "wav", "duration")]]) == values
 
 

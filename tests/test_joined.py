@@ -199,7 +199,7 @@ def test_what_the_second_cannot_do(both, savee, emodb):
         (both, "half_session", "emodb", "published one; found corpus"),
         (join(demo, emodb), "half_session", "emodb", r"published one; found corpus \['emodb'\]"),
         (of_savee_alone, "session", "emodb", r"needs a session for every utterance; 120 of 120 .*emodb-03"),
-        (both, "given", "emodb", "'given' is one table's own split"),
+        (both, "given", "emodb", "'given' knows no second corpus"),
         (one_speaker, "speaker", "emodb", "fold 'DC': nothing of the second corpus is left to train on"),
         (both, "speaker", "iemocap", "expected two corpora, iemocap the second of them; found emodb, savee"),
     ]:

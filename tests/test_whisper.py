@@ -180,10 +180,10 @@ def test_spec_augment_masks_own_frames_in_training(tiny, speech):
         ("whisper", {"dropout": 2.0}, "dropout is 2.0, expected 0 to 1"),
         ("whisper", {"attn_implementation": "flash_attention_2"}, "supports eager, sdpa"),
         ("whisper", {"pad_to_30s": True, "freeze_layers": 1, "cache_embeddings": True}, "expected freeze"),
-        ("whisper", {"normalize_wav": True}, r"normalize_wav is True: Whisper \(.*\) has no such setting, leave it N"),
-        ("whisper", {"cache_front_end": True}, "cache_front_end is True: Whisper"),
+        ("whisper", {"normalize_wav": True}, r"normalize_wav is True: whisper \(.*\) has no such setting, leave it N"),
+        ("whisper", {"cache_front_end": True}, "cache_front_end is True: whisper"),
         ("wav2vec2", {"pad_to_30s": True}, "pad_to_30s is True: wav2vec2"),
-        ("hubert", {"windows": True}, "windows is True: HuBERT .* has no such setting, leave it False"),
+        ("hubert", {"windows": True}, "windows is True: hubert .* has no such setting, leave it False"),
         ("hubert", {"frieze": True}, "frieze"),
     ],
 )

@@ -2,15 +2,15 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
 
 from speechbrain_ser.data.text import normalise_transcript
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline  # not for who recognises, and only reads of controls
 
 CONTROLS_FILE = "controls.csv"
 #: column of controls.csv -> what a report calls it
@@ -84,7 +84,12 @@ def _most(emotions: pd.Series) -> str:
     return emotions.value_counts().sort_index(kind="stable").idxmax()
 
 
-def _words_model(train: pd.DataFrame) -> Pipeline | None:
+def _words_model(train: pd.DataFrame) -> "Pipeline | None":
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
     spoken = train[train["transcript"].map(normalise_transcript) != ""]
     if spoken["emotion"].nunique() < 2:
         return None
