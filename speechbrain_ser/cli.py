@@ -18,7 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_any_name()
     parser = argparse.ArgumentParser("speechbrain-ser", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_demo_corpus, _report, _compare, _decompose, _convert, _predict, _export, _serve, _import_whisper):
+    about_models = (_decompose, _convert, _predict, _export, _serve, _import_whisper)
+    for add in (_demo_corpus, _report, _compare, _audit, *about_models):
         add(commands)
     arguments = vars(parser.parse_args(argv))
     call = arguments.pop("call")
@@ -80,6 +81,20 @@ def _compare(commands):
     help = "where the files go (default: ./%(default)s)"
     add("--out", dest="out_folder", default="comparison", help=help)
     _incomplete(add)
+
+
+def _audit(commands):
+    help = "what leaks in a published split: speakers, texts, recordings; status 1 where anything does"
+    add = _command(commands, "audit", "speechbrain_ser.evaluation.audit:audit", help)
+    help = "CSV or TSV; folder of EmoBox's, s3prl's or Cai's files; a manifest; a folder of runs"
+    add("paths", metavar="SPLIT", nargs="+", help=help)
+    help = "ours: theirs, where a table's names do not tell, e.g. '{label: intended, speaker: who}'"
+    add("--columns", default="{}", metavar="YAML", help=help)
+    add("--speaker", metavar="REGEX", help="who speaks, in a recording's path or ID: its group")
+    add("--protocol", help="that a manifest is split by")
+    help = "holds the recordings: hear which are the same, or nearly so"
+    add("--data_folder", "--data-folder", metavar="FOLDER", help=help)
+    add("--format", dest="form", choices=("text", "json"), default="text", help="default: %(default)s")
 
 
 def _decompose(commands):
