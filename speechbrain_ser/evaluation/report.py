@@ -187,7 +187,8 @@ def _texts_in_words(runs: Runs) -> list[str]:
     if not (n := sum(t["n"] for t in found)):
         return []
     texts = {"known": known / n, "heard": heard / known if known else None, "told": told / heard if heard else None}
-    return [f"{in_words_of_texts(texts).capitalize()}."]
+    said = in_words_of_texts(texts)
+    return [f"{said[0].upper()}{said[1:]}."]
 
 
 def _tables(runs: Runs, selection: str, paper: Mapping | None, reference: str | None) -> list[Table]:

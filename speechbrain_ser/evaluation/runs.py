@@ -485,7 +485,7 @@ def in_words_of_texts(texts: Mapping) -> str:
     said = f"{texts['heard']:.0%} of the test utterances say a text heard in training{of_known}"
     if not texts["heard"]:
         return said
-    return f"{said}, and those texts tell the emotion in {texts['told']:.0%}; WER there is telling known texts apart"
+    return f"{said}, and those texts tell the emotion in {texts['told']:.0%}"
 
 
 def _recognition_rows(results: dict) -> Iterator[dict]:

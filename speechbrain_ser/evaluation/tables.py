@@ -340,7 +340,8 @@ def _gain(first: pd.DataFrame, second: pd.DataFrame, classes: Sequence[str], sel
         row = pairs[figure.name]
         text = with_interval(figure.change, row["difference"], (row["low"], row["high"]))
         cells[figure.heading] = _marked(text, selection)
-        values |= {f"{figure.name}_{key}": row[key] for key in ("difference", "low", "high", "p")}
+        ends = {"": "difference", "_low": "low", "_high": "high", "_p": "p"}
+        values |= {f"{figure.name}_difference{end}": row[key] for end, key in ends.items()}
     return cells | {"predictions": str(pairs["WA"]["n"])}, values
 
 
@@ -350,7 +351,11 @@ def protocol_table(by_protocol: Mapping[str, Runs], selection: str) -> Table:
     Differences are to the first protocol that leaks no speaker, on the same utterances and seeds.
     """
     rows, base = [], next((p for p, runs in by_protocol.items() if not runs.leak), next(iter(by_protocol)))
-    of_variant = {p: {n: stacked(v, selection) for n, v in runs.variants.items()} for p, runs in by_protocol.items()}
+    of_variant = {
+        # a single system as it is shipped has its own name
+        p: {runs.metrics["system"] if n == "default" else n: stacked(v, selection) for n, v in runs.variants.items()}
+        for p, runs in by_protocol.items()
+    }
     for protocol, runs in by_protocol.items():
         if said := controls_said(runs, selection):
             of_variant[protocol][WORDS_ALONE] = said[best_of(said, runs.classes)]
@@ -359,8 +364,8 @@ def protocol_table(by_protocol: Mapping[str, Runs], selection: str) -> Table:
         if (predictions := of_variant[protocol].get(name)) is None:
             continue
         found = _figures_of(predictions, runs.classes)
-        label = {"variant": name, "protocol": protocol}
-        text = {"variant": name, "protocol": f"{protocol} (LEAKY)" if runs.leak else protocol}
+        label = {"variant": name, "protocol": f"{protocol} (LEAKY)" if runs.leak else protocol}
+        text = {**label}
         text |= {FIGURES[m].heading: _cell(found, m) for m in ("WA", "UA", "WER") if m in found}
         if protocol != base and name in of_variant[base]:
             cells, values = _gain(of_variant[base][name], predictions, runs.classes, selection)
