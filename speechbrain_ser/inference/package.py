@@ -27,6 +27,7 @@ from speechbrain_ser.files import sha256
 from speechbrain_ser.lobes.backbone import HUB_NAME
 from speechbrain_ser.lobes.cnn_blstm_attention import CNNBLSTMAttention
 from speechbrain_ser.lobes.encoder import Encoder
+from speechbrain_ser.lobes.pretrained import PretrainedEncoder
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.lobes.whisper import Whisper
 from speechbrain_ser.models.cai import CaiModel
@@ -39,7 +40,7 @@ from speechbrain_ser.nnet.convolution import ConvHead
 from speechbrain_ser.nnet.pooling import MaskedPooling
 from speechbrain_ser.processing.log_mel import LogMel
 from speechbrain_ser.processing.pitch import PitchTrack
-from speechbrain_ser.processing.split_mel import SplitMel
+from speechbrain_ser.processing.split_mel import HOP, SplitMel
 
 # ------------------------------------------------------------------ what a package is made of
 
@@ -54,16 +55,21 @@ ONNX = "model.onnx"
 SPEECHBRAIN_FILES = ("hyperparams.yaml", "label_encoder.txt")  # written for SpeechBrain, never read here
 CARD = "README.md"
 FILES = (PARAMETERS, LABELS, TOKENS, *BACKBONE_FILES, ONNX, *SPEECHBRAIN_FILES)  # whose hashes config.json may hold
-UNHASHED = (CONFIG, CARD, "LICENSE")  # may be there without a hash: they are edited on a hub's page, nothing reads them
+LICENSE = "LICENSE"
+UNHASHED = (CONFIG, CARD, LICENSE)  # may be there without a hash: they are edited on a hub's page, no model reads them
+LARGE = (PARAMETERS, ONNX)  # as large as the model: the others are small
 KEYS = "format format_version speechbrain_ser model classes decoding sample_rate calibration files".split()
 TASKS = ("emotion", "asr")  # of a model that is used: other heads, and what only they read, are for training
 
-MOST_BYTES = 1 << 20  # of a JSON file,
-MOST_TOKENS_BYTES = 64 << 20  # but for a SentencePiece model in hexadecimal digits
-DEEPEST = 24  # levels of JSON
-LONGEST_TEXT, LARGEST = 100, 1_000_000  # values of a description,
-MOST = {"layers": 100, "lstm_layers": 100, "blocks": 100, "n_mels": 1024, "n_fft": 16384, "win_length": 16384}
-MOST_CLASSES = 1000
+MOST_BYTES = 1 << 20  # of a file of text, and of the header of the parameters,
+MOST_TOKENS_BYTES = 8 << 20  # but for a SentencePiece model in hexadecimal digits
+DEEPEST, MOST_ITEMS, MOST_NUMBER = 24, 10_000, 10**15  # levels of JSON, entries of one of its lists or objects
+LONGEST_TEXT, LONGEST_LIST, LARGEST = 100, 100, 1_000_000  # of a description,
+MOST = {"layers": 20, "lstm_layers": 20, "blocks": 20, "n_mels": 512, "n_fft": 8192, "win_length": 8192}
+MOST |= dict.fromkeys(("kernel", "kernels", "kernel_size", "heads", "groups"), 1000)
+MOST_CLASSES, WIDEST_BEAM = 1000, 500
+# of one second of sound: what Whisper's largest encoder takes for its 30 s, and numbers that are in memory at a time
+MOST_WORK, MOST_NUMBERS = 2e12, 1 << 27
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bool: "BOOL"}
 
 
@@ -194,7 +200,9 @@ def build_model(description: dict, where: str, backbone: str | None = None) -> n
     make |= {name: partial(kind.make, source=backbone, load_weights=False) for name, kind in ENCODERS.items()}
     _check_model(description, where)
     try:
-        return _build(description, where, make).eval()
+        model = _build(description, where, make).eval()
+        _check_cost(model, where)
+        return model
     except UserError:
         raise
     except Exception as error:  # a constructor may fail in any way at values of another kind
@@ -202,6 +210,8 @@ def build_model(description: dict, where: str, backbone: str | None = None) -> n
 
 
 def _build(content, where: str, make: Mapping[str, Callable]):
+    if isinstance(content, (list, dict)) and len(content) > LONGEST_LIST:
+        raise UserError(f"{where}: expected at most {LONGEST_LIST} entries, found {len(content)}")
     if isinstance(content, list):
         return [_build(each, f"{where}[{k}]", make) for k, each in enumerate(content)]
     if not isinstance(content, dict):
@@ -219,11 +229,49 @@ def _build(content, where: str, make: Mapping[str, Callable]):
     return make[name](**built) if "class" in content else partial(make[name], **built)
 
 
+def _check_cost(model: nn.Module, where: str) -> None:
+    """Refuse what asks too much of a machine for one second of sound, or hears less often than once a second.
+
+    From above: every parameter is used for every frame, and every frame attends to every other.
+    """
+    n_parameters = sum(p.numel() for p in model.parameters())
+    widest = max(max(p.shape, default=1) for p in model.parameters())
+    work = numbers = heads = 0
+    frames = max(getattr(model, "fixed_length", 0), SAMPLE_RATE // HOP + 1)  # the latter of SplitMel and PitchTrack
+    for part in model.modules():
+        if isinstance(part, LogMel):
+            frames = max(frames, n := _number(part, SAMPLE_RATE))
+            numbers, work = max(numbers, n * part.n_fft), work + n * part.n_fft * part.output_size
+        if isinstance(part, PretrainedEncoder):
+            heads = part.model.config.num_attention_heads
+            frames = max(frames, _number(part, part.longest if part.pad_to_30s else SAMPLE_RATE))
+        if isinstance(part, Wav2Vec2):
+            if part.min_samples > SAMPLE_RATE:
+                raise UserError(f"{where}: expected frames of at most a second, found {part.min_samples} samples")
+            config, n, width = part.model.config, SAMPLE_RATE, 1
+            for channels, kernel, stride in zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True):
+                n = (n - kernel) // stride + 1
+                numbers, work = max(numbers, n * channels), work + n * kernel * width * channels
+                width = channels
+        if isinstance(part, CNNBLSTMAttention):
+            heads = part.self_attention.heads
+    numbers = max(numbers, frames * widest, heads * frames**2)
+    work += frames * n_parameters + frames**2 * widest
+    for found, most, what in ((work, MOST_WORK, "multiplications"), (numbers, MOST_NUMBERS, "numbers at a time")):
+        if found > most:
+            raise UserError(f"{where}: expected at most {most:.1e} {what} for a second of sound, found {found:.1e}")
+
+
+def _number(part: nn.Module, samples: int) -> int:
+    with torch.device("cpu"):  # a number, even where parameters have a size and no memory
+        return int(part.frame_counts(samples))
+
+
 def _checked_value(value, where: str):
     """Text and numbers of a usual size: what is built must not outgrow the machine."""
     if isinstance(value, str) and len(value) > LONGEST_TEXT:
         raise UserError(f"{where}: expected at most {LONGEST_TEXT} characters, found {len(value)}")
-    most = MOST.get(where.rpartition(": ")[2], LARGEST)
+    most = MOST.get(where.rpartition(": ")[2].partition("[")[0], LARGEST)
     if isinstance(value, (int, float)) and not -most <= value <= most:
         raise UserError(f"{where}: expected at most {most}, found {value!s:.100}")
     return value
@@ -240,13 +288,7 @@ def _log_mel(**arguments) -> LogMel:
 
 def _read_json(path: Path, kind: type, most_bytes: int = MOST_BYTES):
     """Read a JSON file of a `kind`, dict or list: small, not deep, without NaN, double keys or control characters."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(most_bytes + 1)
-    except OSError as error:
-        raise UserError(f"{path}: expected a file that can be read: {error.strerror}") from error
-    if len(data) > most_bytes:
-        raise UserError(f"{path}: expected at most {most_bytes} bytes, found more")
+    data = read_small(path, most_bytes)
     try:
         content = json.loads(data.decode("utf-8"), object_pairs_hook=_each_once, parse_constant=_no_number)
     except RecursionError as error:
@@ -260,11 +302,26 @@ def _read_json(path: Path, kind: type, most_bytes: int = MOST_BYTES):
     return content
 
 
+def read_small(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
+    """Read a file that a stranger wrote: of bounded size, of a regular file, and not waiting for a pipe's other end."""
+    try:
+        if not path.is_file():
+            raise UserError(f"{path}: expected a file that can be read, found something else")
+        with path.open("rb") as file:
+            data = file.read(most_bytes + 1)
+    except OSError as error:
+        raise UserError(f"{path}: expected a file that can be read: {error.strerror}") from error
+    if len(data) > most_bytes:
+        raise UserError(f"{path}: expected at most {most_bytes} bytes, found more")
+    return data
+
+
 def _each_once(pairs: list) -> dict:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r:.100} is there twice")
+    content = {}
+    for name, value in pairs:  # not by counting: a megabyte has many keys
+        if name in content:
+            raise ValueError(f"the key {name[:100]!r} is there twice")
+        content[name] = value
     return content
 
 
@@ -273,35 +330,63 @@ def _no_number(text: str):
 
 
 def _check_content(content, levels: int, path: Path) -> None:
-    """Of a bounded depth, and without what a terminal would obey."""
+    """Of a bounded depth and breadth, without numbers that are none to others, and what a terminal would obey."""
     if isinstance(content, str) and not content.isprintable():
-        raise UserError(f"{path}: expected text that can be printed, found {content!a:.100}")
+        raise UserError(f"{path}: expected text that can be printed, found {content[:100]!a}")
+    if isinstance(content, (int, float)) and not -MOST_NUMBER <= content <= MOST_NUMBER:
+        raise UserError(f"{path}: expected numbers up to {MOST_NUMBER:.0e}, found {content!s:.100}")
     if isinstance(content, (dict, list)):
         if levels == 0:
             raise UserError(f"{path}: expected at most {DEEPEST} levels, found more")
+        if len(content) > MOST_ITEMS:
+            raise UserError(f"{path}: expected at most {MOST_ITEMS} entries in one place, found {len(content)}")
         for each in [*content, *(content.values() if isinstance(content, dict) else [])]:
             _check_content(each, levels - 1, path)
 
 
 def _check_files(folder: Path, hashes: dict) -> None:
-    """Refuse a folder that is not exactly what its config.json says, before anything of it is used."""
+    """Refuse a folder that is not exactly what its config.json says, before anything of it is used.
+
+    Sizes come before hashes; those of :data:`LARGE` files are for who knows how large they can be.
+    """
     config = folder / CONFIG
     for name, digest in hashes.items():
         if name not in FILES:
-            raise UserError(f"{config}: files: expected some of {', '.join(FILES)}, found {name!r:.200}")
+            raise UserError(f"{config}: files: expected some of {', '.join(FILES)}, found {name[:200]!r}")
         if not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)):
             expected = "a SHA-256 of 64 hexadecimal digits"
             raise UserError(f"{config}: files: {name}: expected {expected}, found {digest!r:.100}")
-    for path in folder.rglob("*"):
-        parts = path.relative_to(folder).parts
-        is_hidden = any(part.startswith(".") for part in parts)  # .git, .gitattributes, .cache
-        is_folder = path.is_dir() and not path.is_symlink()
-        if not (is_hidden or is_folder or "/".join(parts) in {*hashes, *UNHASHED}):
-            name = ascii("/".join(parts))[1:-1]
-            raise UserError(f"{folder / name}: expected only files that {CONFIG} lists, found this one")
-    for name, digest in hashes.items():
-        if (found := sha256(_checked_path(folder, name))) != digest:
-            raise UserError(f"{folder / name}: expected the SHA-256 {digest} of {CONFIG}, found {found}")
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # .git, .cache
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        for name in [*links, *(name for name in names if not name.startswith("."))]:  # .gitattributes
+            path = Path(parent, name).relative_to(folder).as_posix()
+            if path not in {*hashes, *UNHASHED}:
+                raise UserError(
+                    f"{folder}/{ascii(path)[1:-1]}: expected only files that {CONFIG} lists, found this one"
+                )
+    if lacking := [name for name in (PARAMETERS, LABELS) if name not in hashes]:
+        raise UserError(f"{config}: files: expected {', '.join(lacking)} among them, found none")
+    for name in (CARD, LICENSE):
+        if os.path.lexists(folder / name):
+            _check_size(_checked_path(folder, name), MOST_BYTES)
+    for name in hashes:
+        path = _checked_path(folder, name)
+        if name not in LARGE:
+            _check_size(path, MOST_TOKENS_BYTES if name == TOKENS else MOST_BYTES)
+            _check_hash(path, hashes[name])
+    for name in {*BACKBONE_FILES} & {*hashes}:  # which the lobe reads
+        _read_json(folder / name, dict)
+
+
+def _check_size(path: Path, most: int) -> None:
+    if (found := path.stat().st_size) > most:
+        raise UserError(f"{path}: expected at most {most} bytes, found {found}")
+
+
+def _check_hash(path: Path, digest: str) -> None:
+    if (found := sha256(path)) != digest:
+        raise UserError(f"{path}: expected the SHA-256 {digest} of {CONFIG}, found {found}")
 
 
 def _checked_path(folder: Path, name: str) -> Path:
@@ -385,15 +470,16 @@ class Package:
 def load_package(source: str | os.PathLike) -> Package:
     """Load a package that ``speechbrain-ser export`` wrote: a folder, or ``user/model`` on the Hugging Face hub.
 
-    All hashes are checked before anything is used. The model is first built without memory and compared with the
-    names, sizes and types in the file of parameters. UserError names the file, what was expected and what was found.
+    Sizes are looked at first, and all hashes are checked before anything is used. The model is first built without
+    memory: what it costs is bounded, and it is compared with the names, sizes and types in the file of parameters.
+    UserError names the file, what was expected and what was found.
     """
     folder = _find_package(source)
     config = _read_config(folder)
     _check_files(folder, config["files"])
     classes = _read_classes(folder, config)
     tokens = _read_tokens(folder / TOKENS) if config["decoding"] is not None else None
-    model = _filled(folder, config["model"])
+    model = _filled(folder, config["model"], config["files"])
     _check_sizes(folder, model, classes, tokens)
     digest = config["files"][PARAMETERS][:16]
     return Package(model, classes, tokens, config["decoding"], config["calibration"], digest)
@@ -417,8 +503,8 @@ def _read_config(folder: Path) -> dict:
         check_calibration(config["calibration"], f"{path}: calibration")
     if (decoding := config["decoding"]) is not None:
         right = isinstance(decoding, dict) and set(decoding) == {"kind", "beam_size"} and decoding["kind"] in KINDS
-        if not (right and isinstance(decoding["beam_size"], int) and 1 <= decoding["beam_size"] <= 10_000):
-            expected = f"kind ({', '.join(KINDS)}) and beam_size"
+        if not (right and isinstance(decoding["beam_size"], int) and 1 <= decoding["beam_size"] <= WIDEST_BEAM):
+            expected = f"kind ({', '.join(KINDS)}) and beam_size, 1 to {WIDEST_BEAM}"
             raise UserError(f"{path}: decoding: expected {expected}, found {decoding!r:.200}")
     return config
 
@@ -448,12 +534,16 @@ def _read_tokens(path: Path):
     return tokens
 
 
-def _filled(folder: Path, description: dict) -> nn.Module:
+def _filled(folder: Path, description: dict, hashes: dict) -> nn.Module:
     where, backbone = f"{folder / CONFIG}: model", str(folder / BACKBONE)
     with torch.random.fork_rng(devices=[]):
         with torch.device("meta"):  # sizes without memory
             expected = build_model(description, where, backbone).state_dict()
         _compare_tensors(folder / PARAMETERS, expected)
+        for name in {*LARGE} & {*hashes}:
+            # a graph has the same parameters, and some code
+            _check_size(folder / name, 2 * (folder / PARAMETERS).stat().st_size + MOST_TOKENS_BYTES)
+            _check_hash(folder / name, hashes[name])
         model = build_model(description, where, backbone)
     model.load_state_dict(load_file(folder / PARAMETERS))
     return model
@@ -461,6 +551,11 @@ def _filled(folder: Path, description: dict) -> nn.Module:
 
 def _compare_tensors(path: Path, expected: dict[str, torch.Tensor]) -> None:
     """The file must hold the model's tensors, all of them and no others, of their sizes and types."""
+    with path.open("rb") as file:
+        header = 8 + int.from_bytes(file.read(8), "little")
+    if header > MOST_BYTES:
+        raise UserError(f"{path}: expected a file of safetensors whose header has at most {MOST_BYTES} bytes")
+    _check_size(path, MOST_BYTES + 2 * sum(value.numel() * value.element_size() for value in expected.values()))
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}

@@ -54,6 +54,8 @@ SETTINGS = frozenset(
 )
 MOST_LAYERS = 200  # more than any published encoder has
 LARGEST = 1_000_000
+MOST = {"num_hidden_layers": MOST_LAYERS, "encoder_layers": MOST_LAYERS, "num_mel_bins": 1024}
+MOST |= {"num_conv_pos_embeddings": 1000}  # samples of a kernel, but layers of data2vec
 
 
 class BackboneError(UserError):
@@ -168,7 +170,7 @@ def check_settings(folder: str | os.PathLike) -> Backbone:
         raise BackboneError(f"{file}: expected settings of a backbone's sizes, found {', '.join(unknown)}")
     _check_config(config, folder)
     for key, value in config.items():
-        most = MOST_LAYERS if key in ("num_hidden_layers", "encoder_layers") else LARGEST
+        most = MOST.get(key, LARGEST)
         for each in value if isinstance(value, list) and len(value) <= MOST_LAYERS else [value]:
             is_number = isinstance(each, (int, float)) and 0 <= each <= most
             is_name = isinstance(each, str) and re.fullmatch(r"[\w-]{1,40}", each)
