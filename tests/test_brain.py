@@ -24,6 +24,7 @@ from speechbrain_ser.data.batches import AudioCache, StepSampler, length_sorted_
 from speechbrain_ser.data.protocols import Fold
 from speechbrain_ser.data.text import CharacterTokens
 from speechbrain_ser.errors import UserError
+from speechbrain_ser.files import write_json
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.cai import CaiModel
 from speechbrain_ser.nnet.losses import cross_entropy
@@ -637,12 +638,25 @@ def test_tensorboard_counts_from_the_epoch_and_not_from_the_process(tmp_path):
     assert [e.step for e in found.Scalars("WA/test")] == [7, 8]
 
 
-def test_wandb_is_given_the_folder_and_the_epoch(tmp_path, monkeypatch):
-    calls = []
+def test_wandb_has_one_run_that_says_what_it_is(tmp_path, monkeypatch):
+    """Also of a training that was resumed, in a folder that has been moved."""
+    calls, before, folder = [], tmp_path / "before", tmp_path.joinpath("cai_mtl", "emodb-speaker", "alpha=0", "03", "1")
     run = SimpleNamespace(log=lambda figures, step: calls.append((figures, step)))
     fake = SimpleNamespace(init=lambda **settings: calls.append(settings) or run)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    _, log = make_loggers(tmp_path, "wandb")
+    before.mkdir()
+    write_json({"alpha": "0"}, before / "configuration.json")
+    make_loggers(before, "wandb")
+    folder.parent.mkdir(parents=True)
+    before.rename(folder)
+    _, log = make_loggers(folder, "wandb")
     log(META, PARTS)
-    assert calls[0]["dir"] == tmp_path
-    assert calls[1] == ({"train": {"loss": 1.5}, "test": PARTS["test"], **META}, 7)
+    first, second, logged = calls
+    assert second["id"] == first["id"] and len(second["id"]) == 32 and second["resume"] == "allow"
+    assert {key: second[key] for key in ("dir", "name", "group", "config")} == {
+        "dir": folder,
+        "name": "alpha=0 03 1",
+        "group": "cai_mtl/emodb-speaker/alpha=0",
+        "config": {"alpha": "0"},
+    }
+    assert logged == ({"train": {"loss": 1.5}, "test": PARTS["test"], **META}, 7)

@@ -58,6 +58,7 @@ def write(tmp_path):
         (["--device", "--seed=1"], ["--device: expected one argument"]),
         # computed or chosen elsewhere
         (["--grad_accumulation_factor=2", "--auto_mix_prec", "--system=x"], ["batch_size", "--precision=fp16", "YAML"]),
+        (["--labels_of=[gender]", "--n_genders=3"], ["--n_genders: comes from the data"]),
         (["--n_tokens=5", "--n_emotions=5"], ["--n_tokens: comes from the data", "--n_emotions: comes from the data"]),
         # of the wrong kind
         (["--alpha=abc", "--n_epochs=1.5", "--labels=[a"], ["--alpha expects a number", "whole", "is not valid YAML"]),

@@ -74,3 +74,11 @@ def test_random_draws_the_same_whatever_the_lengths(feats):
 def test_bad_lengths(feats, arguments, message):
     with pytest.raises(ValueError, match=message):
         fix_length(**({"feats": feats, "counts": COUNTS, "length": 4} | arguments))
+
+
+@pytest.mark.parametrize("lengths", [[16000, 8000], [1.0, 1.001], [-0.5, 1.0], [float("nan"), 1.0]])
+def test_lengths_that_are_not_relative_are_refused(lengths):
+    with pytest.raises(ValueError, match="expected lengths relative to the longest, above 0 to 1, found"):
+        absolute_lengths(torch.zeros(2, 16000), torch.tensor(lengths))
+    rounded = torch.tensor([1 + 1e-6, 0.5])
+    assert absolute_lengths(torch.zeros(2, 16000), rounded).tolist() == [16000, 8000]

@@ -4,13 +4,15 @@ from collections.abc import Callable
 
 import torch
 
+ROUNDING = 1e-5  # of a relative length
 PARTS = ("start", "centre", "random")  # of a longer utterance
 
 
 def absolute_lengths(wavs: torch.Tensor, wav_lens: torch.Tensor | None = None) -> torch.LongTensor:
     """Return the samples of each utterance [batch] of padded waveforms [batch, time].
 
-    `wav_lens` are SpeechBrain's relative lengths, above 0 and at most 1 [batch]; None when there is no padding.
+    `wav_lens` are SpeechBrain's relative lengths, above 0 and at most 1 [batch]; None when there is no padding. Others,
+    such as lengths in samples, are a ValueError.
 
     Example
     -------
@@ -22,9 +24,16 @@ def absolute_lengths(wavs: torch.Tensor, wav_lens: torch.Tensor | None = None) -
         raise ValueError(f"expected wavs [batch, time] and wav_lens [batch], found {list(wavs.shape)} and {found}")
     if wav_lens is None:
         return torch.full(wavs.shape[:1], wavs.shape[1], device=wavs.device)
+    relative = wav_lens.to(wavs.device).double()
+    if wav_lens.device.type != "cpu":  # no look at the device: an utterance without a sample is refused further on
+        relative = relative.masked_fill(relative > 1 + ROUNDING, 0.0)
+    elif wav_lens.numel() and not torch.compiler.is_compiling():
+        lowest, highest = (float(end) for end in wav_lens.aminmax())
+        if not 0 <= lowest <= highest <= 1 + ROUNDING:
+            found = f"found {lowest:g} to {highest:g}"
+            raise ValueError(f"wav_lens: expected lengths relative to the longest, above 0 to 1, {found}")
     # float32 holds a length / time exactly enough to round back, as long as their product is not float32 as well
-    lengths = torch.round(wav_lens.to(wavs.device).double() * wavs.shape[1]).long()
-    return lengths.clamp(max=wavs.shape[1])
+    return torch.round(relative * wavs.shape[1]).long().clamp(max=wavs.shape[1])
 
 
 def own_frames(

@@ -44,12 +44,13 @@ SCIENCE_OPTIONS = frozenset(
     "precision eval_precision max_grad_norm nonfinite_patience optimizer_step_limit remove_vector_weight_decay "
     "skip_nonfinite_grads".split()
 )
+FROM_DATA = "comes from the data"
 REFUSED = {
     "grad_accumulation_factor": "set batch_size (utterances a step) and micro_batch_size (utterances at a time)",
     "auto_mix_prec": "use --precision=fp16",
     "bfloat16_mix_prec": "use --precision=bf16",
     "system": "a system is chosen by its YAML, the first argument",
-    **dict.fromkeys(("n_emotions", "n_tokens", "n_speakers"), "comes from the data"),
+    "n_tokens": FROM_DATA,  # as are the classes of each of the YAML's `labels_of`
 }
 RENAMED = {"wav2vec2_hub": "encoder"}  # lines that have another name now: they are understood, with a warning
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -306,13 +307,16 @@ def _read_options(argv: list[str], tree: CommentedMap) -> tuple[RunOptions, Comm
         for name in {word.partition("=")[0] for word in argv} & set(old):
             warn_once(f"{name} is named --{key} now")
     names = given_names(argv)
-    problems = [f"{name}: {REFUSED[name[2:]]}" for name in names if name[2:] in REFUSED]
+    given = " ".join(word for word in argv if word.startswith("--labels_of="))
+    labels = ["emotion", "speaker", *(tree.get("labels_of") or []), *re.findall(r"\w+", given)]
+    refused = REFUSED | {f"n_{label}s": FROM_DATA for label in labels}
+    problems = [f"{name}: {refused[name[2:]]}" for name in names if name[2:] in refused]
     problems += [f"{name} is given twice" for name, times in names.items() if times > 1]
     try:
         found, rest = parser.parse_known_args(argv)
     except UserError as error:
         return RunOptions(), CommentedMap(), [*problems, str(error).removeprefix("argument ")]
-    problems += _unknown(rest, [f"--{name}" for name in [*lines, *RunOptions().as_dict()]])
+    problems += _unknown(rest, [f"--{name}" for name in [*lines, *RunOptions().as_dict()]], refused)
     overrides = CommentedMap()
     for key in [key for key in lines if key in found]:
         try:
@@ -323,14 +327,14 @@ def _read_options(argv: list[str], tree: CommentedMap) -> tuple[RunOptions, Comm
     return RunOptions(**vars(found)), overrides, problems
 
 
-def _unknown(rest: list[str], known: list[str]) -> Iterator[str]:
+def _unknown(rest: list[str], known: list[str], refused: Mapping[str, str]) -> Iterator[str]:
     """What argparse did not take: options nobody knows, or else words that belong to none."""
     names = [word.partition("=")[0] for word in rest if word.startswith("--")]
     if not names:
         yield from (f"{word}: expected --key=value" for word in rest)
     for name in names:
         longer = sorted(k for k in known if k.startswith(name))  # an abbreviation
-        if name[2:] not in REFUSED:
+        if name[2:] not in refused:
             hint = f" (names are written in full: {', '.join(longer)})" if longer else nearest(name, known)
             yield f"{name} is unknown{hint}"
 

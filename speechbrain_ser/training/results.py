@@ -1,6 +1,7 @@
 """From a Brain to the run's files: an epoch's figures; predictions, metrics, calibration and pictures in the end."""
 
 import logging
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,12 +31,13 @@ from speechbrain_ser.evaluation.figures import (
     save_figure,
 )
 from speechbrain_ser.evaluation.metrics import SELECTIONS
-from speechbrain_ser.files import cannot_be_written, read_csv, write_csv, write_json
+from speechbrain_ser.files import cannot_be_written, read_csv, read_json, write_csv, write_json, write_text
 from speechbrain_ser.training.run import Run
 
 # on its import SpeechBrain warns that it could not save images with torchvision, which nobody asked for
 logging.getLogger("speechbrain.utils.train_logger").addFilter(lambda record: "torchvision" not in record.getMessage())
 
+WANDB_ID, LONGEST = "wandb_id.txt", 128  # characters of a name there
 TRACKED = ("train", "valid", "test")  # parts, in the order of SpeechBrain's loggers
 
 # ------------------------------------------------------------------ after an epoch
@@ -76,7 +78,14 @@ def _tensorboard(folder: Path) -> Callable:
 def _wandb(folder: Path) -> Callable:
     import wandb
 
-    board = WandBLogger(wandb.init, dir=folder, project="speechbrain-ser", resume="allow")
+    path, configuration = folder / WANDB_ID, folder / "configuration.json"
+    if not path.is_file():  # else a training that goes on
+        write_text(uuid.uuid4().hex, path)
+    *group, fold, seed = folder.absolute().parts[-5:]
+    about = {"name": f"{group[-1]} {fold} {seed}"[-LONGEST:], "group": "/".join(group)[:LONGEST]}
+    about["config"] = read_json(configuration) if configuration.is_file() else {}
+    where = {"dir": folder, "project": "speechbrain-ser", "id": path.read_text(encoding="utf-8"), "resume": "allow"}
+    board = WandBLogger(wandb.init, **where, **about)
     return lambda meta, parts: board.log_stats(meta, *(parts[p] for p in TRACKED))
 
 
