@@ -5,9 +5,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import nn
 
 from speechbrain_ser.data.batches import load_audio
@@ -36,6 +38,7 @@ def test_the_graph_says_what_the_package_says(trained, small, tmp_path):
     config = json.loads((exported / "config.json").read_text())
     assert config["files"]["model.onnx"] == sha256(exported / "model.onnx")
     assert "`model.onnx` takes `wavs`" in (exported / "README.md").read_text()
+    quantize_dynamic(exported / "model.onnx", tmp_path / "quantized.onnx", weight_type=QuantType.QInt8)
     recognizer = EmotionRecognizer.from_package(exported, CPU, calibrated=False)
     session = onnxruntime.InferenceSession(exported / "model.onnx", providers=["CPUExecutionProvider"])
     assert {i.name: i.type for i in session.get_inputs()} == {"wavs": "tensor(float)", "lengths": "tensor(int64)"}
@@ -45,6 +48,9 @@ def test_the_graph_says_what_the_package_says(trained, small, tmp_path):
     padded = nn.utils.rnn.pad_sequence(signals, batch_first=True, padding_value=7.0)
     emotion, frames, asr = session.run(None, {"wavs": padded.numpy(), "lengths": lengths.numpy()})
     assert [output.name for output in session.get_outputs()] == ["emotion", "frames", "asr"]
+    quantized = onnxruntime.InferenceSession(tmp_path / "quantized.onnx", providers=["CPUExecutionProvider"])
+    near = quantized.run(["emotion"], {"wavs": padded.numpy(), "lengths": lengths.numpy()})[0]
+    assert np.abs(near - emotion).max() < 0.1 * np.abs(emotion).max()
     texts = recognizer.decode(torch.from_numpy(asr), torch.from_numpy(frames))
     for k, signal in enumerate(signals):
         (expected,) = recognizer.classify_batch(signal)
@@ -61,12 +67,16 @@ def test_the_graph_says_what_the_package_says(trained, small, tmp_path):
 )
 def test_a_wrong_graph_is_told(small, tmp_path, pooling, norm):
     """Of a model without an ASR head that has changed since it was exported and compared."""
-    model = model_of(small.backbone(feat_extract_norm=norm), pooling)
+    sizes = {"hidden_size": 64, "num_conv_pos_embeddings": 128}  # what is larger, no exporter computes beforehand
+    model = model_of(small.backbone(feat_extract_norm=norm, **sizes), pooling)
     with torch.no_grad():
         model.heads["emotion"].weight.mul_(30)  # lest its bias hide what was pooled
         for parameter in model.pooling.parameters():
             parameter.mul_(3)
     write_onnx(model, tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    weights = {node.input[1] for node in graph.node if node.op_type == "Conv"}
+    assert weights and weights <= {each.name for each in graph.initializer}  # what a quantizer takes
     with torch.no_grad():
         model.heads["emotion"].bias[0] += 0.1
     with pytest.raises(UserError, match=r"the graph's emotion logits are off by \d.\de-0\d"):
@@ -94,7 +104,7 @@ def test_a_graph_that_torch_cannot_export(small, tmp_path, monkeypatch):
 )
 def test_what_cannot_be_exported_is_refused_before_any_work(tmp_path, trained, monkeypatch, name, said):
     run = trained(*RUNS[name][1], yaml=RUNS[name][0])
-    monkeypatch.setattr(export, "load_model", lambda run: pytest.fail("loaded"))
+    monkeypatch.setattr(export, "load_model", lambda *_: pytest.fail("loaded"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=said):
         export_run(run, tmp_path / "out", with_onnx=True)

@@ -57,13 +57,14 @@ class Graph(nn.Module):
 
 
 def write_onnx(model: nn.Module, path: Path) -> None:
-    """Export by torch's dynamo exporter (the older one is silently wrong here) and check.
+    """Export by torch's dynamo exporter (the older one is silently wrong here) and check; the model trains no more.
 
     Inputs: ``wavs`` float32 [batch, time], right-padded, and ``lengths`` int64 [batch] in samples. Outputs: ``emotion``
     [batch, classes] logits, ``frames`` [batch], and ``asr`` [batch, frames, tokens] logits where there is an ASR head.
     """
     if getattr(model.encoder, "normalize_wav", None) is None:
         raise UserError("--onnx: Whisper's features are computed outside a graph: wav2vec2-like encoders alone")
+    model.encoder.fix_weights()  # weight norm would be computed in the graph, which no quantizer takes
     graph, dynamic = Graph(model).eval(), torch.export.Dim.DYNAMIC
     wavs, lengths = _batch([max(n, model.min_samples) for n in EXAMPLE])
     shapes = {"wavs": {0: dynamic, 1: dynamic}, "lengths": {0: dynamic}}
