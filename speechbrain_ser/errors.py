@@ -3,6 +3,8 @@
 import codecs
 import contextlib
 import difflib
+import logging
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
@@ -10,11 +12,44 @@ from importlib.metadata import version
 
 INTERRUPTED = 130  # exit status after Ctrl-C
 TRY_LATER = 75  # (sysexits' EX_TEMPFAIL): another process works in the run's folder, or a signal asked us to end
+OBEYED = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")  # by terminals
 SHOWN = 20  # offenders of one kind that a message prints; the rest is counted
 
 
 class UserError(ValueError):
     """Something the user gave is wrong; the message says what, what was expected and what was found."""
+
+
+def printable(text: str, also: str = "") -> str:
+    """Return a text for a terminal, with what that would obey (colours, cursor, order of writing) as escapes.
+
+    Lines and tabs stay, unless they are `also` to be told.
+
+    >>> printable("a\\x1b[2Jb")
+    'a\\\\x1b[2Jb'
+    """
+    text = OBEYED.sub(lambda found: ascii(found[0])[1:-1], text)
+    return text.translate({ord(c): ascii(c)[1:-1] for c in also})
+
+
+class _Record(logging.LogRecord):
+    def getMessage(self) -> str:
+        return printable(super().getMessage())
+
+
+def log_to_terminal(level: int, force: bool = False) -> None:
+    """Let log messages go to stderr as they are, but :func:`printable`; `force`: in place of what there was."""
+    logging.setLogRecordFactory(_Record)  # for SpeechBrain's handlers too
+    logging.basicConfig(level=level, format="%(message)s", force=force)
+
+
+def counted(n: int, one: str, many: str | None = None) -> str:
+    """Say how many.
+
+    >>> counted(1, "speaker"), counted(2, "class", "classes")
+    ('1 speaker', '2 classes')
+    """
+    return f"{n} {one if n == 1 else many or one + 's'}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -30,6 +65,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
         by_lower.setdefault(name.lower(), name)
     found = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.6)
     return f" (did you mean {by_lower[found[0]]!r}?)" if found else ""
+
+
+class Untrusted(UserError):
+    """A run's YAML would be executed, and nobody has said that it may be."""
 
 
 class CorpusError(UserError):

@@ -290,9 +290,25 @@ def test_special_characters_survive():
     assert (
         r"a=b\_|$<$c$>$ \& 5\% & $-$1.0" in table.latex() and r"\caption{T \& $<$t$>$. n\_1 $<$n$>$.}" in table.latex()
     )
-    assert r"a=b_\|<c> & 5%" in table.markdown()
+    assert r"a=b_\|&lt;c> &amp; 5%" in table.markdown()
     page = PAGES.get_template("report.html").render(title="<t>", tables=[table])
     assert "a=<wbr>b_|&lt;c&gt; &amp; 5%" in page and "T &amp; &lt;t&gt;" in page and "n_1 &lt;n&gt;" in page
+
+
+def test_names_from_data_are_no_markup(tmp_path):
+    """Tags, links and formulas: in the folds' names, and in the classes."""
+    names = [*CLASSES[:-1], "<img src=x onerror=alert(1)> [a](http://b) $x$ $\\frac{"]
+    made = {f: predictions(f, 0.6).replace(CLASSES[-1], names[-1]) for f in FOLDS[:2]}
+    made = {f: of.rename(columns={f"posterior_{CLASSES[-1]}": f"posterior_{names[-1]}"}) for f, of in made.items()}
+    for fold, of in made.items():
+        changed = {"labels": "<b>|$a$ $\\b{"}
+        write_run(tmp_path / "results", fold, changed, by_selection={"last": of}, classes=names, folds=FOLDS[:2])
+    report = build_report(tmp_path / "results", tmp_path / "out")
+    for ending in ("md", "html"):
+        text = (report.folder / f"report.{ending}").read_text()
+        assert "<img src=x" not in text and "<b>" not in text and "&lt;img src=x onerror" in text
+        assert "](http" not in text or ending == "html"
+    assert "2 speakers, 4 classes" in report.console and "of 2 folds" not in report.console
 
 
 def test_made_again_without_training_it_is_the_same_byte_for_byte(results, report, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from speechbrain_ser.crossval.plan import Plan, check_builds, make_plans, read_a
 from speechbrain_ser.crossval.schedule import Interrupted, LocalProcesses, Schedule, interruptible
 from speechbrain_ser.crossval.slurm import SlurmJobs
 from speechbrain_ser.data.batches import AudioCache
-from speechbrain_ser.errors import INTERRUPTED, UserError
+from speechbrain_ser.errors import INTERRUPTED, UserError, log_to_terminal, printable
 from speechbrain_ser.evaluation.calibration import CALIBRATION, LOGITS
 from speechbrain_ser.evaluation.controls import CONTROLS_FILE
 from speechbrain_ser.evaluation.report import build_protocol_report, build_report
@@ -90,13 +90,13 @@ def main(argv: list[str], root: Path) -> int:
 
     Returns 0; 1 where a run failed; 2 after an error that the user can mend; 130 where it was interrupted.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    log_to_terminal(logging.WARNING, force=True)
     logging.getLogger("speechbrain").setLevel(logging.WARNING)  # it has a level of its own
     try:
         with interruptible():
             return _run(read_arguments(argv), root)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except Interrupted:
         print("\ninterrupted: the same command goes on from here", file=sys.stderr)
@@ -122,10 +122,10 @@ def _run(request: Namespace, root: Path) -> int:
     outcome = Schedule(runs, executor, request.keep_optimizer, "--noprogressbar" not in request.options).work()
     try:
         for plan in plans:
-            print(make_report(plan, request.yaml.stem))
+            print(printable(make_report(plan, request.yaml.stem)))
         if len(plans) > 1:
-            print(_compare_protocols(plans, request.yaml.stem))
+            print(printable(_compare_protocols(plans, request.yaml.stem)))
     finally:
         if str(outcome):
-            print(f"\n{outcome}", file=sys.stderr)
+            print(printable(f"\n{outcome}"), file=sys.stderr)
     return 1 if str(outcome) else 0

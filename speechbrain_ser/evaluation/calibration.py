@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from speechbrain_ser.errors import UserError
+from speechbrain_ser.errors import UserError, counted
 from speechbrain_ser.files import AGAIN, read_json
 
 BINS = 15  # of equal width, as Guo et al. 2017 have them
@@ -206,7 +206,7 @@ def calibrate(valid: pd.DataFrame, test: pd.DataFrame, classes: Sequence[str]) -
         found["thresholds"] = abstention(utterance_scores(with_temperature(logits, fit.temperature or 1.0), true))
     notes = [fit.remark] if fit.temperature is not None else []
     if 0 < len(valid) < FEW:
-        notes.append(f"fitted on {len(valid)} utterances only")
+        notes.append(f"fitted on {counted(len(valid), 'utterance')} only")
     return found | {"note": "; ".join(filter(None, notes))}
 
 

@@ -18,6 +18,7 @@ from speechbrain_ser.evaluation.metrics import FIGURES
 from speechbrain_ser.files import written_whole
 
 matplotlib.rcParams["svg.hashsalt"] = "speechbrain-ser"  # the same figure gives the same file
+matplotlib.rcParams["text.parse_math"] = False  # names of folds, classes and recordings are no formulas
 HOP = 256 / 16_000  # s, of SpeechSplit's mel spectrogram
 CURVES = {"loss": "loss", **{name: FIGURES[name].words for name in ("WA", "WER", "MSE")}}
 PARTS = {"train": "C0", "seen": "C1", "valid": "C2", "test": "C3"}  # colours
@@ -159,9 +160,10 @@ def plot_reliability(ways: Mapping[str, Bins], title: str) -> Figure:
         if k == 0:
             axes.set_ylabel("share that is right")
             counts.set_ylabel("utterances")
-            axes.legend(loc="upper left", fontsize="small")
+            handles = axes.get_legend_handles_labels()
     figure.suptitle(title, fontsize="medium")
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.legend(*handles, loc="lower center", ncols=3, fontsize="small", frameon=False)  # below: no bar is there
     return figure
 
 

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from speechbrain_ser.errors import Offenders, UserError, nearest
+from speechbrain_ser.errors import Offenders, UserError, counted, nearest
 from speechbrain_ser.evaluation import figures as draw
 from speechbrain_ser.evaluation import tables as make
 from speechbrain_ser.evaluation.calibration import coverage_curve, reliability_bins
@@ -148,8 +148,8 @@ def _missing(runs: Runs) -> list[str]:
 def _title(runs: Runs, what: str | None) -> str:
     """What, on what, and first of all what is wrong with it."""
     what = what or ", ".join(dict.fromkeys(r.metrics["system"] for r in runs.runs))
-    done = len({r.fold for r in runs.runs})
-    folds = f"{len(runs.folds)} folds" if done == len(runs.folds) else f"{done} of {len(runs.folds)} folds"
+    done, folds = len({r.fold for r in runs.runs}), counted(len(runs.folds), "fold")
+    folds = folds if done == len(runs.folds) else f"{done} of {folds}"
     seeds = f"seed{'s' * (len(runs.seeds) > 1)} {', '.join(map(str, runs.seeds))}"
     title = f"{what}: {runs.corpus}, protocol {runs.protocol}, {folds}, {seeds}"
     if runs.leak:
@@ -162,8 +162,8 @@ def _title(runs: Runs, what: str | None) -> str:
 def _lead(runs: Runs) -> list[str]:
     tested = {r.fold: r.predictions[runs.selection] for r in runs.runs}.values()  # the test part of each fold, once
     speakers = {s for r in runs.runs for s in stacked([r], runs.selection)["speaker"]}
-    who = f"{sum(map(len, tested))} test utterances of {len(speakers)} speakers"
-    lead = [f"{who}, {len(runs.classes)} classes ({', '.join(runs.classes)})."]
+    who = f"{counted(sum(map(len, tested)), 'test utterance')} of {counted(len(speakers), 'speaker')}"
+    lead = [f"{who}, {counted(len(runs.classes), 'class', 'classes')} ({', '.join(runs.classes)})."]
     first = {name: of_variant[0].metrics for name, of_variant in runs.variants.items()}
     if runs.names:
         lines = {name: items_of(m["variant"], without=runs.common) or "default" for name, m in first.items()}
@@ -272,9 +272,10 @@ def _write(title: str, runs: Runs, tables: list[Table], pictures: list[Picture],
     page = PAGES.get_template("report.html").render(
         title=title, lead=lead, warnings=warnings, tables=tables, pictures=pictures
     )
-    images = [f"![{p.caption}](figures/{p.path.name})" for p in pictures]
-    markdown = [f"# {title}", *(f"**{w}**" for w in warnings), *lead, *(t.markdown() for t in tables), *images]
-    latex = [LATEX_HEAD + "% " + title, *(t.latex() for t in tables)]
+    images = [f"![{make.in_markdown(p.caption)}](figures/{p.path.name})" for p in pictures]
+    head, said, warned = map(make.in_markdown, (title, lead, warnings))
+    markdown = [f"# {head}", *(f"**{w}**" for w in warned), *said, *(t.markdown() for t in tables), *images]
+    latex = [LATEX_HEAD + "% " + " ".join(title.split()), *(t.latex() for t in tables)]
     written = [
         write_text(page, folder / "report.html"),
         write_text("\n\n".join(markdown) + "\n", folder / "report.md"),
@@ -325,8 +326,8 @@ def compare_folders(
     folder = Path(out_folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = (
-        write_text(f"# {title}\n\n{table.markdown()}\n", folder / "comparison.md"),
-        write_text(f"% {title}\n{table.latex()}\n", folder / "comparison.tex"),
+        write_text(f"# {make.in_markdown(title)}\n\n{table.markdown()}\n", folder / "comparison.md"),
+        write_text(f"% {' '.join(title.split())}\n{table.latex()}\n", folder / "comparison.tex"),
         write_csv(table.values, folder / "comparisons.csv"),
     )
     return Report(title, {table.name: table}, f"{title}\n\n{table.console()}", folder, files)

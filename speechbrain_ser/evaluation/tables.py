@@ -40,7 +40,9 @@ ABSENT = "-"  # the variant has no such head
 ORACLE = "ORACLE/leaky"  # behind every number that the test part chose
 SHOWN = tuple(name for name in RECOGNITION if name != "F1")  # which stands in few tables
 AS_TRAINED, CALIBRATED = "as trained", "calibrated"
-LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+# names from data make no tags, links and cells
+MARKDOWN = {"&": "&amp;", "<": "&lt;", "](": "]\\(", "|": "\\|", "\n": " ", "\r": " "}
+LATEX = {"\n": " ", "\r": " ", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {c: rf"\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "<": "$<$", ">": "$>$", "…": r"\ldots{}"}
 
 
@@ -65,26 +67,41 @@ class Table:
     def markdown(self) -> str:
         """Return a pipe table under a heading."""
         rows = [list(self.text), ["---"] + ["---:"] * (self.text.shape[1] - 1), *self.text.to_numpy().tolist()]
-        lines = ["| " + " | ".join(v.replace("|", "\\|") for v in row) + " |" for row in rows]
-        return "\n".join([f"## {self.title}", "", *lines, *(f"\n{note}" for note in self.notes)])
+        lines = ["| " + " | ".join(map(in_markdown, row)) + " |" for row in rows]
+        title, *notes = map(in_markdown, (self.title, *self.notes))
+        return "\n".join([f"## {title}", "", *lines, *(f"\n{note}" for note in notes)])
 
     def latex(self) -> str:
         """Return a booktabs table with a caption."""
         caption = ". ".join([self.title, *(note.rstrip(".") for note in self.notes)]) + "."
-        style = self.text.map(_escaped).rename(columns=_escaped).style.hide(axis="index")
+        style = self.text.map(in_latex).rename(columns=in_latex).style.hide(axis="index")
         return style.to_latex(
             hrules=True,
             position="ht",
             position_float="centering",
             column_format="l" + "r" * (self.text.shape[1] - 1),
-            caption=_escaped(caption),
+            caption=in_latex(caption),
             label=f"tab:{self.name}",
         ).strip()
 
 
-def _escaped(text: str) -> str:
-    escaped = re.sub("|".join(map(re.escape, LATEX)), lambda m: LATEX[m[0]], text)
+def in_markdown(content):
+    """Return a text as Markdown that shows it; of mappings and lists, every text of theirs."""
+    if isinstance(content, Mapping):
+        return {in_markdown(key): in_markdown(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [in_markdown(each) for each in content]
+    return _replaced(content, MARKDOWN) if isinstance(content, str) else content
+
+
+def in_latex(text: str) -> str:
+    """Return a text as LaTeX that shows it."""
+    escaped = _replaced(text, LATEX)
     return re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)  # a minus, not a hyphen
+
+
+def _replaced(text: str, by: Mapping[str, str]) -> str:
+    return re.sub("|".join(map(re.escape, by)), lambda found: by[found[0]], text)
 
 
 def _table(name: str, title: str, rows: Iterable[tuple[dict, dict]], *notes: str, empty: str = ABSENT) -> Table | None:

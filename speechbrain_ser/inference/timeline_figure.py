@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
+import speechbrain_ser.evaluation.figures  # noqa: F401 (its settings: a recording's name is no formula)
 from speechbrain_ser.inference.timeline import Phrase, Timeline
 
 # Okabe and Ito's colours, which people tell apart whatever their colour vision

@@ -29,7 +29,16 @@ from speechbrain_ser.data.audio import cores
 from speechbrain_ser.data.labels import apply_labels, join
 from speechbrain_ser.data.protocols import PARTS, Fold
 from speechbrain_ser.data.text import build_tokens, save_tokens
-from speechbrain_ser.errors import INTERRUPTED, TRY_LATER, Offenders, UserError, nearest, shown
+from speechbrain_ser.errors import (
+    INTERRUPTED,
+    TRY_LATER,
+    Offenders,
+    UserError,
+    log_to_terminal,
+    nearest,
+    printable,
+    shown,
+)
 from speechbrain_ser.evaluation.controls import told_by_texts
 from speechbrain_ser.evaluation.metrics import SELECTIONS
 from speechbrain_ser.evaluation.runs import in_words_of_texts, read_metrics, summary
@@ -600,7 +609,7 @@ def main(argv: list[str], hparams_folder: Path) -> int:
     """Run a command line of train.py and return the exit status; what a user can mend is told without a traceback."""
     speaks = distributed.speaks()  # of several processes one does
     # force: a second run of one process (a notebook, the tests) must not write to the first one's streams
-    logging.basicConfig(level=logging.INFO if speaks else logging.ERROR, format="%(message)s", force=True)
+    log_to_terminal(logging.INFO if speaks else logging.ERROR, force=True)
     if not speaks:
         warnings.simplefilter("ignore")
     try:
@@ -612,7 +621,7 @@ def main(argv: list[str], hparams_folder: Path) -> int:
         if message is None and is_first:
             raise
         if is_first:
-            print(message, file=sys.stderr)
+            print(printable(message), file=sys.stderr)
         return status
     return 0
 
@@ -659,5 +668,5 @@ def train_and_test(config: Config) -> Path:
                     brain.fit(hparams["epoch_counter"], brain.loaders["train"], brain.loaders["valid"])
             brain.test()
         if if_main_process():
-            print(summary(run.folder))
+            print(printable(summary(run.folder)))
     return run.folder
