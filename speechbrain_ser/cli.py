@@ -2,20 +2,32 @@
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from speechbrain_ser.errors import CorpusError, UserError, libraries_that_load, print_any_name
+from speechbrain_ser.errors import (
+    CorpusError,
+    Untrusted,
+    UserError,
+    libraries_that_load,
+    log_to_terminal,
+    print_any_name,
+    printable,
+)
+from speechbrain_ser.training.signals import ending_on_signals
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command, by default the command line's, and return the exit status.
 
-    It is 0, or, after a wrong input, which is printed to stderr, 1 (a corpus, some of many recordings) or 2.
+    It is 0, or, after a wrong input, which is printed to stderr, 1 (a corpus, some of many recordings) or 2; 75 after
+    a signal that asks it to end.
     """
     print_any_name()
+    argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser("speechbrain-ser", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     about_models = (_decompose, _convert, _predict, _export, _serve, _import_whisper)
@@ -23,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         add(commands)
     arguments = vars(parser.parse_args(argv))
     call = arguments.pop("call")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_to_terminal(logging.INFO)
     speechbrain = logging.getLogger("speechbrain")
     level = speechbrain.level
     speechbrain.setLevel(logging.WARNING)  # it tells at length how it was imported
@@ -31,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with libraries_that_load():
             return call(arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        line = f"\n  {shlex.join(['speechbrain-ser', *argv, '--trust-run'])}" if isinstance(error, Untrusted) else ""
+        print(printable(f"error: {error}{line}"), file=sys.stderr)
         return 1 if isinstance(error, CorpusError) else 2
     finally:
         speechbrain.setLevel(level)
@@ -46,7 +59,10 @@ def _command(commands, name: str, function: str, help: str, show: Callable | Non
 
     def call(arguments: dict) -> int:
         module, _, attribute = function.partition(":")
-        found = getattr(import_module(module), attribute)(**arguments)
+        with ending_on_signals(at_once=True):
+            module = import_module(module)
+        with ending_on_signals():
+            found = getattr(module, attribute)(**arguments)
         return (found if show is None else show(found)) or 0
 
     parser = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
@@ -103,6 +119,7 @@ def _decompose(commands):
     add("run", metavar="RUN", help="the folder of a trained run")
     add("recordings", metavar="RECORDING", nargs="+", help="any format that soundfile reads")
     add("--out", default="decomposition", help="where the files go (default: ./%(default)s)")
+    _trust_run(add)
 
 
 def _convert(commands):
@@ -114,14 +131,14 @@ def _convert(commands):
     add("--swap", required=True, help="which: rhythm, pitch, timbre, content, separated by commas")
     add("--out", default="conversion", help="where the files go (default: ./%(default)s)")
     add("--audio", action="store_true", help="also WAVs of the source's reconstruction and of the conversion")
+    _trust_run(add)
 
 
 def _predict(commands):
     help = "emotions and transcripts of recordings, by a trained model"
     add = _command(commands, "predict", "speechbrain_ser.inference.predict:predict", help)
     add("paths", metavar="PATH", nargs="+", help="recordings, folders of them, - for paths on stdin")
-    help = "a run's folder (executes its YAML), a package's folder, or user/model on the hub"
-    add("--model", required=True, help=help)
+    _model(add)
     help = "default: table, or OUT's ending; textgrid: a file a recording in the folder OUT, implies --window"
     add("--format", dest="form", choices=("table", "json", "csv", "textgrid"), help=help)
     add("--recursive", action="store_true", help="look into a folder's subfolders as well")
@@ -148,14 +165,17 @@ def _export(commands):
     add("--onnx", dest="with_onnx", action="store_true", help="also model.onnx (Cai's and Ha's systems; extra `onnx`)")
     help = "also what SpeechBrain's EncoderClassifier.from_hparams reads"
     add("--speechbrain", dest="with_speechbrain", action="store_true", help=help)
+    _trust_run(add)
 
 
 def _serve(commands):
     help = "a page on this machine: record or drop speech, see what a model says"
     add = _command(commands, "serve", "speechbrain_ser.inference.page:serve", help)
-    add("--model", required=True, help="a run's folder, a package's folder, or its name on the hub")
+    _model(add)
     add("--host", default="127.0.0.1", help="the address to listen at (default: this machine alone)")
     add("--port", type=int, default=7860, help="default: %(default)s")
+    add("--public-name", metavar="NAME", help="by which a reverse proxy on this machine is asked for the page")
+    add("--root-path", metavar="PATH", help="below which that proxy has it, such as /ser (default: /)")
     add("--device", help="cpu, cuda:0, … (default: what the machine has)")
     add("--max-seconds", type=float, default=600.0, help="longer recordings are refused (default: %(default)g)")
     add("--max-mb", type=float, default=50.0, help="larger files are refused (default: %(default)g)")
@@ -171,13 +191,24 @@ def _import_whisper(commands):
     add("out", metavar="OUT", help="the folder to make")
 
 
+def _model(add):
+    help = "a run's folder (executes its YAML: --trust-run), a package's folder, or user/model on the hub"
+    add("--model", required=True, help=help)
+    _trust_run(add)
+
+
+def _trust_run(add):
+    help = "execute the YAML of a run that is not below ./results: it is code of whoever made it"
+    add("--trust-run", action="store_true", help=help)
+
+
 def _incomplete(add):
     help = "leave out folds that have not finished, and say so in the title"
     add("--allow-incomplete", action="store_true", help=help)
 
 
 def _show_report(report) -> None:
-    print(f"{report.console}\n\nwritten to {report.folder}:")
+    print(printable(f"{report.console}\n\nwritten to {report.folder}:"))
     print("  " + ", ".join(path.name for path in report.files if path.suffix in (".html", ".md", ".tex", ".csv")))
 
 

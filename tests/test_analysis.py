@@ -82,7 +82,7 @@ def loader(monkeypatch):
 
     def put(model):
         trained = SimpleNamespace(model=SimpleNamespace(decomposition=model), inputs={"mel": MEL, "f0": F0})
-        monkeypatch.setattr("speechbrain_ser.inference.decompose.load_model", lambda run: trained)
+        monkeypatch.setattr("speechbrain_ser.inference.decompose.load_model", lambda *_: trained)
 
     return put
 

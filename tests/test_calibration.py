@@ -252,7 +252,15 @@ def test_an_abstention_in_every_format():
 def test_predict_with_a_threshold(run_of, small, tmp_path, capfd):
     """A file holds the results of one temperature and one threshold."""
     wav, out = str(sorted((small.corpus("emodb") / "wav").iterdir())[0]), tmp_path / "results.json"
-    command = ["predict", wav, f"--model={run_of('cai')}", "--device=cpu", "--no-transcript", f"--out={out}"]
+    command = [
+        "predict",
+        wav,
+        f"--model={run_of('cai')}",
+        "--trust-run",
+        "--device=cpu",
+        "--no-transcript",
+        f"--out={out}",
+    ]
     assert cli([*command, "--threshold=1"]) == 0
     row, before = json.loads(out.read_text()), out.read_bytes()
     assert row["emotion"] is None and "-temperature=" in row["model"] and row["model"].endswith("-threshold=1")

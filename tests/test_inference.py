@@ -315,3 +315,22 @@ def test_the_same_parameters_have_one_name(run_of, tmp_path):
 def test_wrong_options(run_of, options, said):
     with pytest.raises(UserError, match=said):
         EmotionRecognizer.from_run(run_of("fu"), **options)
+
+
+def test_arrays_are_taken_and_one_path_is_told(run_of, wavs):
+    recognizer, path = EmotionRecognizer.from_run(run_of("fu"), CPU), str(sorted(wavs.iterdir())[0])
+    wav = load_audio(path)
+    (expected,) = recognizer.classify_batch(wav)
+    for same in (wav.numpy(), wav.double().numpy()[None]):
+        assert recognizer.classify_batch(same, np.ones(1) if same.ndim == 2 else None)[0].posteriors == pytest.approx(
+            expected.posteriors, abs=1e-5
+        )
+    for many in (recognizer.classify_files, recognizer.timelines):
+        for one in (path, wavs, wav.numpy()):
+            with pytest.raises(UserError, match="paths: expected several paths, such as a list, found"):
+                many(one)
+    for wrong, said in (([0.0], "wavs: expected a tensor or a NumPy array, found list"), (path, "found str")):
+        with pytest.raises(UserError, match=said):
+            recognizer.classify_batch(wrong)
+    with pytest.raises(UserError, match="expected lengths relative to the longest"):
+        recognizer.classify_batch(wav[None], torch.tensor([len(wav)]))

@@ -56,6 +56,15 @@ def test_a_library_that_does_not_load_is_told_in_a_line(broken, library, program
     assert status == 2 and told.count("\n") == 1 and re.match(f"error: {SAID[library[0]]}", told), told
 
 
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("program", ["train.py", "crossval.py", "cli"])
+def test_a_signal_while_libraries_are_imported(broken, program, number):
+    arguments = [*CLI, "predict", "a.wav", "--model=run"] if program == "cli" else [program, "hparams/demo.yaml"]
+    killed = f"SystemExit(__import__('os').kill(__import__('os').getpid(), __import__('signal').{number}))"
+    status, told = broken("torchaudio", killed, arguments)
+    assert status == {"SIGTERM": 75, "SIGINT": 130}[number] and f"ended by {number}" in told
+
+
 def test_what_needs_no_torchaudio_goes_on(broken):
     assert broken(*TORCHAUDIO, [*CLI, "report", "nowhere"]) == (2, "error: nowhere is not a folder\n")
 

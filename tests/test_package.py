@@ -188,13 +188,13 @@ def test_a_folder_that_is_taken_is_left_alone_and_an_empty_one_is_used(run_of, t
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("mine")
-    assert cli(["export", str(run_of("fu")), str(out)]) == 2
+    assert cli(["export", str(run_of("fu")), str(out), "--trust-run"]) == 2
     assert "expected a new or an empty folder, found a folder with files in it" in capfd.readouterr().err
     with pytest.raises(UserError, match="found something else"):
         export_run(run_of("fu"), out / "mine.txt")
     assert os.listdir(tmp_path) == ["out"] and os.listdir(out) == ["mine.txt"]
     (out / "mine.txt").unlink()
-    assert cli(["export", str(run_of("fu")), str(out)]) == 0
+    assert cli(["export", str(run_of("fu")), str(out), "--trust-run"]) == 0
     assert "written, and compared with the run" in capfd.readouterr().out
     assert set(os.listdir(out)) == PLAIN and out.stat().st_mode & 0o777 == 0o755
 
@@ -221,7 +221,7 @@ def test_parts_that_no_package_can_hold(run_of, tmp_path, monkeypatch, old, new,
     path = run / "hyperparams.yaml"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
-    monkeypatch.setattr(export, "load_model", lambda run: pytest.fail("loaded"))
+    monkeypatch.setattr(export, "load_model", lambda *_: pytest.fail("loaded"))
     with pytest.raises(UserError, match=said):
         export_run(run, tmp_path / "out")
     assert os.listdir(tmp_path) == ["run"]
@@ -271,7 +271,7 @@ def test_pickles(package, canary, name):
     torch.load(payload, weights_only=False)
     canary.unlink()  # a loader that trusts would execute it
     (package / name).write_bytes(payload.read_bytes())
-    refused(package, "expected the SHA-256|expected only files that config.json lists")
+    refused(package, "expected the SHA-256|expected only files that config.json lists|expected a file of safetensors")
     write(package, name, payload.read_bytes())
     refused(package, "safetensors|expected some of|tokens.json: expected")
 
@@ -298,9 +298,9 @@ def test_links_that_lead_outside(package, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "backbone/config.json"])
 def test_wrong_hashes(package, name, monkeypatch):
-    """Checked before anything is used."""
-    monkeypatch.setattr("speechbrain_ser.inference.package.build_model", lambda *args: pytest.fail("built"))
-    monkeypatch.setattr("speechbrain_ser.inference.package.load_tokens", lambda *args: pytest.fail("read"))
+    """Checked before anything is used; what the parameters' sizes are compared with has no memory."""
+    for used in ["load_file"] if name == "model.safetensors" else ["load_file", "build_model", "load_tokens"]:
+        monkeypatch.setattr(f"speechbrain_ser.inference.package.{used}", lambda *args: pytest.fail("used"))
     data = bytearray((package / name).read_bytes())
     data[-2] ^= 1
     (package / name).write_bytes(data)
@@ -420,6 +420,122 @@ def test_other_tensors(package, changed, said):
     refused(package, said)
     write(package, "model.safetensors", data[:-10])
     refused(package, "model.safetensors: expected a file of safetensors")
+
+
+def text_of(n: int, item: str, ends: str) -> str:
+    return f"{ends[0]}{','.join([item] * n)}{ends[1]}"
+
+
+def into_backbone(folder: Path, **changed) -> None:
+    path = folder / "backbone" / "config.json"
+    write(folder, "backbone/config.json", json.dumps(json.loads(path.read_text()) | changed))
+
+
+def as_parameters(folder: Path, header: bytes, size: int = 0) -> None:
+    """Parameters of so many bytes, most of them in no block of the disk."""
+    write(folder, "model.safetensors", len(header).to_bytes(8, "little") + header)
+    os.truncate(folder / "model.safetensors", size or (folder / "model.safetensors").stat().st_size)
+
+
+def larger(folder: Path, name: str, size: int = 100 << 30) -> None:
+    if name == "model.onnx":
+        write(folder, name, b"")
+    (folder / name).touch()
+    os.truncate(folder / name, size)
+
+
+def other(folder: Path, name: str, make) -> None:
+    (folder / name).unlink(missing_ok=True)
+    make(folder / name)
+
+
+def argument(folder: Path, place: str, value) -> None:
+    *outer, last = place.split()
+    change(folder, lambda config: reduce(dict.get, ["model", "arguments", *outer], config).update({last: value}))
+
+
+HEADER = ",".join(f'"{k}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for k in range(10**6))
+ENORMOUS = '{"x":{"dtype":"F32","shape":[26843545600],"data_offsets":[0,107374182400]}}'
+POWER = "1" + "0" * 400
+MEMBERS = ("README.md", "LICENSE", "labels.json", "config.json", "model.safetensors")
+# of Cai's system, or of Fu's, what is done to it, and what is said
+HOSTILE = {
+    "doubled keys": ("cai", lambda f: write(f, "labels.json", text_of(80_000, '"a": 1', "{}")), "is there twice"),
+    "doubled last key": (
+        "cai",
+        lambda f: write(f, "tokens.json", text_of(1, ",".join(f'"{k % 79999}":1' for k in range(80_000)), "{}")),
+        "the key '0' is there twice",
+    ),
+    "deep": ("cai", lambda f: write(f, "backbone/preprocessor_config.json", '{"a":' * 900 + "1" + "}" * 900), "levels"),
+    "10^400": (
+        "cai",
+        lambda f: change(f, lambda c: c.update(calibration={"temperature": int(POWER)})),
+        "numbers up to",
+    ),
+    "1e400": ("cai", lambda f: write(f, "labels.json", "[1e400]"), "numbers up to"),
+    "10^400 frames": ("cai", lambda f: into_backbone(f, conv_stride=[int(POWER)]), "numbers up to"),
+    "long list": ("cai", lambda f: write(f, "tokens.json", text_of(10**6, "1", "[]")), "JSON dict|entries|object"),
+    "many labels": (
+        "cai",
+        lambda f: write(f, "tokens.json", json.dumps({"kind": "characters", "labels": ["a"] * 10**6})),
+        "at most 10000 entries",
+    ),
+    "many tasks": (
+        "cai",
+        lambda f: argument(f, "loss_weights", {f"t{k}": 1 for k in range(5000)}),
+        "at most 100 entries",
+    ),
+    "many convolutions": ("cai", lambda f: into_backbone(f, conv_dim=[8] * 5000), "conv_dim: expected"),
+    "beam": (
+        "cai",
+        lambda f: change(f, lambda c: c.update(decoding={"kind": "beam", "beam_size": 10**4})),
+        "beam_size",
+    ),
+    "strides of 1": ("cai", lambda f: into_backbone(f, conv_stride=[1] * 7), "multiplications|numbers at a time"),
+    "strides of 0": ("cai", lambda f: into_backbone(f, conv_stride=[0] * 7), "no model can be built"),
+    "wide convolution": ("cai", lambda f: into_backbone(f, conv_dim=[10**6] * 7), "multiplications"),
+    "wide layer": ("cai", lambda f: into_backbone(f, intermediate_size=10**6), "tensors of the model"),
+    "a frame a minute": ("cai", lambda f: into_backbone(f, conv_stride=[100] * 7), "frames of at most a second"),
+    "layers": ("cai", lambda f: into_backbone(f, num_hidden_layers=200), "tensors of the model"),
+    "hop of 1": ("fu", lambda f: argument(f, "features arguments hop_length", 1), "at a time|multiplications"),
+    "fixed length": ("fu", lambda f: argument(f, "fixed_length", 10**6), "at a time|multiplications"),
+    "transform": ("fu", lambda f: argument(f, "features arguments n_fft", 10**6), "expected at most 8192"),
+    "kernels": ("fu", lambda f: argument(f, "encoder arguments kernels", [10**6] * 3), "expected at most 1000"),
+    "million tensors": ("cai", lambda f: as_parameters(f, b"{%s}" % HEADER.encode()), "header has at most"),
+    "header of 2^63": ("cai", lambda f: write(f, "model.safetensors", b"\xff" * 7 + b"\x7f{}"), "header has at most"),
+    "enormous tensor": (
+        "cai",
+        lambda f: as_parameters(f, ENORMOUS.encode(), 107374182408 + 75),
+        "expected at most",
+    ),
+    **{
+        f"100 GB of {name}": ("cai", lambda f, name=name: larger(f, name), f"{name}: expected (a file|at most)")
+        for name in (*MEMBERS, "tokens.json", "backbone/config.json", "hyperparams.yaml", "model.onnx")
+    },
+    **{
+        f"{name} is {what}": ("cai", lambda f, name=name, make=make: other(f, name, make), f"{name}: expected a file")
+        for name in MEMBERS
+        for what, make in {
+            "a pipe": os.mkfifo,
+            "/dev/zero": lambda path: path.symlink_to("/dev/zero"),
+            "a link out": lambda path: path.symlink_to("/etc/hostname"),
+        }.items()
+    },
+    "a loop": (
+        "cai",
+        lambda f: other(f, "README.md", lambda path: path.symlink_to(path)),
+        "README.md: expected a file",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_what_costs_more_than_it_may(package_of, tmp_path, case):
+    """Refused with the file's name; seconds and memory are measured by hand, from outside."""
+    system, make, said = HOSTILE[case]
+    package = Path(shutil.copytree(package_of(system), tmp_path / "package"))
+    make(package)
+    refused(package, said)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,9 +20,9 @@ from speechbrain_ser.cli import main as cli
 from speechbrain_ser.data.batches import SAMPLE_RATE, load_audio
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.files import locked
-from speechbrain_ser.inference.formats import json_text, origin_of, results_file, write_csv
+from speechbrain_ser.inference.formats import csv_text, json_text, origin_of, records_to_csv, results_file
 from speechbrain_ser.inference.predict import find_recordings
-from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition
+from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition, open_recognizer
 
 from .conftest import ROOT
 from .test_timeline import long_recording, made, wavs  # noqa: F401 (fixtures)
@@ -50,7 +51,7 @@ def predict(run_folder, capfd):
 
     def run(*words, model=run_folder, status=0):
         capfd.readouterr()
-        found = cli(["predict", *map(str, words), f"--model={model}", "--device=cpu"])
+        found = cli(["predict", *map(str, words), f"--model={model}", "--trust-run", "--device=cpu"])
         out, err = capfd.readouterr()
         assert found == status, f"{out}\n{err}"
         return out, err
@@ -92,6 +93,7 @@ UNHEARD = "soundfile does not read it"
 def test_a_console_without_the_letters(recordings, run_folder):
     name = shutil.copy(recordings / "0.wav", recordings / "\u5f55\u97f3.wav")
     command = [sys.executable, "-m", "speechbrain_ser.cli", "predict", name, f"--model={run_folder}", "--device=cpu"]
+    command.append("--trust-run")
     done = subprocess.run(command, capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0 and rb"\u5f55\u97f3.wav " in done.stdout, done.stderr.decode()
 
@@ -132,12 +134,14 @@ def test_as_a_program(recordings, run_folder):
     """Results on stdout alone, the rest on stderr; names of any encoding and line ends; a reader that leaves early."""
     name = os.fsdecode(b"M\xe4rz 1.wav")
     shutil.copy(recordings / "0.wav", recordings / name)
-    command = [sys.executable, "-m", "speechbrain_ser.cli", "predict", "-", f"--model={run_folder}", "--device=cpu"]
+    words = ("predict", "-", f"--model={run_folder}", "--trust-run", "--device=cpu")
+    command = [sys.executable, "-m", "speechbrain_ser.cli", *words]
     names = "\r\n\n".join(os.fspath(recordings / n) for n in (name, "bad.wav", "gone.wav"))
     done = subprocess.run([*command, "--format=csv"], input=os.fsencode(names), capture_output=True, cwd=ROOT)
     assert done.returncode == 1, done.stderr.decode()
     header, row = done.stdout.splitlines()
     assert header.startswith(b"path,emotion,posterior_") and row.startswith(os.fsencode(recordings / name) + b",")
+    assert b"executing" in done.stderr  # the YAML of a run
     assert b"gone.wav: no such recording" in done.stderr and b"bad.wav: unreadable" in done.stderr
 
     process = subprocess.Popen([*command, "--batch=1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
@@ -222,7 +226,7 @@ def test_cut_anywhere_a_file_is_repaired(tmp_path, kind):
 @pytest.mark.parametrize(("kind", "rows"), [("whole", 1), ("timeline", 3)])
 def test_a_csv_file_is_one_for_other_programs(tmp_path, kind, rows):
     path = tmp_path / "results.csv"
-    write_csv((record_of(kind, name) for name in NAMES), path)
+    records_to_csv((record_of(kind, name) for name in NAMES), path)
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         found = list(csv.DictReader(file))
     assert [row["path"] for row in found] == [name for name in NAMES for _ in range(rows)]
@@ -309,6 +313,47 @@ def test_another_models_file_and_one_in_use_are_refused(predict, recordings, tmp
     ],
 )
 def test_wrong_words(run_folder, recordings, capfd, words, said):
-    options = [f"--model={run_folder}", "--device=cpu", *words]
+    options = [f"--model={run_folder}", "--device=cpu", "--trust-run", *words]
     assert cli(["predict", str(recordings / "0.wav"), *options]) == 2
     assert said in capfd.readouterr().err
+
+
+def test_strangers_names_neither_command_a_terminal_nor_compute(predict, recordings, tmp_path):
+    """What a spreadsheet would compute is read back by taking an apostrophe away; numbers stay numbers."""
+    names = ["a\x1b[2Jb\nc.wav", "=2+3.wav", "'@x.wav", "'cause.wav"]
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in names:
+        shutil.copy(recordings / "0.wav", folder / name)
+    (folder / "\x1b]0;bad.wav").write_text("no recording")
+    out, err = predict(folder, status=1)
+    assert "\x1b" not in out + err and r"a\x1b[2Jb\nc.wav" in out and r"\x1b]0;bad.wav: unreadable" in err
+    assert len(out.splitlines()) == 1 + len(names)
+    row = {"path": "", "emotion": "sad", "posteriors": {"sad": -0.5}, "model": "c0ffee"}
+    for path, cell in {"=2+3.wav": "'=2+3.wav", "'@x.wav": "''@x.wav", "'cause.wav": "'cause.wav"}.items():
+        assert next(csv.reader([csv_text(row | {"path": path})])) == [cell, "sad", "-0.5", "c0ffee"]
+
+
+def test_a_strangers_run_is_not_executed(run_folder, recordings, tmp_path, monkeypatch, capfd):
+    """Wherever it is given; one's own below ./results is, which stderr says before."""
+    wav, run = str(recordings / "0.wav"), tmp_path / "elsewhere"
+    shutil.copytree(run_folder, run)
+    yaml = (run / "hyperparams.yaml").read_text()
+    canary = tmp_path / "canary"
+    (run / "hyperparams.yaml").write_text(yaml.replace("model:", f"x: !apply:os.mkdir [{canary}]\nmodel:", 1))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "link").symlink_to(run)
+    for command in (
+        *(["predict", wav, f"--model={folder}"] for folder in (run, "results/link", "results/../elsewhere")),
+        *(["serve", f"--model={run}", "--port=0"], ["export", str(run), "out"]),
+        *(["decompose", str(run), wav], ["convert", str(run), wav, "b.wav", "--swap=pitch"]),
+    ):
+        assert cli(command) == 2
+        err = capfd.readouterr().err
+        assert "executing" not in err and f"speechbrain-ser {shlex.join(command)} --trust-run\n" in err
+    with pytest.raises(UserError, match=r"whose hyperparams\.yaml is code"):
+        open_recognizer(run)
+    assert not canary.exists()
+    shutil.copytree(run_folder, "results/mine")
+    assert cli(["predict", wav, "--model=results/mine", "--device=cpu"]) == 0

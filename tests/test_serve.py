@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import gradio as gr
 import httpx
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from torch import nn
 
 from speechbrain_ser.cli import main as cli
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.inference.page import QUEUE, model_text, recognise, running, serve
+from speechbrain_ser.inference.page import QUEUE, REMEMBERED, model_text, recognise, running, serve
 from speechbrain_ser.inference.recognizer import EmotionRecognizer
 from speechbrain_ser.lobes.cnn_blstm_attention import CNNBLSTMAttention
 from speechbrain_ser.models.fu import FuModel
@@ -87,10 +88,10 @@ class Site:
 
 
 @contextlib.contextmanager
-def site_of(answer):
+def site_of(answer, **proxy):
     with (
         mock.patch.dict(os.environ),  # of the page that is there all the while
-        running(answer, "About *it*.", "Limits.", "127.0.0.1", free_port(), MAX_BYTES) as url,
+        running(answer, "About *it*.", "Limits.", "127.0.0.1", free_port(), MAX_BYTES, **proxy) as url,
     ):
         yield Site(url)
 
@@ -146,6 +147,14 @@ def test_a_failure_of_ours_does_not_tell_what_it_was(tmp_path, capfd):
     assert "secrets" in capfd.readouterr().err and not site.folder.exists()
 
 
+def test_what_is_remembered_of_requests_is_bounded(tmp_path):
+    with mock.patch.object(gr.Blocks, "launch", autospec=True, return_value=(None, "url", None)) as launch:
+        with mock.patch.dict(os.environ), running(None, "", "", "127.0.0.1", 1, MAX_BYTES):
+            pass
+    ((page,), options) = launch.call_args
+    assert options["state_session_capacity"] == page._queue.ANALYTICS_MAX_EVENTS == REMEMBERED
+
+
 def test_too_large_an_upload_is_refused(site):
     response = site.web.post(f"{API}/upload", files={"files": ("a.wav", bytes(2 * MAX_BYTES))})
     assert response.status_code == 413 and "maximum allowed size" in response.text and site.kept == []
@@ -178,8 +187,8 @@ def test_no_other_file_is_served_or_recognised(site, tmp_path):
     for name in ("/etc/passwd", secret, upwards, "../../etc/passwd", "..%2f..%2fetc/passwd"):
         assert site.web.get(f"/{API}/file={name}").status_code in (403, 404)
         for more in (META, {}, {"is_stream": True, **META}):
-            assert "emotion" not in site.answer(site.ask({"path": str(name), **more}))
-    assert "emotion" not in site.answer(site.ask("/etc/passwd"))
+            assert "sent recordings" in site.answer(site.ask({"path": str(name), **more}))["error"]
+    assert "sent recordings" in site.answer(site.ask("/etc/passwd"))["error"]
     assert secret.exists() and site.web.get("/").status_code == 200
 
 
@@ -201,6 +210,21 @@ def test_other_sites_are_refused(site):
     for host in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "localhost"):
         assert site.web.get("/", headers={"Host": host, "Origin": f"http://{host}"}).status_code == 200
     assert site.kept == []
+
+
+def test_behind_a_proxy_that_has_it_below_a_path(tmp_path):
+    """Whether the proxy passes on the name that it was asked by, or names this machine."""
+    with site_of(lambda path: WORDS, public_name="ser.example.org", root_path="/ser") as site:
+        for host in ("ser.example.org", "127.0.0.1:7860"):
+            headers = {"Host": host, "Origin": "https://ser.example.org", "X-Forwarded-Proto": "https"}
+            site.web.headers.update(headers)
+            assert site.web.get("/").status_code == 200 and site.recognize(noise(tmp_path / "a.wav")) == WORDS[0]
+            assert site.web.get("/config").json()["root"] == f"https://{host}/ser"
+        for other in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}, {"Host": "["}):
+            assert site.web.get("/", headers=other).status_code in (400, 403)
+    for option, value in (("public_name", "https://ser.example.org"), ("root_path", "ser")):
+        with pytest.raises(UserError, match=option.replace("_", "-")):
+            serve("run", **{option: value})
 
 
 def test_the_page_asks_nobody_else(site):
@@ -231,7 +255,7 @@ def test_the_command_serves_until_ctrl_c(trained, tmp_path, small, capfd):
 
     threading.Thread(target=visit).start()
     folder = trained("--pooling=sum", yaml="cai_mtl")
-    assert cli(["serve", f"--model={folder}", f"--port={port}", "--device=cpu"]) == 0
+    assert cli(["serve", f"--model={folder}", f"--port={port}", "--device=cpu", "--trust-run"]) == 0
     out = capfd.readouterr().out
     assert f"http://127.0.0.1:{port}/" in out and out.endswith("ended; nothing was kept\n") and not up()
     alone = EmotionRecognizer.from_run(folder, {"device": "cpu"}).classify_file(path)
@@ -259,11 +283,16 @@ def test_without_gradio(monkeypatch, capfd):
     assert 'pip install "speechbrain-ser[serve]"' in capfd.readouterr().err
 
 
+def test_a_card_that_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "README.md")
+    assert "on the hub" in model_text(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("max_mb", 0), ("max_seconds", float("nan")), ("port", 99_999), ("window", 1e-4), ("step", 5.0)]
 )
 def test_wrong_options(trained, name, value):
-    options = {"port": free_port(), "device": "cpu", name: value}
+    options = {"port": free_port(), "device": "cpu", "trust_run": True, name: value}
     with pytest.raises(UserError, match=name.replace("_", "-")):
         serve(str(trained("--pooling=sum", yaml="cai_mtl")), **options)
 
@@ -273,5 +302,7 @@ def test_other_machines_are_warned_of(trained, monkeypatch, caplog):
     for host, warned in (("127.0.0.1", False), ("0.0.0.0", True)):
         caplog.clear()
         with pytest.raises(KeyboardInterrupt):
-            serve(str(trained("--pooling=sum", yaml="cai_mtl")), host=host, port=free_port(), device="cpu")
+            serve(
+                str(trained("--pooling=sum", yaml="cai_mtl")), host=host, port=free_port(), device="cpu", trust_run=True
+            )
         assert ("no password and no encryption" in caplog.text) == warned

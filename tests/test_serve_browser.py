@@ -45,7 +45,7 @@ def page(browser, trained, request):
     port = free_port()
     address = f"http://127.0.0.1:{port}/"
     run = trained("--pooling=sum", yaml="cai_mtl")
-    command = [sys.executable, "-m", "speechbrain_ser.cli", "serve", f"--model={run}", f"--port={port}"]
+    command = [sys.executable, "-m", "speechbrain_ser.cli", "serve", f"--model={run}", "--trust-run", f"--port={port}"]
     command += ["--device=cpu", "--max-mb=2"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
         assert server.stdout.readline() == f"{address} (Ctrl-C ends it)\n"

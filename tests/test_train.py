@@ -228,7 +228,8 @@ def test_a_damaged_file_is_named_and_written_anew(train, trained, small, tmp_pat
     run = shutil.copytree(trained(yaml="cai_mtl"), tmp_path / "run")
     path, whole = run / name, (run / name).read_bytes()
     wav = next(small.corpus("emodb").rglob("*.wav"))
-    words = {"report": [run], "predict": [wav, f"--model={run}"], "export": [run, tmp_path / "out"]}
+    trust = "--trust-run"
+    words = {"report": [run], "predict": [wav, f"--model={run}", trust], "export": [run, tmp_path / "out", trust]}
     for content in (b"", whole[: len(whole) // 2], whole[:-2]):
         path.write_bytes(content)
         for command in (command for command, names in READ.items() if name in names):

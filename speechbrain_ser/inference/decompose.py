@@ -345,10 +345,12 @@ def _plot_f0(axes, f0: np.ndarray, hop: float, color: str = "C0") -> None:
 # ------------------------------------------------------------------ the commands
 
 
-def decompose(run: str | os.PathLike, recordings: Sequence[str | os.PathLike], out: str | os.PathLike) -> None:
+def decompose(
+    run: str | os.PathLike, recordings: Sequence[str | os.PathLike], out: str | os.PathLike, trust_run: bool = True
+) -> None:
     """Write `NAME.png` and `NAME.npz` of each recording into the folder `out`, and print where."""
     names = _recording_names(recordings)
-    trained = _load(run)
+    trained = _load(run, trust_run)
     for path, name in zip(recordings, names, strict=True):
         analysis = analyse(trained.model.decomposition, _read(path, name, trained))
         folder = _make(out)
@@ -365,6 +367,7 @@ def convert_recording(
     swap: str,
     out: str | os.PathLike,
     audio: bool = False,
+    trust_run: bool = True,
 ) -> None:
     """Write `SOURCE-TARGET-SWAP.png` into the folder `out`, and print where.
 
@@ -375,7 +378,7 @@ def convert_recording(
     if not swapped:
         raise UserError(f"swap: expected names of encoders separated by commas, found {swap!r}")
     names = _recording_names([source, target])
-    trained = _load(run)
+    trained = _load(run, trust_run)
     decomposition = trained.model.decomposition
     parts = [_read(path, name, trained) for path, name in zip((source, target), names, strict=True)]
     conversion = convert(decomposition, *parts, swapped)
@@ -406,8 +409,8 @@ def _recording_names(paths: Sequence[str | os.PathLike]) -> list[str]:
     return names
 
 
-def _load(run: str | os.PathLike) -> TrainedModel:
-    trained = load_model(run)
+def _load(run: str | os.PathLike, trust_run: bool) -> TrainedModel:
+    trained = load_model(run, trust_run)
     if getattr(trained.model, "decomposition", None) is None:
         raise UserError(f"{run}: expected a run of a model that decomposes speech, found one without such encoders")
     return trained

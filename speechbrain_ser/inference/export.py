@@ -21,6 +21,7 @@ from speechbrain_ser.evaluation.calibration import read_calibration, temperature
 from speechbrain_ser.evaluation.intervals import Interval, speaker_interval, speaker_sums
 from speechbrain_ser.evaluation.metrics import FIGURES, SELECTIONS, printed, with_interval
 from speechbrain_ser.evaluation.runs import read_metrics
+from speechbrain_ser.evaluation.tables import in_markdown
 from speechbrain_ser.files import read_csv, sha256, write_json, write_text
 from speechbrain_ser.inference import adapters, package
 from speechbrain_ser.inference.package import CONFIG, LABELS, PARAMETERS, TASKS
@@ -51,11 +52,13 @@ def model_card(metrics: Mapping, predictions: pd.DataFrame, config: Mapping, bac
     """
     chosen = metrics["selections"][metrics["selection"]]
     corpora = [c for c in (metrics["corpus"], metrics["second_corpus"]) if c]
+    data, results = _card_data(metrics, chosen, corpora), _results(metrics, chosen, predictions)
+    metrics, chosen, config, corpora = in_markdown([metrics, chosen, config, corpora])
     changed = {key: value for key, value in metrics["changed"].items() if key != "encoder"}  # that is the backbone
     calibration = config["calibration"] or {}
     with_second = metrics["second_corpus"] and chosen.get("second")
     return ModelCard.from_template(
-        _card_data(metrics, chosen, corpora),
+        data,
         Path(__file__).with_name("card.md"),
         m=metrics,
         chosen=chosen,
@@ -69,7 +72,7 @@ def model_card(metrics: Mapping, predictions: pd.DataFrame, config: Mapping, bac
         second=[f"{f} {printed(chosen['second'][f])} %" for f in ("WA", "UA")] if with_second else [],
         calibration=calibration,
         temperature=calibration.get("temperature"),
-        **_results(metrics, chosen, predictions),
+        **results,
     )
 
 
@@ -188,7 +191,11 @@ TOLERANCE = 1e-4
 
 
 def export_run(
-    run_folder: str | os.PathLike, out: str | os.PathLike, with_onnx: bool = False, with_speechbrain: bool = False
+    run_folder: str | os.PathLike,
+    out: str | os.PathLike,
+    with_onnx: bool = False,
+    with_speechbrain: bool = False,
+    trust_run: bool = True,
 ) -> Path:
     """Write a package and return its folder; it appears whole or not at all.
 
@@ -205,12 +212,14 @@ def export_run(
         Also a ``model.onnx`` (Cai's and Ha's systems).
     with_speechbrain : bool
         Also what ``speechbrain.inference.classifiers.EncoderClassifier.from_hparams`` reads.
+    trust_run : bool
+        False: only a run below ``results/`` in the working folder.
     """
     out, run = _free(out), Path(run_folder)
     description = _description(run)
     if with_onnx:
         adapters.check_possible(description)
-    trained = load_model(run)
+    trained = load_model(run, trust_run)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:

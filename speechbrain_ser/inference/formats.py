@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import BinaryIO
 from praatio.data_classes.interval_tier import IntervalTier
 from praatio.data_classes.textgrid import Textgrid
 
-from speechbrain_ser.errors import UserError
+from speechbrain_ser.errors import UserError, printable
 from speechbrain_ser.files import cannot_be_written, file_stem, locked, written_whole
 from speechbrain_ser.inference.timeline import Timeline
 
@@ -21,6 +22,7 @@ SILENT = "-"  # in a table, in place of an emotion below the threshold; empty in
 NUMBERS = ("start", "end", "posterior")  # columns of a table that are aligned to the right
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # a file's name may be in any encoding
 BEGINNING = b'{"path": '  # of a record's line
+FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet may compute, and what it has become below
 
 
 # ------------------------------------------------------------------ records as text
@@ -42,7 +44,11 @@ def _rows(record: dict) -> list[dict]:
 
 
 def csv_text(record: dict, header: bool = False) -> str:
-    """Return the rows of a record as CSV, with the columns of a run's predictions.csv."""
+    """Return the rows of a record as CSV, with the columns of a run's predictions.csv.
+
+    Text that a spreadsheet would take for a formula (``=2+3.wav``) gets an apostrophe, as people write it there; who
+    reads paths back takes one away from what begins with apostrophes and one of ``= + - @``, tab, carriage return.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for row in _rows(record):
@@ -52,7 +58,7 @@ def csv_text(record: dict, header: bool = False) -> str:
         if header:
             writer.writerow(cells)
         header = False
-        writer.writerow(cells.values())
+        writer.writerow(f"'{c}" if isinstance(c, str) and FORMULA.match(c) else c for c in cells.values())
     return text.getvalue()
 
 
@@ -80,14 +86,14 @@ def table_text(record: dict, header: bool = False, widths: tuple[int, int] = (0,
         cells |= {name: row[name] for name in ("transcript",) if name in row}
         names = [name.rjust(len(cell)) if name in NUMBERS else name.ljust(len(cell)) for name, cell in cells.items()]
         lines += ["  ".join(names)] if header and not lines else []
-        lines.append("  ".join(cells.values()))
+        lines.append(printable("  ".join(cells.values()), also="\n\t"))
     return "".join(line.rstrip() + "\n" for line in lines)
 
 
 FORMATS = {"table": table_text, "json": json_text, "csv": csv_text}
 
 
-def write_csv(records: Iterable[dict], path: Path) -> None:
+def records_to_csv(records: Iterable[dict], path: Path) -> None:
     """Write records as a CSV file that appears whole."""
     with written_whole(path) as temporary, temporary.open("w", newline="", **TEXT) as file:
         for number, record in enumerate(records):

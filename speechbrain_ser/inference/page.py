@@ -23,7 +23,7 @@ from speechbrain_ser.data.audio import BadAudioError, claimed_seconds
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.inference.export import run_card
 from speechbrain_ser.inference.formats import write_textgrid
-from speechbrain_ser.inference.package import CARD
+from speechbrain_ser.inference.package import CARD, read_small
 from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition, open_recognizer
 from speechbrain_ser.inference.timeline import Timeline, plan_windows
 from speechbrain_ser.inference.timeline_figure import plot_timeline
@@ -41,6 +41,7 @@ DPI = 150
 FILES = ("png", "json", "TextGrid")  # to download
 QUEUE = 8  # requests that wait; the next one is told so
 KEPT = (60, 900)  # Gradio looks every minute for uploads and answers older than 15 minutes, and deletes them
+REMEMBERED = 100  # visitors and requests that Gradio keeps in memory; by default 10,000, half a gigabyte
 TITLE = "Speech emotion recognition"
 LIMITS = (
     "It tells what speech sounds like to those who labelled its corpus, not what somebody feels. Other languages, "
@@ -103,8 +104,8 @@ def model_text(model: str | os.PathLike) -> str:
     folder = Path(model)
     if (folder / "metrics.json").is_file():
         return run_card(folder)
-    with suppress(OSError, ValueError):
-        return (folder / CARD).read_text(encoding="utf-8").split("---\n", 2)[-1]
+    with suppress(UserError):
+        return read_small(folder / CARD).decode("utf-8", "replace").split("---\n", 2)[-1]
     return "The model's card is on the hub."
 
 
@@ -145,7 +146,6 @@ def build_page(recognise: Callable[[Path], tuple[dict, Timeline]], about: str, l
         recording = gr.Audio(
             sources=["upload", "microphone"], type="filepath", label="Recording", editable=False, buttons=[]
         )
-        _take_only_sent(recording)
         gr.Markdown(limits)
         with gr.Column(visible=False) as results:
             label = gr.Label()
@@ -165,18 +165,32 @@ def build_page(recognise: Callable[[Path], tuple[dict, Timeline]], about: str, l
         gr.Button(visible=False).click(
             recognize, recording, gr.JSON(visible=False), api_name="recognize", **one_at_a_time
         )
+    _take_only_sent(page, recording)
     return page.queue(max_size=QUEUE, api_open=False)
 
 
-def _take_only_sent(recording: gr.Audio) -> None:
-    """Fetch no address that a request gives in place of an upload, as Gradio's components do."""
-    take = recording.async_move_resource_to_block_cache
+def _take_only_sent(page: gr.Blocks, recording: gr.Audio) -> None:
+    """Fetch no address that a request gives in place of an upload, as Gradio's components do; tell what is no upload.
+
+    Gradio refuses other files by itself, without a word.
+    """
+    take, read = recording.async_move_resource_to_block_cache, page.preprocess_data
+    told = {"duration": None, "print_exception": False}
 
     async def take_sent(path: str) -> str | None:
         if is_http_url_like(path):
-            raise gr.Error(f"{path:.100}: allowed only: sent recordings", duration=None, print_exception=False)
+            raise gr.Error(f"{path:.100}: allowed only: sent recordings", **told)
         return await take(path)
 
+    async def read_sent(*args, **kwargs) -> list:
+        try:
+            return await read(*args, **kwargs)
+        except gr.Error:
+            raise
+        except Exception as error:
+            raise gr.Error("allowed only: sent recordings, by the path that an upload answers", **told) from error
+
+    page.preprocess_data = read_sent
     recording.async_move_resource_to_block_cache = take_sent
 
 
@@ -192,11 +206,13 @@ def _write_files(stem: Path, answer: dict, timeline: Timeline) -> list[Path]:
 class Guard:
     """ASGI middleware: requests name this machine (against DNS rebinding) and come from no other site.
 
-    With `is_local` only this machine is served; any name of it will do otherwise.
+    With `is_local` only this machine is served, and who asks it by its `public_name`: a reverse proxy. Any name of it
+    will do otherwise.
     """
 
-    def __init__(self, app, is_local: bool):
-        self.app, self.is_local = app, is_local
+    def __init__(self, app, is_local: bool, public_name: str | None = None):
+        self.app, self.is_local, self.names = app, is_local, [*LOOPBACK, *filter(None, [public_name])]
+        self.public_name = public_name
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
@@ -213,11 +229,21 @@ class Guard:
         await app(scope, receive, send_with_policy)
 
     def _refusal(self, headers: Headers) -> str | None:
-        host = headers.get("host", "")
-        if self.is_local and urlsplit(f"//{host}").hostname not in LOOPBACK:
-            return f"expected a request to {' or '.join(LOOPBACK)}, found one to {host!r}\n"
-        if "origin" in headers and urlsplit(headers["origin"]).netloc != host:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if self.is_local and _hostname(f"//{host}") not in self.names:
+            hint = "" if self.public_name else " (behind a proxy: --public-name)"
+            return f"expected a request to {' or '.join(self.names)}, found one to {host!r}{hint}\n"
+        # a proxy may name this machine, where the browser names the proxy
+        ours = origin is None or urlsplit(origin).netloc == host or (_hostname(origin) or "") == self.public_name
+        if not ours:
             return f"expected a request of this page, found one of {headers['origin']!r}\n"
+        return None
+
+
+def _hostname(address: str) -> str | None:
+    try:
+        return urlsplit(address).hostname
+    except ValueError:  # such as [
         return None
 
 
@@ -233,6 +259,9 @@ def serve(
     device: str | None = None,
     window: float = 4.0,
     step: float | None = None,
+    public_name: str | None = None,
+    root_path: str | None = None,
+    trust_run: bool = False,
 ) -> None:
     """Serve the page until Ctrl-C.
 
@@ -246,7 +275,15 @@ def serve(
         The longest recording and the largest file that are taken, in MB of 2**20 bytes.
     window, step : float
         Of the timeline, in seconds (:meth:`EmotionRecognizer.timeline`).
+    public_name, root_path : str, optional
+        The name by which a reverse proxy is asked for the page, and the path below which it has it.
+    trust_run : bool
+        Execute the YAML of a run that is not below ``results/``.
     """
+    if public_name and _hostname(f"//{public_name}") != public_name:
+        raise UserError(f"--public-name: expected a name such as ser.example.org, in lower case, found {public_name!r}")
+    if root_path and not root_path.startswith(("/", "http://", "https://")):
+        raise UserError(f"--root-path: expected a path such as /ser, found {root_path!r}")
     for name, value in (("--max-seconds", max_seconds), ("--max-mb", max_mb)):
         if not value > 0:
             raise UserError(f"{name}: expected a number > 0, found {value!r}")
@@ -254,14 +291,15 @@ def serve(
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except (OSError, OverflowError) as error:
         raise UserError(f"--host={host} --port={port} cannot be used: {error}: give another") from error
-    recognizer = open_recognizer(model, run_opts={"device": device} if device else None)
+    recognizer = open_recognizer(model, trust_run, run_opts={"device": device} if device else None)
     plan_windows(recognizer, window, step)  # an error now, not at the first recording
     if host not in LOOPBACK:
         logger.warning(f"warning: everybody who reaches {host} can use this page: it has no password and no encryption")
     answer = partial(recognise, recognizer, window=window, step=step, max_seconds=max_seconds)
     limits = f"Any format that soundfile reads, up to {max_seconds:g} seconds and {max_mb:g} MB."
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's, as Ctrl-C
-    with running(answer, model_text(model), limits, host, port, int(max_mb * 2**20)) as url:
+    at = (host, port, int(max_mb * 2**20), public_name, root_path)
+    with running(answer, model_text(model), limits, *at) as url:
         print(f"{url} (Ctrl-C ends it)", flush=True)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
@@ -270,20 +308,30 @@ def serve(
 
 @contextmanager
 def running(
-    recognise: Callable[[Path], tuple[dict, Timeline]], about: str, limits: str, host: str, port: int, max_bytes: int
+    recognise: Callable[[Path], tuple[dict, Timeline]],
+    about: str,
+    limits: str,
+    host: str,
+    port: int,
+    max_bytes: int,
+    public_name: str | None = None,
+    root_path: str | None = None,
 ) -> Iterator[str]:
     """Serve :func:`build_page` while the context lasts; it yields the page's address."""
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it runs,
     os.environ["NO_PROXY"] = ",".join([os.environ.get("NO_PROXY", ""), *LOOPBACK, host])  # and not by way of a proxy
     with tempfile.TemporaryDirectory(prefix="speechbrain-ser-serve-") as folder:  # its owner's alone
         os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(folder)
+        os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = str(REMEMBERED)
         page = build_page(recognise, about, limits)
         try:
             _, url, _ = page.launch(
                 server_name=f"[{host}]" if ":" in host else host,
                 server_port=port,
-                app_kwargs={"middleware": [Middleware(Guard, is_local=host in LOOPBACK)]},
+                app_kwargs={"middleware": [Middleware(Guard, is_local=host in LOOPBACK, public_name=public_name)]},
+                root_path=root_path,
                 max_file_size=max_bytes,
+                state_session_capacity=REMEMBERED,
                 theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
                 footer_links=["api"],
                 prevent_thread_lock=True,

@@ -12,8 +12,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from speechbrain_ser.errors import INTERRUPTED, UserError
-from speechbrain_ser.inference.formats import FORMATS, ResultsFolder, origin_of, results_file, write_csv, write_textgrid
+from speechbrain_ser.errors import INTERRUPTED, UserError, printable
+from speechbrain_ser.inference.formats import (
+    FORMATS,
+    ResultsFolder,
+    origin_of,
+    records_to_csv,
+    results_file,
+    write_textgrid,
+)
 from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition, open_recognizer
 from speechbrain_ser.inference.timeline import WINDOW, Timeline, plan_windows
 
@@ -110,7 +117,7 @@ def predict(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if failures:
-        listed = "\n".join(f"  {path}: {error}" for path, error in failures.items())
+        listed = "\n".join(printable(f"  {path}: {error}", also="\n") for path, error in failures.items())
         print(f"{len(failures)} of {len(recordings)} recordings gave no result:\n{listed}", file=sys.stderr)
     return 1 if failures else 0
 
@@ -159,7 +166,7 @@ def _outputs(
             raise UserError(f"--out: expected {lines}, of which {out} is made, found {out} alone: give another file")
         file = stack.enter_context(results_file(lines, origin))
         if form == "csv":
-            stack.callback(lambda: write_csv(file.records(), Path(out)))  # whatever ends the command
+            stack.callback(lambda: records_to_csv(file.records(), Path(out)))  # whatever ends the command
         yield file.done, lambda found: file.add(record(found))
 
 
@@ -168,7 +175,8 @@ def _console(text: Callable[..., str], record: Callable[[Recognition | Timeline]
 
     def show(found: Recognition | Timeline) -> None:
         with tqdm.external_write_mode():  # the bar makes room
-            print(text(record(found), next(headers)), end="", flush=True)
+            line = text(record(found), next(headers))
+            print(printable(line) if sys.stdout.isatty() else line, end="", flush=True)  # else data, for a program
 
     return show
 

@@ -18,7 +18,7 @@ from torch import nn
 from speechbrain_ser.data.audio import SILENT, BadAudioError, claimed_seconds, duration_of
 from speechbrain_ser.data.batches import SAMPLE_RATE, load_audio
 from speechbrain_ser.data.text import load_tokens
-from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.errors import Untrusted, UserError, nearest
 from speechbrain_ser.evaluation.calibration import check_temperature, read_calibration, temperature_of
 from speechbrain_ser.evaluation.metrics import SELECTIONS
 from speechbrain_ser.evaluation.runs import read_metrics
@@ -29,6 +29,8 @@ from speechbrain_ser.lobes.backbone import settings_kept_in
 from speechbrain_ser.models.checkpoints import BACKBONES, CheckpointReader, find_epoch, load_parameters
 from speechbrain_ser.models.heads import Decoder, padded, signals_of
 from speechbrain_ser.processing.lengths import absolute_lengths
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -77,12 +79,19 @@ class TrainedModel:
         return self.model.inputs
 
 
-def load_model(run_folder: str | os.PathLike) -> TrainedModel:
+def load_model(run_folder: str | os.PathLike, trust_run: bool = True) -> TrainedModel:
     """Load the model of a finished run: ``results/<system>/<corpus>-<protocol>/<variant>/<fold>/<seed>``.
 
-    The run's ``hyperparams.yaml`` is executed, as every SpeechBrain YAML is: load only runs that you trust.
+    The run's ``hyperparams.yaml`` is executed, as every SpeechBrain YAML is: load only runs that you trust. Without
+    `trust_run` these are the runs below ``results/`` in the working folder; of any other nothing is executed.
     """
     folder = finished(run_folder)
+    if not (trust_run or folder.resolve().is_relative_to(Path("results").resolve())):
+        raise Untrusted(
+            f"{folder}: expected a package, of which nothing is executed, or a run of your own below ./results; found "
+            "another run, whose hyperparams.yaml is code. If you trust whoever made it:"
+        )
+    logger.info(f"executing {folder / 'hyperparams.yaml'}")
     metrics = read_metrics(folder)
     checkpoint = find_epoch(CheckpointReader(folder / "save"), max_key=SELECTIONS[metrics["selection"]].score)
     if checkpoint is None:
@@ -129,8 +138,6 @@ def _build(tree: dict, path: Path) -> nn.Module:
     except (ruamel.yaml.error.YAMLError, ImportError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: no model can be built from it: {error}") from error
 
-
-logger = logging.getLogger(__name__)
 
 LOOK_AHEAD = 8  # batches whose recordings are read before they are sorted by length
 CPU_PADDING = 0.5  # seconds that an utterance may lack of its batch's longest: more cost as much as a pass of its own
@@ -241,6 +248,7 @@ class EmotionRecognizer:
         run_opts: Mapping[str, str] | None = None,
         transcribe: bool = True,
         calibrated: bool = True,
+        trust_run: bool = True,
         **options,
     ) -> "EmotionRecognizer":
         """Load a finished run, with the parameters that it was tested with.
@@ -256,10 +264,12 @@ class EmotionRecognizer:
         calibrated : bool
             Use the temperature that was fitted on the run's validation utterances (``calibration.json``); where there
             is none, a log line says so. False: posteriors are those of the run's ``predictions.csv``.
+        trust_run : bool
+            False: only a run below ``results/`` in the working folder (:func:`load_model`).
         **options
             ``max_seconds`` and ``threshold``, as :class:`EmotionRecognizer` has them.
         """
-        trained = load_model(run_folder)
+        trained = load_model(run_folder, trust_run)
         if "emotion" not in trained.model.tasks:
             system = trained.metrics.get("system", "it")
             raise UserError(f"{run_folder}: expected a run that recognises emotions, found pre-training ({system})")
@@ -297,12 +307,16 @@ class EmotionRecognizer:
         return _sound(self.classify_files([path], embedding=embedding))
 
     def classify_batch(
-        self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None, embedding: bool = False
+        self,
+        wavs: torch.Tensor | np.ndarray,
+        wav_lens: torch.Tensor | np.ndarray | None = None,
+        embedding: bool = False,
     ) -> list[Recognition]:
         """Recognise waveforms [batch, time], or [time], 16 kHz, right-padded where there are `wav_lens` [batch].
 
-        One that is too short, or not finite, carries its error.
+        These are SpeechBrain's, relative to the longest. One that is too short, or not finite, carries its error.
         """
+        wavs, wav_lens = _as_tensor("wavs", wavs), None if wav_lens is None else _as_tensor("wav_lens", wav_lens)
         wavs = wavs[None] if wavs.dim() == 1 else wavs
         if not wavs.is_floating_point():
             raise UserError(f"wavs: expected floating-point samples, found {wavs.dtype}")
@@ -322,6 +336,7 @@ class EmotionRecognizer:
         grow with their number. One that cannot be read, or is too short, carries its error.
         """
         _check_batch_size(batch_size)
+        _check_paths(paths)
         return self._stream(paths, batch_size, embedding)
 
     def timeline(self, path: str | os.PathLike, *args, **options) -> Timeline:
@@ -349,6 +364,7 @@ class EmotionRecognizer:
         every moment is heard twice, and once away from a window's edge. `batch_size`: windows a batch, at most.
         """
         _check_batch_size(batch_size)
+        _check_paths(paths)
         plan = plan_windows(self, duration, step)
         batch_size = min(batch_size, max(1, int(self.max_seconds / duration)))
         return (self._timeline(path, plan, batch_size, progress) for path in paths)
@@ -511,6 +527,18 @@ def _sound(results: Iterable[Recognition | Timeline]) -> Recognition | Timeline:
     return found
 
 
+def _as_tensor(name: str, values) -> torch.Tensor:
+    if not isinstance(values, torch.Tensor | np.ndarray):
+        raise UserError(f"{name}: expected a tensor or a NumPy array, found {type(values).__name__}")
+    return torch.as_tensor(values)
+
+
+def _check_paths(paths) -> None:
+    if isinstance(paths, str | bytes | os.PathLike | np.ndarray | torch.Tensor):
+        one = "classify_file or timeline take one path, classify_batch takes waveforms"
+        raise UserError(f"paths: expected several paths, such as a list, found {type(paths).__name__} ({one})")
+
+
 def _check_batch_size(batch_size: int) -> None:
     if not isinstance(batch_size, int) or batch_size < 1:
         raise UserError(f"batch_size: expected a whole number >= 1, found {batch_size!r}")
@@ -531,10 +559,12 @@ def _run_options(run_opts: Mapping[str, str]) -> tuple[str, TorchAutocast, torch
         raise UserError(f"run_opts: {error}") from error
 
 
-def open_recognizer(model: str | os.PathLike, **options) -> EmotionRecognizer:
+def open_recognizer(model: str | os.PathLike, trust_run: bool = False, **options) -> EmotionRecognizer:
     """Open a run's folder, a package's folder, or ``user/model`` on the hub, with the options of either.
 
-    A folder with a config.json is a package, of which nothing is executed; any other folder is a run, whose YAML is.
+    A folder with a config.json is a package, of which nothing is executed; any other folder is a run, whose YAML is,
+    with `trust_run` or below ``results/``: not the folder decides.
     """
-    is_package = os.path.lexists(Path(model) / CONFIG) or is_hub_name(os.fspath(model))
-    return (EmotionRecognizer.from_package if is_package else EmotionRecognizer.from_run)(model, **options)
+    if os.path.lexists(Path(model) / CONFIG) or is_hub_name(os.fspath(model)):
+        return EmotionRecognizer.from_package(model, **options)
+    return EmotionRecognizer.from_run(model, trust_run=trust_run, **options)

@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+from speechbrain_ser.errors import INTERRUPTED, TRY_LATER
+
 PARENT = "SPEECHBRAIN_SER_PARENT"  # the environment's word for who started us and whom we shall not survive
 BY_TORCHRUN = "TORCHELASTIC_RUN_ID"  # in the environment of what torchrun has started
 SIGNALS = tuple(
@@ -88,6 +90,33 @@ class StopWish:
 stop_wish = StopWish()
 
 
+@contextlib.contextmanager
+def ending_on_signals(at_once: bool = False) -> Iterator[None]:
+    """End with status 75 (Ctrl-C: 130) on signals that nobody else hears, tidying up what is open.
+
+    `at_once`, for the seconds that imports take: nothing is begun yet, and an exception that is raised while an object
+    is deleted would be printed and forgotten.
+    """
+
+    def end(number: int, frame) -> None:
+        if at_once:
+            os.write(2, f"\nended by {signal.Signals(number).name}: the same command goes on from here\n".encode())
+            os._exit(INTERRUPTED if number == signal.SIGINT else TRY_LATER)
+        sys.exit(TRY_LATER)
+
+    usual = (signal.SIG_DFL, signal.default_int_handler) if at_once else (signal.SIG_DFL,)
+    before = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) in usual}
+    if threading.current_thread() is not threading.main_thread() or BY_TORCHRUN in os.environ:
+        before = {}  # no other thread may; torchrun ends its processes at once
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def leave_signals_to_parent(worker: int = 0) -> None:
     """In a loading process: what asks a whole group to end is the training's to heed, and that still needs its data."""
     for number in SIGNALS:
@@ -95,10 +124,7 @@ def leave_signals_to_parent(worker: int = 0) -> None:
 
 
 def end_with_parent(poll: float = 0.5) -> None:
-    """Where another program started this process to work for it, end when it has ended, and end tidily on SIGTERM.
-
-    torchrun is such a program as well; its processes end on SIGTERM at once, whatever they wait for.
-    """
+    """Where another program started this process to work for it, end when it has ended; torchrun is such a program."""
     of_torchrun = "LOCAL_RANK" in os.environ
     if PARENT not in os.environ and not of_torchrun:
         return
@@ -111,6 +137,4 @@ def end_with_parent(poll: float = 0.5) -> None:
         os.kill(os.getpid(), signal.SIGKILL if ignored else signal.SIGTERM)
 
     ignored = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN  # our parent's decision
-    if not ignored and not of_torchrun:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     threading.Thread(target=watch, daemon=True).start()
