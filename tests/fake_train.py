@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from speechbrain_ser.files import locked
-from speechbrain_ser.training.signals import end_with_parent
+from speechbrain_ser.training.signals import end_with_parent, ending_on_signals
 
 HANGS_AFTER = 2  # epochs: a run that `hangs once` is still there when it is killed, however busy the machine
 
@@ -34,5 +34,5 @@ def train(folder: Path, n_epochs: int, seconds: float, mode: str) -> None:
 if __name__ == "__main__":
     end_with_parent(0.05)
     place = Path(sys.argv[1])
-    with locked(place):
+    with ending_on_signals(), locked(place):
         train(place, int(sys.argv[2]), float(sys.argv[3]), sys.argv[4])

@@ -15,7 +15,7 @@ import soundfile
 from speechbrain_ser.data.audio import BadAudioError, cores, opened
 from speechbrain_ser.data.splits import Split, read_splits
 from speechbrain_ser.data.text import connected
-from speechbrain_ser.errors import CorpusError, Offenders, UserError
+from speechbrain_ser.errors import CorpusError, Offenders, UserError, printable
 from speechbrain_ser.evaluation.controls import control_predictions, lookup
 
 WORDS_FOR = 5000  # training utterances of a split that bags of words are fitted on, in whole folds, one at least
@@ -40,7 +40,8 @@ def audit(paths: Sequence[str], data_folder: str | None = None, form: str = "tex
     except CorpusError as error:  # its exit status would say that something leaks
         raise UserError(str(error)) from error
     in_words = _in_words if len(found) < 4 else _in_a_line
-    print(json.dumps(found, indent=2, ensure_ascii=False) if form == "json" else "\n\n".join(map(in_words, found)))
+    said = json.dumps(found, indent=2, ensure_ascii=False) if form == "json" else "\n\n".join(map(in_words, found))
+    print(said if form == "json" else printable(said))
     return int(any(each["wrong"] for each in found))
 
 

@@ -133,7 +133,10 @@ def build_protocol_report(
     page = PAGES.get_template("report.html").render(title=title, lead=lead, tables=[table], pictures=[shown])
     files = (
         write_text(page, folder / "report.html"),
-        write_text("\n\n".join([f"# {title}", *lead, table.markdown()]) + "\n", folder / "report.md"),
+        write_text(
+            "\n\n".join([f"# {make.in_markdown(title)}", *make.in_markdown(lead), table.markdown()]) + "\n",
+            folder / "report.md",
+        ),
         write_csv(table.values, folder / "protocols.csv"),
         shown.path,
         save_figure(picture, folder / "protocols.png"),
