@@ -20,7 +20,7 @@ from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.calibration import read_calibration, temperature_of
 from speechbrain_ser.evaluation.intervals import Interval, speaker_interval, speaker_sums
 from speechbrain_ser.evaluation.metrics import FIGURES, SELECTIONS, printed, with_interval
-from speechbrain_ser.evaluation.runs import read_metrics
+from speechbrain_ser.evaluation.runs import in_words_of_texts, read_metrics
 from speechbrain_ser.evaluation.tables import in_markdown
 from speechbrain_ser.files import read_csv, sha256, write_json, write_text
 from speechbrain_ser.inference import adapters, package
@@ -66,6 +66,7 @@ def model_card(metrics: Mapping, predictions: pd.DataFrame, config: Mapping, bac
         config=config,
         backbone=backbone,
         acted=ACTED,
+        texts=in_words_of_texts(metrics["texts"]) if "texts" in metrics else "",  # a run of an earlier version
         selected=SELECTIONS[metrics["selection"]].in_full,
         changed=[f"`{key}: {PATH.sub('…', str(value))}`" for key, value in changed.items()],
         recall=[f"{c} {printed(r)}" for c, r in chosen["all"]["recall"].items() if r is not None],
