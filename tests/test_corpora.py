@@ -73,7 +73,7 @@ EXPECTED = [  # ID, emotion, speaker, gender, session, dialog, transcript
 
 def test_iemocap_rows_are_exact(release, tmp_path):
     frame = read_manifest(prepare("iemocap", release, tmp_path / "out"), release)
-    assert list(frame.columns) == [*COLUMNS, "script", "valence", "activation", "dominance"]
+    assert list(frame.columns) == [*COLUMNS, "script", "valence", "activation", "dominance", "recording"]
     columns = ["ID", "emotion", "speaker", "gender", "session", "dialog", "transcript"]
     assert list(frame[columns].itertuples(index=False, name=None)) == EXPECTED
     for row in frame.itertuples():
@@ -227,7 +227,7 @@ def test_an_incomplete_or_larger_release_is_said_every_time(tmp_path, caplog):
 def test_real_emodb(tmp_path, caplog):
     frame = read_manifest(prepare("emodb", EMODB, tmp_path), EMODB)
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
-    assert len(frame) == len(apply_labels(frame)) == 535 and list(frame.columns) == list(COLUMNS)
+    assert len(frame) == len(apply_labels(frame)) == 535 and list(frame.columns) == [*COLUMNS, "recording"]
     assert frame["emotion"].value_counts().to_dict() == {
         **{"angry": 127, "boredom": 81, "neutral": 79, "happy": 71, "fear": 69, "sad": 62, "disgust": 46}
     }
@@ -271,7 +271,7 @@ def copy(tmp_path):
 def test_savee_rows(copy, tmp_path, caplog):
     frame = read_manifest(prepare("savee", copy, tmp_path / "out"), copy)
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
-    assert list(frame.columns) == list(COLUMNS) and len(frame) == len(apply_labels(frame)) == 480
+    assert list(frame.columns) == [*COLUMNS, "recording"] and len(frame) == len(apply_labels(frame)) == 480
     counts = dict.fromkeys(("angry", "disgust", "fear", "happy", "sad", "surprise"), 60) | {"neutral": 120}
     assert frame["emotion"].value_counts().to_dict() == counts
     assert frame["speaker"].value_counts().to_dict() == dict.fromkeys(("DC", "JE", "JK", "KL"), 120)
@@ -348,7 +348,7 @@ def test_mapped_columns_extra_columns_tabs_and_semicolons(tmp_path):
     folder = table_folder(tmp_path / "own", table, ["one.wav", "two words.wav"], "t.tsv")
     columns = {"wav": "path", "emotion": "label", "speaker": "who", "split": "part", "transcript": "words"}
     frame = rows_of(folder, tmp_path / "out", columns=columns, extra=["age"])
-    assert list(frame.columns) == [*COLUMNS, "split", "age"]
+    assert list(frame.columns) == [*COLUMNS, "split", "age", "recording"]
     outside_id = outside.with_suffix("").as_posix().lstrip("/").replace("/", "_")
     assert sorted(frame[["ID", "emotion", "speaker", "split", "age", "transcript"]].values.tolist()) == sorted(
         [

@@ -191,6 +191,17 @@ def test_parts_that_share_utterances_are_caught(both, monkeypatch, part, message
         make_folds(both, "speaker", second="emodb")
 
 
+def test_one_recording_in_two_corpora(savee, emodb):
+    """Whatever it is called: one would be tested, the other trained on."""
+    first, second = (f.assign(recording=[f"{c}{k}" for k in range(len(f))]) for c, f in (("s", savee), ("e", emodb)))
+    assert len(join(first, second)) == len(savee) + len(emodb)
+    second.loc[second.index[5], "recording"] = "s3"
+    with pytest.raises(
+        UserError, match=rf"the same recording .*\n  {first['ID'].iloc[3]} = emodb-{second['ID'].iloc[5]}"
+    ):
+        join(first, second)
+
+
 def test_what_the_second_cannot_do(both, savee, emodb):
     demo = savee.assign(corpus="demo", dialog="Ses0" + (savee.index % 3).astype(str) + "F_impro01")
     of_savee_alone = both.assign(session=both["speaker"].where(both["corpus"] == "savee", ""))

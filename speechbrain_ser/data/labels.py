@@ -169,9 +169,12 @@ def yaml_line(key: str, rules: Mapping) -> str:
 
 
 def _refuse_clashes(name: str, other: str, first: pd.DataFrame, second: pd.DataFrame) -> None:
-    """A table may well call somebody `emodb-03` itself."""
-    offenders = Offenders(f"{other} cannot be joined to {name}: names that {name} uses already")
+    """A table may well call somebody `emodb-03` itself, or have EMO-DB's recordings under other names."""
+    offenders = Offenders(f"{other} cannot be joined to {name}: {name} has already")
     for column in ("ID", "speaker"):
         for clash in sorted(set(first[column]) & set(second[column]) - {""}):
             offenders.add(f"the same {column}", clash)
+    if "recording" in first and "recording" in second:
+        for one, again in first.merge(second, on="recording")[["ID_x", "ID_y"]].to_numpy():
+            offenders.add("the same recording (one would be tested, the other trained on)", f"{one} = {again}")
     offenders.raise_any()

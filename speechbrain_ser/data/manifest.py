@@ -27,7 +27,7 @@ COLUMNS = (
 REQUIRED = ("ID", "wav", "emotion")  # never empty
 NAMES = ("speaker", "session", "gender")  # one text is one of them; emotions are judged as classes
 DATA_ROOT = "{data_root}/"
-FORMAT = 3  # raise it when rows or checks change for the same corpus, so that older manifests are made anew
+FORMAT = 4  # raise it when rows or checks change for the same corpus, so that older manifests are made anew
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +56,12 @@ def prepare(corpus: str, data_folder: str | os.PathLike, manifest_folder: str | 
         return path
     looks = check_audio(wavs, f"{corpus} in {root}")
     _check_once_each(rows, [look.digest for look in looks], f"{corpus} in {root}")
-    durations = [look.seconds for look in looks]
-    rows = [{**row, "duration": f"{seconds:.6f}"} for row, seconds in zip(rows, durations, strict=True)]
+    found = [{"duration": f"{look.seconds:.6f}", "recording": look.digest[:16]} for look in looks]
+    rows = [{**row, **of_audio} for row, of_audio in zip(rows, found, strict=True)]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_manifest(rows, path)
     write_json({**fingerprint, "utterances": len(rows), "manifest": sha256(path)}, path.with_suffix(".json"))
-    logger.info("%s: %d utterances, %.1f hours", path, len(rows), sum(durations) / 3600)
+    logger.info("%s: %d utterances, %.1f hours", path, len(rows), sum(look.seconds for look in looks) / 3600)
     return path
 
 

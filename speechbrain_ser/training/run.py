@@ -296,7 +296,7 @@ def _read_data(plain: dict) -> Corpus:
         frame = join(frame, _read_corpus(plain, second, plain["second_data_folder"], plain["second_labels"]))
     numbers = plain["seen_fraction"], plain["split_seed"]
     folds = protocols.make_folds(frame, plain["protocol"], *numbers, second, plain["text_folds"])
-    trained_on = frame.drop(columns=["wav", "text", "script"], errors="ignore")
+    trained_on = frame.drop(columns=["wav", "text", "script", "recording"], errors="ignore")
     digest = pd.util.hash_pandas_object(trained_on, index=False).sum().item()
     return Corpus(frame.set_axis(frame["ID"].tolist()), folds, digest)
 
