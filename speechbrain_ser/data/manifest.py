@@ -210,4 +210,5 @@ def _compare_with_official(corpus: str, emotions: list[str]) -> None:
     official, counts = getattr(module, "OFFICIAL", {}), (len(emotions), len(chosen))
     for (what, expected), found in zip(official.items(), counts, strict=False):
         if found != expected:
-            logger.warning("%s: %d %s; the official release has %d", corpus, found, what, expected)
+            note = getattr(module, "OTHER_RELEASES", "")
+            logger.warning("%s: %d %s; the official release has %d%s", corpus, found, what, expected, note)
