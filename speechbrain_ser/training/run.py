@@ -13,7 +13,6 @@ import signal
 import sys
 import tempfile
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +24,6 @@ import torch
 from speechbrain.utils.distributed import if_main_process, infer_device
 
 from speechbrain_ser.data import batches, manifest, protocols
-from speechbrain_ser.data.audio import cores
 from speechbrain_ser.data.labels import apply_labels, join
 from speechbrain_ser.data.protocols import PARTS, Fold
 from speechbrain_ser.data.text import build_tokens, save_tokens
@@ -42,7 +40,7 @@ from speechbrain_ser.errors import (
 from speechbrain_ser.evaluation.controls import told_by_texts
 from speechbrain_ser.evaluation.metrics import SELECTIONS
 from speechbrain_ser.evaluation.runs import in_words_of_texts, read_metrics, summary
-from speechbrain_ser.files import NO_ROOM, FolderInUse, below, locked, read_json, sha256, write_json, write_text
+from speechbrain_ser.files import NO_ROOM, FolderInUse, below, locked, read_json, write_json, write_text
 from speechbrain_ser.lobes.backbone import check_backbone, fingerprint, settings_kept_in
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
 from speechbrain_ser.models.checkpoints import BACKBONES, DamagedCheckpoint, load_parameters, newest_whole
@@ -450,23 +448,16 @@ def _fill_folder(run: Run) -> None:
 
 
 def _check_recordings(run: Run, path: Path) -> None:
-    """Refuse recordings that are not those the run began with; `path` has size, time and SHA-256 of each."""
-    known = read_json(path, dict, ". Delete it") if path.is_file() else {}
-
-    def state_of(name: str, wav: str) -> str:
-        size_and_time = "{0.st_size} {0.st_mtime_ns} ".format(os.stat(wav))
-        state = known.get(name, "")
-        return state if state.startswith(size_and_time) else size_and_time + sha256(wav)
-
-    with ThreadPoolExecutor(cores()) as pool:
-        states = dict(zip(run.frame.index, pool.map(state_of, run.frame.index, run.frame["wav"]), strict=True))
+    """Refuse recordings that are not those the run began with; `path` has the digests that its manifest had."""
+    found = run.frame["recording"].to_dict()
+    known = read_json(path, dict, ". Delete it") if path.is_file() else found
     problems = Offenders(f"{run.folder}: put these back, or delete the folder to train anew", UserError)
     for name, wav in run.frame["wav"].items():
-        if name in known and known[name][-64:] != states[name][-64:]:
+        if known.get(name, found[name]) != found[name]:
             problems.add("not the recording that the run began with", f"{name}: {wav}")
     problems.raise_any()
-    if states != known:
-        write_json(states, path)
+    if not path.is_file():
+        write_json(found, path)
 
 
 def _parts(run: Run) -> tuple[dict, dict]:
