@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from tqdm import tqdm
 
 from speechbrain_ser.files import is_locked
-from speechbrain_ser.training.signals import PARENT
+from speechbrain_ser.training.signals import PARENT, handled
 
 if TYPE_CHECKING:
     from speechbrain_ser.crossval.plan import PlannedRun
@@ -35,22 +35,17 @@ class Interrupted(BaseException):
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP raise :class:`Interrupted`, once: further ones must not disturb the tidying up."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    if before[signal.SIGHUP] is signal.SIG_IGN:  # nohup
-        del before[signal.SIGHUP]
+    numbers = [signal.SIGINT, signal.SIGTERM]  # SIGINT also where a shell's & had it ignored
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        numbers.append(signal.SIGHUP)
 
     def interrupt(number, frame):
-        for each in before:
+        for each in numbers:
             signal.signal(each, signal.SIG_IGN)
         raise Interrupted
 
-    for number in before:  # SIGINT also where a shell's & had it ignored
-        signal.signal(number, interrupt)
-    try:
+    with handled(numbers, interrupt):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Executor(Protocol):

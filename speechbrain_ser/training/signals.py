@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from speechbrain_ser.errors import INTERRUPTED, TRY_LATER
 
@@ -17,6 +17,19 @@ SIGNALS = tuple(
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
     if hasattr(signal, name)  # some systems lack some
 )
+
+
+@contextlib.contextmanager
+def handled(numbers: Iterable[int], handler: Callable) -> Iterator[None]:
+    """Give some signals to a handler; who had them before has them again afterwards."""
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 class Stopped(BaseException):
@@ -48,17 +61,13 @@ class StopWish:
     @contextlib.contextmanager
     def heard(self) -> Iterator[None]:
         """Hear the signals; those that our parent has us ignore (nohup) stay so, but Ctrl-C is always heard."""
-        self.number, self._process, before = None, os.getpid(), {}
-        if threading.current_thread() is threading.main_thread():  # no other one may
-            before = {number: signal.getsignal(number) for number in SIGNALS}
-        before = {n: handler for n, handler in before.items() if handler is not signal.SIG_IGN or n == signal.SIGINT}
-        for number in before:
-            signal.signal(number, self._hear)
+        self.number, self._process = None, os.getpid()
+        may = threading.current_thread() is threading.main_thread()  # no other one may
+        numbers = [n for n in SIGNALS if may and (signal.getsignal(n) is not signal.SIG_IGN or n == signal.SIGINT)]
         try:
-            yield
+            with handled(numbers, self._hear):
+                yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
             self.number = None
 
     @contextlib.contextmanager
@@ -105,16 +114,10 @@ def ending_on_signals(at_once: bool = False) -> Iterator[None]:
         sys.exit(TRY_LATER)
 
     usual = (signal.SIG_DFL, signal.default_int_handler) if at_once else (signal.SIG_DFL,)
-    before = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) in usual}
-    if threading.current_thread() is not threading.main_thread() or BY_TORCHRUN in os.environ:
-        before = {}  # no other thread may; torchrun ends its processes at once
-    for number in before:
-        signal.signal(number, end)
-    try:
+    # no other thread may; torchrun ends its processes at once
+    may = threading.current_thread() is threading.main_thread() and BY_TORCHRUN not in os.environ
+    with handled([number for number in SIGNALS if may and signal.getsignal(number) in usual], end):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def leave_signals_to_parent(worker: int = 0) -> None:
