@@ -225,6 +225,7 @@ ROW = "file,label,split\na.wav,sad,train\n"
     [
         (f"{ROW}a,sad,train,x", "", "expected a CSV, TSV, JSON or JSON lines"),
         ("", "", "expected a row an utterance, found none"),
+        (f'{ROW}b,"sad,train\nc,sad,test\n', "", 'quotation mark (") that takes whole lines'),  # else rows are lost
         ("file,label,split\n", "", "expected a row an utterance, found none"),
         ("file,label\na.wav,sad\n", "", "is not a split: expected a column split"),
         ("file,mood,split\na.wav,sad,train\n", "", "no emotion (1):\n  name it: --columns='{label: …}'"),

@@ -4,8 +4,6 @@ A table (CSV, TSV) with a column of parts or folds; EmoBox's JSON lines, s3prl's
 names say the part; a manifest of ours with a protocol; runs of ours. What a file is, its content says.
 """
 
-import csv
-import io
 import json
 import logging
 import os
@@ -17,12 +15,14 @@ from typing import NamedTuple
 import pandas as pd
 import ruamel.yaml
 
+from speechbrain_ser.data.corpora import read_text
 from speechbrain_ser.data.corpora.savee import text_of
+from speechbrain_ser.data.corpora.table import read_table
 from speechbrain_ser.data.labels import apply_labels
 from speechbrain_ser.data.manifest import DATA_ROOT
 from speechbrain_ser.data.protocols import SPLIT_NAMES, Fold, make_folds
 from speechbrain_ser.data.text import text_identities
-from speechbrain_ser.errors import Offenders, UserError, nearest, shown
+from speechbrain_ser.errors import CorpusError, Offenders, UserError, nearest, shown
 from speechbrain_ser.files import read_json
 
 #: ours -> what others call it, in lower case and without signs; the first that a table has
@@ -149,14 +149,17 @@ def _part_and_fold(file: Path) -> tuple[str, Path, str] | None:
 def _read(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
     """A table, JSON or JSON lines, all text, under our names where they can be told."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text, frame = read_text(path), pd.DataFrame()
         if text.lstrip()[:1] in ("{", "["):
             frame = pd.DataFrame(_records(text))
-        else:
-            separator = max(",\t;", key=text.partition("\n")[0].count)
-            cells = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row]
-            frame = pd.DataFrame(cells[1:], columns=cells[0] if cells else None)
-    except (OSError, ValueError, TypeError, csv.Error) as error:  # JSON's errors are ValueErrors
+        elif text.strip():
+            offenders = Offenders(f"table {path}")
+            header, rows = read_table(path, offenders)
+            offenders.raise_any()
+            frame = pd.DataFrame(rows.values(), columns=header)
+    except CorpusError:  # it says what is wrong
+        raise
+    except (OSError, ValueError, TypeError) as error:  # JSON's errors are ValueErrors
         raise UserError(f"{path}: expected a CSV, TSV, JSON or JSON lines: {error}") from error
     if frame.empty:
         raise UserError(f"{path}: expected a row an utterance, found none")

@@ -54,7 +54,7 @@ def find_utterances(
     root = Path(data_folder)
     path = _table_file(root, file)
     offenders = Offenders(f"table {path}")
-    header, lines = _read_table(path, offenders)
+    header, lines = read_table(path, offenders)
     used = _used_columns(path, header, dict(columns or {}), list(extra))
     records = {}
     for line, cells in lines.items():
@@ -91,7 +91,7 @@ def _table_file(root: Path, file: str | None) -> Path:
     return tables[0]
 
 
-def _read_table(path: Path, offenders: Offenders) -> tuple[list[str], dict[str, list[str]]]:
+def read_table(path: Path, offenders: Offenders) -> tuple[list[str], dict[str, list[str]]]:
     """The header, and every row that is not empty by where it stands (`line 3`, `lines 3 to 5`); cells are text."""
     text = composed(read_text(path))
     told = SEPARATOR_LINE.match(text)
