@@ -15,7 +15,7 @@ import pytest
 from scipy.special import softmax
 
 from speechbrain_ser.crossval import program
-from speechbrain_ser.crossval.plan import make_plan, read_arguments, read_table
+from speechbrain_ser.crossval.plan import make_plans, read_arguments, read_table
 from speechbrain_ser.crossval.schedule import LocalProcesses, Schedule
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.files import is_locked, lock_path, locked, write_csv, write_json
@@ -184,7 +184,7 @@ def argv(small, tmp_path):
 def planned(argv):
     """The runs of a command line."""
     return lambda *flags, root=ROOT, **yaml: (
-        make_plan(read_arguments(argv(*flags, root=root, **yaml)), root / "hparams").runs
+        make_plans(read_arguments(argv(*flags, root=root, **yaml)), root / "hparams")[0].runs
     )
 
 

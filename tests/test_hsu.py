@@ -13,7 +13,7 @@ from speechbrain.dataio.batch import PaddedData
 from torch import nn
 
 from speechbrain_ser.cli import main as cli
-from speechbrain_ser.crossval.plan import make_plan, read_arguments
+from speechbrain_ser.crossval.plan import make_plans, read_arguments
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.hsu import HsuModel, HsuPretrainModel
@@ -322,7 +322,7 @@ def test_a_table_shares_each_kind_of_stage_1_within_a_fold(small, tmp_path, tabl
     lines = [f"--data_folder={small.corpus('emodb')}", "--corpus=emodb", f"--encoder={small.backbone()}"]
     lines += [f"--results_folder={tmp_path / 'results'}", "--folds=03,08"]
     table = ROOT / "hparams" / "tables" / f"{table}.yaml"
-    runs = make_plan(read_arguments([str(table), *lines]), ROOT / "hparams").runs
+    runs = make_plans(read_arguments([str(table), *lines]), ROOT / "hparams")[0].runs
     stage_1 = [r for r in runs if r.setup.config.system == "hsu_pretrain"]
     assert len(runs) == n_runs and sorted(len(r.setup.config.plain["parts"]) for r in stage_1) == parts
     assert {r.name for r in runs if not r.needs} == {"hsu_pretrain", *alone}

@@ -277,19 +277,18 @@ class Plan:
 
 
 def make_plans(request: argparse.Namespace, hparams_folder: Path) -> list[Plan]:
-    """Return a plan for each protocol that the command line, or a table, names; one where neither does."""
+    """Return every run that a command line asks for, checked as train.py would; says all that is wrong at once.
+
+    A plan for each protocol that the command line, or a table, names; one where neither does.
+    """
     table = read_table(request.yaml, hparams_folder)
     given = "--protocol" in given_names(request.options)
     names = request.protocols or (table.protocols if table and not given else [])
     options = [[f"--protocol={name}", *request.options] for name in names] or [request.options]
-    return [make_plan(argparse.Namespace(**vars(request) | {"options": each}), hparams_folder) for each in options]
-
-
-def make_plan(request: argparse.Namespace, hparams_folder: Path) -> Plan:
-    """Return every run that a command line asks for, checked as train.py would; says all that is wrong at once."""
-    table = read_table(request.yaml, hparams_folder)
-    planner = _Planner(request, table, hparams_folder)
-    return Plan(planner.runs(), planner.rows, table)
+    requests = [argparse.Namespace(**vars(request) | {"options": each}) for each in options]
+    shared = Preparation()  # the encoder is looked for and hashed once for all protocols
+    planners = [_Planner(each, table, hparams_folder, shared) for each in requests]
+    return [Plan(planner.runs(), planner.rows, table) for planner in planners]
 
 
 def check_builds(runs: list[PlannedRun]) -> None:
@@ -321,14 +320,14 @@ class _Problems(dict):
 class _Planner:
     """Makes runs; a folder has one run, however many others need it."""
 
-    def __init__(self, request: argparse.Namespace, table: Table | None, hparams_folder: Path):
+    def __init__(self, request: argparse.Namespace, table: Table | None, hparams_folder: Path, shared: Preparation):
         self.request, self.hparams_folder = request, hparams_folder
         self.yaml = table.hparams if table else request.yaml
         given, lines = given_names(request.options), table.lines if table else {}
         quiet = [] if "--noprogressbar" in given else ["--noprogressbar"]  # a run's log is read afterwards
         self.options = [*request.options, *quiet, *(f"--{k}={v}" for k, v in lines.items() if f"--{k}" not in given)]
         self.rows = [*self._rows(table.rows if table else [Row()])]
-        self.shared = Preparation()
+        self.shared = shared
         self.by_folder: dict[Path, PlannedRun] = {}
 
     def _rows(self, rows: list[Row]):

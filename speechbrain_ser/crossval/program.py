@@ -17,14 +17,8 @@ from speechbrain_ser.evaluation.controls import CONTROLS_FILE
 from speechbrain_ser.evaluation.report import build_protocol_report, build_report
 from speechbrain_ser.training.distributed import is_launched
 
-FILES = (
-    "metrics.json",
-    "epochs.csv",
-    "predictions*.csv",
-    CALIBRATION,
-    LOGITS,
-    CONTROLS_FILE,
-)  # all that a report is made of
+# all that a report is made of
+FILES = ("metrics.json", "epochs.csv", "predictions*.csv", CALIBRATION, LOGITS, CONTROLS_FILE)
 
 
 def make_report(plan: Plan, name: str) -> str:
@@ -41,20 +35,19 @@ def make_report(plan: Plan, name: str) -> str:
 
 
 def _compare_protocols(plans: list[Plan], name: str) -> str:
-    plain = plans[0].config.plain
-    reports = Path(plain["results_folder"]) / "reports"
     folders = {p.config.plain["protocol"]: _report_folder(p, name) / "runs" for p in plans}
     finished = {protocol: folder for protocol, folder in folders.items() if folder.is_dir()}
     if len(finished) < 2:
         return "fewer than two protocols have finished runs, so they are not compared"
-    folder = reports / f"{name}-{plain['corpus']}-protocols"
+    folder = _report_folder(plans[0], name, "protocols")
     text = build_protocol_report(finished, folder, _paper(plans[0])).console
     return f"\n{text}\n\nreport: {folder}{os.sep}"
 
 
-def _report_folder(plan: Plan, name: str) -> Path:
+def _report_folder(plan: Plan, name: str, of: str | None = None) -> Path:
+    """Of the plan's protocol, or of what has another name."""
     plain = plan.config.plain
-    return Path(plain["results_folder"]) / "reports" / f"{name}-{plain['corpus']}-{plain['protocol']}"
+    return Path(plain["results_folder"]) / "reports" / f"{name}-{plain['corpus']}-{of or plain['protocol']}"
 
 
 def _gather(plan: Plan, folder: Path) -> Path:

@@ -392,11 +392,11 @@ def _by_speaker_fewer(frame: pd.DataFrame, seed: int, n_groups: int = TEXT_FOLDS
     found = []
     for number, split in enumerate(_by_speaker_text(frame, seed, n_groups)):
         others = frame[~frame["speaker"].isin(frame["speaker"][frame["ID"].isin(split.test | split.valid)])]
-        wanted = others[~others["ID"].isin(split.unused)].groupby(["speaker", "emotion"]).size()
+        trained_on = others[~others["ID"].isin(split.unused)]
+        wanted = Counter(zip(trained_on["speaker"], trained_on["emotion"], strict=True))
         shuffled = others.sort_values("ID").sample(frac=1, random_state=np.random.default_rng([seed, number]))
-        cells = shuffled.groupby(["speaker", "emotion"])
-        of_cell = pd.Series(wanted.reindex(pd.MultiIndex.from_frame(shuffled[["speaker", "emotion"]])).to_numpy())
-        kept = _ids(shuffled, cells.cumcount() < of_cell.fillna(0).to_numpy())
+        of_cell = [wanted[cell] for cell in zip(shuffled["speaker"], shuffled["emotion"], strict=True)]
+        kept = _ids(shuffled, shuffled.groupby(["speaker", "emotion"]).cumcount() < of_cell)
         unused = frozenset(frame["ID"]) - kept - split.test - split.valid
         found.append(replace(split, unused=unused))
     return found

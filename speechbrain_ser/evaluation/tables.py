@@ -382,8 +382,7 @@ def protocol_table(by_protocol: Mapping[str, Runs], selection: str) -> Table:
             continue
         found = _figures_of(predictions, runs.classes)
         label = {"variant": name, "protocol": f"{protocol} (LEAKY)" if runs.leak else protocol}
-        text = {**label}
-        text |= {FIGURES[m].heading: _cell(found, m) for m in ("WA", "UA", "WER") if m in found}
+        text = label | {FIGURES[m].heading: _cell(found, m) for m in ("WA", "UA", "WER") if m in found}
         if protocol != base and name in of_variant[base]:
             cells, values = _gain(of_variant[base][name], predictions, runs.classes, selection)
             text |= {
