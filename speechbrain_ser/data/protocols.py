@@ -178,6 +178,13 @@ def who_validates(frame: pd.DataFrame, fold: Fold, protocol: str) -> str:
     return f"{said}; without {lacking}, which training has" if lacking else said
 
 
+def validates_weakly(frame: pd.DataFrame, fold: Fold) -> bool:
+    """Whether who validates lacks emotions that training has, or is trained on without exception."""
+    speaker = frame.set_index("ID")["speaker"]
+    all_known = set(speaker[list(fold.valid)]) <= set(speaker[list(fold.train)])
+    return bool(fold.valid) and (all_known or bool(_lacking(frame, fold.valid, fold.train)))
+
+
 def never_trained(frame: pd.DataFrame, fold: Fold) -> str | None:
     """Say which emotions are tested that training lacks; None where there are none."""
     lacking = _lacking(frame, fold.train, [*fold.test, *fold.second])

@@ -250,7 +250,6 @@ def _prepared(frame: pd.DataFrame, path: Path, problems: Offenders) -> pd.DataFr
     """Typed, sorted, with word counts; speakers qualified by corpus where that is a column, '' where unknown."""
     frame = frame.sort_values("ID", ignore_index=True)
     frame["text_heard"] = frame["text_heard"].str.lower().map({"true": True, "false": False}).astype(object)
-    frame["text_heard"] = frame["text_heard"].where(frame["text_heard"].notna(), None)  # not known
     if "corpus" in frame:
         frame["speaker"] = (frame["corpus"] + ":" + frame["speaker"]).where(frame["speaker"] != "", "")
     for column in (c for c in frame if c.startswith("posterior_")):  # what is no number becomes NaN, and is named

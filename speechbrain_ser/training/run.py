@@ -549,8 +549,7 @@ def _log_split(run: Run) -> None:
     fold, plain = run.fold, run.config.plain
     sizes = ", ".join(f"{p} {len(getattr(fold, p))}" for p in PARTS if getattr(fold, p))
     logger.info(f"{plain['corpus']}, protocol {plain['protocol']}, fold {fold.name}: {sizes}")
-    valid, train = ({c: {*run.part(part)[c]} for c in ("emotion", "speaker")} for part in ("valid", "train"))
-    is_weak = fold.valid and (train["emotion"] - valid["emotion"] or valid["speaker"] <= train["speaker"])
+    is_weak = protocols.validates_weakly(run.frame, fold)
     who = protocols.who_validates(run.frame, fold, plain["protocol"])
     logger.log(logging.WARNING if is_weak else logging.INFO, f"{'WEAK ' if is_weak else ''}validation: {who}")
     if run.leak:
