@@ -20,7 +20,14 @@ from speechbrain_ser.lobes.encoder import Encoder
 from speechbrain_ser.lobes.pretrained import LayerStatistics
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.probe import ProbeModel
-from speechbrain_ser.training.probing import LayerChoice, best, fit_regression, inner_folds, parameters_of
+from speechbrain_ser.training.probing import (
+    LayerChoice,
+    best,
+    fit_regression,
+    inner_folds,
+    parameters_of,
+    without_texts,
+)
 
 from .test_train import TABLE_COLUMNS, folder_of, metrics_of
 
@@ -91,6 +98,26 @@ def test_who_is_left_out_is_not_trained_on():
     assert len(folds) == 4 and how == "4 inner speakers left out one by one"
     assert all(not set(speaker[train]) & set(speaker[left_out]) for train, left_out in folds)
     assert sorted(k for _, left_out in folds for k in left_out) == list(range(len(emotion)))
+
+
+def test_an_inner_speaker_is_asked_for_texts_that_are_not_trained_on():
+    _, emotion, speaker = data()
+    text = np.resize([f"t{k}" for k in range(10)], len(emotion))
+    folds = without_texts(inner_folds(emotion, speaker)[0], emotion, text)
+    assert len(folds) == 4 * 4
+    for train, left_out in folds:
+        assert not set(text[train]) & set(text[left_out]) and not set(speaker[train]) & set(speaker[left_out])
+    assert sorted(k for _, left_out in folds for k in left_out) == list(range(len(emotion)))
+
+
+def test_texts_that_tell_the_class_choose_nothing(encoder):
+    """A layer that has the text alone is best where inner texts are known, and tells nothing where they are not."""
+    x, emotion, speaker = data()
+    number = 4 * emotion + np.random.default_rng(2).integers(0, 4, len(emotion))
+    x[:, 0] = 100 * np.eye(x.shape[2])[number]
+    choice = LayerChoice(encoder, [0, 1], [0.1])
+    assert best(choice.scores(x, emotion, speaker))[0] == 0
+    assert best(choice.scores(x, emotion, speaker, text=number.astype(str)))[0] == 1
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,13 @@ import pandas as pd
 import speechbrain as sb
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from speechbrain.utils.distributed import run_on_main
 from threadpoolctl import threadpool_limits
 
+from speechbrain_ser.data.protocols import TEXT_DISJOINT
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.metrics import emotion_metrics
 from speechbrain_ser.files import write_csv
@@ -30,6 +31,7 @@ one_thread = threadpool_limits.wrap(limits=1)
 SCORES = "inner_scores.csv"
 FEWEST_SPEAKERS = 3  # below, too few would be trained on where one is left out
 INNER_FOLDS = 5  # where it is not speakers who are left out
+TEXT_GROUPS = 4  # of a training part from which one of five groups of texts is missing
 COARSE, FINE = 1e-4, 1e-6  # the optimiser's tolerance: to compare by accuracies, and for the model that is kept
 STEPS = 10_000
 NEVER = -1e3  # logit of a class that no training utterance has
@@ -60,7 +62,12 @@ class LayerChoice:
         self.strengths.sort()  # each starts where the simpler one before it has ended
 
     def scores(
-        self, x: np.ndarray, emotion: np.ndarray, speaker: np.ndarray, weight: np.ndarray | None = None
+        self,
+        x: np.ndarray,
+        emotion: np.ndarray,
+        speaker: np.ndarray,
+        weight: np.ndarray | None = None,
+        text: np.ndarray | None = None,
     ) -> pd.DataFrame:
         """Return WA and UA of every ``layer`` and ``C`` (a row each) on utterances that were left out, pooled.
 
@@ -72,8 +79,12 @@ class LayerChoice:
             [utterances], the class by index and who speaks; ``""`` where that is not known.
         weight : numpy.ndarray, optional
             [utterances], of each in the loss.
+        text : numpy.ndarray, optional
+            [utterances], what each says, where no text that is tested may be trained on.
         """
         folds, how = inner_folds(emotion, speaker)
+        if text is not None:
+            folds, how = without_texts(folds, emotion, text), f"{how}, each once a group of texts"
         logger.info(f"{len(self.layers)} layers x {len(self.strengths)} C are compared on {how}")
         classes, rows = np.unique(emotion), []
         for layer in self.layers:
@@ -136,7 +147,11 @@ class RegressionBrain(SERBrain):
     def _fit(self, x: np.ndarray, emotion: np.ndarray, weight: np.ndarray | None) -> None:
         rows = self.run.part("train")
         speaker = (rows["corpus"] + ":" + rows["speaker"]).where(rows["speaker"] != "", "").to_numpy(str)
-        scores = self.hparams.choice.scores(x, emotion, speaker, weight)
+        # what is chosen must serve texts that are as new as those of the test part
+        script = rows.get("script", pd.Series("", rows.index))  # never cut, as in the protocol's own groups
+        said = script.where(script != "", rows["text"]).to_numpy(str)
+        text = said if self.run.config.plain["protocol"] in TEXT_DISJOINT else None
+        scores = self.hparams.choice.scores(x, emotion, speaker, weight, text)
         layer, strength = best(scores)
         run_on_main(write_csv, [scores, self.run.folder / SCORES])
         logger.info(f"chosen: layer {layer}, C {strength:g} (inner WA {scores['WA'].max():.1%})")
@@ -161,6 +176,19 @@ def inner_folds(emotion: np.ndarray, speaker: np.ndarray) -> tuple[list[tuple[np
         warnings.filterwarnings("ignore", "The least populated class")
         folds = list(StratifiedKFold(n_folds, shuffle=True, random_state=0).split(emotion, emotion))
     return folds, f"{n_folds} stratified folds whose speakers are NOT left out ({why})"
+
+
+def without_texts(folds: list, emotion: np.ndarray, text: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return each of :func:`inner_folds` once a group of texts: those are tested, all others trained on."""
+    n_groups = min(TEXT_GROUPS, len(np.unique(text)))
+    if n_groups < 2:
+        return folds
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")
+        dealt = StratifiedGroupKFold(n_groups).split(emotion, emotion, text)
+        groups = [np.isin(np.arange(len(text)), tested) for _, tested in dealt]
+    found = [(train[~group[train]], test[group[test]]) for train, test in folds for group in groups]
+    return [(train, test) for train, test in found if len(train) and len(test)]
 
 
 def best(scores: pd.DataFrame) -> tuple[int, float]:
