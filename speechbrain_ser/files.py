@@ -25,6 +25,9 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a used-up qu
 FULL = 1 << 16  # bytes that are left on a full disk, at the most
 HALF = ".*.tmp"  # names of files that are being written
 PATIENCE = 1.0  # seconds for a lock that someone else only looks at
+_PACKAGE = Path(__file__).parent
+# train.py, hparams/ and recipes/: beside the package in a checkout, in it where a wheel was installed
+SHIPPED = next((place for place in (_PACKAGE / "shipped", _PACKAGE.parent) if (place / "hparams").is_dir()), _PACKAGE)
 
 # ------------------------------------------------------------------ names
 

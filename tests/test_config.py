@@ -8,7 +8,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_ser.errors import UserError, nearest
-from speechbrain_ser.training.config import read_config
+from speechbrain_ser.training.config import read_config, yaml_named
 
 ROOT = Path(__file__).parents[1]
 HPARAMS = ROOT / "hparams"
@@ -320,6 +320,16 @@ def test_shipped_yamls(path, write):
         and key not in config.run_opts.as_dict()
     ]
     assert unread == []
+
+
+def test_a_shipped_yaml_is_known_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cai_mtl", "cai_mtl.yaml", "hparams/cai_mtl.yaml", "hparams/cai_mtl"):
+        assert yaml_named(name, HPARAMS) == HPARAMS / "cai_mtl.yaml"
+    assert yaml_named("tables/cai_table3", HPARAMS) == HPARAMS / "tables" / "cai_table3.yaml"
+    Path("cai_mtl.yaml").touch()
+    assert yaml_named("cai_mtl.yaml", HPARAMS) == Path("cai_mtl.yaml")
+    assert yaml_named("mine.yaml", HPARAMS) == Path("mine.yaml")
 
 
 def test_nearest_prefers_the_spelling_that_comes_first():

@@ -9,6 +9,7 @@ from importlib.metadata import version
 import pytest
 
 from speechbrain_ser.errors import PAIR, libraries_that_load
+from speechbrain_ser.inference.doctor import doctor
 
 from .conftest import ROOT
 
@@ -72,3 +73,33 @@ def test_what_needs_no_torchaudio_goes_on(broken):
 def test_other_errors_are_not_touched():
     with pytest.raises(ImportError, match="torchaudio"), libraries_that_load():
         raise ImportError("torchaudio")
+
+
+def test_what_is_built_works_outside_the_checkout(tmp_path):
+    """A wheel has hparams/, recipes/ and both programs in it, and finds them by name."""
+    subprocess.run([sys.executable, "setup.py", "-q", "build", "-b", tmp_path / "built"], cwd=ROOT, check=True)
+    (shipped,) = tmp_path.glob("built/lib*/speechbrain_ser/shipped")
+    for pattern in ("hparams/**/*.yaml", "recipes/*/brain.py", "*.py"):
+        expected = {path.relative_to(ROOT) for path in ROOT.glob(pattern) if path.name != "setup.py"}
+        assert {path.relative_to(shipped) for path in shipped.glob(pattern)} == expected != set()
+    environment = os.environ | {"PYTHONPATH": str(shipped.parents[1])}
+    command = [sys.executable, *CLI, "train", "fu_cross_lingual", "--data_folder=nowhere"]
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 2 and "SAVEE: no such folder: " in found.stderr, found.stderr
+
+
+def test_doctor_says_what_an_installation_can_do(small, tmp_path, capsys, monkeypatch):
+    assert doctor(str(small.backbone()), tmp_path) == 0
+    told = capsys.readouterr().out
+    assert told.count("ok  ") == told.count("\n") == 8 and f"torch {version('torch')}" in told and "MP3" in told
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("speechbrain_ser.inference.doctor.ENOUGH", 1e9)
+    assert doctor(str(tmp_path / "no_encoder"), tmp_path) == 1
+    told = capsys.readouterr().out
+    assert re.search("FAIL  encoder .*no_encoder.*expected a folder", told) and "GB are free in" in told
+
+
+def test_doctor_names_packages_of_another_version(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("speechbrain_ser.inference.doctor.version", lambda name: "0.0.1")
+    assert doctor(str(tmp_path), tmp_path) == 1
+    assert re.search(r"FAIL  packages: expected .*transformers<6,>=5 \(found 0.0.1\)", capsys.readouterr().out)

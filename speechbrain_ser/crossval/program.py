@@ -15,6 +15,7 @@ from speechbrain_ser.errors import INTERRUPTED, UserError, log_to_terminal, prin
 from speechbrain_ser.evaluation.calibration import CALIBRATION, LOGITS
 from speechbrain_ser.evaluation.controls import CONTROLS_FILE
 from speechbrain_ser.evaluation.report import build_protocol_report, build_report
+from speechbrain_ser.training.config import yaml_named
 from speechbrain_ser.training.distributed import is_launched
 
 # all that a report is made of
@@ -99,6 +100,7 @@ def main(argv: list[str], root: Path) -> int:
 def _run(request: Namespace, root: Path) -> int:
     if is_launched():
         raise UserError("crossval.py starts what trains itself: start it without torchrun (Slurm: --slurm={gpus: N})")
+    request.yaml = yaml_named(request.yaml, root / "hparams")
     plans = make_plans(request, root / "hparams")
     plain, runs = plans[0].config.plain, list({run.folder: run for plan in plans for run in plan.runs}.values())
     todo = [run for run in runs if not run.finished()]

@@ -142,11 +142,13 @@ def read_config(argv: list[str], hparams_folder: Path) -> Config:
     if not argv or argv[0].startswith("-"):
         if set(argv) & {"-h", "--help"}:
             RunOptions._create_parser().parse_args(["--help"])
-        raise UserError("usage: python train.py hparams/SYSTEM.yaml --data_folder=… [--KEY=VALUE …]")
-    path = Path(argv[0])
+        raise UserError(
+            "usage: train.py (or speechbrain-ser train) hparams/SYSTEM.yaml --data_folder=… [--KEY=VALUE …]"
+        )
+    path = yaml_named(argv[0], hparams_folder)
     tree = _load(path, hparams_folder)
-    if (folder := str(path.parent.resolve())) not in sys.path:
-        sys.path.append(folder)
+    # a user's own Brain, and the recipes
+    sys.path += [place for f in (path, hparams_folder) if (place := str(f.parent.resolve())) not in sys.path]
     shipped = hparams_folder / f"{tree.get('system')}.yaml"
     is_own = not shipped.is_file()
     defaults = copy.deepcopy(tree) if is_own or shipped.samefile(path) else _load(shipped, hparams_folder)
@@ -159,6 +161,14 @@ def read_config(argv: list[str], hparams_folder: Path) -> Config:
         raise UserError("please give " + " and ".join(f"--{key}=…" for key in missing))
     _warn_unread(tree, hparams_folder, path)
     return Config(tree, defaults, run_opts)
+
+
+def yaml_named(name: str, hparams_folder: Path) -> Path:
+    """Return the file that is meant: a path, or the name of a shipped one, such as `cai_mtl`."""
+    name = Path(name)
+    inner = name.relative_to("hparams") if name.parts[0] == "hparams" else name
+    places = [name, hparams_folder / inner, hparams_folder / f"{inner}.yaml"]
+    return next((place for place in places if place.is_file()), name)
 
 
 def _yaml() -> ruamel.yaml.YAML:
