@@ -11,6 +11,7 @@ import numpy as np
 import soundfile
 import torch
 import torch.nn.functional as F
+import torchaudio.functional
 from matplotlib.figure import Figure
 
 from speechbrain_ser.data.batches import SAMPLE_RATE, load_audio
@@ -179,7 +180,6 @@ def _lay(encoder: torch.nn.Module, code: torch.Tensor, frames: int) -> torch.Ten
 # ------------------------------------------------------------------ sound
 
 ITERATIONS = 60  # 200 bring speech 0.05 dB nearer
-MOMENTUM = 0.99 / 1.99  # of the fast variant (Perraudin, Balazs and Sondergaard 2013), as librosa has it
 MIN_FRAMES = 4  # the Fourier transform reflects half a window at either end
 
 
@@ -210,21 +210,13 @@ def invert_mel(mel: torch.Tensor | np.ndarray) -> torch.Tensor:
     bands = 10 ** ((mel.clip(0.0, 1.0) * RANGE_DB - RANGE_DB + REFERENCE_DB) / 20)  # SplitMel's compression undone
     magnitudes = np.maximum(bands @ np.linalg.pinv(mel_filters()), 0.0) / LEVEL  # [frames, bins]
     magnitudes = np.pad(magnitudes, [(0, max(0, MIN_FRAMES - len(mel))), (0, 0)])
-    wav = _griffin_lim(torch.from_numpy(np.ascontiguousarray(magnitudes.T)))
+    window = torch.hann_window(N_FFT, dtype=torch.float64)
+    length = HOP * len(magnitudes) - HOP // 2  # the middle of all lengths that have so many frames
+    settings = {"window": window, "length": length, "n_fft": N_FFT, "hop_length": HOP, "win_length": N_FFT}
+    # the fast variant (Perraudin, Balazs and Sondergaard 2013), as librosa has it
+    settings |= {"power": 1.0, "n_iter": ITERATIONS, "momentum": 0.99, "rand_init": False}
+    wav = torchaudio.functional.griffinlim(torch.from_numpy(np.ascontiguousarray(magnitudes.T)), **settings)
     return wav[: HOP * len(mel) - HOP // 2].float()
-
-
-def _griffin_lim(magnitudes: torch.Tensor) -> torch.Tensor:
-    """The waveform of magnitudes [bins, frames] and of the phases that waveforms near it have."""
-    window = torch.hann_window(N_FFT, dtype=magnitudes.dtype)
-    length = HOP * magnitudes.shape[1] - HOP // 2  # the middle of all lengths that have so many frames
-    phases, previous = torch.ones_like(magnitudes, dtype=torch.complex128), 0.0
-    for _ in range(ITERATIONS):
-        wav = torch.istft(magnitudes * phases, N_FFT, HOP, window=window, length=length)
-        rebuilt = torch.stft(wav, N_FFT, HOP, window=window, return_complex=True)
-        phases = rebuilt - MOMENTUM * previous
-        phases, previous = phases / (phases.abs() + 1e-16), rebuilt
-    return torch.istft(magnitudes * phases, N_FFT, HOP, window=window, length=length)
 
 
 # ------------------------------------------------------------------ pictures

@@ -5,7 +5,6 @@ vector an utterance; the output layers (emotion, speaker) are the reader's.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -20,13 +19,6 @@ from speechbrain_ser.processing.lengths import frame_mask
 INITIALIZATIONS = ("keras", "pytorch")
 
 
-class AttentionWeights(NamedTuple):
-    """What each frame and the utterance attended to: 0 on padding; frames are the CNN's, two fewer a side."""
-
-    self_attention: torch.Tensor  # [batch, heads, frames (attending), frames (attended)]; the last axis sums to 1
-    local_attention: torch.Tensor  # [batch, frames], sums to 1
-
-
 class CNNBLSTMAttention(nn.Module):
     """Convolutions, bottleneck, BLSTM, self-attention and local attention pooling; table 1's sizes are the defaults.
 
@@ -35,9 +27,8 @@ class CNNBLSTMAttention(nn.Module):
     padding costs next to nothing.
 
     Where the paper is silent: the bottleneck has no activation (Keras' default); heads divide the BLSTM's channels
-    among themselves (``head_size=256`` gives each of them all); self-attention has no residual connection; dropout
-    stands before each BLSTM layer and on the utterance's vector, which the output layers read (attention weights
-    always sum to 1).
+    among themselves; self-attention has no residual connection; dropout stands before each BLSTM layer and on the
+    utterance's vector, which the output layers read (attention weights always sum to 1).
 
     Arguments
     ---------
@@ -49,8 +40,8 @@ class CNNBLSTMAttention(nn.Module):
         Channels of the dense layer after the convolutions.
     lstm_size, lstm_layers : int
         Units of a direction of the BLSTM, and its layers.
-    heads, head_size : int
-        Of the self-attention, and channels of a head; None divides the BLSTM's 2 x ``lstm_size`` among the heads.
+    heads : int
+        Of the self-attention: a divisor of 2 x ``lstm_size``.
     initialization : str
         ``keras``: of the paper's framework (:func:`speechbrain_ser.nnet.initialization.keras_init_`); ``pytorch``:
         PyTorch's defaults.
@@ -78,7 +69,6 @@ class CNNBLSTMAttention(nn.Module):
         lstm_size: int = 128,
         lstm_layers: int = 2,
         heads: int = 16,
-        head_size: int | None = None,
         dropout: float = 0.35,
         initialization: str = "keras",
     ):
@@ -90,7 +80,7 @@ class CNNBLSTMAttention(nn.Module):
         self.convolutions = nn.ModuleList(map(nn.Conv1d, sizes[:-1], sizes[1:], kernels))
         self.bottleneck = nn.Linear(sizes[-1], bottleneck)
         self.blstm = BLSTM(bottleneck, lstm_size, lstm_layers, dropout)
-        self.self_attention = SelfAttention(self.output_size, heads, head_size)
+        self.self_attention = SelfAttention(self.output_size, heads)
         self.local_attention = LocalAttentionPooling(self.output_size)
         self.dropout = nn.Dropout(dropout)
         if initialization == "keras":
@@ -101,10 +91,8 @@ class CNNBLSTMAttention(nn.Module):
         left = frames - (self.min_frames - 1)
         return left.clamp(min=0) if isinstance(left, torch.Tensor) else max(left, 0)
 
-    def forward(
-        self, features: torch.Tensor, lengths: torch.Tensor | None = None, return_attention: bool = False
-    ) -> torch.Tensor | tuple[torch.Tensor, AttentionWeights]:
-        """Bring spectrograms to a vector an utterance [batch, output_size] in float32, perhaps with the attention.
+    def forward(self, features: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        """Bring spectrograms to a vector an utterance [batch, output_size] in float32.
 
         Arguments
         ---------
@@ -113,26 +101,16 @@ class CNNBLSTMAttention(nn.Module):
         lengths : torch.LongTensor, optional
             Own frames of each utterance [batch], ``min_frames`` to frames; what stands past them is ignored, whatever
             it is. None: all frames count, as in the paper.
-        return_attention : bool
-            Also return :class:`AttentionWeights` (more memory), over ``frame_counts(frames)`` frames.
         """
-        self._check(features, lengths)
-        frames = self.frame_counts(features.shape[1])
-        features, counts = _without_common_padding(features, lengths)
+        features, counts = self._checked(features, lengths)
         hidden = self.dropout(self._convolve(features, counts))  # [batch, frames, bottleneck]
         own = None
         if counts is not None:
             counts = self.frame_counts(counts)
             own = frame_mask(counts, hidden.shape[1])  # [batch, frames]
         hidden = self.blstm(hidden, counts)  # [batch, frames, 2 lstm_size]
-        attended = self.self_attention(hidden, own, return_attention)
-        hidden, weights = attended if return_attention else (attended, None)
-        vectors, local = self.local_attention(hidden, own)  # [batch, 2 lstm_size], [batch, frames]
-        vectors = self.dropout(vectors)
-        if not return_attention:
-            return vectors
-        missing = frames - local.shape[1]  # the padding that all utterances had
-        return vectors, AttentionWeights(F.pad(weights, (0, missing, 0, missing)), F.pad(local, (0, missing)))
+        vectors, _ = self.local_attention(self.self_attention(hidden, own), own)  # [batch, 2 lstm_size]
+        return self.dropout(vectors)
 
     def _convolve(self, features: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor:
         """[batch, frames, bands] -> [batch, frames', bottleneck], computing no frame twice and no padding.
@@ -165,7 +143,10 @@ class CNNBLSTMAttention(nn.Module):
             hidden = F.relu(convolution(hidden), inplace=True)  # [batch, channels, frames']
         return self.bottleneck(hidden.transpose(1, 2))
 
-    def _check(self, features: torch.Tensor, lengths: torch.Tensor | None) -> None:
+    def _checked(
+        self, features: torch.Tensor, lengths: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The batch, cut to its longest utterance, and the lengths; None where all are the same."""
         bands = self.convolutions[0].in_channels
         if features.dim() != 3 or features.shape[2] != bands or not len(features):
             raise ValueError(f"expected spectrograms [batch, frames, {bands}], found {list(features.shape)}")
@@ -180,19 +161,9 @@ class CNNBLSTMAttention(nn.Module):
         if shortest < self.min_frames or longest > features.shape[1]:
             raise ValueError(
                 f"expected utterances of {self.min_frames} (the convolutions' reach) to {features.shape[1]} frames, "
-                f"found {shortest}" + (f" to {longest}" if longest != shortest else "")
+                f"found {shortest} to {longest}"
             )
-
-
-def _without_common_padding(
-    features: torch.Tensor, lengths: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Cut the batch to its longest utterance; lengths become None where all are the same."""
-    if lengths is None:
-        return features, None
-    lengths = lengths.to(features.device)
-    shortest, longest = torch.stack(lengths.aminmax()).tolist()
-    return features[:, :longest], None if shortest == longest else lengths
+        return features[:, :longest], None if shortest == longest else lengths.to(features.device)
 
 
 def _check_arguments(channels: Sequence[int], kernels: Sequence[int], dropout: float, initialization: str) -> None:

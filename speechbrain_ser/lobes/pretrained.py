@@ -17,7 +17,7 @@ from speechbrain_ser.nnet.augment import span_mask
 from speechbrain_ser.nnet.lora import add_lora, merge_lora
 from speechbrain_ser.nnet.masked import normalize_own
 from speechbrain_ser.nnet.pooling import MaskedPooling
-from speechbrain_ser.processing.lengths import absolute_lengths, frame_mask
+from speechbrain_ser.processing.lengths import frame_mask, own_frames
 
 OUTPUT_NORM_EPS = 1e-5  # of SpeechBrain's output_norm
 
@@ -439,7 +439,7 @@ class Embeddings(FrozenFeatures):
     def unpack(self, features: torch.Tensor, lens: torch.Tensor | None) -> tuple[list[torch.Tensor], torch.LongTensor]:
         """Return the states [batch, frames, channels] of a padded batch of features, in float32, and own frames."""
         states = [features] if self.lobe.layer_weights is None else list(features.unbind(dim=2))
-        return [state.float() for state in states], frames_of(features, lens)
+        return [state.float() for state in states], own_frames(features, lens).cpu()
 
     def _parameters(self) -> Iterable[tuple[str, torch.Tensor]]:
         state = self.lobe.model.state_dict(keep_vars=True)
@@ -464,8 +464,3 @@ class LayerStatistics(FrozenFeatures):
         """Take away for good the layers above a state, but the one that reads it (a last output may be normalised)."""
         transformer = self.lobe.transformer
         transformer.layers = transformer.layers[: state + 1]
-
-
-def frames_of(features: torch.Tensor, lens: torch.Tensor | None) -> torch.LongTensor:
-    """Return the frames [batch], on the CPU, of features [batch, frames, …] and relative lengths [batch]."""
-    return absolute_lengths(features.flatten(2)[:, :, 0], lens).cpu()

@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from speechbrain_ser.lobes.backbone import wants_normalized
-from speechbrain_ser.lobes.pretrained import Embeddings, PretrainedEncoder, frames_of
+from speechbrain_ser.lobes.pretrained import Embeddings, PretrainedEncoder
 from speechbrain_ser.nnet.convolution import innermost
 from speechbrain_ser.nnet.front_end import GroupNormFrontEndLayer, convolve_in_pieces, front_end_layer
 from speechbrain_ser.nnet.masked import MaskedPositionalConv, normalize_own
-from speechbrain_ser.processing.lengths import absolute_lengths, frame_mask
+from speechbrain_ser.processing.lengths import absolute_lengths, frame_mask, own_frames
 
 # WavLM of transformers 5 gives torch's attention a boolean and a float mask: torch adds them, and complains
 warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
@@ -87,7 +87,7 @@ class Wav2Vec2(PretrainedEncoder):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
             # what `convolve` gave, perhaps an epoch ago
             if wavs.dim() == 3 and wavs.shape[2] == self.model.config.conv_dim[-1]:
-                features, counts = wavs, frames_of(wavs, wav_lens)
+                features, counts = wavs, own_frames(wavs, wav_lens).cpu()
             else:
                 features, counts = self.convolve(wavs, wav_lens)
             return self._transform(features, counts, every), counts

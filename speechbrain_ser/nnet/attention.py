@@ -43,8 +43,8 @@ class LocalAttentionPooling(nn.Module):
 class SelfAttention(nn.Module):
     """Every frame becomes a weighted sum of all frames, in several heads, mixed by an output projection.
 
-    `size` is the channels of input and output, `head_size` those of a head: None divides `size` among the heads. The
-    scores' softmax is taken in float32 under mixed precision too.
+    `size` is the channels of input and output, which the heads divide among themselves. The scores' softmax is taken in
+    float32 under mixed precision too.
 
     Example
     -------
@@ -54,44 +54,28 @@ class SelfAttention(nn.Module):
     torch.Size([2, 3, 8])
     """
 
-    def __init__(self, size: int, heads: int, head_size: int | None = None):
+    def __init__(self, size: int, heads: int):
         super().__init__()
-        if head_size is None and size % heads:
-            raise UserError(f"heads: expected a divisor of the {size} channels (or a head_size), found {heads}")
+        if size % heads:
+            raise UserError(f"heads: expected a divisor of the {size} channels, found {heads}")
         self.heads = heads
-        self.head_size = head_size or size // heads
-        inner = self.heads * self.head_size
-        self.query = nn.Linear(size, inner)
-        self.key = nn.Linear(size, inner)
-        self.value = nn.Linear(size, inner)
-        self.output = nn.Linear(inner, size)
+        self.query = nn.Linear(size, size)
+        self.key = nn.Linear(size, size)
+        self.value = nn.Linear(size, size)
+        self.output = nn.Linear(size, size)
 
-    def forward(
-        self, x: torch.Tensor, own: torch.Tensor | None = None, return_weights: bool = False
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor, own: torch.Tensor | None = None) -> torch.Tensor:
         """Attend within [batch, frames, size], finite on padding; what the result has on padding means nothing.
 
-        `own` is True on own frames [batch, frames], at least one an utterance; None: all are. `return_weights` also
-        gives the weights [batch, heads, frames (attending), frames (attended)], 0 on padding either way, which are
-        otherwise never held in memory.
+        `own` is True on own frames [batch, frames], at least one an utterance; None: all are.
         """
         query, key, value = (self._split(layer(x)) for layer in (self.query, self.key, self.value))
         attended_to = None if own is None else own[:, None, None, :]  # [batch, 1, 1, frames]
         with torch.autocast(x.device.type, enabled=False):
-            if return_weights:
-                scores = query @ key.transpose(-2, -1) / self.head_size**0.5  # [batch, heads, frames, frames]
-                if own is not None:
-                    scores = scores.masked_fill(~attended_to, -torch.inf)
-                weights = scores.softmax(dim=-1)
-                heads = weights @ value
-            else:
-                heads = F.scaled_dot_product_attention(query, key, value, attn_mask=attended_to)
-        attended = self.output(heads.transpose(1, 2).flatten(2))  # [batch, frames, size]
-        if not return_weights:
-            return attended
-        return attended, weights if own is None else weights * own[:, None, :, None]
+            heads = F.scaled_dot_product_attention(query, key, value, attn_mask=attended_to)
+        return self.output(heads.transpose(1, 2).flatten(2))  # [batch, frames, size]
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
-        """[batch, frames, heads * head_size] -> [batch, heads, frames, head_size], float32 at least."""
+        """[batch, frames, size] -> [batch, heads, frames, size / heads], float32 at least."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        return x.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -34,8 +34,6 @@ def random_crop(
     >>> cropped["mel"].shape, counts
     (torch.Size([2, 4, 1]), tensor([4, 3]))
     """
-    if not 1 <= shortest <= longest:
-        raise ValueError(f"expected 1 <= shortest <= longest, found {shortest} and {longest}")
     own = counts.cpu()
     draws = torch.rand(2, len(own), dtype=torch.float64)
     pieces = torch.minimum(own, shortest + (draws[0] * (longest - shortest + 1)).long())  # [batch]
@@ -114,11 +112,6 @@ def resample(x: torch.Tensor, draws: Draws, frame_counts: torch.Tensor | None = 
     tensor([0.0000, 0.5000, 1.0000, 1.5000, 0.0000])
     """
     batch, frames, _ = x.shape
-    if draws.stretches.shape != draws.segment_frames.shape or len(draws.stretches) != batch:
-        raise ValueError(
-            f"expected draws of {batch} utterances, found stretches {list(draws.stretches.shape)} "
-            f"and segment_frames {list(draws.segment_frames.shape)}"
-        )
     counts = torch.full((batch,), frames) if frame_counts is None else frame_counts.cpu()
     # three numbers a frame, so on the CPU: a draw gives the same on every device
     left, share, filled = (part[:, :, None].to(x.device) for part in _reading(draws, counts, frames))

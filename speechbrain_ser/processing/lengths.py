@@ -37,12 +37,12 @@ def absolute_lengths(wavs: torch.Tensor, wav_lens: torch.Tensor | None = None) -
 
 
 def own_frames(
-    x: torch.Tensor, lens: torch.Tensor | None, frame_counts: Callable[[torch.Tensor], torch.Tensor]
+    x: torch.Tensor, lens: torch.Tensor | None, frame_counts: Callable[[torch.Tensor], torch.Tensor] | None = None
 ) -> torch.LongTensor:
     """Return the frames of each utterance [batch] of waveforms, or of features, which are frames already.
 
     `x` is [batch, time] or [batch, frames, …], `lens` its relative lengths [batch] (None: no padding), `frame_counts`
-    the encoder's own formula, samples to frames.
+    the encoder's own formula, samples to frames, of waveforms.
     """
     if x.dim() == 2:
         return frame_counts(absolute_lengths(x, lens))
@@ -95,11 +95,6 @@ def fix_length(
     """
     if where not in PARTS:
         raise ValueError(f"where is {where!r}, expected one of {', '.join(PARTS)}")
-    if length < 1:
-        raise ValueError(f"length is {length}, expected a whole number above 0")
-    if feats.dim() != 3 or counts.shape != feats.shape[:1]:
-        shapes = f"{list(feats.shape)} and {list(counts.shape)}"
-        raise ValueError(f"expected feats [batch, frames, bands] and counts [batch], found {shapes}")
     check_frame_counts(counts, feats.shape[1])
     counts = counts.to(feats.device)
     first = _first_frames((counts - length).clamp(min=0), where)  # [batch]
