@@ -16,22 +16,22 @@ FORMANTS = ((500, 80), (1500, 120), (2500, 160))  # Hz: centre and width
 OUTSIDE = 3  # frames at either end that see less than a whole window
 
 
-def voice(f0: np.ndarray, rate: int = RATE) -> np.ndarray:
+def voice(f0: np.ndarray) -> np.ndarray:
     """Pulses at the given frequency of each sample, placed between samples, through a vocal tract."""
-    cycles = np.cumsum(f0) / rate
+    cycles = np.cumsum(f0) / RATE
     last = np.flatnonzero(np.diff(np.floor(cycles)))
     part = (np.ceil(cycles[last]) - cycles[last]) / (cycles[last + 1] - cycles[last])  # of the way to the next sample
     wav = np.zeros(len(f0))
     wav[last] = 1 - part
     wav[last + 1] += part
     for centre, width in FORMANTS:
-        radius = np.exp(-np.pi * width / rate)
-        wav = signal.lfilter([1.0], [1, -2 * radius * np.cos(2 * np.pi * centre / rate), radius**2], wav)
+        radius = np.exp(-np.pi * width / RATE)
+        wav = signal.lfilter([1.0], [1, -2 * radius * np.cos(2 * np.pi * centre / RATE), radius**2], wav)
     return wav / np.abs(wav).max()
 
 
-def steady(f0: float, seconds: float = 1.0, rate: int = RATE) -> np.ndarray:
-    return voice(np.full(int(seconds * rate), float(f0)), rate)
+def steady(f0: float, seconds: float = 1.0) -> np.ndarray:
+    return voice(np.full(int(seconds * RATE), float(f0)))
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
@@ -108,14 +108,6 @@ def test_neither_level_nor_blocks_show(monkeypatch):
     np.testing.assert_allclose(rapt(mix), whole, rtol=1e-9)
 
 
-@pytest.mark.parametrize("rate", [8000, 11_025, 48_000])
-def test_other_sample_rates(rate):
-    hop = rate // 100
-    f0 = rapt(steady(150, rate=rate), rate, hop)
-    assert len(f0) == frame_count(rate, hop)
-    np.testing.assert_allclose(f0[6:-6], 150, rtol=0.003)
-
-
 @pytest.mark.parametrize(
     ("wav", "f_range", "error", "message"),
     [
@@ -134,7 +126,6 @@ def test_what_cannot_be_tracked(wav, f_range, error, message):
 
 def test_the_path_is_the_cheapest_of_all():
     rng = np.random.default_rng(0)
-    grid = module.grid_of(RATE, HOP, 50, 600)
     for _ in range(20):
         lags = np.round(80 * 2.0 ** rng.integers(0, 3, (5, 2)) * rng.uniform(0.9, 1.1, (5, 2)))  # octaves apart
         candidates = module.Candidates(lags, lags, rng.random((5, 2)), rng.random(5))
@@ -142,7 +133,7 @@ def test_the_path_is_the_cheapest_of_all():
         paths = itertools.product(range(3), repeat=5)  # the third is unvoiced
         best = min(paths, key=lambda path: _cost(path, candidates, *changes))
         expected = [lags[i, k] if k < 2 else 0 for i, k in enumerate(best)]
-        assert module._best_path(candidates, *changes, grid).tolist() == expected
+        assert module._best_path(candidates, *changes).tolist() == expected
 
 
 def _cost(path, candidates, level, stationarity):
@@ -174,8 +165,7 @@ def test_what_drowns_in_noise_is_unvoiced(monkeypatch):
 
 def test_rms_and_spectrum_at_an_onset():
     wav = np.concatenate([1e-3 * noise(0.5), steady(120, 0.5)])
-    grid = module.grid_of(RATE, HOP, 50, 600)
-    level, stationarity = module._changes(wav, grid.analysed(len(wav)), grid)
+    level, stationarity = module._changes(wav, len(wav) // HOP - 3)
     assert abs(level.argmax() - 8000 / HOP) < 2 and level.max() > 10
     onset = 8000 // HOP
     assert stationarity[onset - 2 : onset + 2].min() < 0.5 * np.median(stationarity[onset + 5 :])

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from speechbrain_ser.errors import UserError, nearest
-from speechbrain_ser.processing.rapt import frame_count, grid_of, rapt
-from speechbrain_ser.processing.split_mel import HOP, MIN_SAMPLES, SAMPLE_RATE, prepare
+from speechbrain_ser.processing.rapt import HOP, frame_count, lags_of, rapt
+from speechbrain_ser.processing.split_mel import MIN_SAMPLES, SAMPLE_RATE, prepare
 
 METHODS = ("rapt", "pysptk")
 UNVOICED = -1e10  # interpolated with any voiced frame it stays far below 0, hence unvoiced
@@ -21,26 +21,13 @@ VERSION = 1  # of the numbers that come out: raise it with every change of them,
 def extract_f0(wav: np.ndarray, method: str = "rapt", f_min: float = 50.0, f_max: float = 600.0) -> np.ndarray:
     """Return the fundamental frequency in Hz, 0 where unvoiced, float32 [frame_count(time)]: 62.5 frames a second.
 
-    Arguments
-    ---------
-    wav : np.ndarray
-        Samples [time] at 16 kHz and any level: they are scaled to peak 1 first.
-    method : str
-        `rapt` (this project's) or `pysptk` (SPTK's program, what SpeechSplit used; the extra `rapt` installs it).
-    f_min, f_max : float
-        Lowest and highest frequency, in Hz. SpeechSplit has 50 to 250 for men and 100 to 600 for women, which loses a
-        shouting man's voice.
-
-    Example
-    -------
-    >>> pulses = np.zeros(16_000)
-    >>> pulses[::160] = 1.0
-    >>> extract_f0(pulses)[30].round(2)
-    np.float32(100.0)
+    `wav` is [time] at 16 kHz, of any level: it is scaled to peak 1 first. `method` is `rapt` (this project's) or
+    `pysptk` (SPTK's program, what SpeechSplit used; the extra `rapt` installs it). `f_min` and `f_max` are in Hz:
+    SpeechSplit has 50 to 250 for men and 100 to 600 for women, which loses a shouting man's voice.
     """
     _check(method)
     wav = np.asarray(wav)
-    f0 = rapt(wav, SAMPLE_RATE, HOP, f_min, f_max) if method == "rapt" else _pysptk(wav, f_min, f_max)
+    f0 = rapt(wav, f_min, f_max) if method == "rapt" else _pysptk(wav, f_min, f_max)
     return f0.astype(np.float32)
 
 
@@ -57,10 +44,10 @@ def _pysptk(wav, f_min, f_max):
             f"F0: method is 'pysptk', but it cannot be imported ({error}). Install the extra: pip install "
             "'speechbrain-ser[rapt]' (it needs a C compiler and setuptools < 82), or use the method 'rapt'"
         ) from error
-    grid_of(SAMPLE_RATE, HOP, f_min, f_max)  # refuses what cannot be
+    lags_of(f_min, f_max)  # refuses what cannot be
     peak = np.abs(wav.astype(np.float64)).max(initial=0.0)
     if not peak or len(wav) < 2 * HOP + 0.0075 * SAMPLE_RATE:  # SPTK refuses shorter ones
-        return np.zeros(frame_count(len(wav), HOP))
+        return np.zeros(frame_count(len(wav)))
     scaled = (wav / peak * INT16).astype(np.float32)
     if len(scaled) % HOP == 0:  # pysptk would give a frame less than the mel spectrogram
         scaled = np.append(scaled, np.float32(0.0))
@@ -139,7 +126,7 @@ class PitchTrack:
         if not isinstance(f_range, Sequence) or len(f_range) != 2:
             raise UserError(f"f0_range: expected [low, high] in Hz, found {f_range!r}")
         self.f_range = tuple(map(float, f_range))
-        grid_of(SAMPLE_RATE, HOP, *self.f_range)  # refuses what cannot be
+        lags_of(*self.f_range)  # refuses what cannot be
         self.settings = {"features": "pitch_track", "version": VERSION, "method": method, "f_range": [*self.f_range]}
 
     def extract_hz(self, wav: torch.Tensor) -> torch.Tensor:

@@ -7,13 +7,13 @@ the two can be compared frame by frame. Three things differ: the level of a reco
 the whole recording, not over about a second at a time.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy import fft, signal
 
+from speechbrain_ser.data.audio import SAMPLE_RATE
 from speechbrain_ser.errors import UserError
 
 # Talkin's constants, with the values of `get_f0` and SPTK
@@ -25,12 +25,15 @@ OCTAVE_COST = 0.35  # of doubling or halving the period
 TRANSITION_COST = 0.005  # of switching between voiced and unvoiced
 TRANSITION_AMPLITUDE = 0.5  # its part by the change of level: voices start where it rises and end where it falls
 TRANSITION_SPECTRUM = 0.5  # its part by the change of spectrum
-WINDOW = 0.0075  # seconds that are correlated
-COARSE_RATE = 2000  # Hz: of the signal in which peaks are looked for first
-FILTER_SECONDS = 0.005  # length of the decimation filter
+HOP = 256  # samples from frame to frame, SpeechSplit's: frame i correlates what starts at sample i * HOP
+WINDOW = 120  # samples that are correlated: 7.5 ms
+EVERY = 8  # samples for one of the signal, at 2 kHz, in which peaks are looked for first
+TAPS = 81  # of the decimation filter: 5 ms
 PATCH = 7  # lags at full rate looked at around a coarse peak
-STATION_WINDOW = 0.03  # seconds of a window in which level and spectrum are measured
-STATION_GAP = 0.02  # seconds between two such windows
+SPAN = 480  # samples of a window in which level and spectrum are measured: 30 ms
+GAP = 320  # samples from one such window to the next: 20 ms
+LEAD = (GAP - SPAN) // 2  # from a frame's first sample to such a window's: two windows meet about it
+ORDER = 18  # of linear prediction
 PRE_EMPHASIS = 0.4
 WHITE_FLOOR_DB = 30.0  # of the white noise that keeps linear prediction stable
 # the white noise that silence is taken to hold, in a signal of peak 1 (SPTK adds a deviation of 50 to samples of 16
@@ -40,57 +43,30 @@ NOISE_POWER = (50 / 32768) ** 2 + 1e-12
 BLOCK = 2048  # frames whose correlations are in memory at once
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Where frames and lags lie, in samples."""
+class Sought(NamedTuple):
+    """The lags to look at, in samples."""
 
-    sample_rate: int
-    hop: int
-    window: int
-    first_lag: int
-    last_lag: int
+    first: int
+    last: int
 
     @property
-    def lags(self) -> int:
-        return self.last_lag - self.first_lag + 1
-
-    @property
-    def decimation(self) -> int:
-        """Samples for one of the coarse pass."""
-        return max(1, self.sample_rate // COARSE_RATE)
-
-    def analysed(self, samples: int) -> int:
-        """Frames that have all samples they need."""
-        filter_half = (int(self.sample_rate * FILTER_SECONDS) + 1) // 2
-        span = int(self.sample_rate * STATION_WINDOW)
-        after_start = span + (int(self.sample_rate * STATION_GAP) - span) // 2
-        needed = filter_half + max(after_start, self.window + self.last_lag + 1)
-        return max(0, (samples - needed) // self.hop)
+    def count(self) -> int:
+        return self.last - self.first + 1
 
 
-def frame_count(n_samples: int, hop: int = 256) -> int:
-    """Return the frames of a recording: those of SpeechSplit's mel spectrogram, n_samples // hop + 1.
+def frame_count(n_samples: int) -> int:
+    """Return the frames of a recording: those of SpeechSplit's mel spectrogram, n_samples // 256 + 1.
 
-    `pysptk.rapt` gives one less where hop divides n_samples; SpeechSplit's program appends a sample then.
+    `pysptk.rapt` gives one less where 256 divides n_samples; SpeechSplit's program appends a sample then.
     """
-    return n_samples // hop + 1
+    return n_samples // HOP + 1
 
 
-def rapt(
-    wav: np.ndarray, sample_rate: int = 16_000, hop: int = 256, f_min: float = 50.0, f_max: float = 600.0
-) -> np.ndarray:
+def rapt(wav: np.ndarray, f_min: float = 50.0, f_max: float = 600.0) -> np.ndarray:
     """Return the fundamental frequency in Hz, 0 where unvoiced, float64 [frame_count(time)].
 
-    As in `get_f0` the last frames (two or three of 256 samples), whose lags would reach past the end, are unvoiced.
-
-    Arguments
-    ---------
-    wav : np.ndarray
-        Finite samples [time] at any level; only their ratio to the largest matters.
-    hop : int
-        Samples from frame to frame. Frame i correlates what starts at sample i * hop.
-    f_min, f_max : float
-        Lowest and highest frequency, in Hz.
+    As in `get_f0` the last frames (two or three), whose lags would reach past the end, are unvoiced. `wav` are finite
+    samples [time] at 16 kHz and any level; only their ratio to the largest matters.
 
     Example
     -------
@@ -103,35 +79,33 @@ def rapt(
     if wav.ndim != 1 or not np.isfinite(wav).all():
         found = f"the shape {list(wav.shape)}" if wav.ndim != 1 else "NaN or infinity"
         raise ValueError(f"expected finite samples [time], found {found}")
-    grid = grid_of(sample_rate, hop, f_min, f_max)
-    f0 = np.zeros(frame_count(len(wav), hop))
-    frames = grid.analysed(len(wav))
+    sought = lags_of(f_min, f_max)
+    f0 = np.zeros(frame_count(len(wav)))
+    needed = TAPS // 2 + max(LEAD + SPAN, WINDOW + sought.last + 1)  # by a frame
+    frames = max(0, (len(wav) - needed) // HOP)
     peak = np.abs(wav).max(initial=0.0)
     if not frames or not peak:
         return f0
     wav = wav / peak
-    periods = _best_path(_candidates(wav, frames, grid), *_changes(wav, frames, grid), grid)
+    periods = _best_path(_candidates(wav, frames, sought), *_changes(wav, frames))
     voiced = periods > 0
-    f0[:frames][voiced] = sample_rate / periods[voiced]
+    f0[:frames][voiced] = SAMPLE_RATE / periods[voiced]
     return f0
 
 
-def grid_of(sample_rate: int, hop: int, f_min: float, f_max: float) -> Grid:
-    """Lay out frames and lags; a UserError where frequencies do not fit the sample rate or are too close to each other.
+def lags_of(f_min: float, f_max: float) -> Sought:
+    """Return the lags of frequencies; a UserError where these do not fit the sample rate or are too close together.
 
     Between those that are too close the coarse pass has no peak.
     """
-    lowest, highest = sample_rate / 10_000, sample_rate / 2
+    lowest, highest = SAMPLE_RATE / 10_000, SAMPLE_RATE / 2
     found = f"found f_min={f_min:g}, f_max={f_max:g}"
     if not lowest < f_min < f_max < highest:
-        raise UserError(
-            f"F0: expected {lowest:g} < f_min < f_max < {highest:g} Hz at a sample rate of {sample_rate}, {found}"
-        )
-    first, last = (int(sample_rate / f + 0.5) for f in (f_max, f_min))
-    grid = Grid(sample_rate, hop, int(WINDOW * sample_rate + 0.5), first, last)
-    if grid.lags < 3 * grid.decimation:
-        raise UserError(f"F0: expected f_min and f_max at least {3000 / COARSE_RATE:g} ms of period apart, {found}")
-    return grid
+        raise UserError(f"F0: expected {lowest:g} < f_min < f_max < {highest:g} Hz, {found}")
+    sought = Sought(*(int(SAMPLE_RATE / f + 0.5) for f in (f_max, f_min)))
+    if sought.count < 3 * EVERY:
+        raise UserError(f"F0: expected f_min and f_max at least 1.5 ms of period apart, {found}")
+    return sought
 
 
 class Candidates(NamedTuple):
@@ -143,43 +117,39 @@ class Candidates(NamedTuple):
     unvoiced: np.ndarray  # of taking none [frames]
 
 
-def _candidates(wav, frames, grid):
+def _candidates(wav, frames, sought):
     """Two passes: peaks of the decimated signal, then those at full rate close to them."""
-    coarse_wav, coarse_noise = _decimate(wav, grid)
+    coarse_wav, coarse_noise = _decimate(wav)
     shape = frames, MAX_CANDIDATES
     lags, periods, costs = np.ones(shape), np.ones(shape), np.full(shape, np.inf)
     unvoiced = np.empty(frames)
     for block in (slice(i, min(i + BLOCK, frames)) for i in range(0, frames, BLOCK)):
-        starts = np.arange(block.start, block.stop) * grid.hop
-        near = _near_coarse_peaks(coarse_wav, coarse_noise, starts, grid)  # [frames, lags]
-        correlation = _nccf(wav, starts, grid.window, grid.first_lag, grid.lags, NOISE_POWER)
+        starts = np.arange(block.start, block.stop) * HOP
+        near = _near_coarse_peaks(coarse_wav, coarse_noise, starts, sought)  # [frames, lags]
+        correlation = _nccf(wav, starts, WINDOW, sought.first, sought.count, NOISE_POWER)
         correlation = np.where(near, correlation, 0.0)
         unvoiced[block] = correlation.max(axis=1).clip(min=0.0)
         rows, columns = _peaks(correlation)
         heights = correlation[rows, columns]
         place, kept = _places(rows, heights)
         rows, columns, heights = rows[kept], columns[kept], heights[kept]
-        lag = columns + grid.first_lag
+        lag = columns + sought.first
         at = (rows + block.start, place[kept])
         lags[at] = lag
         periods[at] = lag + _vertex(correlation, rows, columns)[0]
-        costs[at] = 1 - heights * (1 - lag * LAG_WEIGHT / grid.last_lag)
+        costs[at] = 1 - heights * (1 - lag * LAG_WEIGHT / sought.last)
     most = max(1, int(np.isfinite(costs).sum(axis=1).max()))
     return Candidates(lags[:, :most], periods[:, :most], costs[:, :most], unvoiced)
 
 
-def _decimate(wav, grid):
+def _decimate(wav):
     """The signal at about 2 kHz, in phase with the original, and the power that noise has left there."""
-    every = grid.decimation
-    if every == 1:
-        return wav, NOISE_POWER
-    taps = int(grid.sample_rate * FILTER_SECONDS) | 1
-    half = taps // 2
+    half = TAPS // 2
     time = np.arange(-half, half + 1)
-    kernel = np.sinc(time / every) / every * (0.5 + 0.5 * np.cos(2 * np.pi * time / taps))
-    lead = -half % every  # so that the filter's delay is a whole number of coarse samples
-    filtered = signal.upfirdn(kernel, np.concatenate([np.zeros(lead), wav]), down=every)
-    return filtered[(half + lead) // every :], NOISE_POWER * np.square(kernel).sum()
+    kernel = np.sinc(time / EVERY) / EVERY * (0.5 + 0.5 * np.cos(2 * np.pi * time / TAPS))
+    lead = -half % EVERY  # so that the filter's delay is a whole number of coarse samples
+    filtered = signal.upfirdn(kernel, np.concatenate([np.zeros(lead), wav]), down=EVERY)
+    return filtered[(half + lead) // EVERY :], NOISE_POWER * np.square(kernel).sum()
 
 
 def _nccf(wav, starts, window, first_lag, lags, noise_power):
@@ -200,18 +170,17 @@ def _nccf(wav, starts, window, first_lag, lags, noise_power):
     return products / np.sqrt((sums[:, window - 1, None] + floor) * (energies.clip(min=0.0) + floor))
 
 
-def _near_coarse_peaks(wav, noise_power, starts, grid):
+def _near_coarse_peaks(wav, noise_power, starts, sought):
     """True at the lags of full rate that are worth a look [frames, lags]."""
-    every = grid.decimation
-    first = max(1, grid.first_lag // every)
-    correlation = _nccf(wav, starts // every, 1 + grid.window // every, first, 1 + grid.lags // every, noise_power)
+    first = max(1, sought.first // EVERY)
+    correlation = _nccf(wav, starts // EVERY, 1 + WINDOW // EVERY, first, 1 + sought.count // EVERY, noise_power)
     rows, columns = _peaks(correlation)
     offsets, heights = _vertex(correlation, rows, columns)
-    lags = (columns + first) * every + (offsets * every + 0.5).astype(int)
-    heights = heights * (1 - lags * LAG_WEIGHT / grid.lags)
+    lags = (columns + first) * EVERY + (offsets * EVERY + 0.5).astype(int)
+    heights = heights * (1 - lags * LAG_WEIGHT / sought.count)
     _, kept = _places(rows, heights)
-    begin = (lags[kept] - PATCH // 2 - grid.first_lag).clip(0, grid.lags - PATCH)
-    near = np.zeros((len(starts), grid.lags), dtype=bool)
+    begin = (lags[kept] - PATCH // 2 - sought.first).clip(0, sought.count - PATCH)
+    near = np.zeros((len(starts), sought.count), dtype=bool)
     near[rows[kept, None], begin[:, None] + np.arange(PATCH)] = True
     return near
 
@@ -248,40 +217,38 @@ def _rank(rows):
     return np.arange(len(rows)) - np.searchsorted(rows, rows)
 
 
-def _changes(wav, frames, grid):
+def _changes(wav, frames):
     """Ratio of RMS levels after / before a frame, and how stationary its spectrum is, both [frames]."""
-    span, gap = (int(seconds * grid.sample_rate) for seconds in (STATION_WINDOW, STATION_GAP))
-    lead = (gap - span) // 2  # windows `gap` apart meet about a frame's first sample
     level, stationarity = np.ones(frames), np.full(frames, 0.02)  # where there is no past
-    known = -(-max(0, -lead) // grid.hop)  # first frame whose window is inside
-    starts = np.arange(known, frames) * grid.hop + lead
-    back = max(1, gap // grid.hop)  # frames to the window before
+    known = -(LEAD // HOP)  # first frame whose window is inside
+    starts = np.arange(known, frames) * HOP + LEAD
+    back = GAP // HOP  # frames to the window before
     if len(starts) <= back:
         return level, stationarity
     blocks = [starts[i : i + BLOCK] for i in range(0, len(starts), BLOCK)]
-    parts = [_level_and_spectrum(wav, block, span, grid) for block in blocks]
+    parts = [_level_and_spectrum(wav, block) for block in blocks]
     rms, autocorrelation, predictor = map(np.concatenate, zip(*parts, strict=True))
-    past = starts[back:] >= gap
+    past = starts[back:] >= GAP
     level[known + back :] = np.where(past, rms[back:] / rms[:-back], 1.0)
-    distance = _itakura(predictor[back:], predictor[:-back], autocorrelation[:-back])
-    stationarity[known + back :] = np.where(past, 0.2 / (distance - 0.8), 0.02)
+    # Itakura's distance: how much more power another sound's predictor leaves than the sound's own
+    other, own = (_residual(each, autocorrelation[:-back]) for each in (predictor[back:], predictor[:-back]))
+    stationarity[known + back :] = np.where(past, 0.2 / (other / own - 0.8), 0.02)
     return level, stationarity
 
 
-def _level_and_spectrum(wav, starts, span, grid):
+def _level_and_spectrum(wav, starts):
     """RMS [frames], autocorrelation and linear predictor [frames, order + 1] of windows."""
-    order = 2 + grid.sample_rate // 1000
-    parts = sliding_window_view(wav, span)[starts]  # [frames, span]
-    hann = _hann(span)
+    parts = sliding_window_view(wav, SPAN)[starts]  # [frames, span]
+    hann = _hann(SPAN)
     power = np.square(parts) @ np.square(hann) + NOISE_POWER * np.square(hann).sum()
-    shaped = (parts[:, 1:] - PRE_EMPHASIS * parts[:, :-1]) * _hann(span - 1)
-    size = fft.next_fast_len(span + order, real=True)
-    autocorrelation = fft.irfft(np.square(np.abs(fft.rfft(shaped, size))), size)[:, : order + 1]
+    shaped = (parts[:, 1:] - PRE_EMPHASIS * parts[:, :-1]) * _hann(SPAN - 1)
+    size = fft.next_fast_len(SPAN + ORDER, real=True)
+    autocorrelation = fft.irfft(np.square(np.abs(fft.rfft(shaped, size))), size)[:, : ORDER + 1]
     noise = NOISE_POWER * np.square(hann).sum()
     autocorrelation[:, :2] += noise * np.array([1 + PRE_EMPHASIS**2, -PRE_EMPHASIS])
     autocorrelation /= autocorrelation[:, :1]
     autocorrelation[:, 1:] /= 1 + 10 ** (-WHITE_FLOOR_DB / 20)
-    return np.sqrt(power / span), autocorrelation, _linear_predictor(autocorrelation)
+    return np.sqrt(power / SPAN), autocorrelation, _linear_predictor(autocorrelation)
 
 
 def _hann(size):
@@ -300,11 +267,6 @@ def _linear_predictor(autocorrelation):
     return predictor
 
 
-def _itakura(predictor, own, autocorrelation):
-    """Itakura's distance [frames]: how much more power another sound's predictor leaves than the sound's own."""
-    return _residual(predictor, autocorrelation) / _residual(own, autocorrelation)
-
-
 def _residual(predictor, autocorrelation):
     """Power that a filter leaves: its own autocorrelation weighted with the sound's."""
     order = predictor.shape[1] - 1
@@ -314,7 +276,7 @@ def _residual(predictor, autocorrelation):
     return (own * autocorrelation).sum(axis=1)
 
 
-def _best_path(candidates, level, stationarity, grid):
+def _best_path(candidates, level, stationarity):
     """Period of each frame, 0 where unvoiced [frames]. The last column of every table is the unvoiced candidate."""
     frames = len(candidates.unvoiced)
     switch = TRANSITION_COST + TRANSITION_SPECTRUM * stationarity
@@ -322,7 +284,7 @@ def _best_path(candidates, level, stationarity, grid):
     end = switch + TRANSITION_AMPLITUDE * level
     local = np.concatenate([candidates.costs, candidates.unvoiced[:, None]], axis=1)
     log_lags = np.log(candidates.lags)
-    slope = FREQUENCY_WEIGHT * grid.sample_rate / grid.hop
+    slope = FREQUENCY_WEIGHT * SAMPLE_RATE / HOP
     total = local[0]
     came_from = np.zeros(local.shape, dtype=int)
     step = np.zeros((local.shape[1], local.shape[1]))  # cost [to, from]

@@ -13,13 +13,12 @@ from scipy import fft, signal
 from transformers.audio_utils import mel_filter_bank
 
 from speechbrain_ser.data.audio import SAMPLE_RATE
-from speechbrain_ser.processing.rapt import frame_count
+from speechbrain_ser.processing.rapt import HOP, frame_count
 
 HIGH_PASS = {"N": 5, "Wn": 30.0}  # order, Hz
 LEVEL = 0.96
 DITHER = 1e-6  # from peak to peak
 N_FFT = 1024
-HOP = 256
 N_MELS = 80
 F_MIN, F_MAX = 90.0, 7600.0  # Hz
 FLOOR = 1e-5  # magnitude of a band: -100 dB
@@ -59,7 +58,7 @@ class SplitMel:
     def frame_counts(self, n_samples: torch.LongTensor | int) -> torch.LongTensor:
         """Return the frames of so many samples, of any shape: one at each multiple of the hop, the end included."""
         n_samples = torch.as_tensor(n_samples).long()
-        return frame_count(n_samples, HOP).masked_fill(n_samples < self.min_samples, 0)
+        return frame_count(n_samples).masked_fill(n_samples < self.min_samples, 0)
 
     def extract(self, wav: torch.Tensor, noise: np.ndarray | None = None) -> torch.Tensor:
         """Return the spectrogram, float32 [frames, bands], of a waveform [time], 16 kHz; computed in double precision.
