@@ -18,7 +18,7 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this very copy
 
-from speechbrain_ser.nnet.front_end import front_end_layer
+from speechbrain_ser.nnet.convolution import front_end_layer
 
 
 def seconds(layers: nn.Sequential, wavs: torch.Tensor, precision: str, repeats: int) -> float:

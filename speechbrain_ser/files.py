@@ -28,9 +28,6 @@ PATIENCE = 1.0  # seconds for a lock that someone else only looks at
 _PACKAGE = Path(__file__).parent
 # train.py, hparams/ and recipes/: beside the package in a checkout, in it where a wheel was installed
 SHIPPED = next((place for place in (_PACKAGE / "shipped", _PACKAGE.parent) if (place / "hparams").is_dir()), _PACKAGE)
-
-# ------------------------------------------------------------------ names
-
 READABLE = re.compile(r"[A-Za-z0-9_+=,-][A-Za-z0-9._+=,-]*(?<!\.)")
 DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])(\..*)?", re.IGNORECASE)  # no files to Windows
 LONGEST = 200  # bytes: file systems take 255, and endings follow
@@ -60,13 +57,7 @@ def file_stem(name: str) -> str:
 
 def below(folder: str | os.PathLike, *names: str) -> Path:
     """Return the path of names from data below a folder, each a component of its own."""
-    path = Path(folder, *map(path_component, names))
-    if path.parents[len(names) - 1] != Path(folder):
-        raise AssertionError(f"{path} is not {len(names)} components below {folder}")
-    return path
-
-
-# ------------------------------------------------------------------ writing
+    return Path(folder, *map(path_component, names))
 
 
 def cannot_be_written(path: str | os.PathLike, error: Exception) -> UserError:
@@ -80,10 +71,14 @@ def cannot_be_written(path: str | os.PathLike, error: Exception) -> UserError:
 
 @contextlib.contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary name beside `path`; what is written there takes its place when all went well, else vanishes."""
+    """Give a temporary name beside `path`; what is written there takes its place when all went well, else vanishes.
+
+    The folder is made where there is none.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex}.tmp")  # one a writer, on any machine
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
@@ -91,6 +86,25 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def folder_written_whole(folder: str | os.PathLike) -> Iterator[Path]:
+    """As :func:`written_whole` a folder, which is not there yet or empty."""
+    folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name[:50]}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in temporary.rglob("*"):  # safetensors' files are the owner's alone
+            path.chmod(temporary.stat().st_mode & (0o777 if path.is_dir() else 0o666))
+        if folder.is_dir():
+            folder.rmdir()
+        os.replace(temporary, folder)
+    except OSError as error:
+        raise cannot_be_written(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(text: str, path: str | os.PathLike) -> Path:
@@ -110,8 +124,6 @@ def write_csv(frame: "pd.DataFrame", path: str | os.PathLike) -> Path:
     return write_text(frame.to_csv(index=False, lineterminator="\n"), path)
 
 
-# ------------------------------------------------------------------ reading
-
 #: what to do about a damaged file of a run
 AGAIN = ". Delete it, and the run's own command with --test_only writes it anew"
 
@@ -125,7 +137,7 @@ def read_json(path: str | os.PathLike, kind: type = object, way_out: str = "") -
         return found
     except OSError as error:
         raise UserError(f"{path}: expected a file that can be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: expected JSON: {error}{way_out}") from error
 
 
@@ -158,9 +170,6 @@ def sha256(path: str | os.PathLike) -> str:
     except OSError as error:
         raise UserError(f"{path}: expected a file that can be read: {error.strerror}") from error
     return digest.hexdigest()
-
-
-# ------------------------------------------------------------------ locks
 
 
 class FolderInUse(UserError):

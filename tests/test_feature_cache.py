@@ -117,7 +117,7 @@ def test_damaged_entry_is_rebuilt_with_a_warning(make, paths, tmp_path, caplog, 
 
 def test_folder_that_cannot_be(tmp_path, paths):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(UserError, match=r"file/\w+ cannot be written: Not a directory"):
+    with pytest.raises(UserError, match=r"file/\w+/settings.json cannot be written: Not a directory"):
         FeatureCache(tmp_path / "file", SETTINGS, Doubled()).fill(paths, progress=False)
 
 

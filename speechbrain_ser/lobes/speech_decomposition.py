@@ -19,11 +19,6 @@ from speechbrain_ser.processing.lengths import check_frame_counts, frame_mask
 from speechbrain_ser.processing.pitch import UNVOICED, quantize
 
 
-def code_counts(frame_counts: torch.Tensor, hop: int = 8) -> torch.Tensor:
-    """Return the codes of utterances of so many frames, one for every `hop` frames begun."""
-    return (frame_counts + hop - 1) // hop
-
-
 def downsample(states: torch.Tensor, frame_counts: torch.Tensor | None = None, hop: int = 8) -> torch.Tensor:
     """Take one code for every `hop` frames: [batch, frames, 2 * size] to [batch, codes, 2 * size].
 
@@ -164,7 +159,7 @@ class Encoder(nn.Module):
         """Return the mean of an utterance's own codes [batch, size]."""
         if frame_counts is None:
             return codes.mean(dim=1)
-        return MaskedPooling("mean")(codes, code_counts(frame_counts, self.hop))
+        return MaskedPooling("mean")(codes, -(-frame_counts // self.hop))
 
 
 class ContentEncoder(Encoder):
@@ -249,14 +244,9 @@ class Decoder(nn.Module):
 class SpeechDecomposition(nn.Module):
     """The encoders one wants and a decoder of the size they ask for (Hsu et al. 2023, figures 1 and 2).
 
-    Random resampling draws once and is the same for all encoders that have it, as in SpeechSplit's program.
-
-    Arguments
-    ---------
-    encoders : mapping of str to Encoder
-        By name, in the order in which the decoder reads them; None is left out.
-    decoder : callable, optional
-        Builds the decoder from `input_size`; in a YAML, ``!name:`` with the other settings. None: encoders only.
+    Random resampling draws once, with the settings of the encoder of most blocks, and is the same for all encoders that
+    have it, as in SpeechSplit's program. `encoders` are by name, in the order in which the decoder reads them; None is
+    left out. `decoder` builds it from `input_size`; in a YAML, ``!name:`` with the other settings. None: encoders only.
 
     Example
     -------
@@ -276,13 +266,6 @@ class SpeechDecomposition(nn.Module):
         self.encoders = nn.ModuleDict({name: encoder for name, encoder in encoders.items() if encoder is not None})
         if not self.encoders:
             raise ValueError("expected at least one encoder, found none")
-        resampling = {
-            name: f"segments of {r.min_segment}-{r.max_segment}, stretch {r.min_stretch}-{r.max_stretch}"
-            for name, encoder in self.encoders.items()
-            if (r := encoder.resampling) is not None
-        }
-        if len(set(resampling.values())) > 1:
-            raise ValueError(f"expected encoders that share their draws to resample alike, found {resampling}")
         self.output_sizes = {name: encoder.output_size for name, encoder in self.encoders.items()}
         self.decoder = None if decoder is None else decoder(input_size=sum(self.output_sizes.values()))
 
@@ -306,18 +289,9 @@ class SpeechDecomposition(nn.Module):
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
         """Return codes by encoder, and the reconstruction [batch, frames, bands], None without a decoder.
 
-        A code is [batch, ceil(frames / 8), size], that of timbre [batch, size].
-
-        Arguments
-        ---------
-        mel : torch.Tensor
-            SpeechSplit's mel spectrogram [batch, frames, bands].
-        f0 : torch.Tensor, optional
-            Normalised log F0 [batch, frames], 0 to 1, and 0 or less where unvoiced; needed by a pitch encoder.
-        frame_counts : torch.LongTensor, optional
-            Own frames of each utterance [batch].
-        draws : list of Draws, optional
-            Of the random resampling, see :meth:`draw`; None draws anew in training.
+        A code is [batch, ceil(frames / 8), size], that of timbre [batch, size]. `mel` is SpeechSplit's mel spectrogram
+        [batch, frames, bands], `f0`, which a pitch encoder needs, normalised log F0 [batch, frames], 0 to 1, and 0 or
+        less where unvoiced. `draws` are the random resampling's (:meth:`draw`); None draws anew in training.
         """
         mel, frame_counts = _checked(mel, frame_counts)
         codes = self.encode(mel, f0, frame_counts, draws)

@@ -3,15 +3,15 @@
 import json
 import math
 import os
-import shutil
-import tempfile
 from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
-from speechbrain_ser.lobes.backbone import MODEL_TYPES, BackboneError, quiet_transformers
+from speechbrain_ser.errors import UserError
+from speechbrain_ser.files import folder_written_whole, write_json
+from speechbrain_ser.lobes.backbone import MODEL_TYPES, quiet_transformers
 from speechbrain_ser.lobes.wav2vec2 import DROPOUTS
 from speechbrain_ser.lobes.whisper import Whisper
 
@@ -65,16 +65,14 @@ def build_tiny_wav2vec2(
     if _is_built(folder, settings):
         return folder
     model = _build(settings)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
-        _write(temporary, model, settings)
-        os.replace(temporary, folder)
-    except OSError:
+        with folder_written_whole(folder) as temporary, quiet_transformers():
+            model.save_pretrained(temporary)
+            PREPROCESSORS[MODEL_TYPES[model_type]]().save_pretrained(temporary)
+            write_json(settings, temporary / SETTINGS_FILE)
+    except UserError:
         if not _is_built(folder, settings):  # else another process was faster
             raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
@@ -84,9 +82,9 @@ def _is_built(folder: Path, settings: dict) -> bool:
     try:
         found = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise BackboneError(f"{folder} exists and was not built here: give another folder") from None
+        raise UserError(f"{folder} exists and was not built here: give another folder") from None
     if different := sorted(name for name in {*settings, *found} if found.get(name) != settings.get(name)):
-        raise BackboneError(
+        raise UserError(
             f"{folder} was built with other settings ({', '.join(different)}): give another folder or remove it"
         )
     return True
@@ -96,12 +94,8 @@ def _build(settings: dict) -> torch.nn.Module:
     model_type, norm = settings["model_type"], settings["feat_extract_norm"]
     if model_type not in MODEL_TYPES:
         raise ValueError(f"model_type is {model_type!r}, expected one of {', '.join(MODEL_TYPES)}")
-    if norm not in ("layer", "group"):
-        raise ValueError(f"feat_extract_norm is {norm!r}, expected layer or group")
-    if model_type == "data2vec-audio" and (norm == "group" or settings["do_stable_layer_norm"]):
+    if model_type == "data2vec-audio" and (norm != "layer" or settings["do_stable_layer_norm"]):
         raise ValueError("data2vec-audio has a layer-norm front end only, and no do_stable_layer_norm")
-    if settings["hidden_size"] % settings["num_heads"]:
-        raise ValueError(f"hidden_size {settings['hidden_size']} is no multiple of num_heads {settings['num_heads']}")
     config = AutoConfig.for_model(model_type, **SIZES[MODEL_TYPES[model_type]](settings))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings["seed"])  # torch.manual_seed would reach into CUDA's as well
@@ -151,15 +145,3 @@ PREPROCESSORS = {
     "wav2vec2.Wav2Vec2": partial(Wav2Vec2FeatureExtractor, do_normalize=True, return_attention_mask=True),
     "whisper.Whisper": WhisperFeatureExtractor,
 }
-
-
-def _write(folder: Path, model: torch.nn.Module, settings: dict) -> None:
-    with quiet_transformers():
-        model.save_pretrained(folder)
-    PREPROCESSORS[MODEL_TYPES[settings["model_type"]]]().save_pretrained(folder)
-    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    umask = os.umask(0)  # temporary folders and safetensors' files are the owner's alone
-    os.umask(umask)
-    folder.chmod(0o777 & ~umask)
-    for file in folder.iterdir():
-        file.chmod(0o666 & ~umask)

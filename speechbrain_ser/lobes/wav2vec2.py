@@ -13,8 +13,7 @@ from torch.nn.utils import parametrize
 
 from speechbrain_ser.lobes.backbone import wants_normalized
 from speechbrain_ser.lobes.pretrained import Embeddings, PretrainedEncoder
-from speechbrain_ser.nnet.convolution import innermost
-from speechbrain_ser.nnet.front_end import GroupNormFrontEndLayer, convolve_in_pieces, front_end_layer
+from speechbrain_ser.nnet.convolution import GroupNormFrontEndLayer, convolve_in_pieces, front_end_layer, innermost
 from speechbrain_ser.nnet.masked import MaskedPositionalConv, normalize_own
 from speechbrain_ser.processing.lengths import absolute_lengths, frame_mask, own_frames
 

@@ -43,9 +43,8 @@ class Whisper(PretrainedEncoder):
 
     def _set_up(self, folder: Path) -> None:
         config = self.model.config
-        with torch.device("cpu"):  # its filters are computed, even where parameters have a size and no memory
-            # -100 dB is the floor of 1e-10 that Whisper's features have
-            self.log_mel = LogMel(n_fft=N_FFT, hop_length=HOP, n_mels=config.num_mel_bins, scale="db")
+        # -100 dB is the floor of 1e-10 that Whisper's features have
+        self.log_mel = LogMel(n_fft=N_FFT, hop_length=HOP, n_mels=config.num_mel_bins, scale="db")
         self.longest = config.max_source_positions * STRIDE * HOP  # samples
         self.max_samples = None if self.windows else self.longest
         self.model.embed_positions.requires_grad_(False)  # sinusoids
@@ -144,9 +143,6 @@ def _attention_mask(counts: torch.LongTensor, hidden: torch.Tensor) -> torch.Ten
     padding = ~frame_mask(counts.to(hidden.device), frames)
     lowest = torch.finfo(hidden.dtype).min
     return torch.zeros_like(padding, dtype=hidden.dtype).masked_fill(padding, lowest)[:, None, None, :]
-
-
-# --- pieces of what is too long ----------------------------------------------------------------------------
 
 
 def _pieces(x: torch.Tensor, lengths: torch.LongTensor, size: int):

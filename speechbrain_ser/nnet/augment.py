@@ -17,15 +17,9 @@ def random_crop(
     An utterance that is not longer than the length drawn for it is taken whole. Two numbers an utterance are drawn
     from torch's global CPU generator, whatever its length and device, so that checkpointed training repeats them.
 
-    Arguments
-    ---------
-    signals : dict of str to torch.Tensor
-        [batch, frames, …] each, frame by frame of the same utterances; past a returned piece's end stand whatever
-        frames.
-    counts : torch.LongTensor
-        Own frames of each utterance [batch], 1 to frames; of each piece, what is returned.
-    shortest, longest : int
-        Frames of a piece, both possible.
+    `signals` are [batch, frames, …] each, frame by frame of the same utterances, whose own frames are `counts` [batch];
+    a piece has `shortest` to `longest` frames. Returned are pieces, past whose ends stand whatever frames, and their
+    frames [batch].
 
     Example
     -------

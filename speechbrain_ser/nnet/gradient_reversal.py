@@ -31,13 +31,9 @@ SCHEDULES: dict[str, Callable[[float], float]] = {"constant": lambda progress: 1
 class GradientReversal(nn.Module):
     """Lets a head learn from an encoder that unlearns what the head needs.
 
-    Arguments
-    ---------
-    strength : float
-        Factor of the reversed gradient; -1 gives the plain gradient.
-    schedule : str
-        ``constant``, or ``dann``: the strength grows from 0 with :attr:`progress`, the share of the training that is
-        done (0 to 1), which whoever trains sets.
+    `strength` is the factor of the reversed gradient; -1 gives the plain gradient. `schedule` is ``constant``, or
+    ``dann``: the strength grows from 0 with :attr:`progress`, the share of the training that is done (0 to 1), which
+    whoever trains sets.
 
     Example
     -------

@@ -39,17 +39,10 @@ class LoRALinear(LoRA):
 def add_lora(model: nn.Module, blocks: nn.ModuleList, settings: Mapping, seed: int) -> None:
     """Freeze a model and give linear layers of its transformer blocks thin matrices, which alone are trained.
 
-    The second matrix of each pair is 0, so that the model starts exactly as it is.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Changed in place; `blocks` are those of its transformer blocks that learn.
-    settings : mapping
-        Perhaps without some of them: ``rank``, columns of the thin matrices; ``alpha``, their product counts
-        alpha / rank times; ``layers``, names in a block or patterns of names (``["*"]``: every linear layer).
-    seed : int
-        Of the first matrices' initial weights; no other draw changes.
+    The second matrix of each pair is 0, so that the model starts exactly as it is; it is changed in place. `blocks` are
+    those of its transformer blocks that learn. `settings` are, perhaps without some of them, ``rank``, columns of the
+    thin matrices; ``alpha``, their product counts alpha / rank times; ``layers``, names in a block or patterns of names
+    (``["*"]``: every linear layer). `seed` is of the first matrices' initial weights; no other draw changes.
 
     Example
     -------

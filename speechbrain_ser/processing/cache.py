@@ -19,7 +19,7 @@ from tqdm import tqdm
 from speechbrain_ser.data.audio import BadAudioError, cores
 from speechbrain_ser.data.batches import RESAMPLER, load_audio
 from speechbrain_ser.errors import UserError, shown
-from speechbrain_ser.files import cannot_be_written, write_json, written_whole
+from speechbrain_ser.files import write_json, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,6 @@ class FeatureCache:
         return missing
 
     def _find(self, digest: str) -> torch.Tensor | None:
-        """Features from memory or disk."""
         if digest in self._kept:
             return self._kept[digest]
         entry = self._entry(digest)
@@ -163,10 +162,6 @@ class FeatureCache:
         features = features.clone(memory_format=torch.contiguous_format)
         note = self.folder / "settings.json"  # for the human reader
         if not note.exists():
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise cannot_be_written(self.folder, error) from error
             write_json(self.settings, note)
         with written_whole(self._entry(digest)) as temporary:
             temporary.write_bytes(safetensors.torch.save({"features": features}))

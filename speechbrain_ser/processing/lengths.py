@@ -75,16 +75,10 @@ def fix_length(
 ) -> torch.Tensor:
     """Cut longer utterances, pad shorter ones at their end (Fu et al. 2021, section 3.2: 256 frames, -1).
 
-    Arguments
-    ---------
-    feats : torch.Tensor
-        [batch, frames, bands]; what stands past an utterance's own frames, `counts` [batch], is not read.
-    where : str
-        The part of a longer utterance to keep: `start` (the paper's), `centre`, or `random`, which draws one
-        number an utterance from torch's global CPU generator, longer or not and on any device, so that
-        checkpointed training repeats it.
-    padding_value : float
-        What fills up shorter utterances.
+    Of `feats` [batch, frames, bands] what stands past an utterance's own frames, `counts` [batch], is not read. `where`
+    is the part of a longer utterance to keep: `start` (the paper's), `centre`, or `random`, which draws one number an
+    utterance from torch's global CPU generator, longer or not and on any device, so that checkpointed training repeats
+    it.
 
     Example
     -------

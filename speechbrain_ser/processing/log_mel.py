@@ -35,11 +35,6 @@ class LogMel(nn.Module):
         without any sound is all -1. `db`: dB over 1, the value of a band when a waveform has full scale 1 (neither
         window nor transform are normalised). `log`: the natural logarithm of the same value.
 
-    Attributes
-    ----------
-    padding_value : float
-        What silence gives and what fills frames past an utterance's end: -1 for `peak_db`.
-
     Example
     -------
     >>> log_mel = LogMel()
@@ -61,12 +56,12 @@ class LogMel(nn.Module):
         self.n_fft, self.hop_length, self.scale = n_fft, hop_length, scale
         self.output_size = n_mels
         self.hop_seconds = hop_length / SAMPLE_RATE
-        self.padding_value = SILENCE[scale]
+        self.padding_value = SILENCE[scale]  # what silence gives, and what fills frames past an utterance's end
         self.reach = n_fft // 2  # samples that the first frame reads before the utterance
         slaney = {"norm": "slaney", "mel_scale": "slaney"}
         filters = mel_filter_bank(n_fft // 2 + 1, n_mels, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE, **slaney)
-        # neither is learned: checkpoints do without them
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        # neither is learned: checkpoints do without them; values, even where parameters have a size and no memory
+        self.register_buffer("window", torch.hann_window(n_fft, device="cpu"), persistent=False)
         self.register_buffer("filters", torch.from_numpy(filters), persistent=False)  # float64 [bins, bands]
 
     def frame_counts(self, n_samples: torch.LongTensor | int) -> torch.LongTensor:
