@@ -278,7 +278,7 @@ def test_no_more_is_read_than_asked_for(run_of, wavs):
 
 
 def test_a_run_that_cannot_be_used(run_of, tmp_path):
-    with pytest.raises(UserError, match=r"recognises emotions, found pre-training \(hsu_pretrain\)"):
+    with pytest.raises(UserError, match="recognises emotions, found one for reconstruction, speaker alone"):
         EmotionRecognizer.from_run(run_of("stage 1"), CPU)
     with pytest.raises(UserError, match="expected the folder of a finished run"):
         EmotionRecognizer.from_run(tmp_path, CPU)

@@ -1,17 +1,14 @@
 """`speechbrain-ser decompose` and `convert`: a recording's parts and codes, exchanged, drawn and heard."""
 
 import os
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
 import torch.nn.functional as F
-import torchaudio.functional
 from matplotlib.figure import Figure
 
 from speechbrain_ser.data.batches import SAMPLE_RATE, load_audio
@@ -84,16 +81,16 @@ class Analysis:
     mse: float | None  # of the reconstruction, over frames and bands
 
 
+@torch.no_grad()
 def analyse(decomposition: SpeechDecomposition, parts: Parts) -> Analysis:
     """Encode and decode a recording as it is: in evaluation mode, so that nothing is resampled."""
     reconstruction = mse = None
-    with _evaluating(decomposition):
-        codes = _encode(decomposition, parts)
-        if decomposition.decoder is not None:
-            decoded = decomposition.decode(codes, len(parts.mel))
-            mel = torch.from_numpy(parts.mel)[None].to(decoded)
-            mse = masked_mse(decoded, mel, torch.tensor([len(parts.mel)])).item()
-            reconstruction = _to_array(decoded)
+    codes = _encode(decomposition.eval(), parts)
+    if decomposition.decoder is not None:
+        decoded = decomposition.decode(codes, len(parts.mel))
+        mel = torch.from_numpy(parts.mel)[None].to(decoded)
+        mse = masked_mse(decoded, mel, torch.tensor([len(parts.mel)])).item()
+        reconstruction = _to_array(decoded)
     hops = {name: encoder.hop for name, encoder in decomposition.encoders.items() if hasattr(encoder, "hop")}
     return Analysis(parts, {name: _to_array(code) for name, code in codes.items()}, hops, reconstruction, mse)
 
@@ -106,21 +103,7 @@ def _encode(decomposition: SpeechDecomposition, parts: Parts) -> dict[str, torch
 
 
 def _to_array(batch: torch.Tensor) -> np.ndarray:
-    """The one utterance of a batch."""
     return batch[0].float().cpu().numpy()
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; each module is left in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 # ------------------------------------------------------------------ conversion
@@ -139,6 +122,7 @@ class Conversion:
     f0_hz: np.ndarray | None  # [frames], the contour asked for, laid on the output as its code is; it is not measured
 
 
+@torch.no_grad()
 def convert(decomposition: SpeechDecomposition, source: Parts, target: Parts, swap: Collection[str]) -> Conversion:
     """Decode the source with some of the target's codes.
 
@@ -156,10 +140,9 @@ def convert(decomposition: SpeechDecomposition, source: Parts, target: Parts, sw
     varying = [name for name in names if hasattr(encoders[name], "hop")]
     leader = "rhythm" if "rhythm" in names else (varying or names)[0]
     frames = len((target if leader in swap else source).mel)
-    with _evaluating(decomposition):
-        own, other = _encode(decomposition, source), _encode(decomposition, target)
-        codes = {n: _lay(encoder, (other if n in swap else own)[n], frames) for n, encoder in encoders.items()}
-        mel = decomposition.decode(codes, frames)
+    own, other = (_encode(decomposition.eval(), parts) for parts in (source, target))
+    codes = {n: _lay(encoder, (other if n in swap else own)[n], frames) for n, encoder in encoders.items()}
+    mel = decomposition.decode(codes, frames)
     f0 = None
     if reader := next((name for name in names if encoders[name].reads == "f0"), None):
         f0 = (target if reader in swap else source).f0_hz[:frames]
@@ -180,6 +163,7 @@ def _lay(encoder: torch.nn.Module, code: torch.Tensor, frames: int) -> torch.Ten
 # ------------------------------------------------------------------ sound
 
 ITERATIONS = 60  # 200 bring speech 0.05 dB nearer
+MOMENTUM = 0.99 / 1.99  # of the fast variant (Perraudin, Balazs and Sondergaard 2013), as librosa has it
 MIN_FRAMES = 4  # the Fourier transform reflects half a window at either end
 
 
@@ -191,16 +175,9 @@ def invert_mel(mel: torch.Tensor | np.ndarray) -> torch.Tensor:
     all phases are 0 at first. What SplitMel removes (below 30 Hz) or never sees (below 90 and above 7600 Hz) stays
     away. Four recordings of EMO-DB came back to 1.5 to 2.4 dB (root mean square over bands and frames).
 
-    Arguments
-    ---------
-    mel : torch.Tensor or np.ndarray
-        [frames, bands], 0 (-84 dB) to 1 (16 dB); values beyond, as a decoder may give, count as 0 and 1.
-
-    Returns
-    -------
-    torch.Tensor
-        float32 [frames * 256 - 128], 16 kHz: within half a hop of any recording of so many frames; beyond -1 to 1 where
-        it is loud.
+    `mel` is [frames, bands], 0 (-84 dB) to 1 (16 dB); values beyond, as a decoder may give, count as 0 and 1. The
+    waveform is float32 [frames * 256 - 128], 16 kHz: within half a hop of any recording of so many frames; beyond -1 to
+    1 where it is loud.
     """
     mel = np.asarray(mel, dtype=np.float64)
     if mel.ndim != 2 or not len(mel) or mel.shape[1] != N_MELS:
@@ -210,13 +187,21 @@ def invert_mel(mel: torch.Tensor | np.ndarray) -> torch.Tensor:
     bands = 10 ** ((mel.clip(0.0, 1.0) * RANGE_DB - RANGE_DB + REFERENCE_DB) / 20)  # SplitMel's compression undone
     magnitudes = np.maximum(bands @ np.linalg.pinv(mel_filters()), 0.0) / LEVEL  # [frames, bins]
     magnitudes = np.pad(magnitudes, [(0, max(0, MIN_FRAMES - len(mel))), (0, 0)])
-    window = torch.hann_window(N_FFT, dtype=torch.float64)
-    length = HOP * len(magnitudes) - HOP // 2  # the middle of all lengths that have so many frames
-    settings = {"window": window, "length": length, "n_fft": N_FFT, "hop_length": HOP, "win_length": N_FFT}
-    # the fast variant (Perraudin, Balazs and Sondergaard 2013), as librosa has it
-    settings |= {"power": 1.0, "n_iter": ITERATIONS, "momentum": 0.99, "rand_init": False}
-    wav = torchaudio.functional.griffinlim(torch.from_numpy(np.ascontiguousarray(magnitudes.T)), **settings)
+    wav = _griffin_lim(torch.from_numpy(np.ascontiguousarray(magnitudes.T)))
     return wav[: HOP * len(mel) - HOP // 2].float()
+
+
+def _griffin_lim(magnitudes: torch.Tensor) -> torch.Tensor:
+    """The waveform of magnitudes [bins, frames] and of the phases that waveforms near it have."""
+    window = torch.hann_window(N_FFT, dtype=magnitudes.dtype)
+    length = HOP * magnitudes.shape[1] - HOP // 2  # the middle of all lengths that have so many frames
+    phases, previous = torch.ones_like(magnitudes, dtype=torch.complex128), 0.0
+    for _ in range(ITERATIONS):
+        wav = torch.istft(magnitudes * phases, N_FFT, HOP, window=window, length=length)
+        rebuilt = torch.stft(wav, N_FFT, HOP, window=window, return_complex=True)
+        phases = rebuilt - MOMENTUM * previous
+        phases, previous = phases / (phases.abs() + 1e-16), rebuilt
+    return torch.istft(magnitudes * phases, N_FFT, HOP, window=window, length=length)
 
 
 # ------------------------------------------------------------------ pictures
@@ -345,11 +330,10 @@ def decompose(
     trained = _load(run, trust_run)
     for path, name in zip(recordings, names, strict=True):
         analysis = analyse(trained.model.decomposition, _read(path, name, trained))
-        folder = _make(out)
-        save_figure(plot_analysis(analysis), folder / f"{name}.png")
-        with written_whole(folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
+        save_figure(plot_analysis(analysis), Path(out, f"{name}.png"))
+        with written_whole(Path(out, f"{name}.npz")) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **_arrays(analysis))
-        print(f"{folder / name}.png, .npz" + ("" if analysis.mse is None else f"  MSE {analysis.mse:.3g}"))
+        print(f"{Path(out, name)}.png, .npz" + ("" if analysis.mse is None else f"  MSE {analysis.mse:.3g}"))
 
 
 def convert_recording(
@@ -375,7 +359,7 @@ def convert_recording(
     parts = [_read(path, name, trained) for path, name in zip((source, target), names, strict=True)]
     conversion = convert(decomposition, *parts, swapped)
 
-    folder = _make(out)
+    folder = Path(out)
     name = file_stem("-".join([*names, "+".join(conversion.swap)]))
     print(save_figure(plot_conversion(conversion), folder / f"{name}.png"))
     if audio:
@@ -394,10 +378,9 @@ def _recording_names(paths: Sequence[str | os.PathLike]) -> list[str]:
     names = [file_stem(path.stem) for path in absolute]
     if len(set(names)) < len(names):
         names = [file_stem(f"{path.parent.name}_{path.stem}") for path in absolute]
-    for i, k in combinations(range(len(names)), 2):
-        if names[i] == names[k]:
-            both = f"{paths[i]} and {paths[k]}"
-            raise UserError(f"{both}: expected recordings of different names, found {names[i]} twice")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        them = " and ".join(str(path) for path, name in zip(paths, names, strict=True) if name == twice)
+        raise UserError(f"{them}: expected recordings of different names, found {twice} twice")
     return names
 
 
@@ -411,17 +394,8 @@ def _load(run: str | os.PathLike, trust_run: bool) -> TrainedModel:
 def _read(path: str | os.PathLike, name: str, trained: TrainedModel) -> Parts:
     """With F0 only where an encoder reads it: tracking takes longer than all the rest."""
     encoders = trained.model.decomposition.encoders.values()
-    f0 = trained.inputs["f0"] if any(encoder.reads == "f0" for encoder in encoders) else None
-    return read_parts(path, trained.inputs["mel"], f0, name)
-
-
-def _make(out: str | os.PathLike) -> Path:
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out: expected a folder that can be made, found {out} ({error.strerror})") from error
-    return folder
+    f0 = trained.model.inputs["f0"] if any(encoder.reads == "f0" for encoder in encoders) else None
+    return read_parts(path, trained.model.inputs["mel"], f0, name)
 
 
 def _arrays(analysis: Analysis) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ from speechbrain_ser.evaluation.intervals import Interval, speaker_interval, spe
 from speechbrain_ser.evaluation.metrics import FIGURES, SELECTIONS, printed, with_interval
 from speechbrain_ser.evaluation.runs import in_words_of_texts, read_metrics
 from speechbrain_ser.evaluation.tables import in_markdown
-from speechbrain_ser.files import read_csv, sha256, write_json, write_text
+from speechbrain_ser.files import folder_written_whole, read_csv, sha256, write_json, write_text
 from speechbrain_ser.inference import adapters, package
 from speechbrain_ser.inference.package import CONFIG, LABELS, PARAMETERS, TASKS
 from speechbrain_ser.inference.recognizer import TrainedModel, finished, load_model, read_yaml
@@ -188,7 +188,6 @@ def _write_speechbrain_layout(folder: Path, config: Mapping, backbone: Sequence[
 # ------------------------------------------------------------------ the package
 
 SECONDS = (1.5, 0.9, 0.4)  # of the random utterances on which a package is compared with its run
-TOLERANCE = 1e-4
 
 
 def export_run(
@@ -198,37 +197,21 @@ def export_run(
     with_speechbrain: bool = False,
     trust_run: bool = True,
 ) -> Path:
-    """Write a package and return its folder; it appears whole or not at all.
+    """Write a package of a finished run, which :func:`load_model` executes, and return its folder `out`.
 
-    The speaker head and what only training needs (Hsu's decoder and the encoders that it alone reads) stay behind.
-    A package that says something else than the run, on a padded batch of noise, is not kept.
-
-    Arguments
-    ---------
-    run_folder : str or os.PathLike
-        Of a finished run that you trust: its YAML is executed.
-    out : str or os.PathLike
-        The package's folder, which must not exist, or be empty.
-    with_onnx : bool
-        Also a ``model.onnx`` (Cai's and Ha's systems).
-    with_speechbrain : bool
-        Also what ``speechbrain.inference.classifiers.EncoderClassifier.from_hparams`` reads.
-    trust_run : bool
-        False: only a run below ``results/`` in the working folder.
+    It appears whole or not at all, in a folder that must not exist, or be empty. The speaker head and what only
+    training needs (Hsu's decoder and the encoders that it alone reads) stay behind. A package that says something else
+    than the run, on a padded batch of noise, is not kept. `with_onnx` adds a ``model.onnx`` (Cai's and Ha's systems),
+    `with_speechbrain` what ``speechbrain.inference.classifiers.EncoderClassifier.from_hparams`` reads.
     """
     out, run = _free(out), Path(run_folder)
     description = _description(run)
     if with_onnx:
         adapters.check_possible(description)
     trained = load_model(run, trust_run)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
+    with folder_written_whole(out) as temporary:
         _write(temporary, run, trained, description, with_onnx, with_speechbrain)
         _compare(temporary, trained)
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return out
 
 
@@ -252,8 +235,7 @@ def _description(run: Path) -> dict:
 
 def _write(folder: Path, run: Path, trained: TrainedModel, description: dict, with_onnx: bool, with_speechbrain: bool):
     """Everything but the hashes first, config.json with them last."""
-    has_asr, lines = "asr" in description["arguments"]["heads"], trained.lines
-    calibration = read_calibration(run)
+    calibration = trained.calibration
     if (reason := temperature_of(calibration, trained.epoch)[1]) and calibration is not None:  # of other parameters
         calibration = {"temperature": None, "reason": reason}
     config = {
@@ -262,12 +244,12 @@ def _write(folder: Path, run: Path, trained: TrainedModel, description: dict, wi
         "speechbrain_ser": __version__,
         "model": description,
         "classes": trained.classes,
-        "decoding": {"kind": lines["decoding"], "beam_size": lines["beam_size"]} if has_asr else None,
+        "decoding": trained.decoding,
         "sample_rate": SAMPLE_RATE,
         "calibration": calibration,
     }
     write_json(config["classes"], folder / LABELS)
-    if has_asr:
+    if trained.tokens is not None:
         shutil.copyfile(run / "save" / "tokens.json", folder / package.TOKENS)
     encoder = description["arguments"].get("encoder")
     has_backbone = isinstance(encoder, dict) and encoder.get("class") in package.ENCODERS
@@ -302,7 +284,6 @@ def _write_parameters(path: Path, model: nn.Module, trained: nn.Module) -> None:
     state = {name: state[name].detach().cpu().clone().contiguous() for name in model.state_dict()}
     model.load_state_dict(state)
     save_file(state, path, {"format": "pt"})
-    path.chmod((path.parent / LABELS).stat().st_mode & 0o777)  # safetensors' files are the owner's alone
 
 
 def _backbone_name(lines: dict) -> str | None:
@@ -325,5 +306,5 @@ def _compare(folder: Path, trained: TrainedModel) -> None:
         expected, found = (model(**model_inputs(model, wavs, "cpu")) for model in (trained.model, exported))
     for name in [task for task in TASKS if task in expected]:
         worst = float((expected[name] - found[name]).abs().max() / expected[name].abs().max().clamp(min=1))
-        if not worst <= TOLERANCE:
+        if not worst <= adapters.TOLERANCE:
             raise UserError(f"the package's {name} logits differ from the run's by {worst:.1e}: nothing is written")

@@ -24,7 +24,7 @@ from speechbrain_ser.data.text import CharacterTokens, SentencePieceTokens, load
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.evaluation.calibration import check_calibration
 from speechbrain_ser.files import sha256
-from speechbrain_ser.lobes.backbone import HUB_NAME
+from speechbrain_ser.lobes.backbone import HUB_NAME, files_on_hub, reaching_hub
 from speechbrain_ser.lobes.cnn_blstm_attention import CNNBLSTMAttention
 from speechbrain_ser.lobes.encoder import Encoder
 from speechbrain_ser.lobes.pretrained import PretrainedEncoder
@@ -77,49 +77,44 @@ class Kind(NamedTuple):
     """A class, and the arguments that no description has: they matter in training alone, or who loads sets them."""
 
     make: Callable
-    left_out: frozenset[str]
+    left_out: Sequence[str] = ()
 
     def check_arguments(self, given: Iterable[str], where: str, also: Iterable[str] = ()) -> None:
         """Refuse arguments that the class has not, or that no description has but for some."""
-        known = set(inspect.signature(self.make).parameters) - self.left_out | set(also)
+        known = set(inspect.signature(self.make).parameters) - {*self.left_out} | {*also}
         if unknown := sorted(set(given) - known):
             known = ", ".join(sorted(known)) or "none"
             raise UserError(f"{where}: expected arguments {known}, found {', '.join(unknown)}")
-
-
-def _kind(make: Callable, left_out: str = "") -> Kind:
-    return Kind(make, frozenset(left_out.split()))
 
 
 OF_ENCODERS = (
     "source save_path load_weights cache_front_end attn_implementation gradient_checkpointing layerdrop dropout lora "
     "freeze_feature_extractor apply_spec_augment mask_time_prob mask_time_length mask_feature_prob mask_feature_length "
     "seed"
-)
-LOG_MEL = "speechbrain_ser.processing.log_mel.LogMel"
+).split()
 #: lobes whose settings lie in the package's folder `backbone`
 ENCODERS = {
-    "speechbrain_ser.lobes.encoder.Encoder": _kind(Encoder, OF_ENCODERS),
-    "speechbrain_ser.lobes.wav2vec2.Wav2Vec2": _kind(Wav2Vec2, OF_ENCODERS),
-    "speechbrain_ser.lobes.whisper.Whisper": _kind(Whisper, OF_ENCODERS),
+    "speechbrain_ser.lobes.encoder.Encoder": Kind(Encoder, OF_ENCODERS),
+    "speechbrain_ser.lobes.wav2vec2.Wav2Vec2": Kind(Wav2Vec2, OF_ENCODERS),
+    "speechbrain_ser.lobes.whisper.Whisper": Kind(Whisper, OF_ENCODERS),
 }
 MODELS = {
-    "speechbrain_ser.models.cai.CaiModel": _kind(CaiModel, "seed"),
-    "speechbrain_ser.models.ha.HaModel": _kind(HaModel, "seed reversal schedule"),
-    "speechbrain_ser.models.fu.FuModel": _kind(FuModel, "seed feature_augment"),
-    "speechbrain_ser.models.hsu.HsuModel": _kind(HsuModel, "seed"),
-    "speechbrain_ser.models.probe.ProbeModel": _kind(ProbeModel, "seed"),
+    "speechbrain_ser.models.cai.CaiModel": Kind(CaiModel, ("seed",)),
+    "speechbrain_ser.models.ha.HaModel": Kind(HaModel, ("seed", "reversal", "schedule")),
+    "speechbrain_ser.models.fu.FuModel": Kind(FuModel, ("seed", "feature_augment")),
+    "speechbrain_ser.models.hsu.HsuModel": Kind(HsuModel, ("seed",)),
+    "speechbrain_ser.models.probe.ProbeModel": Kind(ProbeModel, ("seed",)),
 }
 CLASSES = {
     **MODELS,
     **ENCODERS,
-    "speechbrain_ser.lobes.cnn_blstm_attention.CNNBLSTMAttention": _kind(CNNBLSTMAttention),
-    "speechbrain_ser.nnet.pooling.MaskedPooling": _kind(MaskedPooling),
-    LOG_MEL: _kind(LogMel),
-    "speechbrain_ser.processing.split_mel.SplitMel": _kind(SplitMel),
-    "speechbrain_ser.processing.pitch.PitchTrack": _kind(PitchTrack),
-    "speechbrain_ser.nnet.convolution.ConvHead": _kind(ConvHead, "in_features dropout"),
-    "torch.nn.Linear": _kind(nn.Linear, "in_features device dtype"),
+    "speechbrain_ser.lobes.cnn_blstm_attention.CNNBLSTMAttention": Kind(CNNBLSTMAttention),
+    "speechbrain_ser.nnet.pooling.MaskedPooling": Kind(MaskedPooling),
+    "speechbrain_ser.processing.log_mel.LogMel": Kind(LogMel),
+    "speechbrain_ser.processing.split_mel.SplitMel": Kind(SplitMel),
+    "speechbrain_ser.processing.pitch.PitchTrack": Kind(PitchTrack),
+    "speechbrain_ser.nnet.convolution.ConvHead": Kind(ConvHead, ("in_features", "dropout")),
+    "torch.nn.Linear": Kind(nn.Linear, ("in_features", "device", "dtype")),
 }
 
 
@@ -196,7 +191,7 @@ def build_model(description: dict, where: str, backbone: str | None = None) -> n
     A description is ``{"class": name, "arguments": {…}}``, nested; ``partial`` instead of ``class``: a constructor that
     still lacks arguments. `where`, its file, is for messages; `backbone` is the folder of the backbone's settings.
     """
-    make = {name: kind.make for name, kind in CLASSES.items()} | {LOG_MEL: _log_mel}
+    make = {name: kind.make for name, kind in CLASSES.items()}
     make |= {name: partial(kind.make, source=backbone, load_weights=False) for name, kind in ENCODERS.items()}
     _check_model(description, where)
     try:
@@ -277,12 +272,6 @@ def _checked_value(value, where: str):
     return value
 
 
-def _log_mel(**arguments) -> LogMel:
-    """Its filters are computed, from values, when it is built: even where parameters have a size and no memory."""
-    with torch.device("cpu"):
-        return LogMel(**arguments)
-
-
 # ------------------------------------------------------------------ files
 
 
@@ -290,7 +279,7 @@ def _read_json(path: Path, kind: type, most_bytes: int = MOST_BYTES):
     """Read a JSON file of a `kind`, dict or list: small, not deep, without NaN, double keys or control characters."""
     data = read_small(path, most_bytes)
     try:
-        content = json.loads(data.decode("utf-8"), object_pairs_hook=_each_once, parse_constant=_no_number)
+        content = json.loads(data.decode("utf-8"), object_pairs_hook=_each_once)
     except RecursionError as error:
         raise UserError(f"{path}: expected at most {DEEPEST} levels, found more") from error
     except ValueError as error:
@@ -323,10 +312,6 @@ def _each_once(pairs: list) -> dict:
             raise ValueError(f"the key {name[:100]!r} is there twice")
         content[name] = value
     return content
-
-
-def _no_number(text: str):
-    raise ValueError(f"{text} is no number")
 
 
 def _check_content(content, levels: int, path: Path) -> None:
@@ -429,23 +414,14 @@ def _find_package(source: str | os.PathLike) -> Path:
             return cached
     except (LocalEntryNotFoundError, HFValidationError):
         pass
-    try:
-        # this fails at once without network; a download would try again for half a minute
-        info = huggingface_hub.HfApi().model_info(name, timeout=20)
-        there = sorted(file.rfilename for file in info.siblings or ())
-        if CONFIG not in there:
+    expected = "the folder of a package, or a model on the Hugging Face hub; there is no such folder here"
+    with reaching_hub(f"{name}: expected {expected}, and the hub's"):
+        if CONFIG not in (there := files_on_hub(name)):
             raise UserError(f"hub model '{name}': expected a package's {CONFIG}, found {', '.join(there):.300}")
         return Path(fetch())
-    except UserError:
-        raise
-    except Exception as error:  # several libraries' network, offline and not-found errors
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        expected = "the folder of a package, or a model on the Hugging Face hub; there is no such folder here"
-        raise UserError(f"{name}: expected {expected}, and the hub's could not be fetched ({reason})") from error
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether all files of a snapshot's config.json are there."""
     if not (folder / CONFIG).is_file():
         return False
     listed = _read_json(folder / CONFIG, dict).get("files", {})
@@ -563,17 +539,13 @@ def _compare_tensors(path: Path, expected: dict[str, torch.Tensor]) -> None:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: expected a file of safetensors: {error}") from error
     wanted = {name: f"{DTYPES.get(value.dtype, value.dtype)} {list(value.shape)}" for name, value in expected.items()}
-    problems = [f"{name} is missing" for name in wanted if name not in found]
-    problems += [f"{ascii(name)[1:-1]:.100} is not the model's" for name in found if name not in wanted]
-    both = [name for name in wanted if name in found and found[name] != wanted[name]]
-    problems += [f"{name}: expected {wanted[name]}, found {found[name]}" for name in both]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise UserError(f"{path}: expected the tensors of the model of {CONFIG}: {'; '.join(problems[:5])}{more}")
+    for name in sorted({*wanted, *found}):
+        if (expected := wanted.get(name, "none")) != (there := found.get(name, "none")):
+            first = f"{ascii(name)[1:-1]:.100} {expected}, found {there}"
+            raise UserError(f"{path}: expected the tensors of the model of {CONFIG}, {first}")
 
 
 def _check_sizes(folder: Path, model: nn.Module, classes: list, tokens) -> None:
-    """As many logits as classes and tokens."""
     if (n := model.heads["emotion"].out_features) != len(classes):
         raise UserError(f"{folder / LABELS}: expected {n} classes, as the model has, found {len(classes)}")
     if ("asr" in model.heads) != (tokens is not None):

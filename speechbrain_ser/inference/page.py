@@ -22,8 +22,8 @@ from starlette.responses import PlainTextResponse
 from speechbrain_ser.data.audio import BadAudioError, claimed_seconds
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.inference.export import run_card
-from speechbrain_ser.inference.formats import write_textgrid
 from speechbrain_ser.inference.package import CARD, read_small
+from speechbrain_ser.inference.predict import write_textgrid
 from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition, open_recognizer
 from speechbrain_ser.inference.timeline import Timeline, plan_windows
 from speechbrain_ser.inference.timeline_figure import plot_timeline
@@ -195,7 +195,6 @@ def _take_only_sent(page: gr.Blocks, recording: gr.Audio) -> None:
 
 
 def _write_files(stem: Path, answer: dict, timeline: Timeline) -> list[Path]:
-    """Write :data:`FILES` of a recording beside it."""
     picture, text, grid = paths = [stem.with_name(f"{stem.name}.{ending}") for ending in FILES]
     plot_timeline(timeline).savefig(picture, dpi=DPI)
     text.write_text(json.dumps(answer, ensure_ascii=False, indent=1), encoding="utf-8")
@@ -263,23 +262,7 @@ def serve(
     root_path: str | None = None,
     trust_run: bool = False,
 ) -> None:
-    """Serve the page until Ctrl-C.
-
-    Arguments
-    ---------
-    model : str
-        A run's folder, a package's folder, or a package's name on the hub.
-    host : str
-        The address to listen at; any other than this machine's own lets others use the page.
-    max_seconds, max_mb : float
-        The longest recording and the largest file that are taken, in MB of 2**20 bytes.
-    window, step : float
-        Of the timeline, in seconds (:meth:`EmotionRecognizer.timeline`).
-    public_name, root_path : str, optional
-        The name by which a reverse proxy is asked for the page, and the path below which it has it.
-    trust_run : bool
-        Execute the YAML of a run that is not below ``results/``.
-    """
+    """Serve the page until Ctrl-C, as ``speechbrain-ser serve --help`` says it; an MB has 2**20 bytes."""
     if public_name and _hostname(f"//{public_name}") != public_name:
         raise UserError(f"--public-name: expected a name such as ser.example.org, in lower case, found {public_name!r}")
     if root_path and not root_path.startswith(("/", "http://", "https://")):

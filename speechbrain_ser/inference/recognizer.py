@@ -17,7 +17,7 @@ from torch import nn
 
 from speechbrain_ser.data.audio import SILENT, BadAudioError, claimed_seconds, duration_of
 from speechbrain_ser.data.batches import SAMPLE_RATE, load_audio
-from speechbrain_ser.data.text import load_tokens
+from speechbrain_ser.data.text import CharacterTokens, SentencePieceTokens, load_tokens
 from speechbrain_ser.errors import Untrusted, UserError, nearest
 from speechbrain_ser.evaluation.calibration import check_temperature, read_calibration, temperature_of
 from speechbrain_ser.evaluation.metrics import SELECTIONS
@@ -33,50 +33,13 @@ from speechbrain_ser.processing.lengths import absolute_lengths
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class TrainedModel:
-    """What a run learned."""
+@dataclass(frozen=True)
+class TrainedModel(Package):
+    """What a run learned: what a package holds, and more."""
 
-    model: nn.Module  # in evaluation mode, on the CPU
     metrics: dict  # the run's metrics.json
     epoch: int  # whose parameters these are
     lines: dict  # of the run's hyperparams.yaml, those that are text or numbers
-    parameters: Path  # their file
-    folder: Path  # the run's
-
-    @property
-    def digest(self) -> str:
-        """By which the model's results are known."""
-        return sha256(self.parameters)[:16]
-
-    @property
-    def classes(self) -> list[str]:
-        """In the order of the logits."""
-        return read_json(self.folder / "save" / "classes.json", list, AGAIN)
-
-    @property
-    def tokens(self):
-        """What the ASR head spells with; None where there is none."""
-        path = self.folder / "save" / "tokens.json"
-        try:
-            return load_tokens(path) if "asr" in self.model.heads else None
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path}: expected what a run writes, found something else ({error!r})") from error
-
-    @property
-    def decoding(self) -> dict:
-        """Kind and beam size of the search for a transcript."""
-        return {"kind": self.lines["decoding"], "beam_size": self.lines["beam_size"]}
-
-    @property
-    def calibration(self) -> dict | None:
-        """Its calibration.json, where there is one."""
-        return read_calibration(self.folder)
-
-    @property
-    def inputs(self) -> dict:
-        """What the model reads, by name: extractors of features, None for waveforms."""
-        return self.model.inputs
 
 
 def load_model(run_folder: str | os.PathLike, trust_run: bool = True) -> TrainedModel:
@@ -104,8 +67,26 @@ def load_model(run_folder: str | os.PathLike, trust_run: bool = True) -> Trained
     except (RuntimeError, KeyError) as error:
         raise UserError(f"{checkpoint.path}: its parameters do not fit the run's own model: {error}") from error
     lines = {name: value for name, value in tree.items() if value is None or isinstance(value, str | int | float)}
-    parameters = Path(checkpoint.paramfiles["model"])
-    return TrainedModel(model.eval(), metrics, checkpoint.meta["epoch"], lines, parameters, folder)
+    classes = read_json(folder / "save" / "classes.json", list, AGAIN)
+    tokens = _read_tokens(folder / "save" / "tokens.json") if "asr" in model.heads else None
+    return TrainedModel(
+        model=model.eval(),
+        classes=classes,
+        tokens=tokens,
+        decoding=None if tokens is None else {"kind": lines["decoding"], "beam_size": lines["beam_size"]},
+        calibration=read_calibration(folder),
+        digest=sha256(checkpoint.paramfiles["model"])[:16],
+        metrics=metrics,
+        epoch=checkpoint.meta["epoch"],
+        lines=lines,
+    )
+
+
+def _read_tokens(path: Path) -> CharacterTokens | SentencePieceTokens:
+    try:
+        return load_tokens(path)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: expected what a run writes, found something else ({error!r})") from error
 
 
 def finished(run_folder: str | os.PathLike) -> Path:
@@ -255,24 +236,12 @@ class EmotionRecognizer:
 
         The run's YAML is executed, as every SpeechBrain YAML is: use only runs that you trust.
 
-        Arguments
-        ---------
-        run_folder : str or os.PathLike
-            ``results/<system>/<corpus>-<protocol>/<variant>/<fold>/<seed>``.
-        transcribe : bool
-            Give transcripts where the system has an ASR head; False computes none.
-        calibrated : bool
-            Use the temperature that was fitted on the run's validation utterances (``calibration.json``); where there
-            is none, a log line says so. False: posteriors are those of the run's ``predictions.csv``.
-        trust_run : bool
-            False: only a run below ``results/`` in the working folder (:func:`load_model`).
-        **options
-            ``max_seconds`` and ``threshold``, as :class:`EmotionRecognizer` has them.
+        `transcribe`: give transcripts where the system has an ASR head; False computes none. `calibrated`: use the
+        temperature that was fitted on the run's validation utterances (``calibration.json``); where there is none, a
+        log line says so. False: posteriors are those of the run's ``predictions.csv``. `run_folder` and `trust_run` are
+        :func:`load_model`'s, the other options (``max_seconds``, ``threshold``) are :class:`EmotionRecognizer`'s.
         """
         trained = load_model(run_folder, trust_run)
-        if "emotion" not in trained.model.tasks:
-            system = trained.metrics.get("system", "it")
-            raise UserError(f"{run_folder}: expected a run that recognises emotions, found pre-training ({system})")
         return cls._of(trained, trained.epoch, transcribe, calibrated, run_opts=run_opts, **options)
 
     @classmethod
@@ -296,8 +265,6 @@ class EmotionRecognizer:
         if reason is not None:
             logger.warning(f"uncalibrated: {reason}")
         return cls(learned.model, learned.classes, decode, model_id=learned.digest, temperature=temperature, **options)
-
-    # -------------------------------------------------------------- use
 
     def classify_file(self, path: str | os.PathLike, embedding: bool = False) -> Recognition:
         """Recognise one recording of any format that soundfile reads; what is wrong with it is a UserError.
@@ -387,8 +354,6 @@ class EmotionRecognizer:
         """Return the emotion that a posterior [classes] speaks for; None: too little for the threshold."""
         likeliest = int(posterior.argmax())
         return self.classes[likeliest] if float(posterior[likeliest]) >= self.threshold else None
-
-    # -------------------------------------------------------------- work
 
     def _timeline(self, path: str | os.PathLike, plan: WindowPlan, batch_size: int, progress: bool) -> Timeline:
         try:

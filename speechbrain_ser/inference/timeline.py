@@ -149,7 +149,6 @@ class WindowPlan:
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """Duration and step."""
         return self.duration / SAMPLE_RATE, self.step / SAMPLE_RATE
 
     def cut(self, blocks: Iterable[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
