@@ -168,8 +168,6 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     problems += [f"--seeds={seed}: expected whole numbers" for seed in request.seeds or () if not seed.isdigit()]
     _refuse(problems)
     request.options, request.sweep = options, dict(request.sweep)
-    if request.folds == ["all"]:
-        request.folds = None
     return request
 
 
@@ -187,7 +185,6 @@ def _different(text: str) -> list[str]:
 
 def _sweep(text: str) -> tuple[str, list[str]]:
     key, _, values = text.partition("=")
-    key = key.removeprefix("--")
     if not key or not values:
         raise argparse.ArgumentTypeError(f"expected KEY=VALUE,VALUE, found '{text}'")
     if key in UNSWEPT:
@@ -354,7 +351,6 @@ class _Planner:
         return list(self.by_folder.values())
 
     def _places(self, row: Row) -> list[tuple[str, str]]:
-        """Seeds and folds of a row."""
         plain = read_config(self._argv(row), self.hparams_folder).plain
         folds, names, problems = self.shared.data(plain).folds, {}, _Problems()
         for name in folds if self.request.folds is None else self.request.folds:

@@ -11,16 +11,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from speechbrain_ser.data.audio import cores
 from speechbrain_ser.files import is_locked
 from speechbrain_ser.training.signals import PARENT, handled
 
 if TYPE_CHECKING:
     from speechbrain_ser.crossval.plan import PlannedRun
-
+    from speechbrain_ser.crossval.slurm import SlurmJobs
 
 ATTEMPTS = 2
 GRACE = 30.0  # seconds between asking a process to end and ending it: a step, and its checkpoint
@@ -48,25 +49,6 @@ def interruptible() -> Iterator[None]:
         yield
 
 
-class Executor(Protocol):
-    """Where runs go."""
-
-    def room(self, run: PlannedRun) -> bool:
-        """Whether a run can be given to it now."""
-
-    def has(self, run: PlannedRun) -> bool:
-        """Whether it works on the run since an earlier start of this program; to start it is then to follow it."""
-
-    def start(self, run: PlannedRun) -> None:
-        """Begin it; returns at once."""
-
-    def ended(self) -> list[PlannedRun]:
-        """Runs that are no longer going, each told once; how they ended is seen from their results."""
-
-    def stop(self) -> None:
-        """End everything that goes on; it can be resumed."""
-
-
 @dataclass(eq=False)
 class _Slot:
     """One of the places for a run: its process, and the GPU it gets where there are several."""
@@ -77,22 +59,24 @@ class _Slot:
 
 
 class LocalProcesses:
-    """At most `jobs` processes at a time (an `Executor`); a run's arguments are appended to `command`."""
+    """Where runs go: at most `jobs` processes at a time; a run's arguments are appended to `command`."""
 
     def __init__(self, jobs: int, command: Sequence[str]):
         self.command = list(command)
         gpus = _visible_gpus() if jobs > 1 else []
         self.slots = [_Slot(gpus[k % len(gpus)] if gpus else None) for k in range(jobs)]
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        self.threads = max(1, cores // jobs) if jobs > 1 else None
+        self.threads = max(1, cores() // jobs) if jobs > 1 else None
 
     def room(self, run: PlannedRun) -> bool:
+        """Whether a run can be given to it now."""
         return any(slot.process is None for slot in self.slots) and all(need.finished() for need in run.needs)
 
     def has(self, run: PlannedRun) -> bool:
+        """Whether it works on a run since an earlier start of this program; to start it is then to follow it."""
         return False  # our processes end when we do
 
     def start(self, run: PlannedRun) -> None:
+        """Begin a run; return at once."""
         slot = next(slot for slot in self.slots if slot.process is None)
         run.log.parent.mkdir(parents=True, exist_ok=True)
         with run.log.open("ab") as log:
@@ -107,6 +91,7 @@ class LocalProcesses:
             )
 
     def ended(self) -> list[PlannedRun]:
+        """Return the runs that are no longer going, each once; how they ended is seen from their results."""
         over = [slot for slot in self.slots if slot.process is not None and slot.process.poll() is not None]
         runs = [slot.run for slot in over]
         for slot in over:
@@ -114,7 +99,7 @@ class LocalProcesses:
         return runs
 
     def stop(self) -> None:
-        """Ask all processes to end; after a while, end them."""
+        """Ask all that goes on to end, which can be resumed; after a while, end it."""
         processes = [slot.process for slot in self.slots if slot.process is not None]
         for process in processes:
             _signal(process, signal.SIGTERM)
@@ -168,7 +153,6 @@ class Outcome:
 
 
 def _tail(log: Path) -> list[str]:
-    """Return the last lines of a log, indented."""
     said = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else ["(no log)"]
     return [f"    {line}" for line in said if line.strip()][-TAIL:]
 
@@ -179,7 +163,14 @@ class Schedule:
     Finished runs keep their optimiser's state, which is twice the model's size, only where `keep_optimizer` says so.
     """
 
-    def __init__(self, runs: list[PlannedRun], executor: Executor, keep_optimizer=False, progress=True, poll=0.2):
+    def __init__(
+        self,
+        runs: list[PlannedRun],
+        executor: LocalProcesses | SlurmJobs,
+        keep_optimizer=False,
+        progress=True,
+        poll=0.2,
+    ):
         self.executor, self.keep_optimizer, self.poll = executor, keep_optimizer, poll
         self.runs = runs
         self.running: list[PlannedRun] = []

@@ -31,7 +31,7 @@ MANY = 1_000_000  # how often a job may run out of its time and start again
 
 
 class SlurmJobs:
-    """A job for each run, all in the queue at once (an `Executor`).
+    """A job for each run, all in the queue at once (see `LocalProcesses`).
 
     Jobs outlive this program: their numbers lie beside the runs' folders, and a later start follows them further.
     `settings` are the YAML's `slurm` lines, `folder` is submitit's, a run's arguments are appended to `command`.
@@ -156,9 +156,6 @@ def _number(run: PlannedRun) -> str | None:
         return _job_file(run).read_text().strip() or None
     except FileNotFoundError:
         return None
-
-
-# ------------------------------------------------------------------ inside a job
 
 
 @dataclass

@@ -148,7 +148,6 @@ class RandomState:
 
     @mark_as_saver
     def save(self, path):
-        """Write the states, by rank."""
         # the legacy global generator is the one transformers' SpecAugment draws from
         numpy_state = np.random.get_state()  # noqa: NPY002
         states = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()}
@@ -184,7 +183,6 @@ class Tally:
         self.reset()
 
     def reset(self):
-        """Forget everything."""
         self.sums: dict[str, float] = {}
         self.n = 0
 
@@ -238,11 +236,9 @@ class History:
 
     @mark_as_saver
     def save(self, path):
-        """Write the rows."""
         torch.save(self.rows, path)
 
     @mark_as_loader
     def load(self, path, end_of_epoch):
-        """Read the rows."""
         del end_of_epoch
         self.rows = torch.load(path, weights_only=False)

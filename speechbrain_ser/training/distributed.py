@@ -29,10 +29,7 @@ from speechbrain_ser.errors import UserError
 
 T = TypeVar("T")
 
-BUCKET = 2**24  # gradients that are sent at a time: 64 MiB of float32
 _failures: torch.distributed.Store | None = None  # where the first process that fails says so
-
-# ------------------------------------------------------------------ the group
 
 
 def is_launched() -> bool:
@@ -95,9 +92,6 @@ def _own_options(run_opts: RunOptions) -> RunOptions:
     return dataclasses.replace(run_opts, **changes, overridden_args=run_opts.overridden_args | set(changes))
 
 
-# ------------------------------------------------------------------ one after another
-
-
 def on_main(function: Callable[[], T], keep: bool = True) -> T | None:
     """Run a function in the main process alone; an error of the user's, and, to `keep`, its result are everybody's."""
     if not is_distributed_initialized():
@@ -129,9 +123,6 @@ def main_first(function: Callable[[], T]) -> T:
     return result
 
 
-# ------------------------------------------------------------------ sums
-
-
 def gathered(value: T) -> list[T]:
     """Return what every process has, by rank."""
     if not is_distributed_initialized():
@@ -157,23 +148,8 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         if is_used and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         gradients += [parameter.grad] if is_used else []
-    for bucket in _buckets(gradients):
-        flat = nn.utils.parameters_to_vector(bucket)
-        torch.distributed.all_reduce(flat)
-        nn.utils.vector_to_parameters(flat, bucket)
-
-
-def _buckets(tensors: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Tensors of one type in lists of about :data:`BUCKET` numbers: few messages, and little memory for copies."""
-    bucket, size = [], 0
-    for tensor in tensors:
-        if bucket and (size + tensor.numel() > BUCKET or tensor.dtype != bucket[0].dtype):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(tensor)
-        size += tensor.numel()
-    if bucket:
-        yield bucket
+    for sent in [torch.distributed.all_reduce(gradient, async_op=True) for gradient in gradients]:
+        sent.wait()
 
 
 def same_parameters(module: nn.Module) -> None:
@@ -191,9 +167,6 @@ def own_random_state(seed: int) -> None:
     random.seed(words[0])
     np.random.seed(words[1])  # noqa: NPY002 (the generator that SpecAugment draws from)
     torch.manual_seed(words[2])
-
-
-# ------------------------------------------------------------------ errors
 
 
 def is_first_to_fail() -> bool:

@@ -55,7 +55,6 @@ class StopWish:
 
     @property
     def is_there(self) -> bool:
-        """Whether someone wishes so."""
         return self.number is not None
 
     @contextlib.contextmanager
