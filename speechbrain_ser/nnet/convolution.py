@@ -118,7 +118,6 @@ class FrontEndLayer(GradientCheckpointingLayer):
 
     def step(self, hidden: torch.Tensor, lengths: torch.LongTensor | None = None) -> Step:
         """Return the layer as a function of any piece of `hidden`, with the statistics of the whole."""
-        del hidden, lengths
         return self._of_frames
 
     def _of_frames(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -158,7 +158,6 @@ class RandomState:
     @mark_as_loader
     def load(self, path, end_of_epoch):
         """Set this process's states; with more processes than there were, some go on from their own seed."""
-        del end_of_epoch
         found = torch.load(path, map_location="cpu", weights_only=False)
         if len(found) != world_size():
             logger.warning(
@@ -240,5 +239,4 @@ class History:
 
     @mark_as_loader
     def load(self, path, end_of_epoch):
-        del end_of_epoch
         self.rows = torch.load(path, weights_only=False)

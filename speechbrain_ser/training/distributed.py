@@ -148,8 +148,10 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         if is_used and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         gradients += [parameter.grad] if is_used else []
-    for sent in [torch.distributed.all_reduce(gradient, async_op=True) for gradient in gradients]:
-        sent.wait()
+    if gradients:
+        flat = nn.utils.parameters_to_vector(gradients)  # one message; activations have left room for the copy
+        torch.distributed.all_reduce(flat)
+        nn.utils.vector_to_parameters(flat, gradients)
 
 
 def same_parameters(module: nn.Module) -> None:
