@@ -35,7 +35,7 @@ from speechbrain_ser.evaluation.calibration import (
 from speechbrain_ser.evaluation.report import build_report
 from speechbrain_ser.evaluation.runs import in_words
 from speechbrain_ser.files import write_csv, write_json
-from speechbrain_ser.inference.predict import csv_text, json_text, table_text
+from speechbrain_ser.inference.formats import csv_text, json_text, table_text
 from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition
 
 from .run_folders import CLASSES, FOLDS, predictions, write_run

@@ -20,14 +20,8 @@ from speechbrain_ser.cli import main as cli
 from speechbrain_ser.data.batches import SAMPLE_RATE, load_audio
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.files import locked
-from speechbrain_ser.inference.predict import (
-    csv_text,
-    find_recordings,
-    json_text,
-    origin_of,
-    records_to_csv,
-    results_file,
-)
+from speechbrain_ser.inference.formats import csv_text, json_text, origin_of, records_to_csv, results_file
+from speechbrain_ser.inference.predict import find_recordings
 from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition, open_recognizer
 
 from .conftest import ROOT

@@ -16,7 +16,7 @@ from torch import nn
 from speechbrain_ser.data.batches import SAMPLE_RATE, load_audio
 from speechbrain_ser.data.text import CharacterTokens
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.inference.predict import write_textgrid
+from speechbrain_ser.inference.formats import write_textgrid
 from speechbrain_ser.inference.recognizer import EmotionRecognizer
 from speechbrain_ser.inference.timeline import (
     Phrase,

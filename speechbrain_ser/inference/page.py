@@ -22,8 +22,8 @@ from starlette.responses import PlainTextResponse
 from speechbrain_ser.data.audio import BadAudioError, claimed_seconds
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.inference.export import run_card
+from speechbrain_ser.inference.formats import write_textgrid
 from speechbrain_ser.inference.package import CARD, read_small
-from speechbrain_ser.inference.predict import write_textgrid
 from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition, open_recognizer
 from speechbrain_ser.inference.timeline import Timeline, plan_windows
 from speechbrain_ser.inference.timeline_figure import plot_timeline
