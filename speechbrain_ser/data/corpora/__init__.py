@@ -1,23 +1,26 @@
-"""Which corpora there are: one module each, found by its name."""
+"""Which corpora there are, each found by its name: a module, or a description in `presets.py`."""
 
 import codecs
 import importlib
 from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from speechbrain_ser.errors import CorpusError, nearest
 
-# Each module has find_utterances(data_folder, **options) -> rows without durations, and DEFAULT_LABELS.
+# Each has find_utterances(data_folder, **options) -> rows without durations, and DEFAULT_LABELS.
 # EMOTIONS (code -> emotion, when they are known beforehand) and OFFICIAL (totals that only warn) may follow.
-CORPORA = ("demo", "emodb", "iemocap", "savee", "table")
+PRESETS = ("cremad", "emodb2", "emovo", "esd", "meld", "msp_podcast", "nemo", "ravdess", "tess")
+CORPORA = ("demo", "emodb", "iemocap", "savee", "table", *PRESETS)
 DEMO_MARKER = "demo_corpus.json"  # in the folder of a spoken corpus, whose layout is a real one's
 
 
-def corpus_module(name: str) -> ModuleType:
-    """Import the module of a corpus."""
+def corpus_module(name: str) -> Any:
+    """Import the module of a corpus, or the description that is used as one."""
     if name not in CORPORA:
         raise CorpusError(f"unknown corpus {name!r}{nearest(name, CORPORA)}; known: {', '.join(CORPORA)}")
+    if name in PRESETS:
+        return importlib.import_module(f"{__package__}.presets").PRESETS[name]
     return importlib.import_module(f"{__package__}.{name}")
 
 

@@ -21,7 +21,7 @@ EMOTIONS = {
 }
 DEFAULT_LABELS = {name: name for name in EMOTIONS.values()}
 OFFICIAL = {"recordings": 535}
-OTHER_RELEASES = " (release 2.0 has more: figures on it are no figures on EMO-DB as published)"
+OTHER_RELEASES = " (release 2.0, --corpus=emodb2, has more: figures on it are no figures on EMO-DB as published)"
 TEXTS = {
     "a01": "Der Lappen liegt auf dem Eisschrank.",
     "a02": "Das will sie am Mittwoch abgeben.",
