@@ -2,14 +2,17 @@
 
 import contextlib
 import hashlib
-import io
 import logging
 import math
+import multiprocessing
 import os
 import re
+import signal
+import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -22,6 +25,8 @@ from speechbrain_ser.errors import Offenders, UserError
 SAMPLE_RATE = 16_000  # of every waveform that a model reads
 BLOCK = 1 << 18  # samples decoded at a time, of all channels
 RATES = (1_000, 768_000)  # Hz
+PART = 64  # recordings that a worker looks at before it asks for more
+MANY, SHORT = 5_000, 50_000  # recordings, and their mean bytes, from which on and up to which processes are quicker
 LONGEST = 24 * 3600  # seconds
 MOST_PER_BYTE = 1_000  # samples, of all channels: three times what FLAC makes of pure silence
 UNKNOWN_BYTES = 1 << 30  # a length from here on that a file is not half of stands for an unknown one (0x7FFFFFFF, …)
@@ -73,8 +78,8 @@ def opened(path: str | os.PathLike) -> Iterator["Recording"]:
     try:
         if not path.is_file():
             raise BadAudioError(MISSING)
-        with _File(path) as file:  # not by its name, which may be in any encoding
-            _check_header(file, path.stat().st_size)
+        with path.open("rb") as file:  # not by its name, which may be in any encoding
+            _check_header(file, os.fstat(file.fileno()).st_size)
             file.seek(0)
             with Recording(file) as recording:
                 yield recording
@@ -82,15 +87,6 @@ def opened(path: str | os.PathLike) -> Iterator["Recording"]:
         raise BadAudioError(defect.kind, defect.found, path) from None
     except Exception as error:  # soundfile and its decoders raise more than they say
         raise BadAudioError(UNREADABLE, _why(path, error), path) from error
-
-
-class _File(io.FileIO):
-    """A header may send libsndfile anywhere: it sees that it is not there."""
-
-    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
-        with contextlib.suppress(OSError, ValueError, OverflowError):
-            return super().seek(position, whence)
-        return self.tell()
 
 
 class Recording(soundfile.SoundFile):
@@ -102,7 +98,8 @@ class Recording(soundfile.SoundFile):
     def __init__(self, file: BinaryIO):
         self.file, self.bytes = file, os.fstat(file.fileno()).st_size
         counted = _is_counted(file)
-        super().__init__(file)
+        os.lseek(file.fileno(), 0, os.SEEK_SET)  # of the file itself, which has been read ahead of
+        super().__init__(file.fileno(), closefd=False)
         #: frames that its header claims; None where it has no such number, and the decoder's is an estimate
         self.claimed = self.frames if self.frames != UNKNOWN_FRAMES and (self.format != "MP3" or counted) else None
         if not RATES[0] <= self.samplerate <= RATES[1]:
@@ -152,9 +149,10 @@ class Recording(soundfile.SoundFile):
             raise BadAudioError(TRUNCATED, f"header: {header}, file: {file}")
         if not done:
             raise BadAudioError(EMPTY, "a header, 0 samples")
-        rest = self.bytes - self.file.tell()
-        is_much = rest > max(1 << 12, min(self.bytes // 10, 1 << 17))  # a player's tags are less
-        if is_much and self.format in ("MP3", "OGG", "FLAC"):  # of others _check_header knows
+        if self.format not in ("MP3", "OGG", "FLAC"):  # _check_header knows
+            return
+        rest = self.bytes - os.lseek(self.file.fileno(), 0, os.SEEK_CUR)
+        if rest > max(1 << 12, min(self.bytes // 10, 1 << 17)):  # a player's tags are less
             raise BadAudioError(LONGER, f"{done / self.samplerate:.3f} s, then {rest} of {self.bytes} bytes")
 
 
@@ -293,7 +291,8 @@ def look_at(path: str | os.PathLike) -> Look:
     with opened(path) as recording:
         digest, frames = hashlib.sha256(str(recording.samplerate).encode()), 0
         for block in recording.samples():
-            digest.update(block.mean(1))
+            # a sum of one sample: it makes 0.0 of -0.0, as the mean does, which takes 30 times as long
+            digest.update(block.mean(1) if recording.channels > 1 else block + np.float32(0))
             frames += len(block)
         return Look(frames / recording.samplerate, digest.hexdigest())
 
@@ -303,23 +302,40 @@ def check_audio(paths: Sequence[str | os.PathLike], where: str = "audio") -> lis
 
     Any sample rate, number of channels and format that soundfile reads is fine.
     """
-
-    def look_or_defect(path):
-        try:
-            return look_at(path)
-        except BadAudioError as defect:
-            return defect
-
     offenders, looks = Offenders(where), []
-    # libsndfile and the file system work without the GIL, so threads are enough
-    with ThreadPoolExecutor(cores()) as pool:
-        found = pool.map(look_or_defect, paths)
+    parts = [paths[k : k + PART] for k in range(0, len(paths), PART)]
+    with _pool(paths) as pool:
+        found = chain.from_iterable(pool.map(_looks_or_defects, parts))
         for path, result in zip(paths, tqdm(found, "audio", len(paths), disable=None), strict=True):
             if isinstance(result, BadAudioError):
                 offenders.add(result.kind, f"{path}: {result.found}" if result.found else path)
             looks.append(result)
     offenders.raise_any()
     return looks
+
+
+def _pool(paths: Sequence[str | os.PathLike]) -> Executor:
+    """Threads, as libsndfile and the file system work without the GIL; processes where most of the work is Python's.
+
+    They are forked, as a DataLoader's are: they import nothing anew, and touch neither torch nor its threads.
+    """
+    sizes = [os.path.getsize(path) for path in paths[:PART] if os.path.exists(path)]
+    if len(paths) < MANY or sum(sizes) > SHORT * len(sizes) or sys.platform != "linux":
+        return ThreadPoolExecutor(cores())
+    # Ctrl-C ends the process that asked
+    ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    return ProcessPoolExecutor(cores(), multiprocessing.get_context("fork"), **ignore)
+
+
+def _looks_or_defects(paths: Sequence[str | os.PathLike]) -> list[Look | BadAudioError]:
+    return [_look_or_defect(path) for path in paths]
+
+
+def _look_or_defect(path: str | os.PathLike) -> Look | BadAudioError:
+    try:
+        return look_at(path)
+    except BadAudioError as defect:
+        return defect
 
 
 def cores() -> int:

@@ -85,14 +85,13 @@ def write_manifest(rows: Iterable[dict], path: str | os.PathLike) -> None:
     rows = sorted(({key: str(value) for key, value in row.items()} for row in rows), key=lambda row: row.get("ID", ""))
     _validate(rows, path)
     columns = list(dict.fromkeys([*COLUMNS, *(key for row in rows for key in row)]))
-    rows = [{column: row.get(column, "") for column in columns} for row in rows]
+    cells = {column: [row.get(column, "") for row in rows] for column in columns}
     with written_whole(path) as temporary:
         with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerows([columns, *zip(*cells.values(), strict=True)])
         # a full disk or a cell that CSV cannot carry shows here, not in a training
-        if _read(temporary).to_dict("records") != rows:
+        if _read(temporary).to_dict("list") != cells:
             raise CorpusError(f"{path}: what was read back is not what was written")
 
 
