@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -25,7 +24,7 @@ from speechbrain_ser.errors import Offenders, UserError
 SAMPLE_RATE = 16_000  # of every waveform that a model reads
 BLOCK = 1 << 18  # samples decoded at a time, of all channels
 RATES = (1_000, 768_000)  # Hz
-PART = 64  # recordings that a worker looks at before it asks for more
+PART = 64  # recordings that a process looks at before it asks for more
 MANY, SHORT = 5_000, 50_000  # recordings, and their mean bytes, from which on and up to which processes are quicker
 LONGEST = 24 * 3600  # seconds
 MOST_PER_BYTE = 1_000  # samples, of all channels: three times what FLAC makes of pure silence
@@ -303,9 +302,8 @@ def check_audio(paths: Sequence[str | os.PathLike], where: str = "audio") -> lis
     Any sample rate, number of channels and format that soundfile reads is fine.
     """
     offenders, looks = Offenders(where), []
-    parts = [paths[k : k + PART] for k in range(0, len(paths), PART)]
     with _pool(paths) as pool:
-        found = chain.from_iterable(pool.map(_looks_or_defects, parts))
+        found = pool.map(_look_or_defect, paths, chunksize=PART)
         for path, result in zip(paths, tqdm(found, "audio", len(paths), disable=None), strict=True):
             if isinstance(result, BadAudioError):
                 offenders.add(result.kind, f"{path}: {result.found}" if result.found else path)
@@ -325,10 +323,6 @@ def _pool(paths: Sequence[str | os.PathLike]) -> Executor:
     # Ctrl-C ends the process that asked
     ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
     return ProcessPoolExecutor(cores(), multiprocessing.get_context("fork"), **ignore)
-
-
-def _looks_or_defects(paths: Sequence[str | os.PathLike]) -> list[Look | BadAudioError]:
-    return [_look_or_defect(path) for path in paths]
 
 
 def _look_or_defect(path: str | os.PathLike) -> Look | BadAudioError:

@@ -26,7 +26,6 @@ VIDEO = (
     "video alone, which soundfile does not read (in its folder: "
     'for v in *.mp4; do ffmpeg -i "$v" -vn -ac 1 -ar 16000 "${v%.mp4}.wav"; done)'
 )
-NOT_THE_CORPUS = ("__macosx",)  # folders of archives
 GENDERS = {"female": "F", "male": "M", "f": "F", "m": "M"}
 
 Facts = dict[str, str]  # what is told of a recording: `emotion`, `speaker`, `text`, …
@@ -74,7 +73,7 @@ class Preset:
         logger.info("%s: %s", self.title, self.licence)
         where = f"{self.title} in {root}"
         offenders = Offenders(where)
-        files = list(_files(root, (*NOT_THE_CORPUS, *self.skipped)))
+        files = list(_files(root, ("__macosx", *self.skipped)))
         told = self._told(root, files, offenders)
         found = self._recordings(root, files, told, offenders)
         if self.words:
@@ -87,8 +86,6 @@ class Preset:
         if self.grid:
             self._warn_of_missing(where, {row["ID"] for row in rows}, [facts for _, facts in found.values()])
         return _one_spelling(rows, where) if self.is_listed else rows
-
-    # ------------------------------------------------------------------ the release's tables
 
     def _told(self, root: Path, files: list[str], offenders: Offenders) -> dict[str, Facts]:
         """ID in lower case -> what the tables tell of it."""
@@ -136,8 +133,6 @@ class Preset:
                 return None
             facts.update(match.groupdict())
         return self.id.format(**facts).lower()
-
-    # ------------------------------------------------------------------ the recordings
 
     @cached_property
     def _match(self) -> Callable:
@@ -199,8 +194,6 @@ class Preset:
                 offenders.add("renamed", f"{file} (expected {meant})")
             else:
                 offenders.add(f"name that cannot be read (expected one like {self.example})", file)
-
-    # ------------------------------------------------------------------ rows
 
     @cached_property
     def _known(self) -> dict[str, dict[str, str]]:

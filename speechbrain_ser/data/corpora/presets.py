@@ -177,7 +177,6 @@ MSP_PODCAST = Preset(
     skipped=("previous_releases_information",),
 )
 
-ESD_EMOTIONS = ("neutral", "angry", "happy", "sad", "surprise")  # of 350 numbers each
 ESD_MEN = ("0004", "0005", "0006", "0008", "0010", "0011", "0012", "0013", "0014", "0020")
 
 
@@ -204,7 +203,7 @@ ESD = Preset(
     name=r"(?P<speaker>\d{4})_(?P<number>\d{6})",
     id="{speaker}_{number}",
     parts={
-        "emotion": {f"{k}": name for k, name in enumerate(ESD_EMOTIONS)},
+        "emotion": named("0 neutral 1 angry 2 happy 3 sad 4 surprise"),  # of 350 numbers each
         "speaker": {f"{k:04}": "M" if f"{k:04}" in ESD_MEN else "F" for k in range(1, 21)},
         "number": [f"{k:06}" for k in range(1, 1751)],
     },
