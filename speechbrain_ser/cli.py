@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run_program(*PROGRAMS[argv[0]][:2], argv[1:])
     parser = argparse.ArgumentParser("speechbrain-ser", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    about_models = (_decompose, _convert, _predict, _export, _serve, _import_whisper)
+    about_models = (_decompose, _convert, _predict, _embed, _export, _serve, _import_whisper)
     for add in (_doctor, _demo_corpus, _report, _compare, _audit, *about_models):
         add(commands)
     for name, (*_, help) in PROGRAMS.items():
@@ -180,6 +180,22 @@ def _predict(commands):
     help = "from window to window (default: half a window); implies --window"
     add("--step", type=float, metavar="SECONDS", help=help)
     add("--picture", metavar="FOLDER", help="also a picture a recording; implies --window")
+
+
+def _embed(commands):
+    help = "a vector a recording, of a trained model or a pretrained encoder, as .npz or .csv"
+    add = _command(commands, "embed", "speechbrain_ser.inference.embed:embed", help)
+    add("paths", metavar="PATH", nargs="+", help="recordings, folders of them, - for paths on stdin")
+    add("--out", required=True, metavar="FILE", help="x.npz (path, embedding) or x.csv")
+    add("--model", help="a run's folder (executes its YAML: --trust-run), a package's folder, or user/model on the hub")
+    _trust_run(add)
+    add("--encoder", help="in the place of a model: a pretrained encoder's hub name or folder")
+    help = (
+        "mean and deviation of this state: 0 is the transformer's input, k the output of layer k (of a model, default: "
+    )
+    add("--layer", type=int, help=help + "what its emotion head reads; of an encoder: the last)")
+    add("--recursive", action="store_true", help="look into a folder's subfolders as well")
+    add("--device", help="cpu, cuda:0, … (default: what the machine has)")
 
 
 def _export(commands):

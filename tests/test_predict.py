@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from praatio.textgrid import openTextgrid
@@ -20,9 +21,12 @@ from speechbrain_ser.cli import main as cli
 from speechbrain_ser.data.batches import SAMPLE_RATE, load_audio
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.files import locked
+from speechbrain_ser.inference.embed import embed
 from speechbrain_ser.inference.formats import csv_text, json_text, origin_of, records_to_csv, results_file
 from speechbrain_ser.inference.predict import find_recordings
 from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition, open_recognizer
+from speechbrain_ser.lobes.encoder import Encoder
+from speechbrain_ser.lobes.pretrained import LayerStatistics
 
 from .conftest import ROOT
 from .test_timeline import long_recording, made, wavs  # noqa: F401 (fixtures)
@@ -357,3 +361,44 @@ def test_a_strangers_run_is_not_executed(run_folder, recordings, tmp_path, monke
     assert not canary.exists()
     shutil.copytree(run_folder, "results/mine")
     assert cli(["predict", wav, "--model=results/mine", "--device=cpu"]) == 0
+
+
+def test_vectors_of_a_model_are_what_its_head_reads(run_folder, recordings, tmp_path, capfd):
+    out = tmp_path / "new" / "vectors.csv"
+    command = ["embed", str(recordings), f"--model={run_folder}", "--trust-run", f"--out={out}", "--device=cpu"]
+    assert cli(command) == 1 and "bad.wav has no vector: " in capfd.readouterr().err
+    found = pd.read_csv(out, index_col="path")
+    assert [Path(path).name for path in found.index] == ["0.wav", "1.wav", "2.wav", "3.wav"]
+    recognizer = EmotionRecognizer.from_run(run_folder, run_opts={"device": "cpu"})
+    for path, vector in found.iterrows():
+        np.testing.assert_allclose(vector, recognizer.classify_file(path, embedding=True).embedding, atol=1e-5)
+
+
+def test_vectors_of_a_layer_are_mean_and_deviation(small, run_folder, recordings, tmp_path):
+    lobe = Encoder(str(small.backbone()), freeze=True).eval()
+    wav = recordings / "0.wav"
+    expected = LayerStatistics(lobe).extract(load_audio(wav)).numpy()
+    for k, options in [(-1, {}), (0, {"layer": 0}), (1, {"layer": 1})]:
+        embed([str(wav)], str(tmp_path / "x.npz"), encoder=str(small.backbone()), device="cpu", **options)
+        found = np.load(tmp_path / "x.npz")
+        assert found["path"].tolist() == [str(wav)] and found["embedding"].dtype == np.float32
+        np.testing.assert_allclose(found["embedding"], expected[[k]], atol=1e-6)
+    options = {"out": str(tmp_path / "y.npz"), "device": "cpu", "trust_run": True, "layer": 1}
+    assert embed([str(wav)], model=str(run_folder), **options) == 0  # fine-tuned: another encoder
+    assert np.load(tmp_path / "y.npz")["embedding"].shape == found["embedding"].shape
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"out": "x.txt"}, r"--out: expected a name that ends in .npz or .csv, found x.txt"),
+        ({}, "expected one of --model=… .* and --encoder=…"),
+        ({"encoder": "a", "model": "b"}, "expected one of"),
+        ({"encoder": "tiny", "layer": 9}, "--layer: expected a whole number from 0 to 1, found 9"),
+    ],
+)
+def test_vectors_that_cannot_be(small, recordings, options, said):
+    if options.get("encoder") == "tiny":
+        options = options | {"encoder": str(small.backbone())}
+    with pytest.raises(UserError, match=said):
+        embed([str(recordings / "0.wav")], **{"out": "x.npz"} | options)
