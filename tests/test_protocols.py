@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -299,6 +300,82 @@ def test_given(emodb, split, valid, sizes):
         assert fold.seen == fold.test and "4 test speakers are also trained on" in leakage(frame, fold)
     else:
         assert leakage(frame, fold) is None and speakers(frame, fold.seen) == speakers(frame, fold.train)
+
+
+def test_given_in_several_folds(emodb):
+    """A column a fold, named after it, empty cells in no part of it; or a column of folds, each tested once."""
+    columns = {"split_a": SPLIT, "split_b 2": SPLIT | {"03": "test", "08": "", "16": "train"}}
+    frame = emodb.assign(corpus="table", **{c: emodb["speaker"].map(s) for c, s in columns.items()}, fold="")
+    folds = make_folds(frame, "given", 0)
+    one = make_folds(given(frame, **SPLIT), "given", 0)  # a column split is what it was before there were others
+    assert [*folds] == ["a", "b 2"] and one == {"given": replace(folds["a"], name="given")}
+    told = {part: speakers(frame, ids) for part, ids in parts(folds["b 2"]).items() if ids}
+    assert told == {"train": {"16"}, "valid": {"09"}, "test": {"03"}}
+    with pytest.raises(UserError, match=r"fold 'a': split_a must be train, valid or test, found \['eval'\]"):
+        make_folds(frame.assign(split_a="eval"), "given")
+
+    frame = emodb.assign(corpus="table", fold=emodb["speaker"].map({"03": "A", "08": "A", "09": "B", "16": "C"}))
+    folds = make_folds(frame, "given", 0)
+    assert [speakers(frame, folds[name].test) for name in "ABC"] == [{"03", "08"}, {"09"}, {"16"}]
+    assert leakage(frame, folds["B"]) is None and speakers(frame, folds["B"].valid) == {"03"}
+    assert not folds["A"].valid  # two speakers are left: nobody can be spared
+    leaky = make_folds(frame.assign(fold=[str(k % 5) for k in range(80)]), "given")
+    assert [*leaky] == list("01234") and all("4 test speakers" in leakage(frame, fold) for fold in leaky.values())
+    with pytest.raises(UserError, match="needs a fold for every utterance; 2 of 80 have none"):
+        make_folds(without(frame, "fold", 3, 7), "given")
+
+
+def test_official_is_a_corpus_of_its_own_split(emodb):
+    frame = emodb.assign(split=emodb["speaker"].map(SPLIT))
+    (fold,) = make_folds(frame, "official").values()
+    assert fold == replace(make_folds(frame, "given")["given"], name="official")
+    for unfit, also in ((emodb, ""), (frame.assign(corpus="table"), ", given")):
+        expected = rf"{unfit['corpus'][0]} has no official split; .* do: speaker, speaker_text, .*, random_plain{also}$"
+        with pytest.raises(UserError, match=expected):
+            make_folds(unfit, "official")
+
+
+OF_SPEAKERS = st.lists(st.tuples(st.sampled_from(["F", "M", ""]), st.integers(1, 9)), min_size=1, max_size=30)
+
+
+@drawn(OF_SPEAKERS, st.integers(0, 5), st.integers(3, 6))
+def test_groups_of_speakers(of_speakers, seed, n_groups):
+    """Everybody is tested once and never trained on then; genders, and numbers of speakers, differ by one at most."""
+    rows = [(f"{s:02}", gender, k) for s, (gender, n) in enumerate(of_speakers) for k in range(n)]
+    frame = pd.DataFrame(rows, columns=["speaker", "gender", "k"])
+    frame["ID"] = frame["speaker"] + frame["k"].astype(str)
+    frame = frame.assign(emotion=[EMOTIONS[k % 4] for k in range(len(rows))], session="", corpus="table")
+    options = {"split_seed": seed, "speaker_folds": n_groups, "seen_fraction": 0}
+    if len(of_speakers) < n_groups:
+        way_out = f"--speaker_folds={len(of_speakers)}" if len(of_speakers) > 2 else "--protocol=speaker"
+        with pytest.raises(UserError, match=f"{n_groups} groups need as many speakers, .*{way_out}"):
+            make_folds(frame, "speaker_folds", **options)
+        return
+    folds = make_folds(frame, "speaker_folds", **options)
+    assert folds == make_folds(frame.sample(frac=1, random_state=seed), "speaker_folds", **options)
+    assert [*folds] == [f"g{k + 1}" for k in range(n_groups)]
+    assert sorted(i for fold in folds.values() for i in fold.test) == sorted(frame["ID"])
+    tested = [speakers(frame, fold.test) for fold in folds.values()]
+    assert sorted(s for group in tested for s in group) == sorted(set(frame["speaker"]))
+    for k, fold in enumerate(folds.values()):
+        assert speakers(frame, fold.valid) == tested[(k + 1) % n_groups]
+        assert {*fold.train, *fold.valid, *fold.test} == set(frame["ID"]) and leakage(frame, fold) is None
+    gender = {f"{s:02}": gender for s, (gender, _) in enumerate(of_speakers)}
+    for counted in [tested] + [[[s for s in group if gender[s] == g] for group in tested] for g in "FM"]:
+        assert max(map(len, counted)) - min(map(len, counted)) <= 1
+
+
+def test_groups_of_speakers_are_alike_in_size_and_said(caplog):
+    """Six speakers of 60, 50, … utterances: each group gets a large and a small one; the log says who is where."""
+    rows = [(f"{who}{k}", who, EMOTIONS[k % 4]) for n, who in enumerate("fedcba", 1) for k in range(10 * n)]
+    frame = pd.DataFrame(rows, columns=["ID", "speaker", "emotion"]).assign(session="", corpus="table", gender="F")
+    with caplog.at_level("INFO"):
+        folds = make_folds(frame, "speaker_folds", speaker_folds=3)
+    assert sorted("".join(sorted(speakers(frame, fold.test))) for fold in folds.values()) == ["af", "be", "cd"]
+    assert "speaker_folds, group g1: 2 speakers (2 F), 70 utterances: a, f" in caplog.messages
+    for wrong in (2, True, "5"):
+        with pytest.raises(UserError, match="speaker_folds must be a whole number >= 3, found"):
+            make_folds(frame, "speaker", speaker_folds=wrong)
 
 
 def without(frame, column, *rows):

@@ -10,7 +10,7 @@ import ruamel.yaml
 
 from speechbrain_ser.data.corpora import CORPORA, corpus_module
 from speechbrain_ser.data.text import composed, look_alikes, spelling
-from speechbrain_ser.errors import CorpusError, Offenders, nearest
+from speechbrain_ser.errors import CorpusError, Offenders, UserError, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -166,6 +166,17 @@ def yaml_line(key: str, rules: Mapping) -> str:
     yaml.allow_unicode = True
     yaml.dump({key: rules}, text)
     return text.getvalue().strip().removeprefix("{").removesuffix("}")
+
+
+def yaml_mapping(text: str, expected: str) -> dict:
+    """Read a mapping from a command line; the error begins with what was expected."""
+    try:
+        found = ruamel.yaml.YAML(typ="safe", pure=True).load(text)
+    except ruamel.yaml.error.YAMLError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{expected}, found {text!r}")
+    return found
 
 
 def _refuse_clashes(name: str, other: str, first: pd.DataFrame, second: pd.DataFrame) -> None:

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -38,7 +38,7 @@ def prepare(corpus: str, data_folder: str | os.PathLike, manifest_folder: str | 
     Arguments
     ---------
     corpus : str
-        demo, emodb, iemocap, savee or table.
+        One of :data:`speechbrain_ser.data.corpora.CORPORA`.
     manifest_folder : path
         Where `<corpus>-<8 hexadecimal digits of the folder and the options>.csv` is written, which is returned, beside
         a .json that remembers what it was made from.
@@ -63,6 +63,13 @@ def prepare(corpus: str, data_folder: str | os.PathLike, manifest_folder: str | 
     write_json({**fingerprint, "utterances": len(rows), "manifest": sha256(path)}, path.with_suffix(".json"))
     logger.info("%s: %d utterances, %.1f hours", path, len(rows), sum(look.seconds for look in looks) / 3600)
     return path
+
+
+def table_options(corpus: str, lines: Mapping) -> dict:
+    """Return those of the lines table_file, table_columns and table_names that a corpus's reader has as options."""
+    known = inspect.signature(corpus_module(corpus).find_utterances).parameters
+    found = {name: lines[f"table_{name}"] for name in ("file", "columns", "names") if name in known}
+    return {name: value for name, value in found.items() if value or name != "names"}
 
 
 def _check_once_each(rows: list[dict], digests: list[str], where: str) -> None:

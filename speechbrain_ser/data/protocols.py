@@ -1,13 +1,15 @@
 """Who is in train, valid, seen and test: pure functions over a manifest.
 
-``speaker`` and ``session`` never let a test speaker into training and assert it, ``speaker_text`` and ``session_text``
-no test text either; ``half_session``, ``random`` and ``random_plain`` do, and are called leaky wherever their numbers
-appear; ``given`` is judged by its content. But for the leaky ones and a user's own split nobody who is trained on
-validates; where nobody can be spared, nobody does.
+``speaker``, ``session`` and ``speaker_folds`` never let a test speaker into training and assert it, ``speaker_text``
+and ``session_text`` no test text either; ``half_session``, ``random`` and ``random_plain`` do, and are called leaky
+wherever their numbers appear; ``given`` and ``official`` are judged by their content. But for the leaky ones and a
+split that is given nobody who is trained on validates; where nobody can be spared, nobody does.
 """
 
+import inspect
 import itertools
-from collections import Counter
+import logging
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -16,15 +18,18 @@ import pandas as pd
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from speechbrain_ser.data.text import composed, spelling
-from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.errors import UserError, counted, nearest
 
 TEXT_DISJOINT = ("speaker_text", "session_text")
-SPEAKER_DISJOINT = ("speaker", "session", "speaker_fewer", *TEXT_DISJOINT)
-TEXT_FOLDS = 5
+SPEAKER_DISJOINT = ("speaker", "session", "speaker_folds", "speaker_fewer", *TEXT_DISJOINT)
+LINES = {"text_folds": 2, "speaker_folds": 3}  # of a YAML, which protocols have as arguments -> the smallest number
 N_RANDOM_FOLDS = 5
 PARTS = ("train", "valid", "seen", "test", "second")
 MANY = 12  # training speakers, from which on a tenth of them validates, not one
+FOLD_COLUMN = "split_"  # begins the name of a column that has the parts of one fold of several
 SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "dev": "valid", "test": "test"}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ def make_folds(
     seen_fraction: float = 0.1,
     split_seed: int = 0,
     second: str | None = None,
-    text_folds: int = TEXT_FOLDS,
+    text_folds: int = 5,
+    speaker_folds: int = 5,
 ) -> dict[str, Fold]:
     """Return all folds of a protocol over the utterances of a manifest (after label selection), by name, in order.
 
@@ -77,6 +83,8 @@ def make_folds(
         ``seen``; none validates. The first corpus's utterances are in the same parts with and without a second.
     text_folds : int
         Groups that texts are dealt to, where a protocol leaves texts out.
+    speaker_folds : int
+        Groups that speakers are dealt to, under the protocol of this name.
 
     Example
     -------
@@ -98,12 +106,14 @@ def make_folds(
         raise UserError(f"split_seed must be >= 0, found {split_seed}")
     if frame.empty:
         raise UserError("no utterance is left after label selection")
-    if isinstance(text_folds, bool) or not isinstance(text_folds, int) or text_folds < 2:
-        raise UserError(f"text_folds must be a whole number >= 2, found {text_folds!r}")
+    lines = {"text_folds": text_folds, "speaker_folds": speaker_folds}
+    for line, n in lines.items():
+        if isinstance(n, bool) or not isinstance(n, int) or n < LINES[line]:
+            raise UserError(f"{line} must be a whole number >= {LINES[line]}, found {n!r}")
     first, other = _told_apart(frame, protocol, second)
-    options = {"n_groups": text_folds} if protocol in (*TEXT_DISJOINT, "speaker_fewer") else {}
+    options = {line: lines[line] for line in inspect.signature(PROTOCOLS[protocol]).parameters if line in lines}
     splits = PROTOCOLS[protocol](first, split_seed, **options)
-    theirs = PROTOCOLS[protocol](other, split_seed) if len(other) else []
+    theirs = PROTOCOLS[protocol](other, split_seed, **options) if len(other) else []
     folds = {}
     for k, split in enumerate(splits):
         fold = _complete(split, first, seen_fraction, split_seed)
@@ -219,7 +229,7 @@ def _told_apart(frame: pd.DataFrame, protocol: str, second: str | None) -> tuple
     corpora = sorted(set(frame["corpus"]))
     if second is not None and (len(corpora) != 2 or second not in corpora):
         raise UserError(f"expected two corpora, {second} the second of them; found {', '.join(corpora)}")
-    if second is not None and protocol in ("given", "speaker_fewer", *TEXT_DISJOINT):
+    if second is not None and protocol in ("given", "official", "speaker_fewer", *TEXT_DISJOINT):
         raise UserError(f"protocol '{protocol}' knows no second corpus")
     is_second = frame["corpus"] == second
     return frame[~is_second], frame[is_second]
@@ -381,23 +391,40 @@ def _by_session(frame: pd.DataFrame, seed: int) -> list[_Split]:
     return [_Split(session, test, valid) for (session, test), valid in zip(ids.items(), following, strict=True)]
 
 
-def _by_speaker_text(frame: pd.DataFrame, seed: int, n_groups: int = TEXT_FOLDS) -> list[_Split]:
-    """Leave out one speaker and, in turn, one of `n_groups` groups of texts, of everybody."""
-    return _without_texts(frame, _by_speaker(frame, seed), seed, n_groups, "speaker")
+def _by_speaker_folds(frame: pd.DataFrame, seed: int, speaker_folds: int) -> list[_Split]:
+    """Leave out one of some groups of speakers, as many of each gender as of the others; the next one validates."""
+    _need(frame, "speaker", "speaker_folds")
+    if (n_speakers := frame["speaker"].nunique()) < speaker_folds:
+        way_out = f"--speaker_folds={n_speakers}" if n_speakers >= LINES["speaker_folds"] else "--protocol=speaker"
+        raise UserError(f"speaker_folds: {speaker_folds} groups need as many speakers, found {n_speakers}: {way_out}")
+    gender = frame.get("gender", pd.Series("", index=frame.index)).groupby(frame["speaker"]).max()
+    group = frame["speaker"].map(_dealt(frame, frame["speaker"], seed, speaker_folds, gender))
+    ids = [_ids(frame, group == k) for k in range(speaker_folds)]
+    for k in range(speaker_folds):
+        of_group = gender[sorted(set(frame["speaker"][group == k]))]
+        genders = ", ".join(f"{n} {g or 'of unknown gender'}" for g, n in sorted(Counter(of_group).items()))
+        said = f"{counted(len(of_group), 'speaker')} ({genders}), {len(ids[k])} utterances: {', '.join(of_group.index)}"
+        logger.info("speaker_folds, group g%d: %s", k + 1, said)
+    return [_Split(f"g{k + 1}", ids[k], ids[(k + 1) % speaker_folds]) for k in range(speaker_folds)]
 
 
-def _by_session_text(frame: pd.DataFrame, seed: int, n_groups: int = TEXT_FOLDS) -> list[_Split]:
-    """Leave out one session and, in turn, one of `n_groups` groups of texts, of everybody."""
-    return _without_texts(frame, _by_session(frame, seed), seed, n_groups, "session")
+def _by_speaker_text(frame: pd.DataFrame, seed: int, text_folds: int) -> list[_Split]:
+    """Leave out one speaker and, in turn, one of some groups of texts, of everybody."""
+    return _without_texts(frame, _by_speaker(frame, seed), seed, text_folds, "speaker")
 
 
-def _by_speaker_fewer(frame: pd.DataFrame, seed: int, n_groups: int = TEXT_FOLDS) -> list[_Split]:
+def _by_session_text(frame: pd.DataFrame, seed: int, text_folds: int) -> list[_Split]:
+    """Leave out one session and, in turn, one of some groups of texts, of everybody."""
+    return _without_texts(frame, _by_session(frame, seed), seed, text_folds, "session")
+
+
+def _by_speaker_fewer(frame: pd.DataFrame, seed: int, text_folds: int) -> list[_Split]:
     """Test as ``speaker_text`` does, with as many training utterances of each speaker and emotion, whatever they say.
 
     What this has more than ``speaker_text`` is due to known texts, what it has less than ``speaker`` to fewer data.
     """
     found = []
-    for number, split in enumerate(_by_speaker_text(frame, seed, n_groups)):
+    for number, split in enumerate(_by_speaker_text(frame, seed, text_folds)):
         others = frame[~frame["speaker"].isin(frame["speaker"][frame["ID"].isin(split.test | split.valid)])]
         trained_on = others[~others["ID"].isin(split.unused)]
         wanted = Counter(zip(trained_on["speaker"], trained_on["emotion"], strict=True))
@@ -417,6 +444,7 @@ def _without_texts(frame: pd.DataFrame, splits: list[_Split], seed: int, n_group
     _need(frame, "text", f"{plain}_text", f"protocol '{plain}' needs none")
     script = frame.get("script", pd.Series("", index=frame.index))
     unit = script.where(script != "", frame["text"])
+    _need_texts(unit.nunique(), n_groups)
     group = unit.map(_dealt(frame, unit, seed, n_groups))
     if (frame.groupby("text")["speaker"].nunique() < 2).all():
         raise UserError(f"no text is said by two speakers: protocol '{plain}' leaves out what is tested already")
@@ -435,25 +463,34 @@ def _without_texts(frame: pd.DataFrame, splits: list[_Split], seed: int, n_group
     return found
 
 
-def _dealt(frame: pd.DataFrame, unit: pd.Series, seed: int, n_groups: int) -> dict[str, int]:
-    """Deal units to groups, the largest first, each to where it keeps emotions most even."""
+def _need_texts(n_texts: int, n_groups: int) -> None:
+    if n_texts == 1:
+        raise UserError("every utterance says the same text: nothing would be left to train on; use --protocol=speaker")
+    if n_texts < n_groups:
+        raise UserError(f"text_folds: {n_groups} groups need as many texts, found {n_texts}: --text_folds={n_texts}")
+
+
+def _dealt(frame: pd.DataFrame, unit: pd.Series, seed: int, n_groups: int, kind: pd.Series | None = None) -> dict:
+    """Deal units to groups, the largest first, each to where it keeps emotions most even.
+
+    Where units have a `kind`, it is one of the groups with fewest of that kind, and of these with fewest units, so that
+    no two groups differ by more than one in either.
+    """
     counts = pd.crosstab(unit, frame["emotion"])
-    if len(counts) < n_groups:
-        if len(counts) == 1:
-            raise UserError(
-                "every utterance says the same text: nothing would be left to train on; use --protocol=speaker"
-            )
-        raise UserError(
-            f"text_folds: {n_groups} groups need as many texts, found {len(counts)}: --text_folds={len(counts)}"
-        )
     shares = counts / counts.sum()
     shuffled = shares.iloc[np.random.default_rng(seed).permutation(len(shares))]
     order = counts.sum(axis=1)[shuffled.index].sort_values(ascending=False, kind="stable").index
+    if kind is not None:  # one after the other: of each kind the groups are filled up evenly
+        order = kind[order].sort_values(kind="stable").index
     groups, found = np.zeros((n_groups, shares.shape[1])), {}
+    n_units, n_of_kind = np.zeros(n_groups), defaultdict(lambda: np.zeros(n_groups))
     for name in order:
         crowded = ((groups + shares.loc[name].to_numpy()) ** 2).sum(1) - (groups**2).sum(1)
-        found[name] = int(crowded.argmin())
+        first = [] if kind is None else [n_units, n_of_kind[kind[name]]]
+        found[name] = int(np.lexsort([crowded, *first])[0])
         groups[found[name]] += shares.loc[name].to_numpy()
+        for counted_in in first:
+            counted_in[found[name]] += 1
     return found
 
 
@@ -492,20 +529,52 @@ def _rotated(frame: pd.DataFrame, folds: KFold | StratifiedKFold) -> list[_Split
 
 
 def _given(frame: pd.DataFrame, seed: int) -> list[_Split]:
-    """The table's split column; without valid, of three or more training speakers some who are not tested validate."""
+    """The table's column split; else its columns split_…, a fold each; else its column fold, each value once tested."""
+    known = frame.loc[:, (frame != "").any()]
+    columns = [name for name in known if name.startswith(FOLD_COLUMN)]
+    if "split" not in known and columns:
+        return [_of_parts(frame, known[name], name, name.removeprefix(FOLD_COLUMN), seed) for name in columns]
+    if "split" not in known and "fold" in known:
+        _need(frame, "fold", "given")
+        tested = {fold: frame["fold"] == fold for fold in sorted(set(frame["fold"]))}
+        return [_of_parts(frame, of.map({True: "test", False: "train"}), "fold", f, seed) for f, of in tested.items()]
     _need(frame, "split", "given")
-    split = frame["split"].map(spelling)
-    if unknown := sorted(set(frame["split"][~split.isin(SPLIT_NAMES)])):
-        raise UserError(f"protocol 'given': split must be train, valid or test, found {unknown}")
+    return [_of_parts(frame, frame["split"], "split", "given", seed)]
+
+
+def _official(frame: pd.DataFrame, seed: int) -> list[_Split]:
+    """The split that the corpus was released with, which its reader has told in the column split."""
+    if (frame["corpus"] == "table").any() or "split" not in frame or (frame["split"] == "").all():
+        which = " and ".join(sorted(set(frame["corpus"])))
+        would_do = ", ".join(name for name in PROTOCOLS if name != "official" and _can_make(frame, name, seed))
+        raise UserError(f"protocol 'official': {which} has no official split; protocols that would do: {would_do}")
+    return [_of_parts(frame, frame["split"], "split", "official", seed)]
+
+
+def _can_make(frame: pd.DataFrame, protocol: str, seed: int) -> bool:
+    try:
+        return bool(make_folds(frame, protocol, split_seed=seed))
+    except UserError:
+        return False
+
+
+def _of_parts(frame: pd.DataFrame, column: pd.Series, name: str, fold: str, seed: int) -> _Split:
+    """A fold of a column of parts; without valid, of three or more training speakers some who are not tested validate.
+
+    An empty cell is in no part.
+    """
+    split = column.map(spelling)
+    if unknown := sorted(set(column[~split.isin([*SPLIT_NAMES, ""])])):
+        raise UserError(f"fold '{fold}': {name} must be train, valid or test, found {unknown}")
     part = split.map(SPLIT_NAMES)
     test, valid, training = _ids(frame, part == "test"), _ids(frame, part == "valid"), frame[part == "train"]
     if not test:
-        raise UserError("protocol 'given': no utterance has split 'test'")
+        raise UserError(f"fold '{fold}': no utterance has {name} 'test'")
     tested, known = set(frame["speaker"][part == "test"]), set(training["speaker"])
     if not valid and "" not in known and len(known) >= 3:
         left_out = _left_out(training, [s for s in _in_turn(known, seed) if s not in tested])
         valid = _ids(training, training["speaker"].isin(left_out))
-    return [_Split("given", test, valid, tested <= known)]
+    return _Split(fold, test, valid, tested <= known, unused=_ids(frame, split == ""))
 
 
 def _ids(frame: pd.DataFrame, rows: pd.Series) -> frozenset:
@@ -515,6 +584,7 @@ def _ids(frame: pd.DataFrame, rows: pd.Series) -> frozenset:
 PROTOCOLS: dict[str, Callable[..., list[_Split]]] = {
     "speaker": _by_speaker,
     "session": _by_session,
+    "speaker_folds": _by_speaker_folds,
     "speaker_text": _by_speaker_text,
     "session_text": _by_session_text,
     "speaker_fewer": _by_speaker_fewer,
@@ -522,4 +592,5 @@ PROTOCOLS: dict[str, Callable[..., list[_Split]]] = {
     "random": _random,
     "random_plain": _random_plain,
     "given": _given,
+    "official": _official,
 }

@@ -18,9 +18,9 @@ import ruamel.yaml
 from speechbrain_ser.data.corpora import read_text
 from speechbrain_ser.data.corpora.savee import text_of
 from speechbrain_ser.data.corpora.table import read_table
-from speechbrain_ser.data.labels import apply_labels
+from speechbrain_ser.data.labels import apply_labels, yaml_mapping
 from speechbrain_ser.data.manifest import DATA_ROOT
-from speechbrain_ser.data.protocols import SPLIT_NAMES, Fold, make_folds
+from speechbrain_ser.data.protocols import LINES, SPLIT_NAMES, Fold, make_folds
 from speechbrain_ser.data.text import text_identities
 from speechbrain_ser.errors import CorpusError, Offenders, UserError, nearest, shown
 from speechbrain_ser.files import read_json
@@ -79,12 +79,7 @@ def read_splits(
     protocol : str, optional
         The protocol that a manifest is to be split by.
     """
-    try:
-        chosen = ruamel.yaml.YAML(typ="safe", pure=True).load(columns)
-    except ruamel.yaml.error.YAMLError:
-        chosen = None
-    if not isinstance(chosen, dict):
-        raise UserError(f"--columns: expected ours: theirs, e.g. '{{label: emo, speaker: who}}', found {columns!r}")
+    chosen = yaml_mapping(columns, "--columns: expected ours: theirs, e.g. '{label: emo, speaker: who}'")
     found, parts, splits = [], {}, []
     problems = Offenders(f"not a split; expected tables, JSON or JSON lines with {WANTED}, or runs", UserError)
     for path in map(Path, paths):
@@ -243,7 +238,7 @@ def _rows_of(frame: pd.DataFrame, folds: Iterable[Fold]) -> pd.DataFrame:
 
 def _of_runs(root: Path, found: Sequence[Path]) -> list[Split]:
     """A split for each corpus and protocol that runs below a folder had, of the folds that were run."""
-    lines = "corpus second_corpus protocol labels seen_fraction split_seed text_folds manifest_folder".split()
+    lines = [*"corpus second_corpus protocol labels seen_fraction split_seed manifest_folder".split(), *LINES]
     groups: dict[str, tuple[dict, dict]] = {}  # what a run was made of, and the utterances that each fold tested
     for folder in (path.parent for path in found):
         metrics = read_json(folder / "metrics.json")
@@ -261,7 +256,7 @@ def _of_runs(root: Path, found: Sequence[Path]) -> list[Split]:
 
 def _of_group(root: Path, plain: dict, tested: Mapping[str, set]) -> Split:
     """Make the folds anew, of that manifest which gives what was tested."""
-    options = {line: plain[line] for line in ("seen_fraction", "split_seed", "text_folds") if line in plain}
+    options = {line: plain[line] for line in ("seen_fraction", "split_seed", *LINES) if line in plain}
     place = Path(plain["manifest_folder"])
     for path in [] if plain.get("second_corpus") else sorted(place.glob(f"{plain['corpus']}-*.csv")):
         frame = apply_labels(_as_manifest(_read(path, {})), plain["labels"])

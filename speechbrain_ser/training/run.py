@@ -59,9 +59,9 @@ TRACKERS = ("tensorboard", "wandb")
 # Lines of its data that a run shares with the run it starts from
 COMMON_LINES = ("corpus", "second_corpus", "protocol", "fold", "split_seed", "seen_fraction", "utterances")
 CORPUS_LINES = (
-    "corpus data_folder manifest_folder table_file table_columns table_names labels protocol seen_fraction "
-    "split_seed text_folds second_corpus second_data_folder second_labels"
-).split()
+    *"corpus data_folder manifest_folder table_file table_columns table_names labels protocol seen_fraction".split(),
+    *("split_seed", *protocols.LINES, "second_corpus", "second_data_folder", "second_labels"),
+)
 
 
 @dataclass
@@ -292,17 +292,15 @@ def _read_data(plain: dict) -> Corpus:
         if plain["second_data_folder"] is None:
             raise UserError(f"second_corpus: {second} needs its folder: give --second_data_folder=…")
         frame = join(frame, _read_corpus(plain, second, plain["second_data_folder"], plain["second_labels"]))
-    numbers = plain["seen_fraction"], plain["split_seed"]
-    folds = protocols.make_folds(frame, plain["protocol"], *numbers, second, plain["text_folds"])
+    numbers = {line: plain[line] for line in ("seen_fraction", "split_seed", *protocols.LINES)}
+    folds = protocols.make_folds(frame, plain["protocol"], second=second, **numbers)
     trained_on = frame.drop(columns=["wav", "text", "script", "recording"], errors="ignore")
     digest = pd.util.hash_pandas_object(trained_on, index=False).sum().item()
     return Corpus(frame.set_axis(frame["ID"].tolist()), folds, digest)
 
 
 def _read_corpus(plain: dict, corpus: str, folder: str, labels) -> pd.DataFrame:
-    options = {"file": plain["table_file"], "columns": plain["table_columns"]} if corpus == "table" else {}
-    if options and plain["table_names"]:
-        options["names"] = plain["table_names"]
+    options = manifest.table_options(corpus, plain)
     path = manifest.prepare(corpus, folder, plain["manifest_folder"], **options)
     return apply_labels(manifest.read_manifest(path, folder), labels)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from speechbrain_ser.data.corpora import read_text
+from speechbrain_ser.data.protocols import FOLD_COLUMN
 from speechbrain_ser.data.text import composed, spelling
 from speechbrain_ser.errors import CorpusError, Offenders, nearest
 
@@ -18,11 +19,11 @@ logger = logging.getLogger(__name__)
 DEFAULT_LABELS = None  # whatever is found
 REQUIRED = ("wav", "emotion")
 OPTIONAL = (
-    *("ID", "speaker", "gender", "session", "dialog", "transcript", "text", "language", "split"),
+    *("ID", "speaker", "gender", "session", "dialog", "transcript", "text", "language", "split", "fold"),
     *("valence", "activation", "dominance"),
 )
 # where other rows have one, an empty cell would quietly become a speaker or a part of its own
-NEVER_PARTLY_EMPTY = ("ID", "speaker", "session", "split")
+NEVER_PARTLY_EMPTY = ("ID", "speaker", "session", "split", "fold")
 SEPARATORS = (",", "\t", ";")
 SEPARATOR_LINE = re.compile('"?sep=(.)"?(\r\n?|\n)')  # Excel's own first line
 
@@ -44,8 +45,8 @@ def find_utterances(
         The table, from `data_folder` or absolute; by default the only .csv or .tsv in `data_folder`. UTF-8; commas,
         tabs or semicolons between its cells.
     columns : mapping, optional
-        Our column name (:data:`REQUIRED`, :data:`OPTIONAL`) -> the table's, where they differ: `{wav: path, emotion:
-        label, split: part}`. A missing ID is the path of the recording.
+        Our column name (:data:`REQUIRED`, :data:`OPTIONAL`, `split_…`) -> the table's, where they differ: `{wav: path,
+        emotion: label, split: part}`. A missing ID is the path of the recording.
     extra : list of str
         Columns of the table to keep under their own names.
     names : mapping, optional
@@ -62,16 +63,32 @@ def find_utterances(
             records[line] = {ours: cells[header.index(theirs)].strip() for ours, theirs in used.items()}
         else:
             offenders.add(f"line that has not {len(header)} cells", f"{line}: {len(cells)}")
+    rows = rows_of(records, used, root, offenders, names=names)
+    if not rows:
+        raise CorpusError(f"table {path}: no rows below its header")
+    return rows
+
+
+def rows_of(
+    records: Mapping[str, dict], used: Mapping[str, str], root: Path, offenders: Offenders, corpus="table", names=None
+) -> list[dict]:
+    """Return a row of the manifest for each record, a dict by our column names, once all of them are good.
+
+    Arguments
+    ---------
+    records : mapping
+        Where a record stands, as offenders tell it -> the record, with the same columns in all.
+    used : mapping
+        Our column name -> what it is called there.
+    """
     _check_cells(records, used, offenders)
     rows, listings = {}, {}
     for line, record in records.items():
         wav = _recording(root / record["wav"], line, listings, offenders) if record["wav"] else root
-        rows[line] = _row(record, wav, root)
+        rows[line] = {**_row(record, wav, root), "corpus": corpus}
     _check_ids(rows, "ID" in used, offenders)
     _rename(list(rows.values()), names or {}, offenders)
     offenders.raise_any()
-    if not rows:
-        raise CorpusError(f"table {path}: no rows below its header")
     return list(rows.values())
 
 
@@ -139,7 +156,7 @@ def _check_line_breaks(cells: list[str], lines: list[str], separator: str, where
 
 def _used_columns(path: Path, header: list[str], columns: dict[str, str], extra: list[str]) -> dict[str, str]:
     """Ours -> theirs, for every column that the manifest takes over."""
-    ours = [*REQUIRED, *OPTIONAL]
+    ours = [*REQUIRED, *OPTIONAL, *(name for name in columns if name.startswith(FOLD_COLUMN))]
     offenders = Offenders(f"table {path}: columns do not fit; it has {', '.join(header)}")
     for name in columns:
         if name not in ours:
@@ -150,7 +167,8 @@ def _used_columns(path: Path, header: list[str], columns: dict[str, str], extra:
         if theirs not in header:
             offenders.add("not in the table", f"{theirs!r}, wanted as {name}{nearest(theirs, header)}")
     offenders.raise_any()
-    return wanted | {name: name for name in OPTIONAL if name in header and name not in wanted}
+    found = [*OPTIONAL, *(name for name in header if name.startswith(FOLD_COLUMN))]
+    return wanted | {name: name for name in found if name in header and name not in wanted}
 
 
 def _check_cells(records: dict[str, dict], used: dict[str, str], offenders: Offenders) -> None:
@@ -211,7 +229,6 @@ def _row(record: dict, wav: Path, root: Path) -> dict:
         "ID": record.get("ID") or re.sub(r"[^\w.-]+", "_", name.lstrip("/")),
         "wav": wav.as_posix() if wav.is_absolute() else f"{{data_root}}/{wav.as_posix()}",
         "emotion": record["emotion"],
-        "corpus": "table",
     }
 
 
