@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("speechbrain-ser", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     about_models = (_decompose, _convert, _predict, _embed, _export, _serve, _import_whisper)
-    for add in (_doctor, _demo_corpus, _report, _compare, _audit, *about_models):
+    for add in (_doctor, _demo_corpus, _manifest, _report, _compare, _audit, *about_models):
         add(commands)
     for name, (*_, help) in PROGRAMS.items():
         commands.add_parser(name, help=help)
@@ -102,6 +102,17 @@ def _demo_corpus(commands):
     layouts = ("iemocap", "savee", "emodb")
     add("--layout", choices=layouts, default="iemocap", help="default: %(default)s")
     add("--seed", type=int, default=0, help="of the variation (default: %(default)s)")
+
+
+def _manifest(commands):
+    help = "the manifest of a corpus, also as audformat's tables and as SpeechBrain's JSON"
+    add = _command(commands, "manifest", "speechbrain_ser.data.exports:export_manifest", help, _show_files)
+    add("out", metavar="OUT", help="the folder to write to")
+    add("--corpus", required=True, help="as the YAML line: emodb, table, audformat, …")
+    add("--data_folder", "--data-folder", required=True, metavar="FOLDER", help="the corpus's folder")
+    add("--table_file", metavar="FILE", help="as the YAML line")
+    for line in ("--table_columns", "--table_names"):
+        add(line, default="{}", metavar="YAML", help="as the YAML line")
 
 
 def _report(commands):
@@ -251,6 +262,10 @@ def _incomplete(add):
 def _show_report(report) -> None:
     print(printable(f"{report.console}\n\nwritten to {report.folder}:"))
     print("  " + ", ".join(path.name for path in report.files if path.suffix in (".html", ".md", ".tex", ".csv")))
+
+
+def _show_files(paths: Sequence[Path]) -> None:
+    print(printable("\n".join(["written:", *(f"  {path}" for path in paths)])))
 
 
 def _show_package(folder: Path) -> None:

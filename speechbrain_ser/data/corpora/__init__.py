@@ -11,7 +11,7 @@ from speechbrain_ser.errors import CorpusError, nearest
 # Each has find_utterances(data_folder, **options) -> rows without durations, and DEFAULT_LABELS.
 # EMOTIONS (code -> emotion, when they are known beforehand) and OFFICIAL (totals that only warn) may follow.
 PRESETS = ("cremad", "emodb2", "emovo", "esd", "meld", "msp_podcast", "nemo", "ravdess", "tess")
-CORPORA = ("demo", "emodb", "iemocap", "savee", "table", *PRESETS)
+CORPORA = ("demo", "emodb", "iemocap", "savee", *PRESETS, "table", "audformat", "emobox")
 DEMO_MARKER = "demo_corpus.json"  # in the folder of a spoken corpus, whose layout is a real one's
 
 
