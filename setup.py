@@ -25,6 +25,8 @@ EXTRAS = {
     "serve": SERVE,
     "audb": AUDB,
     "slurm": ["submitit>=1.5"],
+    # the site below docs/; not part of `test`, whose fast tests read the pages as text
+    "docs": ["sphinx>=8.1", "furo>=2024.8.6", "myst-parser>=4"],
     "test": [
         *(*DEMO, *ONNX, *SERVE, *AUDB),
         "hypothesis>=6.100,<6.131",  # later ones look into every loaded module, where SpeechBrain's lazy ones fail
