@@ -1,4 +1,4 @@
-# Train and recognise in a container: docker build -t speechbrain-ser . && docker run --rm speechbrain-ser
+# Train and recognise in a container: docker build -t ser . && docker run --rm ser
 # libsndfile comes in soundfile's wheel, eSpeak NG and Whisper base in those of the demo extra. Not built by us yet.
 FROM python:3.11-slim
 

@@ -29,13 +29,6 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert any(line.replace("pip install -q", "pip install") == command for line in script)
 
 
-def test_readmes_name_files_that_exist():
-    for page in (ROOT / "README.md", *(ROOT / "recipes").glob("*/README.md")):
-        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
-            assert (page.parent / link).exists(), f"{page}: {link}"
-
-
 LOCK = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line[0] != "#"]
 
 

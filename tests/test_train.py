@@ -15,6 +15,7 @@ import torch
 from speechbrain_ser.cli import main as console
 from speechbrain_ser.inference.recognizer import load_model
 
+from .conftest import ROOT
 from .corpus_trees import table_folder, write_wav
 
 
@@ -112,35 +113,12 @@ def test_three_selections_from_one_training(train):
     assert {p.name for p in folder.glob("predictions*.csv")} == names
 
 
-OWN_BRAIN = """
-from recipes.cai_mtl.brain import CaiBrain
-from speechbrain_ser.nnet.losses import cross_entropy
-
-
-class GenderBrain(CaiBrain):
-    def compute_objectives(self, predictions, batch, stage, **more):
-        more["gender"] = cross_entropy(predictions["gender"], batch.gender)
-        return super().compute_objectives(predictions, batch, stage, **more)
-"""
-OWN_YAML = """
-base: cai_mtl.yaml
-system: cai_gender
-labels_of: [emotion, speaker, gender]
-n_genders: null
-loss_weights: {gender: 0.3}
-model:
-  heads:
-    gender: !name:torch.nn.Linear
-      out_features: !ref <n_genders>
-brain_class: !name:gender_brain.GenderBrain
-"""
-
-
 def test_a_head_from_outside(train, tmp_path):
-    """A YAML and a Brain of the user's own, in a folder of theirs."""
-    (tmp_path / "gender_brain.py").write_text(OWN_BRAIN)
-    (tmp_path / "gender.yaml").write_text(OWN_YAML)
-    out = train(yaml=str(tmp_path / "gender.yaml"))
+    """The YAML and the Brain of docs/own_system.md, in a folder of the user's own."""
+    page = (ROOT / "docs" / "own_system.md").read_text(encoding="utf-8")
+    for name, text in re.findall(r"^```\w+\n# (\S+)\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    out = train(yaml=str(tmp_path / "mine.yaml"))
     folder, last = folder_of(out), metrics_of(out)["selections"]["last"]
     predictions = pd.read_csv(folder / "predictions.csv")
     assert last["gender_accuracy"] == (predictions["gender"] == predictions["gender_predicted"]).mean()
