@@ -263,7 +263,7 @@ def false_alarms(speakers: str, unlike: float, replicates: int, wa: float = 0.7,
     first, second = pair.sums
     drawn = _resampled(pair)
     discordant = zip(pair.only_first.sum(-1), pair.only_second.sum(-1), strict=True)
-    one_by_one = [[Sums(*(a[k] for a in sums)) for sums in (first, second)] for k in range(replicates)]
+    one_by_one = [[Sums(*(a[k] for a in sums[:2])) for sums in (first, second)] for k in range(replicates)]
     p_values = {
         "McNemar": [mcnemar_test([True] * b + [False] * c, [False] * b + [True] * c).p for b, c in discordant],
         "cluster bootstrap": 2 * np.minimum((drawn <= 0).mean(0), (drawn >= 0).mean(0)),

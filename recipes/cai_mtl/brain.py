@@ -1,6 +1,6 @@
 """Cai et al. 2021, "Speech Emotion Recognition with Multi-task Learning": L = L_CE + alpha * L_CTC (eq. 3)."""
 
-from speechbrain_ser.nnet.losses import cross_entropy, ctc_loss
+from speechbrain_ser.nnet.losses import ctc_loss
 from speechbrain_ser.training.brain import SERBrain
 
 
@@ -13,7 +13,7 @@ class CaiBrain(SERBrain):
 
     def compute_objectives(self, predictions, batch, stage, **more):
         """L = L_CE + alpha * L_CTC (eq. 3, of eq. 2 and 1), and `more`: the losses that a system adds to them."""
-        losses = {"emotion": cross_entropy(predictions["emotion"], batch.emotion, self.class_weights)}
+        losses = self.emotion_loss(predictions, batch)  # L_CE
         if "asr" in predictions:  # alpha > 0
             losses["asr"] = ctc_loss(predictions["asr"], predictions["frames"], batch.tokens, self.run.tokens.blank)
         return self.weighted_sum({**losses, **more}, predictions, batch, stage)

@@ -13,7 +13,7 @@ class FuBrain(SERBrain):
 
     def compute_objectives(self, predictions, batch, stage, **more):
         """L = gamma * L_emotion + theta * L_speaker, and `more`: the losses that a system adds to them."""
-        losses = {"emotion": cross_entropy(predictions["emotion"], batch.emotion, self.class_weights)}
+        losses = self.emotion_loss(predictions, batch)
         if "speaker" in predictions:  # theta > 0
             losses["speaker"] = cross_entropy(predictions["speaker"], batch.speaker)
         return self.weighted_sum({**losses, **more}, predictions, batch, stage)

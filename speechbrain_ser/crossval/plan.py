@@ -34,8 +34,8 @@ UNSWEPT = {
 }
 # What a needed run shares with the run that needs it; its other lines are its own YAML's, or named under `needs`
 SHARED_LINES = (
-    "corpus data_folder labels table_file table_columns table_names second_corpus second_data_folder second_labels "
-    "protocol seen_fraction split_seed text_folds speaker_folds fold seed "
+    "corpus data_folder labels votes table_file table_columns table_names second_corpus second_data_folder "
+    "second_labels protocol seen_fraction split_seed text_folds speaker_folds fold seed "
     "results_folder manifest_folder cache_folder precision num_workers"
 ).split()
 

@@ -3,7 +3,7 @@
 import io
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 import ruamel.yaml
@@ -17,9 +17,13 @@ logger = logging.getLogger(__name__)
 REST = "*"  # the rule for every emotion that has none of its own
 MISSING = ("nan", "none", "null", "na", "n/a", "<na>", "-", "?")  # how programs write a cell that they have not
 UNKNOWN = -1  # the index of a label that nobody of the training part has
+UNDECIDED = "undecided"  # the emotion of utterances on which raters do not agree
+DIMENSIONS = ("valence", "activation", "dominance")  # columns of ratings; activation is arousal
 
 
-def apply_labels(frame: pd.DataFrame, labels: Mapping[str, str | None] | Iterable[str] | None = None) -> pd.DataFrame:
+def apply_labels(
+    frame: pd.DataFrame, labels: Mapping[str, str | None] | Iterable[str] | None = None, by_votes: bool = False
+) -> pd.DataFrame:
     """Keep a manifest's utterances of the wanted emotions, give them their class names, and number them from 0.
 
     Arguments
@@ -28,6 +32,9 @@ def apply_labels(frame: pd.DataFrame, labels: Mapping[str, str | None] | Iterabl
         Emotion -> class name, or -> None, which leaves its utterances out; the key "*" is the rule for all
         emotions that are not listed. A list of emotions keeps their names; no other emotion may occur then.
         None takes the corpus's own default.
+    by_votes : bool
+        Also keep, without a label (``""``), what is :data:`UNDECIDED` and has votes for a class; raters' ``votes``
+        (``angry; sad; sad``) are for classes then, too.
 
     Example
     -------
@@ -37,10 +44,10 @@ def apply_labels(frame: pd.DataFrame, labels: Mapping[str, str | None] | Iterabl
     """
     if labels is None:
         groups = frame.groupby("corpus", sort=False)
-        parts = [_apply(part, corpus_module(corpus).DEFAULT_LABELS) for corpus, part in groups]
+        parts = [_apply(part, corpus_module(corpus).DEFAULT_LABELS, by_votes) for corpus, part in groups]
         chosen = pd.concat(parts).sort_index() if parts else frame
     else:
-        chosen = _apply(frame, labels)
+        chosen = _apply(frame, labels, by_votes)
     if chosen.empty:
         wanted = "of the corpus's default" if labels is None else sorted(_rules(labels))
         found = ", ".join(f"{emotion} {count}" for emotion, count in frame["emotion"].value_counts().items())
@@ -49,15 +56,53 @@ def apply_labels(frame: pd.DataFrame, labels: Mapping[str, str | None] | Iterabl
     return chosen.reset_index(drop=True)
 
 
-def _apply(frame: pd.DataFrame, labels) -> pd.DataFrame:
-    if labels is None:
+def _apply(frame: pd.DataFrame, labels, by_votes: bool) -> pd.DataFrame:
+    if labels is None and not by_votes:
         return frame
+    if labels is None:
+        labels = {emotion: None if emotion == UNDECIDED else emotion for emotion in frame["emotion"]}
     rules = _rules(labels)
     _refuse_uncovered(frame, rules)
     _refuse_unknown(frame, rules)
     classes = [rules.get(emotion, rules.get(REST)) for emotion in frame["emotion"]]
+    if by_votes:
+        frame, classes = _with_undecided(frame, rules, classes)
     chosen = frame.assign(emotion=pd.Series(classes, index=frame.index, dtype=object))
     return chosen[chosen["emotion"].notna()].astype({"emotion": frame["emotion"].dtype})
+
+
+def _with_undecided(frame: pd.DataFrame, rules: dict, classes: list) -> tuple[pd.DataFrame, list[str | None]]:
+    """Votes for classes alone, and no class ("") for what is undecided and has some."""
+    if "votes" not in frame:
+        raise CorpusError(f"votes: {frame['corpus'].iloc[0]} has no column of votes (angry; sad; sad)")
+    of_rows = [[rules.get(vote, rules.get(REST)) for vote in votes_of(cell)] for cell in frame["votes"]]
+    votes = ["; ".join(filter(None, row)) for row in of_rows]
+    kept = (emotion == UNDECIDED and bool(said) for emotion, said in zip(frame["emotion"], votes, strict=True))
+    return frame.assign(votes=votes), ["" if k and c is None else c for k, c in zip(kept, classes, strict=True)]
+
+
+def votes_of(cell: str) -> list[str]:
+    """Return the names in a cell of raters' votes.
+
+    Example
+    -------
+    >>> votes_of("angry; very sad;")
+    ['angry', 'very sad']
+    """
+    return [name.strip() for name in cell.split(";") if name.strip()]
+
+
+def vote_shares(frame: pd.DataFrame, classes: Sequence[str]) -> dict[str, list[float]]:
+    """Return the share that each class has of an utterance's votes, by ID; where nobody voted, all is its label's.
+
+    Example
+    -------
+    >>> rows = {"ID": ["a", "b"], "emotion": ["", "sad"], "votes": ["angry; sad; sad; sad", ""]}
+    >>> vote_shares(pd.DataFrame(rows), ["angry", "sad"])
+    {'a': [0.25, 0.75], 'b': [0.0, 1.0]}
+    """
+    said = [votes_of(votes) or [emotion] for votes, emotion in zip(frame["votes"], frame["emotion"], strict=True)]
+    return {i: [of.count(name) / len(of) for name in classes] for i, of in zip(frame["ID"], said, strict=True)}
 
 
 def _rules(labels) -> dict[str, str | None]:
@@ -120,7 +165,7 @@ def join(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     name, other = _corpus_of(first, "first"), _corpus_of(second, "second")
     if name == other:
         raise CorpusError(f"expected two corpora to join, found {name} twice")
-    classes = set(first["emotion"])
+    classes = set(first["emotion"]) - {""}
     _refuse_unknown_classes(name, other, classes, second)
     speaker = second["speaker"]
     second = second.assign(ID=f"{other}-" + second["ID"], speaker=speaker.where(speaker == "", f"{other}-" + speaker))
@@ -145,7 +190,7 @@ def _refuse_unknown_classes(name: str, other: str, classes: set, second: pd.Data
     where = f"{other} has classes that {name} does not have (it has: {', '.join(sorted(classes))})"
     offenders = Offenders(f"{where}. Map them or leave them out, e.g.\n{_mapping_line(other, classes, second)}")
     for emotion, count in second["emotion"].value_counts().sort_index().items():
-        if emotion not in classes:
+        if emotion not in (*classes, ""):
             offenders.add(f"not a class of {name}", f"{emotion!r}: {count} utterances{nearest(emotion, classes)}")
     offenders.raise_any()
 

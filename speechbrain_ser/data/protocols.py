@@ -119,6 +119,7 @@ def make_folds(
         fold = _complete(split, first, seen_fraction, split_seed)
         if theirs:
             fold = _with_second(fold, other, theirs[k :: len(splits)], split.seen_is_test, seen_fraction, split_seed)
+        fold = _judged_by_labels(fold, frame)
         _check(fold, frame, protocol)
         if fold.name in folds:
             raise UserError(f"protocol '{protocol}' has two folds of the name '{fold.name}': rename a speaker")
@@ -204,7 +205,7 @@ def never_trained(frame: pd.DataFrame, fold: Fold) -> str | None:
 def _lacking(frame: pd.DataFrame, ids: Iterable[str], others: Iterable[str]) -> list[str]:
     """The emotions that one part lacks and another has."""
     emotion = frame.set_index("ID")["emotion"]
-    return sorted(set(emotion[list(others)]) - set(emotion[list(ids)]))
+    return sorted(set(emotion[list(others)]) - {"", *emotion[list(ids)]})
 
 
 def why_none_validates(protocol: str) -> str:
@@ -251,6 +252,13 @@ def _complete(split: _Split, frame: pd.DataFrame, seen_fraction: float, seed: in
     rest = frame[~frame["ID"].isin(split.test | split.valid | split.unused)]
     train, seen = _train_and_seen(rest, split.test, split.seen_is_test, seen_fraction, seed)
     return Fold(split.name, *(tuple(sorted(part)) for part in (train, split.valid, seen, split.test)))
+
+
+def _judged_by_labels(fold: Fold, frame: pd.DataFrame) -> Fold:
+    """Utterances without a label, on which raters do not agree, are trained on alone."""
+    unlabelled = set(frame["ID"][frame["emotion"] == ""])
+    kept = {part: tuple(i for i in getattr(fold, part) if i not in unlabelled) for part in PARTS[1:]}
+    return replace(fold, **kept) if unlabelled else fold
 
 
 def _train_and_seen(rest: pd.DataFrame, test: frozenset, seen_is_test: bool, share: float, seed: int) -> tuple:

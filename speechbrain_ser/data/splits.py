@@ -238,7 +238,7 @@ def _rows_of(frame: pd.DataFrame, folds: Iterable[Fold]) -> pd.DataFrame:
 
 def _of_runs(root: Path, found: Sequence[Path]) -> list[Split]:
     """A split for each corpus and protocol that runs below a folder had, of the folds that were run."""
-    lines = [*"corpus second_corpus protocol labels seen_fraction split_seed manifest_folder".split(), *LINES]
+    lines = [*"corpus second_corpus protocol labels votes seen_fraction split_seed manifest_folder".split(), *LINES]
     groups: dict[str, tuple[dict, dict]] = {}  # what a run was made of, and the utterances that each fold tested
     for folder in (path.parent for path in found):
         metrics = read_json(folder / "metrics.json")
@@ -259,7 +259,7 @@ def _of_group(root: Path, plain: dict, tested: Mapping[str, set]) -> Split:
     options = {line: plain[line] for line in ("seen_fraction", "split_seed", *LINES) if line in plain}
     place = Path(plain["manifest_folder"])
     for path in [] if plain.get("second_corpus") else sorted(place.glob(f"{plain['corpus']}-*.csv")):
-        frame = apply_labels(_as_manifest(_read(path, {})), plain["labels"])
+        frame = apply_labels(_as_manifest(_read(path, {})), plain["labels"], plain.get("votes", False))
         folds = make_folds(frame, plain["protocol"], **options)
         if all(name in folds and set(folds[name].test) == ids for name, ids in tested.items()):
             notes = [f"{len(tested)} of the protocol's {len(folds)} folds have been run"]

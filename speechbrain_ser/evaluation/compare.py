@@ -142,7 +142,6 @@ def compare_predictions(first: pd.DataFrame, second: pd.DataFrame, classes: Sequ
     """
     first, second = paired(first, second)
     sums = [speaker_sums(f, classes) for f in (first, second)]
-    mcnemar = mcnemar_test(*(f["emotion"] == f["predicted"] for f in (first, second)))
     rows = []
     for figure in sums[0]:
         pair = [of[figure] for of in sums if figure in of and of[figure].denominators.sum() > 0]
@@ -150,6 +149,8 @@ def compare_predictions(first: pd.DataFrame, second: pd.DataFrame, classes: Sequ
             continue
         row = {"figure": figure, "n": len(first), "speakers": first["speaker"].nunique()}
         row |= speaker_difference(*pair)._asdict() | {"p_bootstrap": bootstrap_p(*pair)}
-        columns = ("only_first_right", "only_second_right", "p_mcnemar", "mcnemar_is_exact")
-        rows.append(row | dict(zip(columns, mcnemar if figure == "WA" else [None] * 4, strict=True)))
+        columns, mcnemar = ("only_first_right", "only_second_right", "p_mcnemar", "mcnemar_is_exact"), [None] * 4
+        if figure == "WA":
+            mcnemar = mcnemar_test(*(f["emotion"] == f["predicted"] for f in (first, second)))
+        rows.append(row | dict(zip(columns, mcnemar, strict=True)))
     return rows

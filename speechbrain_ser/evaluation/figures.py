@@ -14,13 +14,13 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from speechbrain_ser.evaluation.calibration import Bins
-from speechbrain_ser.evaluation.metrics import FIGURES
+from speechbrain_ser.evaluation.metrics import CCC, FIGURES
 from speechbrain_ser.files import written_whole
 
 matplotlib.rcParams["svg.hashsalt"] = "speechbrain-ser"  # the same figure gives the same file
 matplotlib.rcParams["text.parse_math"] = False  # names of folds, classes and recordings are no formulas
 HOP = 256 / 16_000  # s, of SpeechSplit's mel spectrogram
-CURVES = {"loss": "loss", **{name: FIGURES[name].words for name in ("WA", "WER", "MSE")}}
+CURVES = {"loss": "loss", **{name: FIGURES[name].words for name in ("WA", "WER", "MSE", *CCC)}}
 PARTS = {"train": "C0", "seen": "C1", "valid": "C2", "test": "C3"}  # colours
 
 
@@ -75,7 +75,7 @@ def _panels(epochs: pd.DataFrame, panels: Mapping[str, Mapping[str, str]], title
 
 
 def plot_learning_curves(epochs: pd.DataFrame, title: str) -> Figure:
-    """Draw loss, accuracy, WER and MSE against the epoch, one line a part (Cai et al. 2021, figure 2, for one run).
+    """Draw loss, accuracy, WER, MSE, CCC against the epoch, one line a part (Cai et al. 2021, figure 2, for one run).
 
     The table is that of ``epochs.csv``: columns epoch, train_loss, valid_WA, test_WER, …
     """

@@ -1,10 +1,10 @@
 """95 % intervals clustered by speaker, that hold with as few as four speakers.
 
-Utterances of one speaker succeed and fail together, so the speakers are the sample. Every figure is a mean of ratios of
-sums over speakers (:class:`~speechbrain_ser.evaluation.metrics.Sums`), and its interval comes from leaving out one
-speaker at a time: the jackknife, known as CR3 in regression, with Student's t of (speakers - 1) degrees of freedom, on
-the logit scale for shares and on the log scale for WER and MSE. What it covers, and what the plain cluster bootstrap
-does with few speakers: ``benchmarks/interval_coverage.py``.
+Utterances of one speaker succeed and fail together, so the speakers are the sample. Every figure is a function of sums
+over speakers, most a mean of their ratios (:class:`~speechbrain_ser.evaluation.metrics.Sums`), and its interval comes
+from leaving out one speaker at a time: the jackknife, known as CR3 in regression, with Student's t of (speakers - 1)
+degrees of freedom, on the logit scale for shares, on the log scale for WER and MSE, and on Fisher's for CCC. What it
+covers, and what the plain cluster bootstrap does with few speakers: ``benchmarks/interval_coverage.py``.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def ratio_sums(speaker: Sequence[str], numerators: Sequence[float], denominators
 
 
 def _by_speaker(speaker: np.ndarray, sums: Sums) -> Sums:
-    return Sums(*(pd.DataFrame(a.astype(float)).groupby(speaker).sum().to_numpy() for a in sums))
+    return Sums(*(pd.DataFrame(a.astype(float)).groupby(speaker).sum().to_numpy() for a in sums[:2]), sums.of)
 
 
 def leave_one_out(sums: Sums) -> np.ndarray:
@@ -53,12 +53,12 @@ def leave_one_out(sums: Sums) -> np.ndarray:
     A class that only one speaker has keeps its recall when that speaker is left out: its absence is no change of the
     others'.
     """
-    totals = Sums(*(a.sum(-2, keepdims=True) for a in sums))
-    rest = Sums(*(total - a for total, a in zip(totals, sums, strict=True)))
-    is_gone = rest.denominators == 0
+    totals = [a.sum(-2, keepdims=True) for a in sums[:2]]
+    rest = [total - a for total, a in zip(totals, sums[:2], strict=True)]
+    is_gone = rest[1] == 0
     numerators, denominators = (np.where(is_gone, total, a) for total, a in zip(totals, rest, strict=True))
     with np.errstate(invalid="ignore"):
-        return (numerators / denominators).mean(-1)
+        return sums.of(numerators, denominators)
 
 
 def jackknife_error(figure: np.ndarray, without: np.ndarray) -> np.ndarray:
@@ -78,7 +78,8 @@ def speaker_interval(sums: Sums, scale: str = "logit", level: float = LEVEL) -> 
         [speakers, terms], or with leading axes of replicates.
     scale : str
         ``logit`` for shares (WA, UA, F1), ``log`` for WER (at least 0, and above 1 where much is inserted),
-        ``log_mean`` for MSE (at least 0, and no count of anything), ``identity`` for none of these.
+        ``log_mean`` for MSE (at least 0, and no count of anything), ``fisher`` for CCC (-1 to 1), ``identity`` for
+        none of these.
 
     Example
     -------
@@ -99,7 +100,7 @@ def speaker_interval(sums: Sums, scale: str = "logit", level: float = LEVEL) -> 
     alike = np.isclose(error, 0, atol=1e-12)
     if alike.any() and scale != "identity":
         size = _effective_size(sums, quantile, level)
-        exact = (np.nan, np.nan) if scale == "log_mean" else _counted_interval(figure, size, scale, level)
+        exact = (np.nan, np.nan) if scale in ("log_mean", "fisher") else _counted_interval(figure, size, scale, level)
         low, high = (np.where(alike, e, found) for e, found in zip(exact, (low, high), strict=True))
     return None if np.isnan(low).all() else Interval(plain(low), plain(high))
 
@@ -118,10 +119,16 @@ def _log_scale(figure, margin):
     return figure * np.exp(-margin / figure), figure * np.exp(margin / figure)
 
 
+def _fisher_scale(figure, margin):
+    margin = margin / (1 - figure**2)
+    return np.tanh(np.arctanh(figure) - margin), np.tanh(np.arctanh(figure) + margin)
+
+
 _SCALES = {
     "logit": _logit_scale,
     "log": _log_scale,
     "log_mean": _log_scale,
+    "fisher": _fisher_scale,
     "identity": lambda figure, margin: (figure - margin, figure + margin),
 }
 

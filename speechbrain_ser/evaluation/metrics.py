@@ -1,7 +1,8 @@
 """The one registry of figures: what each is called, printed in and made of; and of selections, with their words.
 
 A prediction is a row: ID, speaker, emotion, predicted, transcript; hypothesis where there is an ASR head; mse where a
-spectrogram is reconstructed: the squared error of its mel spectrogram (0 to 1), averaged over its own frames and bands.
+spectrogram is reconstructed: the squared error of its mel spectrogram (0 to 1), averaged over its own frames and bands;
+of a dimension (valence, …) its rating, NaN where there is none, and the predicted one.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from speechbrain_ser.data.labels import DIMENSIONS
 from speechbrain_ser.data.text import normalise_transcript
 
 NONE = "none"  # nothing to measure there
@@ -35,20 +37,27 @@ SELECTIONS = {
 }
 
 
-class Sums(NamedTuple):
-    """What a figure is made of: the mean over terms of summed numerators / summed denominators.
+def mean_ratio(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
+    """Return the mean over terms [..., terms] of their ratios."""
+    return (numerators / denominators).mean(-1)
 
-    Both are [..., utterances or speakers, terms]; leading axes hold replicates (simulations).
+
+class Sums(NamedTuple):
+    """What a figure is made of: of summed numerators and summed denominators, the mean over terms of their ratios.
+
+    Both are [..., utterances or speakers, terms]; leading axes hold replicates (simulations). `of` is another figure
+    of the sums: CCC is no ratio of them.
     """
 
     numerators: np.ndarray
     denominators: np.ndarray
+    of: Callable[[np.ndarray, np.ndarray], np.ndarray] = mean_ratio
 
 
 def estimate(sums: Sums) -> np.ndarray:
     """Return the figure itself, [...]; NaN where nothing was counted."""
     with np.errstate(invalid="ignore"):
-        return (sums.numerators.sum(-2) / sums.denominators.sum(-2)).mean(-1)
+        return sums.of(sums.numerators.sum(-2), sums.denominators.sum(-2))
 
 
 def _agreement(column: str, with_column: str) -> Callable:
@@ -90,6 +99,23 @@ def _word_errors(rows: pd.DataFrame, classes: Sequence[str]) -> Sums:
 def _squared_errors(rows: pd.DataFrame, classes: Sequence[str]) -> Sums:
     errors = rows["mse"].to_numpy(float)[:, None]  # NaN stays: an utterance is never left out silently
     return Sums(errors, np.ones_like(errors))
+
+
+def _moments(dimension: str) -> Callable:
+    """The sums of x, y, xy and x² + y² of predictions x and ratings y, and how many there are; NaN is no rating."""
+
+    def sums(rows: pd.DataFrame, classes: Sequence[str]) -> Sums:
+        y, x = (rows[column].to_numpy(float) for column in (dimension, f"{dimension}_predicted"))
+        rated = ~np.isnan(y)[:, None]
+        return Sums(np.where(rated, np.stack([x, y, x * y, x**2 + y**2], -1), 0.0), rated, _concordance)
+
+    return sums
+
+
+def _concordance(moments: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Lin's concordance correlation coefficient (1989), 2 s_xy / (s_x^2 + s_y^2 + (m_x - m_y)^2), of sums."""
+    x, y, xy, squares = np.moveaxis(moments, -1, 0)
+    return 2 * (n[..., 0] * xy - x * y) / (n[..., 0] * squares - 2 * x * y)
 
 
 def printed(value: float | None, per_one: float = 100) -> str:
@@ -135,7 +161,11 @@ class Figure:
     def of(self, predictions: pd.DataFrame, classes: Sequence[str] = ()) -> float | None:
         """Return the figure, pooled over utterances; None where nothing is counted, such as no reference word."""
         sums = self.sums(predictions, classes)
-        return float(estimate(sums)) if sums.denominators.sum(0).all() else None
+        if not sums.denominators.sum(0).all():
+            return None
+        found = float(estimate(sums))
+        is_undefined = np.isnan(found) and np.isfinite(sums.numerators).all()  # CCC where nothing varies
+        return None if is_undefined else found
 
 
 FIGURES = {
@@ -148,9 +178,11 @@ FIGURES = {
         Figure("MSE", "spectrogram error (MSE)", "mse", _squared_errors, "e-4", 1e4, scale="log_mean"),
         # only meaningful on speakers who are trained on (`seen`)
         Figure("speaker", "speaker accuracy", "speaker_predicted", _agreement("speaker", "speaker_predicted")),
+        *(Figure(f"CCC_{d}", f"CCC of {d}", f"{d}_predicted", _moments(d), "e-2", scale="fisher") for d in DIMENSIONS),
     )
 }
-RECOGNITION = ("WA", "UA", "F1", "WER", "MSE")  # what is measured of every system that has the head, and reported
+CCC = tuple(f"CCC_{dimension}" for dimension in DIMENSIONS)
+RECOGNITION = ("WA", "UA", "F1", "WER", "MSE", *CCC)  # what is measured of every system that has the head, and reported
 
 
 def emotion_metrics(emotion: Sequence[str], predicted: Sequence[str], classes: Sequence[str]) -> dict:
@@ -211,10 +243,13 @@ def label_accuracy(predictions: pd.DataFrame, label: str) -> float:
 def metrics(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:
     """Return every figure of a table of predictions: ``n`` utterances and, by the heads that its columns tell of, more.
 
-    Columns emotion and predicted give those of :func:`emotion_metrics`; transcript and ``hypothesis``, or ``words`` and
-    ``word_errors`` that were counted before, ``WER`` (None without a reference word); ``mse`` its mean over utterances.
+    Columns emotion and ``predicted`` give those of :func:`emotion_metrics`; transcript and ``hypothesis``, or ``words``
+    and ``word_errors`` that were counted before, ``WER`` (None without a reference word); ``mse`` its mean over
+    utterances; a dimension and its ``…_predicted`` their concordance (None where nothing is rated).
     """
-    found = {"n": len(predictions), **emotion_metrics(predictions["emotion"], predictions["predicted"], classes)}
+    found = {"n": len(predictions)}
+    if "predicted" in predictions:  # else dimensions alone are told
+        found |= emotion_metrics(predictions["emotion"], predictions["predicted"], classes)
     of_heads = [FIGURES[name] for name in RECOGNITION if name not in found]
     return found | {f.name: f.of(predictions, classes) for f in of_heads if f.column in predictions}
 

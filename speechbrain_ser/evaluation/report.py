@@ -166,7 +166,8 @@ def _lead(runs: Runs) -> list[str]:
     tested = {r.fold: r.predictions[runs.selection] for r in runs.runs}.values()  # the test part of each fold, once
     speakers = {s for r in runs.runs for s in stacked([r], runs.selection)["speaker"]}
     who = f"{counted(sum(map(len, tested)), 'test utterance')} of {counted(len(speakers), 'speaker')}"
-    lead = [f"{who}, {counted(len(runs.classes), 'class', 'classes')} ({', '.join(runs.classes)})."]
+    classes = f", {counted(len(runs.classes), 'class', 'classes')} ({', '.join(runs.classes)})" if runs.classes else ""
+    lead = [f"{who}{classes}."]
     first = {name: of_variant[0].metrics for name, of_variant in runs.variants.items()}
     if runs.names:
         lines = {name: items_of(m["variant"], without=runs.common) or "default" for name, m in first.items()}
@@ -208,7 +209,7 @@ def _tables(runs: Runs, selection: str, paper: Mapping | None, reference: str | 
         make.spread_table(runs, selection),
         make.fold_table(runs, selection),
         make.recall_table(runs, selection),
-        *(make.confusion_table(runs, selection, name, k) for k, name in enumerate(runs.variants, 1)),
+        *(make.confusion_table(runs, selection, name, k) for k, name in enumerate(runs.variants, 1) if runs.classes),
     ]
     return [table for table in tables if table is not None]
 
@@ -225,7 +226,7 @@ def _pictures(runs: Runs, selection: str, folder: Path) -> list[Picture]:
             "folds and seeds; a run that stopped early keeps its last value)."
         )
         drawn[f"curves_{metric}"] = (draw.plot_variant_curves(curves, metric, part, where), caption)
-    for k, (name, of_variant) in enumerate(runs.variants.items(), 1):
+    for k, (name, of_variant) in enumerate(runs.variants.items() if runs.classes else (), 1):
         found = metrics(stacked(of_variant, selection), runs.classes)
         title = f"{fill(name, 40)}\n{where}\n{by}: WA {found['WA']:.1%}, UA {found['UA']:.1%}"
         caption = f"Confusion matrix of {name} ({by}): utterances and share of the true class."

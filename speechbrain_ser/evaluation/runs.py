@@ -16,15 +16,16 @@ from pathlib import Path
 
 import pandas as pd
 
+from speechbrain_ser.data.labels import DIMENSIONS
 from speechbrain_ser.errors import Offenders, UserError, shown
 from speechbrain_ser.evaluation.calibration import FILES, LOGITS, read_calibration, temperature_of
 from speechbrain_ser.evaluation.controls import CONTROLS_FILE
-from speechbrain_ser.evaluation.metrics import FIGURES, RECOGNITION, word_errors
+from speechbrain_ser.evaluation.metrics import CCC, FIGURES, RECOGNITION, word_errors
 from speechbrain_ser.files import AGAIN, path_component, read_csv, read_json
 
 NEEDED = ("system", "corpus", "protocol", "fold", "folds", "seed", "variant", "changed", "classes", "utterances")
 NEEDED += ("n_epochs", "selection", "selections", "speaker_disjoint", "leak")
-COLUMNS = ("ID", "speaker", "emotion", "predicted", "transcript", "text_heard")
+COLUMNS = ("ID", "speaker", "emotion", "transcript", "text_heard")
 HEADS = {FIGURES[name].column for name in RECOGNITION} - set(COLUMNS)  # of the tasks that a variant may not have
 FACTS = ["speaker", "emotion", "transcript"]  # of an utterance, whoever predicts it
 SAME = {  # in all runs of a report
@@ -238,9 +239,10 @@ def _read_predictions(folder: Path, stem: str, metrics: dict, expected: int, pro
     found = {}
     for selection in metrics["selections"]:
         path = folder / f"{stem}{'' if selection == metrics['selection'] else f'_{selection}'}.csv"
-        found[selection] = frame = _prepared(_read_csv(path, COLUMNS), path, problems)
+        columns = (*COLUMNS, "predicted") if metrics["classes"] else COLUMNS  # else dimensions alone
+        found[selection] = frame = _prepared(_read_csv(path, columns), path, problems)
         _check_count(path, frame, expected, problems)
-        if unknown := {*frame["emotion"], *frame["predicted"]} - set(metrics["classes"]):
+        if metrics["classes"] and (unknown := {*frame["emotion"], *frame["predicted"]} - set(metrics["classes"])):
             problems.add("classes that metrics.json does not know", f"{path}: {_listed(unknown)}")
         _check_posteriors(path, frame, metrics["classes"], problems)
     return found
@@ -252,7 +254,10 @@ def _prepared(frame: pd.DataFrame, path: Path, problems: Offenders) -> pd.DataFr
     frame["text_heard"] = frame["text_heard"].str.lower().map({"true": True, "false": False}).astype(object)
     if "corpus" in frame:
         frame["speaker"] = (frame["corpus"] + ":" + frame["speaker"]).where(frame["speaker"] != "", "")
-    for column in (c for c in frame if c.startswith("posterior_")):  # what is no number becomes NaN, and is named
+    rated = {column for d in DIMENSIONS if f"{d}_predicted" in frame for column in (d, f"{d}_predicted")}
+    for column in (
+        c for c in frame if c.startswith("posterior_") or c in rated
+    ):  # what is no number becomes NaN, and is named
         frame[column] = pd.to_numeric(frame[column], errors="coerce")
     if "hypothesis" in frame:
         frame = frame.join(word_errors(frame["transcript"], frame["hypothesis"]))
@@ -289,9 +294,11 @@ def _check_run(run: Run, problems: Offenders) -> None:
     if run.fold not in metrics["folds"]:
         problems.add("a fold that its protocol does not have", f"{run}: folds are {', '.join(metrics['folds'])}")
     for selection, frame in run.predictions.items():
-        told, found = metrics["selections"][selection]["all"]["WA"], (frame["emotion"] == frame["predicted"]).mean()
+        said = metrics["selections"][selection]["all"]
+        figure = FIGURES["WA" if metrics["classes"] else next(name for name in CCC if name in said)]
+        told, found = said[figure.name] or 0.0, figure.of(frame) or 0.0
         if len(frame) == metrics["utterances"]["test"] and abs(told - found) > 1e-9:
-            what = f"{run.folder} ({selection}): WA {found:.4f}, there {told:.4f}"
+            what = f"{run.folder} ({selection}): {figure.name} {found:.4f}, there {told:.4f}"
             problems.add("predictions that metrics.json was not made of", what)
     if run.controls is not None and run.controls["ID"].tolist() != run.predictions[chosen]["ID"].tolist():
         problems.add("controls of other utterances than predictions.csv has", run.folder / CONTROLS_FILE)
@@ -355,7 +362,7 @@ def _check_parts(runs: Sequence[Run], problems: Offenders) -> None:
     """A variant has the same selections and tasks in all its folds: no mean over a part of them."""
     first: dict[tuple, set] = {}
     for run in runs:
-        found = {f"{s}: {c}" for s, f in run.predictions.items() for c in ("predicted", *HEADS) if c in f}
+        found = {f"{s}: {c}" for s, f in run.predictions.items() for c in HEADS if c in f}
         found |= set() if run.seen is None else {"predictions_seen.csv"}
         if differing := found ^ first.setdefault(run.variant, found):
             problems.add("files or columns in some folds of a variant only", f"{run}: {_listed(differing)}")
@@ -470,7 +477,7 @@ def summary(folder: Path) -> str:
         lines += [table]
     else:
         texts = [in_words_of_texts(results["texts"])] if "texts" in results else []  # of an earlier version
-        lines += [*texts, table, in_words(read_calibration(folder))]
+        lines += [*texts, table, *([in_words(read_calibration(folder))] if results["classes"] else [])]
     names = ("metrics.json", "predictions.csv", "epochs.csv", "confusion.png", "learning_curves.png", "reconstructions")
     found = [f"  {name}" for name in (*names, *FILES) if (folder / name).exists()]
     return "\n".join([*lines, "", f"results: {folder}{os.sep}", *found])
@@ -497,9 +504,10 @@ def _recognition_rows(results: dict) -> Iterator[dict]:
             if figures == "none":
                 continue
             row = {**chosen, "test utterances": part, "n": figures["n"]}
-            row |= {name: f"{figures[name]:.1%}" for name in ("WA", "UA", "F1")}
+            row |= {name: f"{figures[name]:.1%}" for name in ("WA", "UA", "F1") if name in figures}
             row["WER"] = "" if figures.get("WER") is None else f"{figures['WER']:.1%}"
             row |= {"MSE": f"{figures['MSE']:.1e}"} if "MSE" in figures else {}
+            row |= {c: "none" if figures[c] is None else f"{figures[c]:.3f}" for c in CCC if c in figures}
             for name, value in found.items() if part == "all" else ():
                 if name.endswith("_accuracy") and value != "none":
                     label = name.removesuffix("_accuracy").replace("seen_speaker", "speaker (seen)")

@@ -21,6 +21,7 @@ from speechbrain_ser.evaluation.compare import compare_predictions, holm
 from speechbrain_ser.evaluation.controls import CONTROLS
 from speechbrain_ser.evaluation.intervals import ratio_sums, speaker_interval, speaker_sums
 from speechbrain_ser.evaluation.metrics import (
+    CCC,
     FIGURES,
     NONE,
     RECOGNITION,
@@ -207,7 +208,7 @@ def _main_row(name: str, of_variant: Sequence[Run], runs: Runs, selection: str) 
     per_fold = _by(of_variant, selection, runs.classes, ["fold", "seed"]).groupby("fold")["WER"]
     found["WER_fold_mean"] = _mean(per_fold.apply(_mean)) if "WER" in found else None
     cells = {FIGURES[m].heading: _cell(found, m) for m in RECOGNITION}
-    cells["F1 %"] = printed(found["F1"])  # its interval is in the CSV
+    cells["F1 %"] = printed(found["F1"]) if "F1" in found else ABSENT  # its interval is in the CSV
     cells["WER %, fold mean"] = printed(found["WER_fold_mean"]) if "WER" in found else ABSENT
     text = {"variant": name, **_all_marked(cells, selection)}
     text |= {"texts heard %": printed(found["share_text_heard"]), "speaker acc. on seen %": _cell(found, "speaker")}
@@ -225,9 +226,10 @@ def _main_notes(runs: Runs, values: Sequence[Mapping]) -> list[str]:
         "text is said in training; WER there is telling known sentences apart, see the text-disjoint part.",
         "MSE": "MSE: squared error of the reconstructed mel spectrogram (0 to 1), mean over an utterance's frames and "
         "bands, then over utterances; 5.0 e-4 is 0.0005.",
+        **{name: "CCC: Lin's concordance with the ratings, in hundredths, pooled over utterances." for name in CCC},
         "speaker": "Speaker accuracy: on `seen`, held-out utterances of training speakers.",
     }
-    return notes + [note for head, note in of_heads.items() if any(head in v for v in values)]
+    return notes + list(dict.fromkeys(note for head, note in of_heads.items() if any(head in v for v in values)))
 
 
 def paper_rows(paper: Mapping | None) -> dict[str, dict[str, float]]:
@@ -269,7 +271,8 @@ def second_table(runs: Runs, selection: str) -> Table | None:
         if tested := [r for r in of_variant if r.second]:  # a small second corpus is not held out of in every fold
             found = _figures_of(stacked(tested, selection, "second"), runs.classes)
             row = {"variant": name, "second corpus": tested[0].metrics["second_corpus"]}
-            cells = {FIGURES[m].heading: _cell(found, m) for m in ("WA", "UA")} | {"F1 %": printed(found["F1"])}
+            cells = {FIGURES[m].heading: _cell(found, m) for m in ("WA", "UA", *CCC)}
+            cells |= {"F1 %": printed(found["F1"])} if runs.classes else {}
             rows.append((row | _all_marked(cells, selection) | {"predictions": str(found["n"])}, row | _flat(found)))
     note = "Its own held-out utterances, each tested in one fold at most; UA and F1 over the classes that it has."
     return _table("second", f"On the second corpus, {SELECTIONS[selection].words}", rows, note)
@@ -449,7 +452,7 @@ def spread_table(runs: Runs, selection: str) -> Table:
 
 
 def fold_table(runs: Runs, selection: str) -> Table:
-    """Make the table of WA (and WER and MSE) of each fold, variants side by side, seeds averaged."""
+    """Make the table of WA (and WER, MSE and CCC) of each fold, variants side by side, seeds averaged."""
     values = pd.concat(
         _by(of_variant, selection, runs.classes, ["fold", "seed"]).assign(variant=name)
         for name, of_variant in runs.variants.items()
@@ -458,7 +461,7 @@ def fold_table(runs: Runs, selection: str) -> Table:
     for fold in [f for f in runs.folds if f in set(values["fold"])]:
         here = values[values["fold"] == fold]
         row = {"fold": fold, "tested": str(here["n"].iloc[0])}
-        for figure in map(FIGURES.get, ("WA", "WER", "MSE")):
+        for figure in map(FIGURES.get, ("WA", "WER", "MSE", *CCC)):
             for name in runs.variants:
                 mean = _mean(here[figure.name][here["variant"] == name])
                 cell = ABSENT if mean is None else _marked(figure.text(mean), selection)
@@ -467,9 +470,11 @@ def fold_table(runs: Runs, selection: str) -> Table:
     return replace(_table("folds", "Folds", [(row, {}) for row in text]), values=values)
 
 
-def recall_table(runs: Runs, selection: str) -> Table:
-    """Make the table of each class's recall."""
+def recall_table(runs: Runs, selection: str) -> Table | None:
+    """Make the table of each class's recall; None where only dimensions are told."""
     rows = []
+    if not runs.classes:
+        return None
     for name, of_variant in runs.variants.items():
         recall = metrics(stacked(of_variant, selection), runs.classes)["recall"]
         text = {c: _marked(printed(share), selection) for c, share in recall.items()}
@@ -554,7 +559,7 @@ def scores_of(runs: Sequence[Run], selection: str, classes: Sequence[str]) -> di
     By ``as trained`` and, where a run has a temperature, ``calibrated``: each run with its own, 1 where it has none.
     Empty where predictions have no posteriors.
     """
-    if not all(f"posterior_{c}" in r.predictions[selection] for r in runs for c in classes):
+    if not classes or not all(f"posterior_{c}" in r.predictions[selection] for r in runs for c in classes):
         return {}
     temperatures = [r.temperature(selection) for r in runs]
     ways = {AS_TRAINED: [1.0] * len(runs)}

@@ -14,12 +14,13 @@ from typing import BinaryIO
 from praatio.data_classes.interval_tier import IntervalTier
 from praatio.data_classes.textgrid import Textgrid
 
+from speechbrain_ser.data.labels import DIMENSIONS
 from speechbrain_ser.errors import UserError, printable
 from speechbrain_ser.files import cannot_be_written, file_stem, locked, written_whole
 from speechbrain_ser.inference.timeline import Timeline
 
 SILENT = "-"  # in a table, in place of an emotion below the threshold; empty in CSV, null in JSON
-NUMBERS = ("start", "end", "posterior")  # columns of a table that are aligned to the right
+NUMBERS = ("start", "end", "posterior", *DIMENSIONS)  # columns of a table that are aligned to the right
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # a file's name may be in any encoding
 BEGINNING = b'{"path": '  # of a record's line
 FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet may compute, and what it has become below
@@ -82,7 +83,8 @@ def table_text(record: dict, header: bool = False, widths: tuple[int, int] = (0,
         cells = {"recording": row["path"].ljust(max(widths[0], len("recording")))}
         cells |= {name: f"{row[name]:7.2f}" for name in ("start", "end") if name in row}
         cells["emotion"] = (row["emotion"] or SILENT).ljust(max(widths[1], len("emotion")))
-        cells["posterior"] = f"{max(row['posteriors'].values()):9.3f}"
+        cells["posterior"] = f"{max(row['posteriors'].values()):9.3f}" if row["posteriors"] else SILENT.rjust(9)
+        cells |= {name: f"{row[name]:.2f}".rjust(len(name)) for name in DIMENSIONS if name in row}
         cells |= {name: row[name] for name in ("transcript",) if name in row}
         names = [name.rjust(len(cell)) if name in NUMBERS else name.ljust(len(cell)) for name, cell in cells.items()]
         lines += ["  ".join(names)] if header and not lines else []

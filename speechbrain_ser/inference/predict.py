@@ -158,7 +158,7 @@ def _outputs(
     if out is None:
         text = FORMATS[form]
         if form == "table":
-            text = partial(text, widths=(max(map(len, recordings)), max(map(len, recognizer.classes))))
+            text = partial(text, widths=(max(map(len, recordings)), max(map(len, recognizer.classes), default=0)))
         yield (), _console(text, record)
     elif form not in FOLDER_FORMATS:
         lines = Path(out if form == "json" else f"{out}.jsonl")

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from torch import nn
 
 from speechbrain_ser.data.audio import SILENT, BadAudioError, claimed_seconds, duration_of
 from speechbrain_ser.data.batches import SAMPLE_RATE, load_audio
+from speechbrain_ser.data.labels import DIMENSIONS
 from speechbrain_ser.data.text import CharacterTokens, SentencePieceTokens, load_tokens
 from speechbrain_ser.errors import Untrusted, UserError, nearest
 from speechbrain_ser.evaluation.calibration import check_temperature, read_calibration, temperature_of
@@ -134,13 +136,17 @@ class Recognition:
     emotion: str | None = None  # the likeliest class; None where its posterior is below the threshold
     posteriors: dict[str, float] = field(default_factory=dict)
     transcript: str | None = None  # where the model has an ASR head, and it was asked for
+    dimensions: dict[str, float] = field(
+        default_factory=dict
+    )  # ratings in the unit of the model's corpus, such as valence
     embedding: torch.Tensor | None = field(default=None, repr=False, compare=False)  # [channels], on request
     error: str | None = None  # what is wrong with the recording
 
     def to_dict(self) -> dict:
-        """Return plain data: posteriors rounded to six digits, the transcript where there is one."""
+        """Return plain data: posteriors and dimensions rounded to six digits, the transcript where there is one."""
         content = {"path": self.path, "emotion": self.emotion}
         content["posteriors"] = {name: round(p, 6) for name, p in self.posteriors.items()}
+        content |= {name: round(rating, 6) for name, rating in self.dimensions.items()}
         return content if self.transcript is None else content | {"transcript": self.transcript}
 
 
@@ -332,6 +338,8 @@ class EmotionRecognizer:
         """
         _check_batch_size(batch_size)
         _check_paths(paths)
+        if not self.classes:
+            raise UserError("a timeline is one of emotions, and this model tells dimensions alone")
         plan = plan_windows(self, duration, step)
         batch_size = min(batch_size, max(1, int(self.max_seconds / duration)))
         return (self._timeline(path, plan, batch_size, progress) for path in paths)
@@ -352,6 +360,8 @@ class EmotionRecognizer:
 
     def emotion_of(self, posterior: torch.Tensor | np.ndarray) -> str | None:
         """Return the emotion that a posterior [classes] speaks for; None: too little for the threshold."""
+        if not self.classes:
+            return None
         likeliest = int(posterior.argmax())
         return self.classes[likeliest] if float(posterior[likeliest]) >= self.threshold else None
 
@@ -433,10 +443,11 @@ class EmotionRecognizer:
         outputs, nothing = self._outputs([item.signals for item in items]), [None] * len(items)
         texts = self.decode(outputs["asr"], outputs["frames"]) if self.decode else nothing
         vectors = outputs["embedding"].float().cpu() if embedding else nothing
-        for item, posterior, text, vector in zip(items, self._posteriors(outputs), texts, vectors, strict=True):
-            if posterior.isfinite().all():
+        found = zip(items, self._posteriors(outputs), texts, self._ratings(outputs), vectors, strict=True)
+        for item, posterior, text, ratings, vector in found:
+            if posterior.isfinite().all() and all(map(math.isfinite, ratings.values())):
                 posteriors = dict(zip(self.classes, posterior.tolist(), strict=True))
-                yield Recognition(item.path, self.emotion_of(posterior), posteriors, text, vector)
+                yield Recognition(item.path, self.emotion_of(posterior), posteriors, text, ratings, vector)
             else:
                 yield Recognition(item.path, error=NOT_FINITE_OUTPUT)
 
@@ -447,7 +458,14 @@ class EmotionRecognizer:
             return self.model(**inputs)
 
     def _posteriors(self, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        if not self.classes:  # dimensions alone
+            return torch.empty(len(outputs["embedding"]), 0)
         return (outputs["emotion"].float() / self.temperature).softmax(-1).cpu()  # [batch, classes]
+
+    def _ratings(self, outputs: dict[str, torch.Tensor]) -> list[dict[str, float]]:
+        """The dimensions of each utterance of a batch."""
+        columns = {name: outputs[name].tolist() for name in DIMENSIONS if name in outputs}
+        return [{name: of[k] for name, of in columns.items()} for k in range(len(outputs["embedding"]))]
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,54 @@ from speechbrain.decoders.ctc import CTCBeamSearcher, ctc_greedy_decode
 from speechbrain.utils.data_utils import batch_pad_right
 from torch import nn
 
+from speechbrain_ser.data.labels import DIMENSIONS
 from speechbrain_ser.data.text import WORD
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.nnet.initialization import build_seeded
+from speechbrain_ser.nnet.losses import ccc_loss, ccc_terms
+
+RUN_ON = 0.1  # share of a step in the running means, as in batch normalisation
+
+
+class DimensionHead(nn.Module):
+    """A rating, such as valence, of the utterances' vectors [batch, channels] in the corpus's own unit: [batch].
+
+    It is m + s (w v + b) with mean m and deviation s of the training part's ratings (``scale``). ``running`` are the
+    means that :func:`~speechbrain_ser.nnet.losses.ccc_loss` needs, those of predicting the mean at first (CCC 0).
+    """
+
+    def __init__(self, in_features: int):
+        super().__init__()
+        self.linear = nn.Linear(in_features, 1)
+        self.register_buffer("scale", torch.tensor([0.0, 1.0]))
+        self.register_buffer("running", torch.ones(2))
+        self.terms: list[torch.Tensor] = []  # of the utterances of a step so far
+
+    def forward(self, vector: torch.Tensor) -> torch.Tensor:
+        """Return the ratings."""
+        return self.scale[0] + self.scale[1] * self.linear(vector).squeeze(-1).float()
+
+    def loss(self, rating: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return the CCC's loss [batch], 0 where there is no target (NaN)."""
+        is_known = ~target.isnan()
+        terms = ccc_terms(*((each - self.scale[0]) / self.scale[1] for each in (rating, target.nan_to_num())))
+        if self.training:
+            self.terms.append(terms.detach()[is_known])
+        return ccc_loss(terms, self.running) * is_known
+
+    def end_step(self, terms: Sequence[torch.Tensor]) -> None:
+        """Move the running means on, by the terms of all the step's utterances, whichever process had them."""
+        found, self.terms = torch.cat([each.to(self.running.device) for each in terms]), []
+        if len(found) and found.isfinite().all():
+            self.running.lerp_(found.mean(0), RUN_ON)
 
 
 class MultitaskModel(nn.Module):
     """An encoder and a head a task.
 
     A head that a model does not name itself reads the utterance's vector: a further task (gender, age) is a line of
-    ``heads`` and one of ``loss_weights`` in the YAML, and its logits are among the outputs under its name.
+    ``heads`` and one of ``loss_weights`` in the YAML, and its logits are among the outputs under its name. Dimensions
+    (:data:`~speechbrain_ser.data.labels.DIMENSIONS`) need the weight alone, and their ratings [batch] are in its place.
 
     Every ``forward`` takes what ``inputs`` names, each a pair of data, right-padded, and relative lengths [batch]
     (PaddedData): ``sig`` waveforms [batch, time] at 16 kHz, or the encoder's ``features`` of them; ``feats`` and
@@ -31,7 +69,7 @@ class MultitaskModel(nn.Module):
     heads : mapping of str to callable
         By task, constructors that still lack ``in_features``.
     loss_weights : mapping of str to float
-        A weight a task; a head of weight 0 is not built, and the emotion needs a weight.
+        A weight a task; a head of weight 0 is not built, and the emotion, or a dimension, needs a weight.
     seed : int
         Of the initial weights; those of a head depend on it and the task's name alone.
 
@@ -54,11 +92,13 @@ class MultitaskModel(nn.Module):
         **others: int,
     ) -> None:
         """Build a head for each task of a weight above 0; its channels are `others`' for it, else `in_features`."""
+        if "emotion" in self.tasks:
+            makers = {name: DimensionHead for name in DIMENSIONS if name in loss_weights} | dict(makers)
         further = [task for task in makers if task not in self.tasks]
         active = active_tasks(loss_weights, [*self.tasks, *further])
         if unweighted := [task for task in further if task not in loss_weights]:
             raise UserError(f"loss_weights: no line for the head '{unweighted[0]}' (0 leaves it out)")
-        if "emotion" in self.tasks and "emotion" not in active:
+        if "emotion" in self.tasks and not {"emotion", *DIMENSIONS} & {*active}:
             raise UserError("loss_weights: without the emotion task (weight 0) there is nothing to recognise")
         wanted = [task for task in active if task not in self.without_head]
         if lacking := [task for task in wanted if task not in makers]:
@@ -85,8 +125,8 @@ class MultitaskModel(nn.Module):
         return self.encoder.frame_counts(n_samples)
 
     def keep_tasks(self, tasks: Collection[str]) -> None:
-        """Remove what only other tasks need, for a model that is used and not trained any more; the emotion stays."""
-        for task in set(self.heads) - {"emotion", *tasks}:
+        """Remove what only others need, for a model that is used and not trained any more; emotion, dimensions stay."""
+        for task in set(self.heads) - {"emotion", *DIMENSIONS, *tasks}:
             del self.heads[task]
 
 

@@ -10,6 +10,7 @@ import torch
 from speechbrain.dataio.batch import PaddedData
 from torch import nn
 
+from speechbrain_ser.data.labels import DIMENSIONS
 from speechbrain_ser.errors import UserError, nearest, shown
 from speechbrain_ser.files import read_json
 from speechbrain_ser.lobes.speech_decomposition import (
@@ -208,7 +209,7 @@ class HsuModel(_Decomposed):
         loss_weights: Mapping[str, float],
         seed: int = 0,
     ):
-        tasks = active_tasks(loss_weights, [*self.tasks, *heads])
+        tasks = active_tasks(loss_weights, [*self.tasks, *heads, *DIMENSIONS])
         if unknown := [name for name in emotion_reads if name not in parts]:
             raise UserError(f"emotion_reads: {', '.join(unknown)} not among the parts ({', '.join(parts) or 'none'})")
         read = {*emotion_reads, *(["timbre"] if "speaker" in tasks else [])}

@@ -58,6 +58,50 @@ def cross_entropy(logits: torch.Tensor, label: torch.Tensor, class_weights: torc
     return F.cross_entropy(logits.float(), label, class_weights, ignore_index=UNKNOWN, reduction="none")
 
 
+def vote_cross_entropy(
+    logits: torch.Tensor, shares: torch.Tensor, class_weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the cross-entropy [batch] of raters' votes; less their own entropy, a constant, it is KL(votes | model).
+
+    `logits` and `shares`, of the votes that each class has, are [batch, classes].
+
+    Example
+    -------
+    >>> vote_cross_entropy(torch.zeros(1, 4), torch.tensor([[0.5, 0.25, 0.25, 0.0]])).exp()
+    tensor([4.0000])
+    """
+    return F.cross_entropy(logits.float(), shares, class_weights, reduction="none")
+
+
+def ccc_terms(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the two terms [batch, 2] of which 1 - CCC is the ratio of means, see :func:`ccc_loss`."""
+    return torch.stack([(prediction - target) ** 2, prediction**2 + 1], dim=-1)
+
+
+def ccc_loss(terms: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
+    """Return each utterance's part [batch] of 1 - CCC, Lin's concordance correlation coefficient (1989).
+
+    CCC = 2 s_xy / (s_x^2 + s_y^2 + (m_x - m_y)^2) of predictions x and targets y. As E (x - y)^2 = s_x^2 + s_y^2 -
+    2 s_xy + (m_x - m_y)^2, for targets of mean 0 and deviation 1
+
+        1 - CCC = a / b,  a = E (x - y)^2,  b = E x^2 + 1.
+
+    Usually both means are a batch's own (Atmaja and Akagi 2021, Wagner et al. 2023), so that the batch's size changes
+    the loss, and one utterance has none. Here they run over the steps before (`means`, [a, b]), and an utterance's
+    loss is its part of the tangent there, a/b + ((x - y)^2 - a/b (x^2 + 1)) / b: a mean over utterances like any
+    other loss, however they are batched, whose gradient is that of the training part's CCC.
+
+    Example
+    -------
+    >>> x, y = torch.tensor([0.5, -0.5], requires_grad=True), torch.tensor([1.0, -1.0])
+    >>> terms = ccc_terms(x, y)
+    >>> ccc_loss(terms, terms.detach().mean(0)).mean()  # CCC = 2 * 0.5 / (0.25 + 1) = 0.8
+    tensor(0.2000, grad_fn=<MeanBackward0>)
+    """
+    ratio = means[0] / means[1]
+    return ratio + (terms[:, 0] - ratio * terms[:, 1]) / means[1]
+
+
 def reconstruction_loss(outputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return :func:`masked_mse` [batch] of a model's outputs ``reconstruction``, ``target`` and ``mel_frames``."""
     return masked_mse(outputs["reconstruction"], outputs["target"], outputs["mel_frames"])

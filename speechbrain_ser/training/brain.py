@@ -7,6 +7,7 @@ that works around it says so.
 import itertools
 import json
 import logging
+import statistics
 import sys
 import time
 
@@ -21,11 +22,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from speechbrain_ser.data.batches import Batch
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.figures import plot_reconstructions, save_figure
-from speechbrain_ser.evaluation.metrics import RECOGNITION, label_accuracy, metrics, metrics_by_text
+from speechbrain_ser.evaluation.metrics import CCC, RECOGNITION, label_accuracy, metrics, metrics_by_text
 from speechbrain_ser.files import write_csv
 from speechbrain_ser.models.checkpoints import AFTER, BEST, STEP, find_epoch, load_parameters, newest_whole
 from speechbrain_ser.models.heads import Decoder
-from speechbrain_ser.nnet.losses import mean_spectrum_mse, reconstruction_loss
+from speechbrain_ser.nnet.losses import cross_entropy, mean_spectrum_mse, reconstruction_loss, vote_cross_entropy
 from speechbrain_ser.training import distributed
 from speechbrain_ser.training.checkpoints import History, RandomState, Tally
 from speechbrain_ser.training.results import TRACKED, evaluate_and_write, make_loggers
@@ -59,6 +60,9 @@ class SERBrain(sb.Brain):
         self.run, self.loaders = run, loaders
         self.train_sampler = loaders["train"].batch_sampler  # SpeechBrain calls its set_epoch only if it is named so
         self.class_weights = None if run.class_weights is None else run.class_weights.to(self.device)
+        self.dimensions = {name: self.model.heads[name] for name in run.dimensions}
+        for name, head in self.dimensions.items():
+            head.scale.copy_(torch.tensor(run.scale(name)))
         self.decode = Decoder(run.tokens, self.hparams.decoding, self.hparams.beam_size) if run.tokens else None
         self.log_to = make_loggers(run.folder, self.hparams.tracker) if if_main_process() else []
         # SpeechBrain clips the first parameter group only, and clips to nothing for max_grad_norm <= 0: its clipping
@@ -80,6 +84,22 @@ class SERBrain(sb.Brain):
 
     # -------------------------------------------------------------- a batch's loss and figures
 
+    def emotion_loss(self, predictions: dict, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return the emotion's cross-entropy [batch], of labels or of votes, as a loss; none where it has no weight."""
+        if "emotion" not in predictions:
+            return {}
+        if (votes := self.run.votes) is None:
+            return {"emotion": cross_entropy(predictions["emotion"], batch.emotion, self.class_weights)}
+        shares = torch.tensor([votes[i] for i in batch.id], device=self.device)
+        return {"emotion": vote_cross_entropy(predictions["emotion"], shares, self.class_weights)}
+
+    def _dimension_losses(self, predictions: dict, batch: Batch) -> dict[str, torch.Tensor]:
+        losses = {}
+        for name, head in self.dimensions.items():
+            ratings = self.run.dimensions[name].loc[batch.id].to_numpy("float32")
+            losses[name] = head.loss(predictions[name], torch.from_numpy(ratings).to(self.device))
+        return losses
+
     def weighted_sum(
         self, losses: dict[str, torch.Tensor], predictions: dict, batch: Batch, stage: Stage
     ) -> torch.Tensor:
@@ -88,18 +108,20 @@ class SERBrain(sb.Brain):
         Arguments
         ---------
         losses : dict of str to torch.Tensor
-            One value an utterance, [batch], by task.
+            One value an utterance, [batch], by task; those of dimensions are added here.
         predictions : dict
             The model's outputs. The logits of a label are measured and written by the label's name.
         batch, stage
             Those of ``compute_objectives``.
         """
+        losses = {**losses, **self._dimension_losses(predictions, batch)}
         total = sum(self.hparams.loss_weights[task] * loss for task, loss in losses.items())  # (batch,)
         self.utterance_losses = dict(zip(batch.id, total.detach().tolist(), strict=True))
         # speakers who are not trained on have no loss to show
         shown = [task for task in losses if stage == Stage.TRAIN or task != "speaker"]
         figures = {f"loss_{task}": losses[task] for task in shown} if len(losses) > 1 else {}
-        for label in (task for task in shown if task in self.run.labels):
+        has_votes = self.run.votes is not None and stage == Stage.TRAIN  # and so no single label
+        for label in (t for t in shown if t in self.run.labels and not (t == "emotion" and has_votes)):
             name = "WA" if label == "emotion" else f"{label}_accuracy"
             figures[name] = predictions[label].argmax(-1) == getattr(batch, label)
         if stage != Stage.TRAIN or total.isfinite().all():  # a tolerated batch has no part in the epoch's figures
@@ -112,12 +134,17 @@ class SERBrain(sb.Brain):
 
     def prediction_rows(self, predictions: dict, batch: Batch) -> pd.DataFrame:
         """Return the rows of predictions.csv for a batch."""
-        rows, posterior = self.run.frame.loc[batch.id], predictions["emotion"].float().softmax(-1).cpu()
+        rows = self.run.frame.loc[batch.id]
         columns = {name: rows[name] for name in ("ID", "speaker", "emotion")}
-        columns["predicted"] = [self.run.classes[k] for k in posterior.argmax(-1).tolist()]
-        for k, name in enumerate(self.run.classes):
-            columns[f"posterior_{name}"] = [round(p, 6) for p in posterior[:, k].tolist()]
+        if "emotion" in predictions:
+            posterior = predictions["emotion"].float().softmax(-1).cpu()
+            columns["predicted"] = [self.run.classes[k] for k in posterior.argmax(-1).tolist()]
+            for k, name in enumerate(self.run.classes):
+                columns[f"posterior_{name}"] = [round(p, 6) for p in posterior[:, k].tolist()]
         columns |= {"transcript": rows["transcript"], **self._labels_told(predictions, rows)}
+        for name in self.dimensions:
+            columns[name] = self.run.dimensions[name].loc[batch.id]
+            columns[f"{name}_predicted"] = [round(r, 6) for r in predictions[name].tolist()]
         if "asr" in predictions:
             columns["hypothesis"] = self.decode(predictions["asr"], predictions["frames"])
         if "reconstruction" in predictions:
@@ -135,11 +162,15 @@ class SERBrain(sb.Brain):
     def figures(self, predictions: pd.DataFrame) -> dict:
         """Return what epochs.csv says of the predictions of a part, by name."""
         found = metrics(predictions, self.run.classes)
-        return {**{k: found[k] for k in RECOGNITION if k in found}, "confusion": json.dumps(found["confusion"])}
+        confusion = {"confusion": json.dumps(found["confusion"])} if "confusion" in found else {}
+        return {k: found[k] for k in RECOGNITION if k in found} | confusion
 
     def score(self, figures: dict) -> float:
-        """Return what the best epoch has the most of."""
-        return float(figures["WA"])
+        """Return what the best epoch has the most of: WA, or, without the emotion, the dimensions' mean CCC."""
+        if "WA" in figures:
+            return float(figures["WA"])
+        found = [figures[name] for name in CCC if figures.get(name) is not None]
+        return statistics.fmean(found) if found else 0.0
 
     def seen_figures(self, predictions: pd.DataFrame) -> dict:
         """Return what epochs.csv says of the known speakers' held-out utterances, by name."""
@@ -174,6 +205,8 @@ class SERBrain(sb.Brain):
             scaled.backward()
             total += loss.detach()
         self.optimizers_step()
+        for head in self.dimensions.values():
+            head.end_step([terms for each in distributed.gathered(head.terms) for terms in each])
         self.on_fit_batch_end(batch, None, total, should_step=True)
         return total.cpu()
 

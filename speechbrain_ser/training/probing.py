@@ -121,6 +121,8 @@ class RegressionBrain(SERBrain):
         super().__init__(*args, **kwargs)
         if self.hparams.n_epochs != 1:
             raise UserError(f"n_epochs: a regression is solved at once, expected 1, found {self.hparams.n_epochs}")
+        if self.dimensions or self.run.votes is not None:
+            raise UserError("a probe learns one label an utterance: it takes no votes, and no weights of dimensions")
 
     def init_optimizers(self):
         self.scheduler = None

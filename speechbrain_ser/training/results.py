@@ -123,7 +123,7 @@ def evaluate_and_write(brain: sb.Brain) -> None:
 
 def _write_controls(run: Run, predictions: pd.DataFrame) -> None:
     test = run.part("test").loc[predictions["ID"]]
-    found = control_predictions(run.part("train"), test, predictions.get("hypothesis"))
+    found = control_predictions(run.labelled("train"), test, predictions.get("hypothesis"))
     write_csv(found, run.folder / CONTROLS_FILE)
 
 
@@ -131,7 +131,7 @@ def _facts(run: Run) -> dict:
     """What metrics.json says besides figures: no times, no absolute paths."""
     plain, leak = run.config.plain, run.leak
     return {
-        **({} if run.recognises else {"kind": "pretraining"}),
+        **({"kind": "pretraining"} if run.is_pretraining else {}),
         "system": run.config.system,
         **{key: plain[key] for key in ("corpus", "second_corpus", "protocol")},
         "fold": run.fold.name,
@@ -151,7 +151,7 @@ def _facts(run: Run) -> dict:
 
 def _finish(run: Run, results: dict, valid_logits: dict, test_logits: dict) -> None:
     epochs = read_csv(run.folder / "epochs.csv")
-    curves = (plot_learning_curves if run.recognises else plot_pretraining_curves)(epochs, _where(run))
+    curves = (plot_pretraining_curves if run.is_pretraining else plot_learning_curves)(epochs, _where(run))
     save_figure(curves, run.folder / "learning_curves.png")
     if run.recognises:
         tested = results["selections"][results["selection"]]

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -24,7 +25,7 @@ import torch
 from speechbrain.utils.distributed import if_main_process, infer_device
 
 from speechbrain_ser.data import batches, manifest, protocols
-from speechbrain_ser.data.labels import apply_labels, join
+from speechbrain_ser.data.labels import DIMENSIONS, apply_labels, join, vote_shares
 from speechbrain_ser.data.protocols import PARTS, Fold
 from speechbrain_ser.data.text import build_tokens, save_tokens
 from speechbrain_ser.errors import (
@@ -59,8 +60,8 @@ TRACKERS = ("tensorboard", "wandb")
 # Lines of its data that a run shares with the run it starts from
 COMMON_LINES = ("corpus", "second_corpus", "protocol", "fold", "split_seed", "seen_fraction", "utterances")
 CORPUS_LINES = (
-    *"corpus data_folder manifest_folder table_file table_columns table_names labels protocol seen_fraction".split(),
-    *("split_seed", *protocols.LINES, "second_corpus", "second_data_folder", "second_labels"),
+    *"corpus data_folder manifest_folder table_file table_columns table_names labels votes protocol".split(),
+    *("seen_fraction", "split_seed", *protocols.LINES, "second_corpus", "second_data_folder", "second_labels"),
 )
 
 
@@ -81,8 +82,12 @@ class Run:
 
     @property
     def recognises(self) -> bool:
-        """Whether it recognises emotions; pre-training does not (the YAML's line ``kind``)."""
-        return self.config.plain.get("kind", "recognition") == "recognition"
+        """Whether it recognises emotions; pre-training does not (the YAML's line ``kind``), nor dimensions alone."""
+        return not self.is_pretraining and bool(self.config.plain["loss_weights"].get("emotion"))
+
+    @property
+    def is_pretraining(self) -> bool:
+        return self.config.plain.get("kind") == "pretraining"
 
     @property
     def selections(self) -> list[str]:
@@ -123,12 +128,36 @@ class Run:
     @cached_property
     def texts(self) -> dict:
         """How far the test part's texts are known from training, and what they tell there."""
-        return told_by_texts(self.part("train"), self.part("test"))
+        return told_by_texts(self.labelled("train"), self.part("test"))
 
     @property
     def classes(self) -> list[str]:
-        """Emotion classes, in the order of the logits."""
-        return self.labels["emotion"]
+        """Emotion classes, in the order of the logits; none where only dimensions are told."""
+        return self.labels["emotion"] if self.recognises or self.is_pretraining else []
+
+    @cached_property
+    def dimensions(self) -> dict[str, pd.Series]:
+        """Ratings by ID of each dimension that has a weight; NaN where nobody rated."""
+        weights = self.config.plain["loss_weights"]
+        found = {name: _ratings(self.frame, name) for name in DIMENSIONS if weights.get(name)}
+        for name, ratings in found.items():
+            if ratings.loc[list(self.fold.train)].nunique() < 2:
+                raise UserError(f"{name}: expected different ratings in the training part, found one value or none")
+        return found
+
+    def scale(self, dimension: str) -> tuple[float, float]:
+        """Return mean and deviation of the training part's ratings."""
+        ratings = self.dimensions[dimension].loc[list(self.fold.train)]
+        return ratings.mean(), ratings.std(ddof=0)
+
+    @cached_property
+    def votes(self) -> dict[str, list[float]] | None:
+        """By ID, the share that each class has of the raters' votes; None where labels are trained on."""
+        return vote_shares(self.frame, self.classes) if self.config.plain.get("votes") else None
+
+    def labelled(self, part: str) -> pd.DataFrame:
+        """Return the rows of a part that have a label; what raters do not agree on has none."""
+        return self.part(part)[lambda rows: rows["emotion"] != ""]
 
     @cached_property
     def tokens(self):
@@ -250,7 +279,7 @@ def prepare(config: Config, shared: Preparation | None = None) -> Run:
     science = {**config.science(), "fold": fold.name, "parts_digest": parts, **backbone, "utterances": corpus.digest}
     texts = {key: str(value) for key, value in science.items()}
     run = Run(config, corpus.frame, fold, list(corpus.folds), folder, texts)
-    run.labels, run.class_weights  # noqa: B018 (they refuse what cannot be)
+    run.labels, run.class_weights, run.dimensions  # noqa: B018 (they refuse what cannot be)
     for key, need in config.needs().items():
         run.science[key] = _check_needed(run, key, need, shared)
     _check_folder(run)
@@ -294,7 +323,8 @@ def _read_data(plain: dict) -> Corpus:
         frame = join(frame, _read_corpus(plain, second, plain["second_data_folder"], plain["second_labels"]))
     numbers = {line: plain[line] for line in ("seen_fraction", "split_seed", *protocols.LINES)}
     folds = protocols.make_folds(frame, plain["protocol"], second=second, **numbers)
-    trained_on = frame.drop(columns=["wav", "text", "script", "recording"], errors="ignore")
+    unused = ["wav", "text", "script", "recording", *([] if plain["votes"] else ["votes"])]
+    trained_on = frame.drop(columns=unused, errors="ignore")
     digest = pd.util.hash_pandas_object(trained_on, index=False).sum().item()
     return Corpus(frame.set_axis(frame["ID"].tolist()), folds, digest)
 
@@ -302,7 +332,20 @@ def _read_data(plain: dict) -> Corpus:
 def _read_corpus(plain: dict, corpus: str, folder: str, labels) -> pd.DataFrame:
     options = manifest.table_options(corpus, plain)
     path = manifest.prepare(corpus, folder, plain["manifest_folder"], **options)
-    return apply_labels(manifest.read_manifest(path, folder), labels)
+    return apply_labels(manifest.read_manifest(path, folder), labels, plain["votes"])
+
+
+def _ratings(frame: pd.DataFrame, name: str) -> pd.Series:
+    """A column of the manifest as numbers, NaN where it is empty."""
+    if name not in frame:
+        way_out = f"a table's own column is named by --table_columns={{{name}: …}}"
+        raise UserError(f"loss_weights: {name} has a weight, but the corpus has no such column ({way_out})")
+    numbers = pd.to_numeric(frame[name], errors="coerce")
+    problems = Offenders(f"{name}: expected numbers, or nothing", UserError)
+    for i, text in frame[name][(frame[name] != "") & ~numbers.between(-math.inf, math.inf, "neither")].items():
+        problems.add("no number", f"{i}: {text!r}")
+    problems.raise_any()
+    return numbers
 
 
 def _ready_backbone(plain: dict) -> str:
@@ -555,6 +598,14 @@ def _log_split(run: Run) -> None:
     if run.never_trained:
         logger.warning(run.never_trained)
     logger.info(in_words_of_texts(run.texts))
+    for name, ratings in run.dimensions.items():
+        lacking = {p: n for p in PARTS if (n := int(ratings.loc[list(getattr(fold, p))].isna().sum()))}
+        if lacking:
+            parts = ", ".join(f"{part} {n}" for part, n in lacking.items())
+            logger.info(f"{name}: utterances without a rating have no loss and no figure: {parts}")
+    if run.votes is not None:
+        n, trained_on = (sum(f["emotion"] == "") for f in (run.frame, run.part("train")))
+        logger.info(f"votes: raters do not agree on {n} utterances: {trained_on} are trained on, none is tested")
 
 
 def _refuse_lengths(run: Run, model) -> None:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ some fish and bread? He lost the blue ticket yesterday. Our neighbor sold the wh
 logger = logging.getLogger(__name__)
 
 EMOTIONS, DEFAULT_LABELS = iemocap.EMOTIONS, iemocap.DEFAULT_LABELS
-VERSIONS = {"iemocap": 2, "savee": 3, "emodb": 2}  # raise one when the corpus of a seed changes
+VERSIONS = {"iemocap": 3, "savee": 3, "emodb": 2}  # raise one when the corpus of a seed changes
 
 # ------------------------------------------------------------------ the making of it
 
@@ -118,8 +119,8 @@ def make_demo_corpus(
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        durations = _speak_all(plan, unfinished, seed)
-        plan.write_texts(unfinished, durations)
+        spoken = _speak_all(plan, unfinished, seed)
+        plan.write_texts(unfinished, spoken, seed)
         _write(unfinished / DEMO_MARKER, json.dumps(wanted, sort_keys=True, indent=1) + "\n")
         if out.is_dir():
             out.rmdir()  # empty, or _is_there would have refused it
@@ -129,7 +130,7 @@ def make_demo_corpus(
             raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    logger.info("%s: %d utterances, %.1f minutes", out, len(durations), sum(durations.values()) / 60)
+    logger.info("%s: %d utterances, %.1f minutes", out, len(spoken), sum(s.seconds for s in spoken.values()) / 60)
     return out
 
 
@@ -154,31 +155,31 @@ def _made_from(folder: Path) -> dict | None:
     return found if isinstance(found, dict) else None
 
 
-def _speak_all(plan: "Plan", root: Path, seed: int) -> dict[str, float]:
-    """Speakers in parallel, each in a process of its own; every turn's duration by its wav."""
-    durations = {}
+def _speak_all(plan: "Plan", root: Path, seed: int) -> dict[str, "Spoken"]:
+    """Speakers in parallel, each in a process of its own; every turn by its wav."""
+    spoken = {}
     with ThreadPoolExecutor(cores()) as pool, tqdm(desc="speech", total=len(plan.turns), disable=None) as bar:
         seeds = [[seed, number] for number in range(len(plan.voices))]
         for found in pool.map(lambda name, seed: _speak_one(plan, name, seed, root, bar.update), plan.voices, seeds):
-            durations.update(found)
-    return durations
+            spoken.update(found)
+    return spoken
 
 
-def _speak_one(plan: "Plan", name: str, seed: list[int], root: Path, update: Callable) -> dict[str, float]:
+def _speak_one(plan: "Plan", name: str, seed: list[int], root: Path, update: Callable) -> dict[str, "Spoken"]:
     random = np.random.default_rng(seed)
     turns = [turn for turn in plan.turns if turn.speaker == name]
     voice = plan.voices[name]
-    sounds = speak([_act(turn.text, plan.voice_language, voice, turn.emotion, random) for turn in turns])
-    durations = {}
-    for turn, (samples, rate) in zip(turns, sounds, strict=True):
+    speeches = [_act(turn.text, plan.voice_language, voice, turn.emotion, random) for turn in turns]
+    spoken = {}
+    for turn, speech, (samples, rate) in zip(turns, speeches, speak(speeches), strict=True):
         # as int16 soxr would dither, at random
         samples = np.rint(soxr.resample(samples.astype(np.float64), rate, plan.sample_rate))
         path = root / turn.wav
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, np.clip(samples, -32768, 32767).astype(np.int16), plan.sample_rate, subtype="PCM_16")
-        durations[turn.wav] = len(samples) / plan.sample_rate
+        spoken[turn.wav] = Spoken(len(samples) / plan.sample_rate, speech)
         update()
-    return durations
+    return spoken
 
 
 def _write(path: Path, text: str) -> None:
@@ -258,6 +259,14 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Spoken:
+    """How a turn was said."""
+
+    seconds: float
+    speech: Speech
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that is spoken, and what writes the files beside it."""
 
@@ -265,7 +274,7 @@ class Plan:
     voices: dict[str, Voice]
     voice_language: str
     sample_rate: int
-    write_texts: Callable[[Path, dict[str, float]], None] = field(default=lambda root, durations: None)
+    write_texts: Callable[[Path, dict[str, Spoken], int], None] = field(default=lambda root, spoken, seed: None)
 
 
 # IEMOCAP: two speakers a session; the letter of a dialog says nothing about who speaks in it
@@ -273,16 +282,19 @@ IEMOCAP_DIALOGS = ("{0}F_impro01", "{0}M_impro02a", "{0}F_script01_1", "{0}M_scr
 HELD_OUT_SESSION = 5
 BLOCKS = (1, 2, 3, 4, 6)  # of sentences, which a session's woman and man take in turn: ten different halves
 IEMOCAP_CODES = {emotion: code for code, emotion in iemocap.EMOTIONS.items()}
-# valence, activation, dominance as raters would give them
-DIMENSIONS = {
-    "neutral": (2.5, 2.5, 2.5),
-    "happy": (4.0, 3.5, 3.0),
-    "excited": (4.5, 4.0, 3.5),
-    "angry": (1.5, 4.0, 4.5),
-    "sad": (2.0, 1.5, 1.5),
-    "frustrated": (2.0, 3.0, 3.5),
-    "undecided": (2.5, 3.0, 2.5),
+# valence and dominance, 1 to 5; activation is eSpeak's own: how much of each makes a 1, and a 5
+FELT = {
+    "neutral": (2.5, 2.5),
+    "happy": (4.0, 3.0),
+    "excited": (4.5, 3.5),
+    "angry": (1.5, 4.5),
+    "sad": (2.0, 1.5),
+    "frustrated": (2.0, 3.5),
+    "undecided": (2.5, 2.5),
 }
+ACTIVE = {"rate": (100, 250), "pitch": (30, 90), "volume": (45, 95)}
+RATERS, DISAGREEMENT = 3, 0.5  # how many there are, and the standard deviation of their ratings
+DISSENT = 0.3  # how often the third rater chooses another emotion
 
 
 def _iemocap(sentences: int | None) -> Plan:
@@ -294,7 +306,7 @@ def _iemocap(sentences: int | None) -> Plan:
     turns = [turn for session in range(1, 6) for turn in _session_turns(session, sentences)]
     pairs = enumerate(zip(FEMALE, MALE, strict=True), 1)
     voices = {f"{session:02}{sex}": voice for session, pair in pairs for sex, voice in zip("FM", pair, strict=True)}
-    return Plan(turns, voices, "en-us", 16000, lambda root, seconds: _write_dialogs(root, turns, seconds))
+    return Plan(turns, voices, "en-us", 16000, partial(_write_dialogs, turns))
 
 
 def _session_turns(session: int, sentences: int | None) -> Iterator[Turn]:
@@ -332,16 +344,16 @@ def _said(session: int, sentences: int | None) -> list[list[str]]:
     return said
 
 
-def _write_dialogs(root: Path, turns: list[Turn], durations: dict[str, float]) -> None:
-    dialogs = {}
+def _write_dialogs(turns: list[Turn], root: Path, spoken: dict[str, Spoken], seed: int) -> None:
+    dialogs, random = {}, np.random.default_rng(seed)
     for turn in turns:
         dialogs.setdefault(Path(turn.wav).parent, []).append(turn)
     for folder, members in dialogs.items():
         texts = root / folder.parts[0] / "dialog"
         labels, transcript, clock = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n"], [], 6.0
         for turn in members:
-            start, clock = clock, clock + durations[turn.wav]
-            labels.append(_label(turn, start, clock))
+            start, clock = clock, clock + spoken[turn.wav].seconds
+            labels.append(_label(turn, start, clock, spoken[turn.wav].speech, random))
             transcript.append(f"{Path(turn.wav).stem} [{start:08.4f}-{clock:08.4f}]: {turn.text}")
             clock += 0.5
         _write(texts / "EmoEvaluation" / f"{folder.name}.txt", "\n".join(labels))
@@ -352,15 +364,30 @@ def _write_dialogs(root: Path, turns: list[Turn], durations: dict[str, float]) -
         _write_traps(root / session, f"Ses{int(session[-1]):02}")
 
 
-def _label(turn: Turn, start: float, end: float) -> str:
-    code = IEMOCAP_CODES[turn.emotion]
-    valence, activation, dominance = DIMENSIONS[turn.emotion]
-    head = f"[{start:.4f} - {end:.4f}]\t{Path(turn.wav).stem}\t{code}"
-    rater = f"val {valence:.0f}; act {activation:.0f}; dom  {dominance:.0f};"
-    return (
-        f"{head}\t[{valence:.4f}, {activation:.4f}, {dominance:.4f}]\n"
-        f"C-E1:\t{turn.emotion.capitalize()};\t()\nA-E1:\t{rater}\t()\n"
-    )
+def _label(turn: Turn, start: float, end: float, speech: Speech, random: np.random.Generator) -> str:
+    """The label of a turn, the mean of the ratings, and what each rater says."""
+    ratings, votes = _ratings(turn.emotion, speech, random), _votes(turn.emotion, random)
+    means = ", ".join(f"{mean:.4f}" for mean in ratings.mean(0))
+    lines = [f"[{start:.4f} - {end:.4f}]\t{Path(turn.wav).stem}\t{IEMOCAP_CODES[turn.emotion]}\t[{means}]"]
+    lines += [f"C-E{rater}:\t{vote.capitalize()};\t()" for rater, vote in enumerate(votes, 1)]
+    lines += [f"A-E{rater}:\tval {v}; act {a}; dom  {d};\t()" for rater, (v, a, d) in enumerate(ratings, 1)]
+    return "\n".join(lines) + "\n"
+
+
+def _ratings(emotion: str, speech: Speech, random: np.random.Generator) -> np.ndarray:
+    """Whole numbers from 1 to 5 [raters, valence activation dominance]."""
+    valence, dominance = FELT[emotion]
+    shares = [(getattr(speech, name) - low) / (high - low) for name, (low, high) in ACTIVE.items()]
+    truth = [valence, 1 + 4 * np.mean(shares), dominance]
+    return np.clip(np.rint(random.normal(truth, DISAGREEMENT, (RATERS, len(truth)))), 1, 5).astype(int)
+
+
+def _votes(emotion: str, random: np.random.Generator) -> list[str]:
+    """An emotion of each rater: two choose the label; where there is none, each another one."""
+    others = random.permutation([name for name in FELT if name not in (emotion, "undecided")])
+    if emotion == "undecided":
+        return [str(name) for name in others[:RATERS]]
+    return [emotion, emotion, str(others[0]) if random.random() < DISSENT else emotion]
 
 
 def _write_traps(session: Path, name: str) -> None:

@@ -41,6 +41,8 @@ LABEL_LINE = re.compile(
     rf"\[{NUMBER}-{NUMBER}\]\t(?P<turn>\S+)\t(?P<code>\S+)\t"
     rf"\[(?P<valence>{NUMBER}),(?P<activation>{NUMBER}),(?P<dominance>{NUMBER})\]\s*"
 )
+# C-E1 is a rater's choice of emotions, C-F1 and C-M1 what the actors thought of themselves
+VOTE_LINE = re.compile(r"C-E\d+:\t(?P<emotions>[^\t]*)\t.*")
 # five pairs of actors played the same scenes: Ses01F_script02_1 and Ses03M_script02_1 are one script
 SCRIPT = re.compile(r"script\d\d_\d")
 # `M: Yeah.` has no turn name and is no turn; the time is not needed
@@ -128,13 +130,19 @@ def _dialog_rows(
             "language": "en",
             "corpus": "iemocap",
             **{name: f"{float(values[name]):g}" for name in ("valence", "activation", "dominance")},
+            "votes": "; ".join(values["votes"]),
         }
 
 
 def _read_labels(path: Path, root: Path, offenders: Offenders) -> list[tuple[str, dict]]:
-    """Turn, and its code, valence, activation and dominance; raters' lines and the header are passed over."""
+    """Turn, and its code, valence, activation, dominance and votes; other raters' lines and the header are passed over.
+
+    A rater may have chosen several emotions, each of which is a vote.
+    """
     labelled = []
     for number, line in enumerate(_lines(path), 1):
+        if labelled and (vote := VOTE_LINE.fullmatch(line)):
+            labelled[-1][1]["votes"] += [_emotion(name) for name in vote["emotions"].split(";") if name.strip()]
         if not line.startswith("["):
             continue
         where = f"{path.relative_to(root)}, line {number}"
@@ -149,8 +157,13 @@ def _read_labels(path: Path, root: Path, offenders: Offenders) -> list[tuple[str
             kind = f"unknown emotion code (known: {' '.join(EMOTIONS)})"
             offenders.add(kind, f"{where}: {values['turn']} is {values['code']!r}")
         else:
-            labelled.append((values["turn"], values.groupdict()))
+            labelled.append((values["turn"], values.groupdict() | {"votes": []}))
     return labelled
+
+
+def _emotion(name: str) -> str:
+    """The emotion of a rater's word (`Anger`, `Neutral state`): codes are such words' first three letters."""
+    return EMOTIONS.get(name.strip()[:3].lower(), "other")
 
 
 def _read_transcripts(path: Path) -> dict[str, str]:

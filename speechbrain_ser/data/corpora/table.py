@@ -20,7 +20,7 @@ DEFAULT_LABELS = None  # whatever is found
 REQUIRED = ("wav", "emotion")
 OPTIONAL = (
     *("ID", "speaker", "gender", "session", "dialog", "transcript", "text", "language", "split", "fold"),
-    *("valence", "activation", "dominance"),
+    *("valence", "activation", "dominance", "votes"),
 )
 # where other rows have one, an empty cell would quietly become a speaker or a part of its own
 NEVER_PARTLY_EMPTY = ("ID", "speaker", "session", "split", "fold")
