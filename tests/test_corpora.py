@@ -74,7 +74,7 @@ EXPECTED = [  # ID, emotion, speaker, gender, session, dialog, transcript
 
 def test_iemocap_rows_are_exact(release, tmp_path):
     frame = read_manifest(prepare("iemocap", release, tmp_path / "out"), release)
-    assert list(frame.columns) == [*COLUMNS, "script", "valence", "activation", "dominance", "recording"]
+    assert list(frame.columns) == [*COLUMNS, "script", "valence", "activation", "dominance", "votes", "recording"]
     columns = ["ID", "emotion", "speaker", "gender", "session", "dialog", "transcript"]
     assert list(frame[columns].itertuples(index=False, name=None)) == EXPECTED
     for row in frame.itertuples():

@@ -8,6 +8,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from benchmarks.interval_coverage import METHODS, SPEAKERS, Setting, bootstrap_interval, coverage, false_alarms
+from speechbrain_ser.data.labels import DIMENSIONS
 from speechbrain_ser.evaluation.intervals import (
     Sums,
     estimate,
@@ -30,7 +31,11 @@ def counted(frame):
 def table():
     """Five speakers of 15 to 40 utterances."""
     sizes = (15, 20, 25, 30, 40)
-    return counted(pd.concat([predictions(f"s{n}", 0.6, n=n, mse=5e-4) for n in sizes], ignore_index=True))
+    frame = counted(pd.concat([predictions(f"s{n}", 0.6, n=n, mse=5e-4) for n in sizes], ignore_index=True))
+    ratings = np.random.default_rng(0).normal(3, 1, (len(frame), len(DIMENSIONS)))
+    said = pd.DataFrame(ratings + 0.5, columns=[f"{name}_predicted" for name in DIMENSIONS])
+    ratings[::7] = np.nan  # nobody rated
+    return frame.join(pd.DataFrame(ratings, columns=DIMENSIONS)).join(said)
 
 
 def test_by_hand():

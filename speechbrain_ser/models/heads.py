@@ -41,14 +41,14 @@ class DimensionHead(nn.Module):
         is_known = ~target.isnan()
         terms = ccc_terms(*((each - self.scale[0]) / self.scale[1] for each in (rating, target.nan_to_num())))
         if self.training:
-            self.terms.append(terms.detach()[is_known])
+            self.terms.append(terms.detach()[is_known].cpu())
         return ccc_loss(terms, self.running) * is_known
 
     def end_step(self, terms: Sequence[torch.Tensor]) -> None:
         """Move the running means on, by the terms of all the step's utterances, whichever process had them."""
-        found, self.terms = torch.cat([each.to(self.running.device) for each in terms]), []
+        found, self.terms = torch.cat(list(terms)), []
         if len(found) and found.isfinite().all():
-            self.running.lerp_(found.mean(0), RUN_ON)
+            self.running.lerp_(found.mean(0).to(self.running), RUN_ON)
 
 
 class MultitaskModel(nn.Module):

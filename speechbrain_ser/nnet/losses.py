@@ -68,7 +68,7 @@ def vote_cross_entropy(
     Example
     -------
     >>> vote_cross_entropy(torch.zeros(1, 4), torch.tensor([[0.5, 0.25, 0.25, 0.0]])).exp()
-    tensor([4.0000])
+    tensor([4.])
     """
     return F.cross_entropy(logits.float(), shares, class_weights, reduction="none")
 
