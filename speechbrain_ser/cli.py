@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run_program(*PROGRAMS[argv[0]][:2], argv[1:])
     parser = argparse.ArgumentParser("speechbrain-ser", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    about_models = (_decompose, _convert, _predict, _embed, _export, _serve, _import_whisper)
+    about_models = (_decompose, _convert, _predict, _embed, _evaluate, _export, _serve, _import_whisper)
     for add in (_doctor, _demo_corpus, _manifest, _report, _compare, _audit, *about_models):
         add(commands)
     for name, (*_, help) in PROGRAMS.items():
@@ -209,6 +209,28 @@ def _embed(commands):
     add("--device", help="cpu, cuda:0, … (default: what the machine has)")
 
 
+def _evaluate(commands):
+    help = "any model on any labelled corpus: figures with intervals, calibration, groups; what it knows is refused"
+    add = _command(commands, "evaluate", "speechbrain_ser.inference.evaluate:evaluate", help, _show_report)
+    help = (
+        "a run's folder, a package or its model.onnx, user/model on the hub, transformers:SOURCE, speechbrain:SOURCE, "
+        "a CSV of posteriors (ID or path, a column a class), module:function (waveform to posteriors, with .classes)"
+    )
+    add("model", metavar="MODEL", help=help)
+    add("--corpus", required=True, help="emodb, iemocap, savee, table, …: as train.py has it")
+    add("--data_folder", "--data-folder", required=True, metavar="FOLDER", help="of the corpus")
+    for name in ("file", "columns", "names"):
+        add(f"--table_{name}", dest=name, metavar="YAML", help=f"corpus table: train.py's table_{name}")
+    help = "emotion of the corpus: class of the model, e.g. '{angry: anger, boredom: null}' (null leaves out)"
+    add("--labels", metavar="YAML", help=help)
+    add("--protocol", help="judge the test part of its folds alone")
+    add("--fold", metavar="FOLD,FOLD", help="of some folds (default: all)")
+    add("--out", default="evaluation", help="where the files go (default: ./%(default)s)")
+    add("--device", help="cpu, cuda:0, … (default: what the machine has)")
+    add("--allow-leaky", action="store_true", help="judge also what the model was trained on, called LEAKY")
+    _trust_run(add)
+
+
 def _export(commands):
     help = "make a trained run a package, of which loading executes nothing"
     add = _command(commands, "export", "speechbrain_ser.inference.export:export_run", help, _show_package)
@@ -250,7 +272,7 @@ def _model(add):
 
 
 def _trust_run(add):
-    help = "execute the YAML of a run that is not below ./results: it is code of whoever made it"
+    help = "execute the YAML of a run that is not below ./results, or SpeechBrain's: it is code of whoever made it"
     add("--trust-run", action="store_true", help=help)
 
 

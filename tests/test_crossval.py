@@ -267,6 +267,72 @@ def test_protocols_stand_side_by_side(crossval, tmp_path):
     assert "What the words alone would give" in out and "beyond" in out
 
 
+TWO_CLASSES = "{labels: {angry: angry, sad: sad, '*': null}}"
+CORPORA = (
+    f"table: Across\nhparams: cai_mtl.yaml\ncorpora:\n  emodb: {TWO_CLASSES}\n  iemocap: {TWO_CLASSES}\n  savee: {{}}\n"
+    "rows:\n- {name: Cai, lines: {alpha: 0}}\n"
+)
+
+
+@pytest.fixture
+def across(small, tmp_path, monkeypatch, capfd):
+    """crossval.py's main on several corpora: runs are pretended, their models call everything angry elsewhere."""
+    monkeypatch.setattr(program, "LocalProcesses", Pretender)
+    (tmp_path / "across.yaml").write_text(CORPORA)
+    asked = []
+
+    class Angry:
+        def predictions(self, frame):
+            asked.append(len(frame))
+            rows = frame.sort_values("ID")[["ID", "speaker", "emotion"]]
+            return rows.assign(predicted="angry"), None
+
+    monkeypatch.setattr(program, "open_model", lambda folder, **_: Angry())
+
+    def run(*corpora: str, flags=(), code: int = 0):
+        Pretender.started = []
+        asked.clear()
+        folders = ", ".join(f"{corpus}: {small.corpus(corpus)}" for corpus in corpora)
+        argv = [str(tmp_path / "across.yaml"), f"--data_folders={{{folders}}}", f"--encoder={small.backbone()}", *flags]
+        argv += [f"--results_folder={tmp_path / 'results'}", f"--manifest_folder={small.folder / 'manifests'}"]
+        capfd.readouterr()
+        assert program.main([*argv, "--device=cpu", "--folds=first"], ROOT) == code
+        out, err = capfd.readouterr()
+        return err if code else (out, [*asked])
+
+    return run
+
+
+def test_models_of_each_corpus_are_tested_on_the_others(across, tmp_path):
+    out, asked = across("emodb", "iemocap")
+    runs = {run.setup.config.plain["corpus"]: run for run in Pretender.started}
+    folder = tmp_path / "results" / "reports" / "across-corpora"
+    found = pd.read_csv(folder / "corpora.csv").set_index(["trained_on", "tested_on"])
+    emodb, iemocap = (len(runs[corpus].setup.frame) for corpus in ("emodb", "iemocap"))
+    assert sorted(asked) == sorted([emodb, iemocap]) and list(found["utterances"][[1, 2]]) == [iemocap, emodb]
+    assert found["UA"]["emodb", "iemocap"] == found["UA"]["iemocap", "emodb"] == 0.5
+    own = pd.read_csv(runs["emodb"].folder / "predictions.csv")
+    assert found["WA"]["emodb", "emodb"] == (own["emotion"] == own["predicted"]).mean() < 1
+    assert "Across corpora" in out and "50.0 % by chance" in out and (folder / "corpora.png").stat().st_size
+    assert across("emodb", "iemocap")[1] == []  # it goes on with what is there
+    run = runs["emodb"]
+    assert program._test(run, runs["iemocap"].setup.frame, tmp_path / "a.csv") is None
+    assert "recordings were in the model's training" in program._test(run, run.setup.frame, tmp_path / "b.csv")
+
+
+@pytest.mark.parametrize(
+    ("corpora", "flags", "said"),
+    [
+        (["emodb"], [], "--data_folders: expected folders of two at least of emodb, iemocap, savee"),
+        (["emodb", "savee"], [], "expected the same classes everywhere"),
+        (["emodb", "iemocap"], ["--corpus=emodb"], "--corpus: the table has several corpora, use --data_folders"),
+        (["emodb", "iemocap"], ["--protocols=speaker,random"], "several protocols, or several corpora: not both"),
+    ],
+)
+def test_corpora_that_cannot_stand_in_one_matrix(across, corpora, flags, said):
+    assert said in across(*corpora, flags=flags, code=2) and not Pretender.started
+
+
 def test_an_unfinished_fold_is_named(crossval, monkeypatch, capfd):
     def start(self, run, real=Pretender.start):
         self.over.append(run) if run.setup.fold.name == "08" else real(self, run)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import pandas as pd
 import pytest
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -16,6 +17,7 @@ from speechbrain_ser.data.batches import load_audio
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.inference import export
 from speechbrain_ser.inference.adapters import Graph, check_onnx, write_onnx
+from speechbrain_ser.inference.evaluate import open_model
 from speechbrain_ser.inference.export import export_run
 from speechbrain_ser.inference.package import sha256
 from speechbrain_ser.inference.recognizer import EmotionRecognizer
@@ -38,6 +40,10 @@ def test_the_graph_says_what_the_package_says(trained, small, tmp_path):
     config = json.loads((exported / "config.json").read_text())
     assert config["files"]["model.onnx"] == sha256(exported / "model.onnx")
     assert "`model.onnx` takes `wavs`" in (exported / "README.md").read_text()
+    paths = sorted(map(str, (small.corpus("emodb") / "wav").iterdir()))[:4]
+    rows = pd.DataFrame({"ID": paths, "wav": paths, "speaker": "", "emotion": "", "transcript": "A"})
+    first, second = (open_model(str(each), **CPU).predictions(rows) for each in (exported / "model.onnx", exported))
+    assert first[1] == pytest.approx(second[1], abs=1e-4) and first[0]["hypothesis"].equals(second[0]["hypothesis"])
     quantize_dynamic(exported / "model.onnx", tmp_path / "quantized.onnx", weight_type=QuantType.QInt8)
     recognizer = EmotionRecognizer.from_package(exported, CPU, calibrated=False)
     session = onnxruntime.InferenceSession(exported / "model.onnx", providers=["CPUExecutionProvider"])

@@ -18,7 +18,7 @@ from speechbrain_ser.evaluation.metrics import FIGURES
 from speechbrain_ser.training.config import Config, given_names, read_config, strict
 from speechbrain_ser.training.run import Preparation, Run, prepare, rehearse
 
-_KEYS = ("table", "hparams", "published", "protocols", "lines", "rows")
+_KEYS = ("table", "hparams", "published", "protocols", "corpora", "lines", "rows")
 _ROW_KEYS = ("name", "hparams", "lines", "paper")
 REFUSED = {
     "fold": "use --folds=…",
@@ -63,6 +63,7 @@ class Table:
     lines: dict[str, str]
     rows: list[Row]
     protocols: list[str]
+    corpora: dict[str, dict]  # lines of each, of which one is trained on and all are tested on; empty: the YAML's one
 
 
 def read_table(path: Path, hparams_folder: Path) -> Table | None:
@@ -82,6 +83,7 @@ def read_table(path: Path, hparams_folder: Path) -> Table | None:
 
     rows = [Row(str(row.get("name", "")), paper=row.get("paper") or {}, **lines_and_yaml(row)) for row in found["rows"]]
     told = {"published": str(found.get("published", "")), "protocols": list(found.get("protocols") or [])}
+    told["corpora"] = {str(name): dict(lines or {}) for name, lines in (found.get("corpora") or {}).items()}
     return Table(found["table"], rows=rows, **told, **lines_and_yaml(found))
 
 
@@ -147,6 +149,8 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     option(
         "--protocols", type=_different, metavar="random,speaker", help="the same under each, and what they differ by"
     )
+    folders = "of corpora of a table that has several: {emodb: /corpora/EMO-DB, …}; at least two"
+    option("--data_folders", type=_folders, default={}, metavar="YAML", help=folders)
     option("--seeds", type=_different, metavar="1,2,3", help="training seeds (default: the YAML's)")
     option("--sweep", type=_sweep, action="append", default=[], metavar="KEY=VALUE,VALUE", help=sweep)
     option("--jobs", type=int, default=1, help="runs at a time; each gets its share of the cores")
@@ -181,6 +185,15 @@ def _different(text: str) -> list[str]:
     if not all(values) or len(set(values)) < len(values):
         raise argparse.ArgumentTypeError(f"expected different values, separated by commas, found '{text}'")
     return values
+
+
+def _folders(text: str) -> dict[str, str]:
+    found = None
+    with contextlib.suppress(ruamel.yaml.error.YAMLError):
+        found = ruamel.yaml.YAML(typ="safe", pure=True).load(text)
+    if not isinstance(found, Mapping) or not all(found.values()):
+        raise argparse.ArgumentTypeError(f"expected {{corpus: folder, …}}, found '{text}'")
+    return {str(corpus): str(folder) for corpus, folder in found.items()}
 
 
 def _sweep(text: str) -> tuple[str, list[str]]:
@@ -276,16 +289,39 @@ class Plan:
 def make_plans(request: argparse.Namespace, hparams_folder: Path) -> list[Plan]:
     """Return every run that a command line asks for, checked as train.py would; says all that is wrong at once.
 
-    A plan for each protocol that the command line, or a table, names; one where neither does.
+    A plan for each protocol that the command line, or a table, names, or for each corpus of a table; one where nothing
+    does.
     """
     table = read_table(request.yaml, hparams_folder)
     given = "--protocol" in given_names(request.options)
     names = request.protocols or (table.protocols if table and not given else [])
-    options = [[f"--protocol={name}", *request.options] for name in names] or [request.options]
+    corpora = _of_corpora(request, table, names)
+    each = [[f"--protocol={name}"] for name in names] or corpora
+    options = [[*lines, *request.options] for lines in each]
     requests = [argparse.Namespace(**vars(request) | {"options": each}) for each in options]
     shared = Preparation()  # the encoder is looked for and hashed once for all protocols
     planners = [_Planner(each, table, hparams_folder, shared) for each in requests]
-    return [Plan(planner.runs(), planner.rows, table) for planner in planners]
+    plans = [Plan(planner.runs(), planner.rows, table) for planner in planners]
+    if len({tuple(run.setup.classes) for plan in plans for run in plan.reported}) > 1:
+        found = (f"{plan.config.plain['corpus']}: {', '.join(plan.reported[0].setup.classes)}" for plan in plans)
+        raise UserError("\n  ".join(["expected the same classes everywhere (labels of `corpora:`), found", *found]))
+    return plans
+
+
+def _of_corpora(request: argparse.Namespace, table: Table | None, protocols: list[str]) -> list[list[str]]:
+    """The lines of each corpus that a folder is given for; of one alone, no line."""
+    known, folders = table.corpora if table else {}, request.data_folders
+    problems = [
+        f"--data_folders: no {name} in `corpora:`{nearest(name, known)}" for name in folders if name not in known
+    ]
+    taken = [name for name in given_names(request.options) if name in ("--corpus", "--data_folder", "--labels")]
+    problems += [f"{name}: the table has several corpora, use --data_folders" for name in taken if known]
+    problems += ["several protocols, or several corpora: not both"] * bool(known and protocols)
+    if known and len(folders) < 2:
+        problems.append(f"--data_folders: expected folders of two at least of {', '.join(known)}")
+    _refuse(problems)
+    lines = [as_texts({"corpus": name, "data_folder": folder, **known[name]}) for name, folder in folders.items()]
+    return [[f"--{key}={value}" for key, value in each.items()] for each in lines] or [[]]
 
 
 def check_builds(runs: list[PlannedRun]) -> None:

@@ -5,16 +5,23 @@ import os
 import shutil
 import sys
 from argparse import Namespace
+from itertools import product
 from pathlib import Path
 
-from speechbrain_ser.crossval.plan import Plan, check_builds, make_plans, read_arguments
+import pandas as pd
+from tqdm import tqdm
+
+from speechbrain_ser.crossval.plan import Plan, PlannedRun, check_builds, make_plans, read_arguments
 from speechbrain_ser.crossval.schedule import Interrupted, LocalProcesses, Schedule, interruptible
 from speechbrain_ser.crossval.slurm import SlurmJobs
 from speechbrain_ser.data.batches import AudioCache
 from speechbrain_ser.errors import INTERRUPTED, UserError, log_to_terminal, printable
 from speechbrain_ser.evaluation.calibration import CALIBRATION, LOGITS
 from speechbrain_ser.evaluation.controls import CONTROLS_FILE
-from speechbrain_ser.evaluation.report import build_protocol_report, build_report
+from speechbrain_ser.evaluation.report import build_corpora_report, build_protocol_report, build_report
+from speechbrain_ser.evaluation.runs import pooled
+from speechbrain_ser.files import read_csv, write_csv
+from speechbrain_ser.inference.evaluate import known_to, open_model
 from speechbrain_ser.training.config import yaml_named
 from speechbrain_ser.training.distributed import is_launched
 
@@ -43,6 +50,46 @@ def _compare_protocols(plans: list[Plan], name: str) -> str:
     folder = _report_folder(plans[0], name, "protocols")
     text = build_protocol_report(finished, folder, _paper(plans[0])).console
     return f"\n{text}\n\nreport: {folder}{os.sep}"
+
+
+def _cross_corpora(plans: list[Plan], name: str) -> str:
+    """Test the finished runs of each corpus on all others, and report the matrix; what was tested is kept."""
+    folder, first = Path(plans[0].config.plain["results_folder"]) / "reports" / f"{name}-corpora", plans[0].reported[0]
+    found, leaks, lead = {}, {}, []
+    for plan in plans:
+        train, runs = _corpus(plan), [run for run in plan.reported if run.finished()]
+        lead.append(f"{train}: {len(runs)} of {len(plan.reported)} models, protocol {plan.config.plain['protocol']}.")
+        for run, other in tqdm([*product(runs, plans)], f"models of {train}", disable=None, leave=False):
+            path, leak = run.folder / "predictions.csv", run.setup.leak
+            if other is not plan:
+                path = folder / "predictions" / Path(*run.folder.parts[-5:]) / f"{_corpus(other)}.csv"
+                leak = _test(run, other.reported[0].setup.frame, path)
+            leaks |= {(train, _corpus(other)): leak} if leak else {}
+            predictions = read_csv(path, dtype=str, keep_default_na=False)[["ID", "speaker", "emotion", "predicted"]]
+            found.setdefault((run.name, train, _corpus(other)), []).append(predictions)
+    if not found:
+        return "nothing is finished, so there is no report across corpora"
+    places = product([row.name for row in plans[0].rows], *[[*map(_corpus, plans)]] * 2)
+    cells = {place: pooled(found[place]) for place in places if place in found}
+    report = build_corpora_report(cells, first.setup.classes, leaks, folder, plans[0].table.title, lead)
+    return f"\n{report.console}\n\nreport: {folder}{os.sep}"
+
+
+def _corpus(plan: Plan) -> str:
+    return plan.config.plain["corpus"]
+
+
+def _test(run: PlannedRun, frame: pd.DataFrame, path: Path) -> str | None:
+    """Write a run's predictions of another corpus, unless they are there; say what the run knows of it."""
+    facts = ["ID", "emotion"]
+    is_new = path.is_file() and path.stat().st_mtime > (run.folder / "metrics.json").stat().st_mtime
+    known = read_csv(path, dtype=str, keep_default_na=False)[facts] if is_new else None
+    if known is None or known.to_numpy().tolist() != frame.sort_values("ID")[facts].to_numpy().tolist():
+        model = open_model(str(run.folder), device=run.setup.config.run_opts.device, trust_run=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_csv(model.predictions(frame.assign(transcript=""))[0], path)  # so that nothing is transcribed
+    own = run.setup.frame
+    return known_to(frozenset(own["recording"][~own["ID"].isin(run.setup.fold.test)]), frame, frame)
 
 
 def _report_folder(plan: Plan, name: str, of: str | None = None) -> Path:
@@ -108,7 +155,8 @@ def _run(request: Namespace, root: Path) -> int:
     if todo:
         check_builds(todo)
         # resampled once, and not in every process at the same time
-        AudioCache(Path(plain["cache_folder"]) / "audio").fill(plans[0].reported[0].setup.frame["wav"].tolist())
+        wavs = dict.fromkeys(wav for plan in plans for wav in plan.reported[0].setup.frame["wav"])
+        AudioCache(Path(plain["cache_folder"]) / "audio").fill([*wavs])
     command = [sys.executable, str(root / "train.py")]
     if request.executor == "slurm":
         executor = SlurmJobs(plain.get("slurm") or {}, Path(plain["results_folder"]) / "slurm", command)
@@ -118,7 +166,9 @@ def _run(request: Namespace, root: Path) -> int:
     try:
         for plan in plans:
             print(printable(make_report(plan, request.yaml.stem)))
-        if len(plans) > 1:
+        if plans[0].table and plans[0].table.corpora:
+            print(printable(_cross_corpora(plans, request.yaml.stem)))
+        elif len(plans) > 1:
             print(printable(_compare_protocols(plans, request.yaml.stem)))
     finally:
         if str(outcome):

@@ -56,6 +56,46 @@ def apply_labels(
     return chosen.reset_index(drop=True)
 
 
+def to_classes(
+    frame: pd.DataFrame, classes: Iterable[str], labels: Mapping[str, str | None] | None = None
+) -> pd.DataFrame:
+    """Keep a manifest's utterances whose emotion a model can tell, and name it as the model does.
+
+    `labels` is as in :func:`apply_labels`, its values are some of the model's classes. Without them the emotions of
+    the corpus's default find the classes that are spelled alike; where emotions and classes are left over on both
+    sides, some may be the same: CorpusError with a line to fill in.
+
+    Example
+    -------
+    >>> frame = pd.DataFrame({"ID": ["a", "b"], "emotion": ["sad", "fear"], "corpus": "table"})
+    >>> list(to_classes(frame, ["Sad"])["emotion"])
+    ['Sad']
+    """
+    classes = list(classes)
+    chosen = apply_labels(frame, labels)
+    found = dict.fromkeys(chosen["emotion"])
+    if labels is not None:
+        offenders = Offenders(f"labels: the model has the classes {', '.join(classes)}")
+        for name in sorted(set(found) - set(classes)):
+            offenders.add("no class of the model", f"{name!r}{nearest(name, classes)}")
+        offenders.raise_any()
+        return chosen
+    doubtful = {name for group in look_alikes(classes) for name in group}
+    by_spelling = {spelling(name): name for name in classes if name not in doubtful}
+    same = {emotion: by_spelling.get(spelling(emotion)) for emotion in found}
+    lacking, unused = [e for e in same if same[e] is None], [c for c in classes if c not in same.values()]
+    if lacking and unused:
+        usual = dict(zip(frame.set_index("ID")["emotion"][chosen["ID"]], chosen["emotion"], strict=True))
+        rules = {emotion: same.get(usual.get(emotion)) for emotion in frame["emotion"]}
+        raise CorpusError(
+            f"labels: which emotion is which class of the model? Without an emotion of its name: {', '.join(unused)}; "
+            f"without a class: {', '.join(lacking)}. Put classes for nulls, or leave them, which leaves out:\n"
+            f"--labels='{yaml_line('labels', rules).removeprefix('labels: ')}'"
+        )
+    chosen = chosen.assign(emotion=chosen["emotion"].map(same))
+    return chosen[chosen["emotion"].notna()].reset_index(drop=True)
+
+
 def _apply(frame: pd.DataFrame, labels, by_votes: bool) -> pd.DataFrame:
     if labels is None and not by_votes:
         return frame

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
+from sklearn.model_selection import GroupKFold
 
 from speechbrain_ser.errors import UserError, counted
 from speechbrain_ser.files import AGAIN, read_json
@@ -55,9 +56,10 @@ def chance_error(confidence: Sequence[float], draws: int = 200, seed: int = 0) -
     return float(np.mean([reliability_bins(confidence, right).error for right in drawn]))
 
 
-def with_temperature(log_posteriors: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Return log posteriors [utterances, classes] of logits divided by a temperature; log posteriors do as logits do.
+def with_temperature(log_posteriors: np.ndarray, temperature: float | np.ndarray = 1.0) -> np.ndarray:
+    """Return log posteriors [utterances, classes] of logits divided by a temperature, or [utterances, 1] of them.
 
+    Log posteriors do as logits do.
     Above 1 a temperature flattens, below 1 it sharpens; the likeliest class stays the same.
     """
     return log_softmax(np.asarray(log_posteriors, float) / temperature, axis=-1)
@@ -146,6 +148,22 @@ def fit_temperature(logits: np.ndarray, true: Sequence[int]) -> Fit:
         BOUNDS[0]: f"at its lower bound, {BOUNDS[0]:g}: these logits are very small",
     }
     return Fit(temperature, at_bounds.get(temperature))
+
+
+def cross_fitted(logits: np.ndarray, true: Sequence[int], groups: Sequence[str], n_folds: int = 10) -> np.ndarray:
+    """Return a temperature for each utterance [utterances], fitted on utterances of other groups (speakers) alone.
+
+    So none is judged by what it was fitted on. It is 1 where there is none to fit.
+
+    Example
+    -------
+    >>> cross_fitted(np.array([[5.0, 0.0]] * 5), [0, 0, 0, 1, 0], ["a", "a", "a", "a", "b"]).tolist()
+    [1.0, 1.0, 1.0, 1.0, 4.5512]
+    """
+    true, temperatures = np.asarray(true, int), np.ones(len(true))
+    for others, part in GroupKFold(min(n_folds, len(set(groups)))).split(logits, groups=groups):
+        temperatures[part] = fit_temperature(logits[others], true[others]).temperature or 1.0
+    return temperatures
 
 
 def _no_temperature(logits: np.ndarray, true: np.ndarray) -> str | None:

@@ -221,6 +221,32 @@ def plot_protocols(figures: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
+def plot_corpora(figures: pd.DataFrame, title: str) -> Figure:
+    """Draw UA by the corpus trained on (rows) and tested on (columns), a panel a variant, as numbers and colours.
+
+    `figures` has a row a cell: ``variant``, ``trained_on``, ``tested_on``, ``UA``, ``UA_low``, ``UA_high`` (shares).
+    """
+    variants, corpora = (list(dict.fromkeys(figures[column])) for column in ("variant", "tested_on"))
+    size = 1.3 + 1.15 * len(corpora)
+    figure = Figure(figsize=(size * len(variants) + 0.8, size), layout="constrained")
+    panels = figure.subplots(1, len(variants), squeeze=False)[0]
+    for axes, variant in zip(panels, variants, strict=True):
+        rows = figures[figures["variant"] == variant].set_index(["trained_on", "tested_on"])
+        shares = rows["UA"].unstack().reindex(index=corpora, columns=corpora).astype(float)
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for (train, test), row in rows.iterrows():
+            ends = "" if pd.isna(row["UA_low"]) else f"\n[{100 * row['UA_low']:.0f}, {100 * row['UA_high']:.0f}]"
+            colour = "white" if row["UA"] > 0.6 else "black"
+            place = corpora.index(test), corpora.index(train)
+            axes.text(*place, f"{100 * row['UA']:.0f}{ends}", color=colour, ha="center", va="center", fontsize="small")
+        axes.set(title=fill(variant, 30), xlabel="tested on", ylabel="trained on")
+        axes.set_xticks(range(len(corpora)), corpora, rotation=45)
+        axes.set_yticks(range(len(corpora)), corpora)
+    figure.colorbar(image, ax=panels, label=FIGURES["UA"].words, format=PercentFormatter(1))
+    figure.suptitle(fill(title, 60), fontsize="medium")
+    return figure
+
+
 def plot_coverage(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str) -> Figure:
     """Draw the accuracy of the surest utterances against their share; coverage and accuracy by variant, [points]."""
     figure = Figure(figsize=(5.4, 3.9))

@@ -18,6 +18,7 @@ from speechbrain_ser.errors import Offenders, UserError, counted, nearest
 from speechbrain_ser.evaluation import figures as draw
 from speechbrain_ser.evaluation import tables as make
 from speechbrain_ser.evaluation.calibration import coverage_curve, reliability_bins
+from speechbrain_ser.evaluation.evaluated import Evaluation
 from speechbrain_ser.evaluation.figures import save_figure
 from speechbrain_ser.evaluation.metrics import FIGURES, SELECTIONS, metrics
 from speechbrain_ser.evaluation.runs import (
@@ -34,7 +35,7 @@ from speechbrain_ser.files import write_csv, write_text
 
 MEASURED = [metric for metric in draw.CURVES if metric != "loss"]
 LATEX_HEAD = "% needs \\usepackage{booktabs}; figures/*.pdf are the figures\n"
-ON_CONSOLE = ("figures", "second", "comparisons", "selections", "texts", "words", "calibration")
+ON_CONSOLE = ("figures", "second", "comparisons", "selections", "texts", "words", "groups", "calibration")
 PAGES = Environment(
     loader=PackageLoader("speechbrain_ser", "evaluation"), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
@@ -125,23 +126,64 @@ def build_protocol_report(
     table = make.protocol_table(by_protocol, first.selection)
     folder = Path(out_folder)
     folder.mkdir(parents=True, exist_ok=True)
-    picture = draw.plot_protocols(table.values, title)
     lead = [f"{p}: {said}" for p, runs in by_protocol.items() for said in (*_missing(runs), *_texts_in_words(runs))]
-    shown = Picture(
-        save_figure(picture, folder / "protocols.svg"), "UA under each protocol, with 95 % intervals by speaker."
+    picture = draw.plot_protocols(table.values, title)
+    return _report_of_one(
+        title, lead, table, picture, "UA under each protocol, with 95 % intervals by speaker.", folder
     )
-    page = PAGES.get_template("report.html").render(title=title, lead=lead, tables=[table], pictures=[shown])
-    files = (
-        write_text(page, folder / "report.html"),
-        write_text(
-            "\n\n".join([f"# {make.in_markdown(title)}", *make.in_markdown(lead), table.markdown()]) + "\n",
-            folder / "report.md",
-        ),
-        write_csv(table.values, folder / "protocols.csv"),
-        shown.path,
-        save_figure(picture, folder / "protocols.png"),
-    )
-    return Report(title, {table.name: table}, "\n\n".join([fill(title, 120), *lead, table.console()]), folder, files)
+
+
+def build_corpora_report(
+    cells: Mapping[tuple[str, str, str], pd.DataFrame],
+    classes: Sequence[str],
+    leaks: Mapping[tuple[str, str], str],
+    out_folder: str | os.PathLike,
+    title: str,
+    lead: Sequence[str],
+) -> Report:
+    """Make the report of models of several corpora on each other: the arguments of :func:`make.corpora_table`."""
+    lead = [*lead, *(f"LEAKY, trained on {a}, tested on {b}: {said}" for (a, b), said in leaks.items())]
+    title += ". LEAKY" if leaks else ""
+    table, folder = make.corpora_table(cells, classes, leaks), Path(out_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    caption = "UA by the corpus trained on and the corpus tested on, with 95 % intervals by speaker."
+    return _report_of_one(title, lead, table, draw.plot_corpora(table.values, title), caption, folder)
+
+
+def _report_of_one(
+    title: str, lead: Sequence[str], table: Table, picture: Figure, caption: str, folder: Path
+) -> Report:
+    """Of one table and its picture."""
+    shown = Picture(save_figure(picture, folder / f"{table.name}.svg"), caption)
+    files = _write_page(title, lead, [], [table], [shown], folder)
+    files += [shown.path, save_figure(picture, folder / f"{table.name}.png")]
+    console = "\n\n".join([fill(title, 120), *lead, table.console()])
+    return Report(title, {table.name: table}, console, folder, tuple(files))
+
+
+def build_evaluation_report(evaluation: Evaluation, found: Mapping, out_folder: str | os.PathLike) -> Report:
+    """Make the report of a model on a corpus, of what :func:`evaluation_figures` found."""
+    folder, title = Path(out_folder), evaluation.title
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    tables = make.evaluation_tables(evaluation, found)
+    by_way = {way: evaluation.scores(way) for way in evaluation.ways}
+    bins = {way: reliability_bins(scores["confidence"], scores["right"]) for way, scores in by_way.items()}
+    of_all, name = found["all"], fill(title, 60)
+    head = f"{name}\nWA {of_all['WA']:.1%}, UA {of_all['UA']:.1%}"
+    drawn = {
+        "confusion": draw.plot_confusion(of_all["confusion"], evaluation.classes, head),
+        "reliability": draw.plot_reliability(bins, name),
+    }
+    captions = {
+        "confusion": "Confusion matrix: utterances and share of the true class.",
+        "reliability": "Reliability: share of the utterances that is right, by their largest posterior.",
+    }
+    pictures = [Picture(save_figure(f, folder / "figures" / f"{n}.svg"), captions[n]) for n, f in drawn.items()]
+    warnings = [f"LEAKY: {evaluation.leak}. These figures say little about new speakers."] if evaluation.leak else []
+    written = _write_page(title, evaluation.notes, warnings, tables, pictures, folder)
+    shown = [t.console() for t in tables if t.name != "confusion"]
+    console = "\n\n".join([fill(title, 120), *warnings, *evaluation.notes, *shown])
+    return Report(title, {t.name: t for t in tables}, console, folder, (*written, *(p.path for p in pictures)))
 
 
 def _missing(runs: Runs) -> list[str]:
@@ -204,6 +246,7 @@ def _tables(runs: Runs, selection: str, paper: Mapping | None, reference: str | 
         make.selection_table(runs),
         make.text_table(runs, selection),
         make.words_table(runs, selection),
+        make.group_table(predictions, runs.classes, selection),
         make.calibration_table(runs, selection),
         make.abstention_table(runs, selection),
         make.spread_table(runs, selection),
@@ -273,29 +316,42 @@ def _mean_curve(of_variant: Sequence[Run], part: str) -> pd.DataFrame:
 def _write(title: str, runs: Runs, tables: list[Table], pictures: list[Picture], folder: Path) -> list[Path]:
     lead = _lead(runs)
     warnings = [f"LEAKY PROTOCOL: {runs.leak}. These figures say little about new speakers."] if runs.leak else []
-    page = PAGES.get_template("report.html").render(
-        title=title, lead=lead, warnings=warnings, tables=tables, pictures=pictures
-    )
-    images = [f"![{make.in_markdown(p.caption)}](figures/{p.path.name})" for p in pictures]
-    head, said, warned = map(make.in_markdown, (title, lead, warnings))
-    markdown = [f"# {head}", *(f"**{w}**" for w in warned), *said, *(t.markdown() for t in tables), *images]
     latex = [LATEX_HEAD + "% " + " ".join(title.split()), *(t.latex() for t in tables)]
     written = [
-        write_text(page, folder / "report.html"),
-        write_text("\n\n".join(markdown) + "\n", folder / "report.md"),
+        *_write_page(title, lead, warnings, tables, pictures, folder),
         write_text("\n\n".join(latex) + "\n", folder / "report.tex"),
-        *(write_csv(t.values, folder / f"{t.name}.csv") for t in tables),
         *(p.path for p in pictures),
         *(p.path.with_suffix(".pdf") for p in pictures),
     ]
     # files of an earlier report that had more variants
     ours = re.compile(
-        r"((confusion|reliability)_\d+|second|words|comparisons|calibration|abstention|coverage|curves_\w+)\.(csv|svg|pdf)"
+        r"((confusion|reliability)_\d+|second|words|groups|comparisons|calibration|abstention|coverage|curves_\w+)\.(csv|svg|pdf)"
     )
     for path in {*folder.glob("*.csv"), *folder.glob("figures/*")} - set(written):
         if ours.fullmatch(path.name):
             path.unlink()
     return written
+
+
+def _write_page(
+    title: str,
+    lead: Sequence[str],
+    warnings: Sequence[str],
+    tables: Sequence[Table],
+    pictures: Sequence[Picture],
+    folder: Path,
+) -> list[Path]:
+    page = PAGES.get_template("report.html").render(
+        title=title, lead=lead, warnings=warnings, tables=tables, pictures=pictures
+    )
+    images = [f"![{make.in_markdown(p.caption)}]({p.path.relative_to(folder).as_posix()})" for p in pictures]
+    head, said, warned = map(make.in_markdown, (title, [*lead], [*warnings]))
+    markdown = [f"# {head}", *(f"**{w}**" for w in warned), *said, *(t.markdown() for t in tables), *images]
+    return [
+        write_text(page, folder / "report.html"),
+        write_text("\n\n".join(markdown) + "\n", folder / "report.md"),
+        *(write_csv(t.values, folder / f"{t.name}.csv") for t in tables),
+    ]
 
 
 def compare_folders(

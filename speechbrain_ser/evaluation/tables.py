@@ -19,6 +19,8 @@ from speechbrain_ser.evaluation.calibration import (
 )
 from speechbrain_ser.evaluation.compare import compare_predictions, holm
 from speechbrain_ser.evaluation.controls import CONTROLS
+from speechbrain_ser.evaluation.evaluated import AS_IT_CAME, Evaluation
+from speechbrain_ser.evaluation.groups import LEAST, gap_of, groups_of
 from speechbrain_ser.evaluation.intervals import ratio_sums, speaker_interval, speaker_sums
 from speechbrain_ser.evaluation.metrics import (
     CCC,
@@ -300,6 +302,35 @@ def text_table(runs: Runs, selection: str) -> Table:
     return _table("texts", "Text-disjoint part", rows, note)
 
 
+def group_table(predictions: Mapping[str, pd.DataFrame], classes: Sequence[str], selection: str) -> Table | None:
+    """Make the table of the worst and the best speaker, gender, session and text, by UA, and of their gap.
+
+    The values in full have a row a group. None where predictions tell of no two groups.
+    """
+    text, values = [], []
+    for name, rows in predictions.items():
+        for by, parts in groups_of(rows).items():
+            found = {group: _figures_of(part, classes) for group, part in parts.items()}
+            label = {"variant": name, "by": by}
+            values += [
+                label | {"group": group, "speakers": parts[group]["speaker"].nunique()} | _flat(figures)
+                for group, figures in found.items()
+            ]
+            gap = gap_of(parts, classes, by)
+            ends = {g: f"{g}: {_cell(found[g], 'UA')} ({found[g]['n']})" for g in (gap.worst, gap.best)}
+            cells = {"worst, UA % (n)": ends[gap.worst], "best, UA % (n)": ends[gap.best]}
+            cells["gap, points"] = with_interval(signed, gap.gap, (gap.low, gap.high))
+            text.append(label | {"groups": str(len(parts))} | _all_marked(cells, selection))
+    note = (
+        f"Groups of {LEAST} utterances or more; UA over the classes that a group has. Some group is always worst: the "
+        "gap's 95 % interval is corrected for all pairs of groups (Bonferroni), and is by speaker. That between two "
+        "speakers is of these two, by their utterances. It has none where a group is of one speaker, or all fare alike."
+    )
+    if not text:
+        return None
+    return Table("groups", "Worst and best group", pd.DataFrame(text), pd.DataFrame(values), (note,))
+
+
 def words_table(runs: Runs, selection: str) -> Table | None:
     """Make the table of what the words alone give on the same folds, and what each variant has beyond the best of them.
 
@@ -484,16 +515,20 @@ def recall_table(runs: Runs, selection: str) -> Table | None:
 
 def confusion_table(runs: Runs, selection: str, name: str, number: int) -> Table:
     """Make the table of a variant's counts and row shares."""
-    confusion = metrics(stacked(runs.variants[name], selection), runs.classes)["confusion"]
-    counts = pd.DataFrame(confusion, runs.classes, runs.classes)
+    seeds = f", summed over {len(runs.seeds)} seeds" if len(runs.seeds) > 1 else ""
+    title = f"Confusion, {name} ({SELECTIONS[selection].words}): utterances{seeds} (% of the row)"
+    found = metrics(stacked(runs.variants[name], selection), runs.classes)
+    return _confusion(name, found["confusion"], runs.classes, f"confusion_{number}", title)
+
+
+def _confusion(name: str, confusion: Sequence, classes: Sequence[str], table: str, title: str) -> Table:
+    counts = pd.DataFrame(confusion, classes, classes)
     shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
     cells = counts.astype(str) + " (" + shares.map(printed) + ")"
     text = cells.assign(all=counts.sum(axis=1).astype(str)).rename_axis("true \\ predicted").reset_index()
-    values = [(name, t, p, counts.at[t, p], shares.at[t, p]) for t in runs.classes for p in runs.classes]
+    values = [(name, t, p, counts.at[t, p], shares.at[t, p]) for t in classes for p in classes]
     values = pd.DataFrame(values, columns=["variant", "true", "predicted", "n", "share"])
-    seeds = f", summed over {len(runs.seeds)} seeds" if len(runs.seeds) > 1 else ""
-    title = f"Confusion, {name} ({SELECTIONS[selection].words}): utterances{seeds} (% of the row)"
-    return Table(f"confusion_{number}", title, text, values)
+    return Table(table, title, text, values)
 
 
 # ------------------------------------------------------------------ comparisons
@@ -591,21 +626,28 @@ def calibration_table(runs: Runs, selection: str) -> Table | None:
         for way, scores in scores_of(of_variant, selection, runs.classes).items():
             found = _calibration_figures(scores)
             low, high = (min(temperatures), max(temperatures)) if way == CALIBRATED else (1.0, 1.0)
-            temperature = " to ".join(dict.fromkeys(f"{t:.3g}" for t in (low, high))) if temperatures else NONE
-            cells = {
-                "largest posterior, mean %": printed(found["confidence"]),
-                "too sure by, points": _with_ends(signed, found, "too_sure"),
-                "ECE %": printed(found["ECE"]),
-                "ECE %, fold mean": printed(found["ECE_fold_mean"]),
-                "ECE by chance %": printed(found["ECE_of_chance"]),
-                "NLL": NONE if found["NLL"] is None else _with_ends("{:.3f}".format, found, "NLL"),
-            }
+            temperature = _range(low, high) if temperatures else NONE
             label = {"variant": name, "posteriors": way}
-            text = label | {"temperature": temperature} | _all_marked(cells, selection)
+            text = label | {"temperature": temperature} | _all_marked(_calibration_cells(found), selection)
             values = label | {"runs": len(of_variant), "runs_with_temperature": len(temperatures)}
             values |= {"temperature_min": low, "temperature_max": high}
             rows.append((text | {"predictions": str(found["n"])}, values | found))
     return _table("calibration", f"Calibration, {SELECTIONS[selection].words}", rows, *_notes(runs, selection))
+
+
+def _range(low: float, high: float) -> str:
+    return " to ".join(dict.fromkeys(f"{t:.3g}" for t in (low, high)))
+
+
+def _calibration_cells(found: Mapping) -> dict[str, str]:
+    return {
+        "largest posterior, mean %": printed(found["confidence"]),
+        "too sure by, points": _with_ends(signed, found, "too_sure"),
+        "ECE %": printed(found["ECE"]),
+        "ECE %, fold mean": printed(found["ECE_fold_mean"]),
+        "ECE by chance %": printed(found["ECE_of_chance"]),
+        "NLL": NONE if found["NLL"] is None else _with_ends("{:.3f}".format, found, "NLL"),
+    }
 
 
 def _calibration_figures(scores: pd.DataFrame) -> dict:
@@ -686,3 +728,65 @@ def _on_valid(runs: Sequence[Run]) -> dict[float, dict]:
         t: {"valid_coverage": row["n"] / row["of"], "valid_WA": row["right"] / row["n"] if row["n"] else None}
         for t, row in sums.iterrows()
     }
+
+
+# ------------------------------------------------------------------ one model, or many, on other corpora
+
+
+def evaluation_figures(evaluation: Evaluation) -> dict:
+    """Return what metrics.json says: figures with the ends of their intervals, calibration each way, groups' gaps."""
+    rows, classes = evaluation.predictions, evaluation.classes
+    ways = {
+        way: {"temperatures": [temperatures.min(), temperatures.max()], **_calibration_figures(evaluation.scores(way))}
+        for way, temperatures in evaluation.ways.items()
+    }
+    gaps = {by: gap_of(parts, classes, by)._asdict() for by, parts in groups_of(rows).items()}
+    return {"all": _figures_of(rows, classes), "calibration": ways, "gaps": gaps}
+
+
+def evaluation_tables(evaluation: Evaluation, found: Mapping) -> list[Table]:
+    """Make the tables of a model's figures on a corpus, as :func:`evaluation_figures` found them."""
+    rows, label, of_all = evaluation.predictions, {"model": evaluation.model}, found["all"]
+    cells = {FIGURES[name].heading: _cell(of_all, name) for name in RECOGNITION}
+    counts = {"utterances": str(len(rows)), "speakers": str(rows["speaker"].nunique())}
+    note = "WA: correct / all utterances; UA: mean recall; F1: macro. In brackets: 95 % intervals by speaker."
+    figures = _table("figures", "Results", [(label | cells | counts, label | _flat(of_all))], note)
+    ways = []
+    for way, of_way in found["calibration"].items():
+        texts = _calibration_cells(of_way)
+        texts.pop("ECE %, fold mean")
+        temperature = NONE if way == AS_IT_CAME else _range(*of_way["temperatures"])
+        ways.append(({"posteriors": way, "temperature": temperature} | texts, {"posteriors": way} | of_way))
+    refitted = "each utterance with the temperature of other speakers' utterances of this corpus"
+    refitted = refitted if len(ways) > 1 else "not, as that takes several known speakers"
+    note = f"Refitted: {refitted}. ECE has no interval; by chance: what exact posteriors would have."
+    title = "Confusion: utterances (% of the row)"
+    groups = group_table({evaluation.model: rows}, evaluation.classes, "last")
+    tables = [figures, groups, _table("calibration", "Calibration", ways, note)]
+    confusion = _confusion(evaluation.model, of_all["confusion"], evaluation.classes, "confusion", title)
+    return [table for table in (*tables, confusion) if table is not None]
+
+
+def corpora_table(
+    cells: Mapping[tuple[str, str, str], pd.DataFrame], classes: Sequence[str], leaks: Mapping[tuple[str, str], str]
+) -> Table:
+    """Make the matrix of UA by variant, corpus trained on and corpus tested on, whose predictions `cells` has.
+
+    `leaks` are by the two corpora, in words. The values in full have a row a cell.
+    """
+    text, values = {}, []
+    for (variant, train, test), predictions in cells.items():
+        found = _figures_of(predictions, classes)
+        is_leaky = (train, test) in leaks
+        about = {"variant": variant, "trained_on": train, "tested_on": test, "leaky": is_leaky}
+        values.append(about | {"utterances": predictions["ID"].nunique()} | _flat(found))
+        name = train if len({v for v, *_ in cells}) == 1 else f"{variant}, {train}"
+        row = text.setdefault(name, {"trained on": name})
+        row[f"UA % on {test}"] = _cell(found, "UA") + " LEAKY" * is_leaky
+    note = (
+        f"UA over {len(classes)} classes ({', '.join(classes)}), {100 / len(classes):.1f} % by chance; 95 % intervals "
+        "by speaker of the corpus that is tested on. On the diagonal each fold's model is tested on its own held-out "
+        "part; elsewhere all these models, each on the whole other corpus: the figure is the mean over them."
+    )
+    frame = pd.DataFrame(list(text.values())).fillna(ABSENT)
+    return Table("corpora", "Across corpora", frame, pd.DataFrame(values), (note,))

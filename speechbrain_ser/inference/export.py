@@ -249,6 +249,8 @@ def _write(folder: Path, run: Path, trained: TrainedModel, description: dict, wi
         "calibration": calibration,
     }
     write_json(config["classes"], folder / LABELS)
+    if trained.recordings is not None:
+        write_text("".join(f"{digest}\n" for digest in sorted(trained.recordings)), folder / package.RECORDINGS)
     if trained.tokens is not None:
         shutil.copyfile(run / "save" / "tokens.json", folder / package.TOKENS)
     encoder = description["arguments"].get("encoder")

@@ -55,7 +55,16 @@ BACKBONE_FILES = (f"{BACKBONE}/config.json", f"{BACKBONE}/preprocessor_config.js
 ONNX = "model.onnx"
 SPEECHBRAIN_FILES = ("hyperparams.yaml", "label_encoder.txt")  # written for SpeechBrain, never read here
 CARD = "README.md"
-FILES = (PARAMETERS, LABELS, TOKENS, *BACKBONE_FILES, ONNX, *SPEECHBRAIN_FILES)  # whose hashes config.json may hold
+RECORDINGS = "recordings.txt"  # digests of what the model was trained on, 16 hexadecimal digits a line
+FILES = (
+    PARAMETERS,
+    LABELS,
+    TOKENS,
+    *BACKBONE_FILES,
+    ONNX,
+    *SPEECHBRAIN_FILES,
+    RECORDINGS,
+)  # whose hashes config.json may hold
 LICENSE = "LICENSE"
 UNHASHED = (CONFIG, CARD, LICENSE)  # may be there without a hash: they are edited on a hub's page, no model reads them
 LARGE = (PARAMETERS, ONNX)  # as large as the model: the others are small
@@ -68,6 +77,7 @@ TASKS = (
 
 MOST_BYTES = 1 << 20  # of a file of text, and of the header of the parameters,
 MOST_TOKENS_BYTES = 8 << 20  # but for a SentencePiece model in hexadecimal digits
+MOST_RECORDINGS_BYTES = 32 << 20  # and for digests of two million recordings
 DEEPEST, MOST_ITEMS, MOST_NUMBER = 24, 10_000, 10**15  # levels of JSON, entries of one of its lists or objects
 LONGEST_TEXT, LONGEST_LIST, LARGEST = 100, 100, 1_000_000  # of a description,
 MOST = {"layers": 20, "lstm_layers": 20, "blocks": 20, "n_mels": 512, "n_fft": 8192, "win_length": 8192}
@@ -365,7 +375,7 @@ def _check_files(folder: Path, hashes: dict) -> None:
     for name in hashes:
         path = _checked_path(folder, name)
         if name not in LARGE:
-            _check_size(path, MOST_TOKENS_BYTES if name == TOKENS else MOST_BYTES)
+            _check_size(path, {TOKENS: MOST_TOKENS_BYTES, RECORDINGS: MOST_RECORDINGS_BYTES}.get(name, MOST_BYTES))
             _check_hash(path, hashes[name])
     for name in {*BACKBONE_FILES} & {*hashes}:  # which the lobe reads
         _read_json(folder / name, dict)
@@ -448,6 +458,7 @@ class Package:
     decoding: dict | None  # ``kind`` and ``beam_size`` of its search
     calibration: dict | None  # the content of the run's ``calibration.json``
     digest: str  # of the parameters: 16 hexadecimal digits
+    recordings: frozenset[str] | None  # digests of what it was trained on; None of a package of an earlier version
 
 
 def load_package(source: str | os.PathLike) -> Package:
@@ -465,7 +476,8 @@ def load_package(source: str | os.PathLike) -> Package:
     model = _filled(folder, config["model"], config["files"])
     _check_sizes(folder, model, classes, tokens)
     digest = config["files"][PARAMETERS][:16]
-    return Package(model, classes, tokens, config["decoding"], config["calibration"], digest)
+    recordings = _read_recordings(folder / RECORDINGS) if RECORDINGS in config["files"] else None
+    return Package(model, classes, tokens, config["decoding"], config["calibration"], digest, recordings)
 
 
 def _read_config(folder: Path) -> dict:
@@ -515,6 +527,13 @@ def _read_tokens(path: Path):
         raise UserError(f"{path}: expected what a run writes: {error}") from error
     _check_content(list(tokens.labels), DEEPEST, path)  # of SentencePiece's own
     return tokens
+
+
+def _read_recordings(path: Path) -> frozenset[str]:
+    text = read_small(path, MOST_RECORDINGS_BYTES)
+    if not re.fullmatch(rb"([0-9a-f]{16}\n)*", text):
+        raise UserError(f"{path}: expected lines of 16 hexadecimal digits, found something else")
+    return frozenset(text.decode().split())
 
 
 def _filled(folder: Path, description: dict, hashes: dict) -> nn.Module:

@@ -24,7 +24,7 @@ from speechbrain_ser.errors import Untrusted, UserError, nearest
 from speechbrain_ser.evaluation.calibration import check_temperature, read_calibration, temperature_of
 from speechbrain_ser.evaluation.metrics import SELECTIONS
 from speechbrain_ser.evaluation.runs import read_metrics
-from speechbrain_ser.files import AGAIN, read_json, sha256
+from speechbrain_ser.files import AGAIN, read_csv, read_json, sha256
 from speechbrain_ser.inference.package import CONFIG, Package, is_hub_name, load_package
 from speechbrain_ser.inference.timeline import WINDOW, Timeline, WindowPlan, follow, plan_windows
 from speechbrain_ser.lobes.backbone import settings_kept_in
@@ -78,10 +78,26 @@ def load_model(run_folder: str | os.PathLike, trust_run: bool = True) -> Trained
         decoding=None if tokens is None else {"kind": lines["decoding"], "beam_size": lines["beam_size"]},
         calibration=read_calibration(folder),
         digest=sha256(checkpoint.paramfiles["model"])[:16],
+        recordings=_known(folder, metrics["speaker_disjoint"]),
         metrics=metrics,
         epoch=checkpoint.meta["epoch"],
         lines=lines,
     )
+
+
+def _known(run: Path, is_disjoint: bool) -> frozenset[str] | None:
+    """Digests of what a run knows: all recordings but those that it tests, or all, where it leaks; None: unknown.
+
+    What is held out of training (`seen`), or chooses the epoch, is of speakers who are trained on, or is used.
+    """
+    path = run / "save" / "recordings.json"
+    if not path.is_file():  # a run of an earlier version
+        return None
+    tested, every = set(), read_json(path, dict, AGAIN)
+    if is_disjoint:
+        found = (run / f"predictions{part}.csv" for part in ("", "_second"))
+        tested = {name for table in found if table.is_file() for name in read_csv(table, ["ID"], dtype=str)["ID"]}
+    return frozenset(digest for name, digest in every.items() if name not in tested)
 
 
 def _read_tokens(path: Path) -> CharacterTokens | SentencePieceTokens:
@@ -191,6 +207,8 @@ class EmotionRecognizer:
     (True, ['angry', 'sad'], 1.0)
     """
 
+    recordings: frozenset[str] | None = None  # digests of what it was trained on; None: not known
+
     def __init__(
         self,
         model: nn.Module,
@@ -270,7 +288,9 @@ class EmotionRecognizer:
         temperature, reason = temperature_of(learned.calibration, epoch) if calibrated else (1.0, None)
         if reason is not None:
             logger.warning(f"uncalibrated: {reason}")
-        return cls(learned.model, learned.classes, decode, model_id=learned.digest, temperature=temperature, **options)
+        found = cls(learned.model, learned.classes, decode, model_id=learned.digest, temperature=temperature, **options)
+        found.recordings = learned.recordings
+        return found
 
     def classify_file(self, path: str | os.PathLike, embedding: bool = False) -> Recognition:
         """Recognise one recording of any format that soundfile reads; what is wrong with it is a UserError.

@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from speechbrain_ser.data.batches import Batch
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.figures import plot_reconstructions, save_figure
+from speechbrain_ser.evaluation.groups import GROUPED
 from speechbrain_ser.evaluation.metrics import CCC, RECOGNITION, label_accuracy, metrics, metrics_by_text
 from speechbrain_ser.files import write_csv
 from speechbrain_ser.models.checkpoints import AFTER, BEST, STEP, find_epoch, load_parameters, newest_whole
@@ -482,7 +483,8 @@ class SERBrain(sb.Brain):
             return predictions[["ID", "speaker", "speaker_predicted"]]
         # a speaker of a test part is recognised only where a leaky protocol trains on him: see `seen`
         predictions = predictions.drop(columns="speaker_predicted", errors="ignore")
-        return predictions.assign(text_heard=predictions["ID"].map(self.run.heard[part]))
+        groups = self.run.frame.loc[predictions["ID"], [c for c in GROUPED if c not in predictions]].to_dict("list")
+        return predictions.assign(text_heard=predictions["ID"].map(self.run.heard[part]), **groups)
 
     def report(self, tables: dict[str, pd.DataFrame]) -> dict:
         """Return what metrics.json says of the tested parts of a selection."""
