@@ -30,7 +30,7 @@ from speechbrain_ser.inference.recognizer import EmotionRecognizer, open_recogni
 from .conftest import ROOT
 from .test_inference import CPU, assert_equal, predictions_of, run_of, wavs  # noqa: F401 (fixtures)
 
-PLAIN = {"config.json", "labels.json", "model.safetensors", "README.md"}
+PLAIN = {"config.json", "labels.json", "model.safetensors", "recordings.txt", "README.md"}
 
 
 _packages: dict[str, Path] = {}
@@ -601,6 +601,6 @@ def test_only_a_packages_own_files_are_fetched(package, hub, tmp_path, monkeypat
     file.rfilename = "config.json"
     assert open_recognizer("somebody/else", run_opts=CPU).classes
     assert set(asked[0]) == {
-        *("config.json", "model.safetensors", "labels.json", "tokens.json", "model.onnx"),
+        *("config.json", "model.safetensors", "labels.json", "recordings.txt", "tokens.json", "model.onnx"),
         *("backbone/config.json", "backbone/preprocessor_config.json", "hyperparams.yaml", "label_encoder.txt"),
     }

@@ -85,7 +85,7 @@ def test_importing_data_and_evaluation_needs_no_torch():
 # what each room may import: these, and what they may import
 BELOW = {
     **{"errors": "", "files": "errors", "data": "files", "processing": "data", "nnet": "processing", "lobes": "nnet"},
-    **{"models": "lobes", "evaluation": "data", "training": "models evaluation", "crossval": "training"},
+    **{"models": "lobes", "evaluation": "data", "training": "models evaluation", "crossval": "training inference"},
     "inference": "models evaluation",
 }
 

@@ -34,6 +34,8 @@ def groups_of(predictions: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
     Utterances of which a speaker, gender, … is not known (``""``) and groups of fewer than 10 utterances are in none.
     """
     found = {}
+    if "predicted" not in predictions:  # dimensions alone have no UA
+        return found
     for column in (c for c in GROUPED if c in predictions):
         known = predictions[predictions[column].fillna("") != ""]
         parts = {str(name): rows for name, rows in known.groupby(column) if rows["ID"].nunique() >= LEAST}
