@@ -311,11 +311,8 @@ def make_plans(request: argparse.Namespace, hparams_folder: Path) -> list[Plan]:
 def _of_corpora(request: argparse.Namespace, table: Table | None, protocols: list[str]) -> list[list[str]]:
     """The lines of each corpus that a folder is given for; of one alone, no line."""
     known, folders = table.corpora if table else {}, request.data_folders
-    problems = [
-        f"--data_folders: no {name} in `corpora:`{nearest(name, known)}" for name in folders if name not in known
-    ]
-    taken = [name for name in given_names(request.options) if name in ("--corpus", "--data_folder", "--labels")]
-    problems += [f"{name}: the table has several corpora, use --data_folders" for name in taken if known]
+    unknown = [name for name in folders if name not in known]
+    problems = [f"--data_folders: no {name} in `corpora:`{nearest(name, known)}" for name in unknown]
     problems += ["several protocols, or several corpora: not both"] * bool(known and protocols)
     if known and len(folders) < 2:
         problems.append(f"--data_folders: expected folders of two at least of {', '.join(known)}")

@@ -5,13 +5,12 @@ posteriors.
 """
 
 import importlib
-import logging
 import os
 import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +36,6 @@ from speechbrain_ser.inference.package import ONNX
 from speechbrain_ser.inference.recognizer import EmotionRecognizer, open_recognizer
 from speechbrain_ser.models.heads import padded
 
-logger = logging.getLogger(__name__)
-
 MANIFESTS = Path("results", "manifests")  # where train.py has them
 ROUNDING = 1e-3  # that a model's posteriors may be off 1 by, in all
 
@@ -52,7 +49,7 @@ class Judged:
     classes: list[str]
     answer: Callable[[pd.DataFrame], tuple[np.ndarray, Sequence[str] | None]]  # posteriors [utterances, classes]; texts
     recordings: frozenset[str] | None = None  # digests of what it was trained on; None: not known
-    about: dict = field(default_factory=dict)  # for metrics.json
+    model_id: str | None = None  # by which its results are known
 
     def predictions(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
         """Return the table of predictions of a manifest's utterances, by ID, and the posteriors behind it."""
@@ -121,7 +118,7 @@ def _ours(recognizer: EmotionRecognizer) -> Judged:
         posteriors = np.array([[result.posteriors[c] for c in recognizer.classes] for result in found])
         return posteriors, None if recognizer.decode is None else [result.transcript for result in found]
 
-    return Judged(recognizer.classes, answer, recognizer.recordings, {"model_id": recognizer.model_id})
+    return Judged(recognizer.classes, answer, recognizer.recordings, recognizer.model_id)
 
 
 def _progress(items, n: int):
@@ -154,9 +151,7 @@ def _called(model: str, function: Callable[[np.ndarray], Sequence[float]]) -> Ju
     """Of a function of one waveform [time], float32, 16 kHz, that has its ``classes``."""
     classes = [str(name) for name in getattr(function, "classes", ())]
     if not classes or len(set(classes)) < len(classes):
-        raise UserError(
-            f"{model}: expected a function with different `classes`, in the posteriors' order, found {classes}"
-        )
+        raise UserError(f"{model}: expected different `classes`, in the posteriors' order, found {classes}")
 
     def answer(frame: pd.DataFrame):
         wavs = (load_audio(path).numpy() for path in frame["wav"])
@@ -168,9 +163,7 @@ def _called(model: str, function: Callable[[np.ndarray], Sequence[float]]) -> Ju
 
 def _checked(rows: Sequence[np.ndarray], ids: Sequence[str], n: int) -> np.ndarray:
     """Posteriors, not logits: calibration is of what the model says itself."""
-    offenders = Offenders(
-        f"expected posteriors of {counted(n, 'class', 'classes')}: from 0 to 1, together 1", UserError
-    )
+    offenders = Offenders(f"expected posteriors of {n} classes: from 0 to 1, together 1", UserError)
     for name, row in zip(ids, rows, strict=True):
         if len(row) != n or not (row >= 0).all() or not abs(row.sum() - 1) <= ROUNDING:
             offenders.add("found others", f"{name}: {np.array2string(row[:10], precision=3, separator=', ')}")
@@ -292,9 +285,8 @@ def evaluate(
     Path(out).mkdir(parents=True, exist_ok=True)
     write_csv(predictions, Path(out, "predictions.csv"))
     report = build_evaluation_report(evaluation, found, out)
-    facts = {"kind": "evaluation", "model": evaluation.model, **judged.about, "corpus": corpus, "tested_on": where}
-    facts |= {"leak": leak, "trained_on_is_known": judged.recordings is not None, "classes": judged.classes}
-    facts |= {"left_out": left_out.to_dict(), "notes": notes}
+    facts = {"kind": "evaluation", "model": evaluation.model, "model_id": judged.model_id, "tested_on": where}
+    facts |= {"leak": leak, "classes": judged.classes, "left_out": left_out.to_dict(), "notes": notes}
     write_json(facts | found, Path(out, "metrics.json"))  # last: its presence says that all is there
     return report
 
@@ -309,13 +301,9 @@ def _from_yaml(name: str, text: str | None):
 def _name(model: str) -> str:
     """Without where it lies on this machine."""
     path = Path(model)
-    return (
-        "/".join(path.resolve().parts[-5:])
-        if (path / "metrics.json").exists()
-        else path.name
-        if path.exists()
-        else model
-    )
+    if (path / "metrics.json").exists():  # a run
+        return "/".join(path.resolve().parts[-5:])
+    return path.resolve().name if path.exists() else model
 
 
 def _test_part(frame: pd.DataFrame, protocol: str, fold: str | None) -> tuple[pd.DataFrame, str]:
