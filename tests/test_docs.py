@@ -81,7 +81,8 @@ def parse(program: str, *rest: str) -> None:
         request = plan.read_arguments(rest[rest[0] == "crossval" :])
         table = plan.read_table(yaml_named(request.yaml, HPARAMS), HPARAMS)
         swept = [f"--{key}={values[0]}" for key, values in request.sweep.items()]
-        read_config([str(table.hparams if table else request.yaml), *request.options, *swept], HPARAMS)
+        folder = [f"--data_folder={each}" for each in request.data_folders.values()][:1]  # of a table across corpora
+        read_config([str(table.hparams if table else request.yaml), *request.options, *swept, *folder], HPARAMS)
 
 
 @pytest.fixture
