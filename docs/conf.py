@@ -25,6 +25,15 @@ autodoc_typehints = "none"  # signatures stay readable; docstrings have shapes a
 ELSEWHERE = {readme: DOCS / "systems" / f"{readme.parent.name}.md" for readme in ROOT.glob("recipes/*/README.md")}
 ELSEWHERE[ROOT / "benchmarks" / "README.md"] = DOCS / "benchmarks.md"
 
+NEEDS_EXTRAS = ("page",)  # modules that only their extra can import
+
+
+def modules(room: str) -> str:
+    """Return what makes Sphinx read the docstrings of a room's modules, whichever there are."""
+    names = sorted(path.stem for path in (ROOT / "speechbrain_ser" / room).glob("[!_]*.py"))
+    lines = [f".. automodule:: speechbrain_ser.{room}.{n}\n   :members:\n" for n in names if n not in NEEDS_EXTRAS]
+    return "\n".join(["\n```{eval-rst}", *lines, "```"])
+
 
 def relinked(text: str, before: Path, after: Path) -> str:
     """Return a text that was written for one folder with relative links that hold in another, within the site."""
@@ -39,13 +48,15 @@ def relinked(text: str, before: Path, after: Path) -> str:
 
 
 def read_source(app, docname: str, source: list[str]) -> None:
-    """Fill in what lies elsewhere, and mend its links."""
+    """Fill in what lies elsewhere, and mend its links; add a room's modules to its page."""
     page = DOCS / f"{docname}.md"
     origin = {page: readme for readme, page in ELSEWHERE.items()}.get(page)
     if origin:
         app.env.note_dependency(str(origin))
     text = origin.read_text(encoding="utf-8") if origin else source[0]
     source[0] = relinked(text, (origin or page).parent, page.parent)
+    if docname.startswith("api/"):
+        source[0] += modules(page.stem)
 
 
 def setup(app) -> None:

@@ -20,7 +20,7 @@ from .conftest import NARROW, ROOT
 
 HPARAMS = ROOT / "hparams"
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")]
-PAGES += sorted([*ROOT.glob("recipes/*/README.md"), *ROOT.glob("docs/**/*.md")])
+PAGES += sorted(p for where in ("recipes/*/README.md", "docs/*.md", "docs/[!_]*/*.md") for p in ROOT.glob(where))
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 FENCED = re.compile(r"(?:<!-- run: (\w+) -->\n)?```([\w{}-]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PROGRAMS = ("speechbrain-ser", "train.py", "crossval.py")
