@@ -61,7 +61,7 @@ class Judged:
         if hypotheses is not None and (frame["transcript"] != "").any():
             table["hypothesis"] = hypotheses
         table["text_heard"] = None  # what others train on is not known
-        return table.join(frame[[column for column in GROUPED if column not in table]]), posteriors
+        return table.join(frame[[column for column in GROUPED if column in frame and column not in table]]), posteriors
 
 
 def open_model(model: str, data_folder: str | os.PathLike = ".", device: str | None = None, trust_run=False) -> Judged:

@@ -479,13 +479,18 @@ class EmotionRecognizer:
 
     def _posteriors(self, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
         if not self.classes:  # dimensions alone
-            return torch.empty(len(outputs["embedding"]), 0)
+            return torch.empty(_size(outputs), 0)
         return (outputs["emotion"].float() / self.temperature).softmax(-1).cpu()  # [batch, classes]
 
     def _ratings(self, outputs: dict[str, torch.Tensor]) -> list[dict[str, float]]:
         """The dimensions of each utterance of a batch."""
         columns = {name: outputs[name].tolist() for name in DIMENSIONS if name in outputs}
-        return [{name: of[k] for name, of in columns.items()} for k in range(len(outputs["embedding"]))]
+        return [{name: of[k] for name, of in columns.items()} for k in range(_size(outputs))]
+
+
+def _size(outputs: dict[str, torch.Tensor]) -> int:
+    """How many utterances a batch has: a graph gives no more than its heads' outputs."""
+    return len(next(iter(outputs.values())))
 
 
 @dataclass(frozen=True)
