@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PATIENCE = 600  # seconds until a training that hangs is ended, on a machine that does other things as well
 PLACES = {
-    "manifest: rows are written, the file has no name": ("csv:DictWriter.writerows", "after"),
+    "manifest: rows are written, the file has no name": ("speechbrain_ser.data.manifest:_read", "before"),
     "manifest: between the two files": ("speechbrain_ser.data.manifest:write_json", "before"),
     "preparation: in a resampled recording": ("pathlib:Path.write_bytes", "half"),
     "preparation: in a file of the run's folder": ("pathlib:Path.write_text", "half"),

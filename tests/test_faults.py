@@ -41,7 +41,7 @@ class Bench:
         self.flags += [f"--data_folder={data}", TABLE_COLUMNS, "--protocol=given", "--selection=valid"]
         self.flags += [f"--encoder={small.backbone()}", "--tokens=characters", "--lr=0.001", "--layerdrop=0.2"]
         self.flags += ["--n_epochs=3", "--test_every_epoch=True", "--batch_size=4", "--micro_batch_size=2"]
-        self.run("warm", fault=Fault("csv:DictWriter.writerows"))  # imports everything
+        self.run("warm", fault=Fault("speechbrain_ser.data.manifest:_read"))  # imports everything
         self.quiet = self.run("quiet", count=True)
         assert self.quiet.code == 0, self.quiet.said
 
@@ -131,7 +131,7 @@ def test_a_signal_in_training_ends_it_after_the_step_with_a_checkpoint(bench, nu
 @pytest.mark.parametrize(
     ("fault", "code", "resumed"),
     [
-        (Fault("csv:DictWriter.writerows", signals=(signal.SIGTERM,)), 75, "from the start"),
+        (Fault("speechbrain_ser.data.manifest:_read", signals=(signal.SIGTERM,)), 75, "from the start"),
         (Fault("speechbrain_ser.training.results:write_csv", signals=(signal.SIGTERM,)), 75, "resumed after epoch 3"),
         (replace(STEP, signals=(signal.SIGTERM,) * 2), -signal.SIGTERM, "resumed after epoch 1"),  # asked twice
     ],

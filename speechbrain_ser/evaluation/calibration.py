@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
-from sklearn.model_selection import GroupKFold
 
 from speechbrain_ser.errors import UserError, counted
 from speechbrain_ser.files import AGAIN, read_json
@@ -160,6 +159,8 @@ def cross_fitted(logits: np.ndarray, true: Sequence[int], groups: Sequence[str],
     >>> cross_fitted(np.array([[5.0, 0.0]] * 5), [0, 0, 0, 1, 0], ["a", "a", "a", "a", "b"]).tolist()
     [1.0, 1.0, 1.0, 1.0, 4.5512]
     """
+    from sklearn.model_selection import GroupKFold  # not for who recognises, and only reads a temperature
+
     true, temperatures = np.asarray(true, int), np.ones(len(true))
     for others, part in GroupKFold(min(n_folds, len(set(groups)))).split(logits, groups=groups):
         temperatures[part] = fit_temperature(logits[others], true[others]).temperature or 1.0

@@ -56,11 +56,11 @@ def gap_of(parts: Mapping[str, pd.DataFrame], classes: Sequence[str], by: str) -
     >>> rows["predicted"] = ["x"] * 17 + ["y", "y", "x", "y", "y", "x"] + ["x"] * 17
     >>> women, men = (rows[rows["speaker"].isin(list(who))] for who in ("ac", "bd"))
     >>> [v if isinstance(v, str) else round(v, 2) for v in gap_of({"F": women, "M": men}, ["x", "y"], "gender")]
-    ['F', 'M', 0.0, -0.48, 0.48]
+    ['F', 'M', 0.0, -1, 1]
     """
     unit = "ID" if by == "speaker" else "speaker"
     found = {name: _left_out(rows.assign(speaker=rows[unit]), classes) for name, rows in parts.items()}
-    worst, best = (choose(found, key=lambda name: found[name][0]) for choose in (min, max))
+    worst, *_, best = sorted(found, key=lambda name: found[name][0])
     gap = found[best][0] - found[worst][0]
     margin = _margin(found[worst], found[best], len(parts))
     return Gap(worst, best, gap, *((None, None) if margin is None else (max(gap - margin, -1), min(gap + margin, 1))))

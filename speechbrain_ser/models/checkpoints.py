@@ -60,12 +60,14 @@ def _place(meta: dict) -> tuple[int, int]:
 
 def _wrong_meta(file: Path) -> str | None:
     try:
-        meta = yaml.safe_load(file.read_text(encoding="utf-8"))
+        meta = yaml.safe_load(text := file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return f"{file.name} is missing"
     except (OSError, ValueError, yaml.YAMLError) as error:
         return f"{file.name} cannot be read ({type(error).__name__})"
     is_whole = isinstance(meta, dict) and isinstance(meta.get("unixtime"), float) and "end-of-epoch" in meta
+    # cut off within a line, or after a key
+    is_whole = is_whole and text.endswith("\n") and all(isinstance(number, int) for number in _place(meta))
     return None if is_whole else f"{file.name} is {'damaged' if meta else 'empty'}"
 
 

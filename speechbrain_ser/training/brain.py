@@ -483,7 +483,9 @@ class SERBrain(sb.Brain):
             return predictions[["ID", "speaker", "speaker_predicted"]]
         # a speaker of a test part is recognised only where a leaky protocol trains on him: see `seen`
         predictions = predictions.drop(columns="speaker_predicted", errors="ignore")
-        groups = self.run.frame.loc[predictions["ID"], [c for c in GROUPED if c not in predictions]].to_dict("list")
+        groups = self.run.frame.loc[
+            predictions["ID"], [c for c in GROUPED if c in self.run.frame and c not in predictions]
+        ].to_dict("list")
         return predictions.assign(text_heard=predictions["ID"].map(self.run.heard[part]), **groups)
 
     def report(self, tables: dict[str, pd.DataFrame]) -> dict:
