@@ -88,14 +88,35 @@ def test_a_head_speaks_in_the_corpus_s_unit_and_learns_of_what_is_rated():
     ratings = head(torch.randn(2, 3))
     assert ratings.tolist() == [4.0, 4.0]  # 3 + 0.5 * 2
     losses = head.loss(ratings, torch.tensor([3.5, torch.nan]))
-    # standardised: x = 2, y = 1, and both running means are 1: 1 + (1 - 1 * 5) / 1
-    assert losses.tolist() == [-3.0, 0.0]
+    assert losses.tolist() == [1.0, 0.0]  # standardised: x = 2, y = 1, at first their squared error
     head.end_step(head.terms)
-    assert head.running.tolist() == pytest.approx([1.0, 0.9 + 0.1 * 5]) and head.terms == []
+    assert head.running.tolist() == pytest.approx([0.1, 0.9 + 0.1 * 5]) and head.terms == []
     head.end_step([torch.full((1, 2), torch.inf)])
     assert head.running.isfinite().all()
     head.eval().loss(ratings, torch.tensor([3.5, 3.5]))
     assert head.terms == []  # an evaluation leaves no trace
+
+
+def test_a_head_finds_its_way_back_from_far_off_and_reaches_the_best_ccc():
+    """For a linear model that is the least squares' prediction, stretched to the targets' spread."""
+    rng = torch.manual_seed(0)
+    x, noise = torch.randn(400, 4, generator=rng), torch.randn(400, generator=rng)
+    y = x[:, 0] - x[:, 1] + 2 * noise
+    head = DimensionHead(4)
+    head.scale.copy_(torch.stack([y.mean(), y.std(correction=0)]))
+    head.linear.weight.data.fill_(30.0)  # noise alone, and a hundred times too loud
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.1)
+    for step in range(400):
+        k = torch.randperm(400, generator=rng)[:40]
+        optimizer.zero_grad()
+        head.loss(head(x[k]), y[k]).mean().backward()
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / 400)
+        head.end_step(head.terms)
+    fitted = x @ torch.linalg.lstsq(x, y[:, None]).solution
+    best = (y.mean() + (fitted[:, 0] - fitted.mean()) * y.std() / fitted.std()).numpy()
+    found = FIGURES["CCC_activation"].of(rated(head(x).detach().numpy(), y.numpy()))
+    assert found == pytest.approx(FIGURES["CCC_activation"].of(rated(best, y.numpy())), abs=0.01)
 
 
 def test_cross_entropy_of_votes_weighs_classes():

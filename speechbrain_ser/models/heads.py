@@ -22,14 +22,14 @@ class DimensionHead(nn.Module):
     """A rating, such as valence, of the utterances' vectors [batch, channels] in the corpus's own unit: [batch].
 
     It is m + s (w v + b) with mean m and deviation s of the training part's ratings (``scale``). ``running`` are the
-    means that :func:`~speechbrain_ser.nnet.losses.ccc_loss` needs, those of predicting the mean at first (CCC 0).
+    means that :func:`~speechbrain_ser.nnet.losses.ccc_loss` needs, of which the first begins as 0: a squared error.
     """
 
     def __init__(self, in_features: int):
         super().__init__()
         self.linear = nn.Linear(in_features, 1)
         self.register_buffer("scale", torch.tensor([0.0, 1.0]))
-        self.register_buffer("running", torch.ones(2))
+        self.register_buffer("running", torch.tensor([0.0, 1.0]))
         self.terms: list[torch.Tensor] = []  # of the utterances of a step so far
 
     def forward(self, vector: torch.Tensor) -> torch.Tensor:

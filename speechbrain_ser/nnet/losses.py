@@ -10,6 +10,7 @@ from speechbrain_ser.nnet.pooling import MaskedPooling
 from speechbrain_ser.processing.lengths import frame_mask
 
 _MEAN = MaskedPooling("mean")
+STEEPEST = 0.9  # 1 - CCC, above which ccc_loss keeps a share of the squared error
 
 
 def masked_mse(prediction: torch.Tensor, target: torch.Tensor, frame_counts: torch.Tensor) -> torch.Tensor:
@@ -88,8 +89,10 @@ def ccc_loss(terms: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
 
     Usually both means are a batch's own (Atmaja and Akagi 2021, Wagner et al. 2023), so that the batch's size changes
     the loss, and one utterance has none. Here they run over the steps before (`means`, [a, b]), and an utterance's
-    loss is its part of the tangent there, a/b + ((x - y)^2 - a/b (x^2 + 1)) / b: a mean over utterances like any
-    other loss, however they are batched, whose gradient is that of the training part's CCC.
+    loss is its part of the tangent there, r + ((x - y)^2 - r (x^2 + 1)) / b with r = a / b: a mean over utterances
+    like any other loss, however they are batched, whose gradient is that of the training part's CCC. Where the CCC is
+    0, r is 1, the squares of x cancel, and nothing holds predictions near the targets: r is 0.9 at most, which leaves
+    a tenth of the squared error's pull.
 
     Example
     -------
@@ -98,7 +101,7 @@ def ccc_loss(terms: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
     >>> ccc_loss(terms, terms.detach().mean(0)).mean()  # CCC = 2 * 0.5 / (0.25 + 1) = 0.8
     tensor(0.2000, grad_fn=<MeanBackward0>)
     """
-    ratio = means[0] / means[1]
+    ratio = (means[0] / means[1]).clamp(max=STEEPEST)
     return ratio + (terms[:, 0] - ratio * terms[:, 1]) / means[1]
 
 
