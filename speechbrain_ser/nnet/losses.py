@@ -10,7 +10,7 @@ from speechbrain_ser.nnet.pooling import MaskedPooling
 from speechbrain_ser.processing.lengths import frame_mask
 
 _MEAN = MaskedPooling("mean")
-STEEPEST = 0.9  # 1 - CCC, above which ccc_loss keeps a share of the squared error
+STEEPEST, WIDEST = 0.9, 2.0  # of ccc_loss: the largest r and b
 
 
 def masked_mse(prediction: torch.Tensor, target: torch.Tensor, frame_counts: torch.Tensor) -> torch.Tensor:
@@ -91,8 +91,9 @@ def ccc_loss(terms: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
     the loss, and one utterance has none. Here they run over the steps before (`means`, [a, b]), and an utterance's
     loss is its part of the tangent there, r + ((x - y)^2 - r (x^2 + 1)) / b with r = a / b: a mean over utterances
     like any other loss, however they are batched, whose gradient is that of the training part's CCC. Where the CCC is
-    0, r is 1, the squares of x cancel, and nothing holds predictions near the targets: r is 0.9 at most, which leaves
-    a tenth of the squared error's pull.
+    0, r is 1, the squares of x cancel, and nothing holds predictions near the targets; far off, b is so large that no
+    gradient is left. So r is 0.9 at most, which leaves a tenth of the squared error's pull, and the divisor b 2, as for
+    predictions that vary as targets do.
 
     Example
     -------
@@ -102,7 +103,7 @@ def ccc_loss(terms: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
     tensor(0.2000, grad_fn=<MeanBackward0>)
     """
     ratio = (means[0] / means[1]).clamp(max=STEEPEST)
-    return ratio + (terms[:, 0] - ratio * terms[:, 1]) / means[1]
+    return ratio + (terms[:, 0] - ratio * terms[:, 1]) / means[1].clamp(max=WIDEST)
 
 
 def reconstruction_loss(outputs: dict[str, torch.Tensor]) -> torch.Tensor:
