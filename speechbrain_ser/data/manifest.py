@@ -15,7 +15,7 @@ import pandas as pd
 
 from speechbrain_ser.data.audio import check_audio
 from speechbrain_ser.data.corpora import corpus_module
-from speechbrain_ser.data.labels import REST, yaml_line
+from speechbrain_ser.data.labels import REST, yaml_line, yaml_mapping
 from speechbrain_ser.data.text import composed, look_alikes, text_identities
 from speechbrain_ser.errors import CorpusError, Offenders, nearest, shown
 from speechbrain_ser.files import sha256, write_json, written_whole
@@ -70,6 +70,14 @@ def table_options(corpus: str, lines: Mapping) -> dict:
     known = inspect.signature(corpus_module(corpus).find_utterances).parameters
     found = {name: lines[f"table_{name}"] for name in ("file", "columns", "names") if name in known}
     return {name: value for name, value in found.items() if value or name != "names"}
+
+
+def given_options(corpus: str, table_file: str | None, table_columns: str, table_names: str) -> dict:
+    """Return :func:`table_options` of a command line, whose mappings are YAML."""
+    expected = "expected a YAML mapping, e.g. '{emotion: label}'"
+    mappings = {"table_columns": table_columns, "table_names": table_names}
+    lines = {line: yaml_mapping(text, f"--{line}: {expected}") for line, text in mappings.items()}
+    return table_options(corpus, {"table_file": table_file, **lines})
 
 
 def _check_once_each(rows: list[dict], digests: list[str], where: str) -> None:

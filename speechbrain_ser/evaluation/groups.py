@@ -79,10 +79,8 @@ def _margin(first: tuple[float, pd.Series], second: tuple[float, pd.Series], n_g
     if sizes.min() < 2:
         return None
     if without.index.intersection(without_other.index).empty:
-        variances = np.array(
-            [jackknife_error(ua, without.to_numpy()), jackknife_error(other, without_other.to_numpy())]
-        )
-        variances **= 2
+        errors = [jackknife_error(ua, without.to_numpy()), jackknife_error(other, without_other.to_numpy())]
+        variances = np.square(errors)
         variance = variances.sum()
         freedom = variance**2 / (variances**2 / (sizes - 1)).sum() if variance else 0  # Welch and Satterthwaite
     else:

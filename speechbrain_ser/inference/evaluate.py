@@ -253,14 +253,16 @@ def evaluate(
     device: str | None = None,
     trust_run: bool = False,
     allow_leaky: bool = False,
-    **table: str | None,
+    table_file: str | None = None,
+    table_columns: str = "{}",
+    table_names: str = "{}",
 ) -> Report:
     """Judge a model on a labelled corpus, as ``speechbrain-ser evaluate --help`` says it.
 
     The folder `out` gets predictions.csv, metrics.json and the report.
     """
     judged = open_model(model, data_folder, device, trust_run)
-    options = {name: _from_yaml(f"table_{name}", text) for name, text in table.items() if text is not None}
+    options = manifest.given_options(corpus, table_file, table_columns, table_names)
     path = manifest.prepare(corpus, data_folder, MANIFESTS, **options)
     every = manifest.read_manifest(path, data_folder)
     frame = to_classes(every, judged.classes, _from_yaml("labels", labels))

@@ -56,24 +56,14 @@ ONNX = "model.onnx"
 SPEECHBRAIN_FILES = ("hyperparams.yaml", "label_encoder.txt")  # written for SpeechBrain, never read here
 CARD = "README.md"
 RECORDINGS = "recordings.txt"  # digests of what the model was trained on, 16 hexadecimal digits a line
-FILES = (
-    PARAMETERS,
-    LABELS,
-    TOKENS,
-    *BACKBONE_FILES,
-    ONNX,
-    *SPEECHBRAIN_FILES,
-    RECORDINGS,
-)  # whose hashes config.json may hold
+# whose hashes config.json may hold
+FILES = (PARAMETERS, LABELS, TOKENS, *BACKBONE_FILES, ONNX, *SPEECHBRAIN_FILES, RECORDINGS)
 LICENSE = "LICENSE"
 UNHASHED = (CONFIG, CARD, LICENSE)  # may be there without a hash: they are edited on a hub's page, no model reads them
 LARGE = (PARAMETERS, ONNX)  # as large as the model: the others are small
 KEYS = "format format_version speechbrain_ser model classes decoding sample_rate calibration files".split()
-TASKS = (
-    "emotion",
-    "asr",
-    *DIMENSIONS,
-)  # of a model that is used: other heads, and what only they read, are for training
+# of a model that is used: other heads, and what only they read, are for training
+TASKS = ("emotion", "asr", *DIMENSIONS)
 
 MOST_BYTES = 1 << 20  # of a file of text, and of the header of the parameters,
 MOST_TOKENS_BYTES = 8 << 20  # but for a SentencePiece model in hexadecimal digits

@@ -152,9 +152,7 @@ class Recognition:
     emotion: str | None = None  # the likeliest class; None where its posterior is below the threshold
     posteriors: dict[str, float] = field(default_factory=dict)
     transcript: str | None = None  # where the model has an ASR head, and it was asked for
-    dimensions: dict[str, float] = field(
-        default_factory=dict
-    )  # ratings in the unit of the model's corpus, such as valence
+    dimensions: dict[str, float] = field(default_factory=dict)  # ratings in the unit of the model's corpus
     embedding: torch.Tensor | None = field(default=None, repr=False, compare=False)  # [channels], on request
     error: str | None = None  # what is wrong with the recording
 

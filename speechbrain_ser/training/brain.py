@@ -483,10 +483,9 @@ class SERBrain(sb.Brain):
             return predictions[["ID", "speaker", "speaker_predicted"]]
         # a speaker of a test part is recognised only where a leaky protocol trains on him: see `seen`
         predictions = predictions.drop(columns="speaker_predicted", errors="ignore")
-        groups = self.run.frame.loc[
-            predictions["ID"], [c for c in GROUPED if c in self.run.frame and c not in predictions]
-        ].to_dict("list")
-        return predictions.assign(text_heard=predictions["ID"].map(self.run.heard[part]), **groups)
+        groups = [name for name in GROUPED if name in self.run.frame and name not in predictions]
+        told = self.run.frame.loc[predictions["ID"], groups].to_dict("list")
+        return predictions.assign(text_heard=predictions["ID"].map(self.run.heard[part]), **told)
 
     def report(self, tables: dict[str, pd.DataFrame]) -> dict:
         """Return what metrics.json says of the tested parts of a selection."""
