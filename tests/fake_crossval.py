@@ -6,7 +6,7 @@ from pathlib import Path
 
 from speechbrain_ser.crossval.schedule import Interrupted, LocalProcesses, Outcome, Schedule, interruptible
 
-COMMAND = [sys.executable, str(Path(__file__).with_name("fake_train.py"))]
+PROGRAM = Path(__file__).with_name("fake_train.py")
 
 
 @dataclass(eq=False)
@@ -52,7 +52,7 @@ def fake_runs(folder: Path, n_epochs: int, seconds: float, names: list[str]) -> 
 
 
 def work(runs: list[FakeRun], jobs: int = 2) -> Outcome:
-    return Schedule(runs, LocalProcesses(jobs, COMMAND), progress=False, poll=0.02).work()
+    return Schedule(runs, LocalProcesses(jobs, PROGRAM), progress=False, poll=0.02).work()
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def test_lock_of_a_killed_process(tmp_path):
 
 
 def test_a_file_gets_no_bar(tmp_path):
-    assert Schedule(fake_runs(tmp_path, 1, 0, ["a"]), LocalProcesses(1, [])).bar.disable
+    assert Schedule(fake_runs(tmp_path, 1, 0, ["a"]), LocalProcesses(1, Path())).bar.disable
 
 
 def test_failures_are_tried_once_more_and_the_rest_goes_on(tmp_path):

@@ -157,11 +157,12 @@ def _run(request: Namespace, root: Path) -> int:
         # resampled once, and not in every process at the same time
         wavs = dict.fromkeys(wav for plan in plans for wav in plan.reported[0].setup.frame["wav"])
         AudioCache(Path(plain["cache_folder"]) / "audio").fill([*wavs])
-    command = [sys.executable, str(root / "train.py")]
+    program = root / "train.py"
     if request.executor == "slurm":
+        command = [sys.executable, str(program)]
         executor = SlurmJobs(plain.get("slurm") or {}, Path(plain["results_folder"]) / "slurm", command)
     else:
-        executor = LocalProcesses(request.jobs, command)
+        executor = LocalProcesses(request.jobs, program)
     outcome = Schedule(runs, executor, request.keep_optimizer, "--noprogressbar" not in request.options).work()
     try:
         for plan in plans:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import multiprocessing
 import os
+import runpy
 import signal
-import subprocess
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +20,11 @@ from tqdm import tqdm
 
 from speechbrain_ser.data.audio import cores
 from speechbrain_ser.files import is_locked
-from speechbrain_ser.training.signals import PARENT, handled
+from speechbrain_ser.training.signals import handled
 
 if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
     from speechbrain_ser.crossval.plan import PlannedRun
     from speechbrain_ser.crossval.slurm import SlurmJobs
 
@@ -27,6 +32,7 @@ ATTEMPTS = 2
 GRACE = 30.0  # seconds between asking a process to end and ending it: a step, and its checkpoint
 TAIL = 15  # lines of a failed run's log
 SHOW = 1.0  # seconds between two pictures of the bar
+SHARED = "speechbrain_ser.training.run"  # what takes seconds to import, once for all runs
 
 
 class Interrupted(BaseException):
@@ -55,17 +61,23 @@ class _Slot:
 
     gpu: str | None = None
     run: PlannedRun | None = None
-    process: subprocess.Popen | None = None
+    process: BaseProcess | None = None
 
 
 class LocalProcesses:
-    """Where runs go: at most `jobs` processes at a time; a run's arguments are appended to `command`."""
+    """Where runs go: at most `jobs` processes at a time, each `program` with a run's arguments.
 
-    def __init__(self, jobs: int, command: Sequence[str]):
-        self.command = list(command)
+    All are forked from one process that has imported what they need, and used neither threads nor GPU so far.
+    """
+
+    def __init__(self, jobs: int, program: Path):
+        self.program = program
         gpus = _visible_gpus() if jobs > 1 else []
         self.slots = [_Slot(gpus[k % len(gpus)] if gpus else None) for k in range(jobs)]
-        self.threads = max(1, cores() // jobs) if jobs > 1 else None
+        if jobs > 1:  # heard by libraries as they are loaded
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
+        self.processes = multiprocessing.get_context("forkserver")
+        self.processes.set_forkserver_preload(["__main__", SHARED])
 
     def room(self, run: PlannedRun) -> bool:
         """Whether a run can be given to it now."""
@@ -79,20 +91,14 @@ class LocalProcesses:
         """Begin a run; return at once."""
         slot = next(slot for slot in self.slots if slot.process is None)
         run.log.parent.mkdir(parents=True, exist_ok=True)
-        with run.log.open("ab") as log:
-            slot.run = run
-            slot.process = subprocess.Popen(
-                [*self.command, *run.argv],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment(slot),
-                start_new_session=True,  # Ctrl-C reaches us alone, and we tell the children
-            )
+        slot.run = run
+        environment = {**os.environ} if slot.gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": slot.gpu}
+        slot.process = self.processes.Process(target=_work, args=(self.program, run.argv, run.log, environment))
+        slot.process.start()
 
     def ended(self) -> list[PlannedRun]:
         """Return the runs that are no longer going, each once; how they ended is seen from their results."""
-        over = [slot for slot in self.slots if slot.process is not None and slot.process.poll() is not None]
+        over = [slot for slot in self.slots if slot.process is not None and not slot.process.is_alive()]
         runs = [slot.run for slot in over]
         for slot in over:
             slot.run = slot.process = None
@@ -105,19 +111,25 @@ class LocalProcesses:
             _signal(process, signal.SIGTERM)
         deadline = time.monotonic() + GRACE
         for process in processes:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
                 _signal(process, signal.SIGKILL)
-                process.wait()
+                process.join()
 
-    def _environment(self, slot: _Slot) -> dict[str, str]:
-        environment = {**os.environ, PARENT: str(os.getpid())}
-        if self.threads:
-            environment.setdefault("OMP_NUM_THREADS", str(self.threads))
-        if slot.gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
-        return environment
+
+def _work(program: Path, argv: list[str], log: Path, environment: dict[str, str]) -> None:
+    """Be a run's process, in a group of its own: Ctrl-C reaches the parent alone, which tells its children."""
+    os.setsid()
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [str(program), *argv]
+    try:
+        runpy.run_path(str(program), run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # trackers upload there; a forked process would leave them out
 
 
 def _visible_gpus() -> list[str]:
@@ -129,10 +141,13 @@ def _visible_gpus() -> list[str]:
     return [str(k) for k in range(torch.cuda.device_count())]
 
 
-def _signal(process: subprocess.Popen, number: int) -> None:
+def _signal(process: BaseProcess, number: int) -> None:
     """To the process and its own children (loader workers)."""
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:  # just born, it has no group yet
+            os.kill(process.pid, number)
 
 
 @dataclass

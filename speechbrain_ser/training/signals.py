@@ -1,6 +1,7 @@
 """Who asks a process to end: Ctrl-C, a scheduler, the program that started it. Training heeds it after a step."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
@@ -127,15 +128,18 @@ def leave_signals_to_parent(worker: int = 0) -> None:
 
 def end_with_parent(poll: float = 0.5) -> None:
     """Where another program started this process to work for it, end when it has ended; torchrun is such a program."""
-    of_torchrun = "LOCAL_RANK" in os.environ
-    if PARENT not in os.environ and not of_torchrun:
+    forked_for, of_torchrun = multiprocessing.parent_process(), "LOCAL_RANK" in os.environ
+    if forked_for is None and PARENT not in os.environ and not of_torchrun:
         return
     parent = int(os.environ.pop(PARENT, 0))  # not for our own children
     parent = os.getppid() if of_torchrun else parent
 
     def watch():
-        while os.getppid() == parent:
-            time.sleep(poll)
+        if forked_for is not None:
+            forked_for.join()
+        else:
+            while os.getppid() == parent:
+                time.sleep(poll)
         os.kill(os.getpid(), signal.SIGKILL if ignored else signal.SIGTERM)
 
     ignored = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN  # our parent's decision
