@@ -11,7 +11,7 @@ from speechbrain_ser.inference.export import export_run
 from speechbrain_ser.inference.recognizer import EmotionRecognizer, load_model
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.cai import CaiModel
-from speechbrain_ser.nnet.pooling import MODES, MaskedPooling
+from speechbrain_ser.nnet.pooling import MODES, WIDTHS, MaskedPooling
 from speechbrain_ser.processing.lengths import frame_mask
 
 from .test_inference import CPU
@@ -29,7 +29,7 @@ def pooling_of(mode: str, channels: int = 5) -> MaskedPooling:
     pooling = MaskedPooling(mode)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        assert pooling.set_up(channels) == channels * (2 if mode in ("mean_std", "attentive") else 1)
+        assert pooling.set_up(channels) == channels * WIDTHS[mode]
     with torch.no_grad():
         for parameter in pooling.parameters():
             parameter.mul_(3)
@@ -42,6 +42,12 @@ def pooling_of(mode: str, channels: int = 5) -> MaskedPooling:
         ("mean", lambda own: own.mean(dim=0)),
         ("sum", lambda own: own.sum(dim=0)),
         ("mean_std", lambda own: torch.cat([own.mean(dim=0), own.std(dim=0, correction=0)])),
+        (
+            "percentiles",
+            lambda own: torch.cat(
+                [own.mean(dim=0), own.std(dim=0, correction=0), *own.quantile(torch.tensor([0.1, 0.5, 0.9]), dim=0)]
+            ),
+        ),
     ],
 )
 def test_definitions(frames, mode, definition):
@@ -101,7 +107,7 @@ def test_half_precision_is_summed_in_float32(frames, mode):
 @pytest.mark.parametrize(
     ("mode", "counts", "message"),
     [
-        ("max", [7, 3, 1], "'max', expected one of mean, sum, mean_std, attentive"),
+        ("max", [7, 3, 1], "'max', expected one of mean, sum, mean_std, percentiles, attentive"),
         ("attentive", [7, 3, 1], "call set_up"),
         ("mean", [7, 3], r"found \[3, 7, 5\] and \[2\]"),
         ("mean", [7, 0, 1], "1 to 7, found 0 to 7"),

@@ -69,14 +69,15 @@ def test_statistics_are_those_of_own_frames_in_any_batch(any_encoder):
             np.testing.assert_allclose(row, [*frames.mean(0), *frames.std(0)], atol=1e-5)
 
 
-@pytest.mark.parametrize("state", [0, 1, 2])
-def test_a_model_in_use_stops_after_its_layer(any_encoder, state):
+@pytest.mark.parametrize("state, joined", [(0, 1), (1, 1), (2, 1), (0, 2), (1, 2)])
+def test_a_model_in_use_stops_after_its_layers(any_encoder, state, joined):
     wavs, lens = torch.randn(2, 9000, generator=torch.Generator().manual_seed(0)), torch.tensor([1.0, 0.4])
-    model = ProbeModel(any_encoder, {"emotion": partial(torch.nn.Linear, out_features=4)}, {"emotion": 1.0})
+    heads = {"emotion": partial(torch.nn.Linear, out_features=4)}
+    model = ProbeModel(any_encoder, heads, {"emotion": 1.0}, join_layers=joined)
     model.set(layer=state)
     expected = model((wavs, lens))["emotion"]
     model.keep_tasks({"emotion"})
-    assert len(any_encoder.states(wavs, lens)[0]) == min(state + 1, 2) + 1 and model.inputs == {"sig": None}
+    assert len(any_encoder.states(wavs, lens)[0]) == min(state + joined, 2) + 1 and model.inputs == {"sig": None}
     torch.testing.assert_close(model((wavs, lens))["emotion"], expected)
 
 
@@ -206,8 +207,10 @@ def test_nothing_of_the_test_part_is_looked_at(run, table, tmp_path):
     assert figures[0]["all"]["WA"] == pytest.approx(1 - figures[1]["all"]["WA"])
 
 
-def test_a_package_on_whisper_says_what_the_run_said(run, small, tmp_path):
-    folder = folder_of(run(encoder=small.backbone(num_layers=2, model_type="whisper")))
+@pytest.mark.parametrize("flags", [[], ["--pooling=percentiles", "--join_layers=2"]])
+def test_a_package_on_whisper_says_what_the_run_said(run, small, tmp_path, flags):
+    folder = folder_of(run(*flags, encoder=small.backbone(num_layers=2, model_type="whisper")))
+    assert len(pd.read_csv(folder / "inner_scores.csv")) == 5 * (2 if flags else 3)
     row = pd.read_csv(folder / "predictions.csv", dtype={"ID": str}).iloc[0]
     recognizer = EmotionRecognizer.from_package(export_run(folder, tmp_path / "package"), calibrated=False)
     found = recognizer.classify_file(small.corpus("emodb") / "wav" / f"{row['ID']}.wav")
@@ -229,6 +232,8 @@ def test_an_encoder_of_other_weights_is_refused(run, small, tmp_path):
         ("--layers=[1, 3]", "layers: expected whole numbers from 0 to 2, found 3"),
         ("--C=[0.1, 0]", "C: expected numbers > 0, found 0"),
         ("--C=[]", "C: expected a list of different values"),
+        ("--join_layers=4", "join_layers: expected a whole number from 1 to 3, found 4"),
+        ("--pooling=attentive", "pooling: attentive learns its weights"),
         ("--n_epochs=2", "expected 1, found 2"),
     ],
 )

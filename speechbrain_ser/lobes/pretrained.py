@@ -425,13 +425,22 @@ class Embeddings(FrozenFeatures):
 
 
 class LayerStatistics(FrozenFeatures):
-    """Mean and deviation over an utterance's own frames of every state of a frozen encoder: [states, 2 * channels].
+    """Every state of a frozen encoder, pooled over an utterance's own frames: [states, 2 * channels].
 
-    The first state is the transformer's input, the others are its layers' outputs.
+    The first state is the transformer's input, the others are its layers' outputs. `pooling` is a mode of
+    :class:`~speechbrain_ser.nnet.pooling.MaskedPooling` that learns nothing; percentiles give 5 * channels.
     """
 
     name = "layer_statistics"
-    pooling = MaskedPooling("mean_std")
+
+    def __init__(self, lobe: PretrainedEncoder, pooling: str = "mean_std"):
+        super().__init__(lobe)
+        if pooling == "attentive":
+            raise UserError("pooling: attentive learns its weights, and a frozen encoder's statistics learn nothing")
+        self.pooling = MaskedPooling(pooling)
+        self.size = self.pooling.set_up(lobe.output_size)
+        if pooling != "mean_std":
+            self.name = f"{self.name}_{pooling}"
 
     def of_batch(self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None) -> torch.Tensor:
         with torch.no_grad():

@@ -16,11 +16,12 @@ ENCODER = "encoder."  # before the names of its parameters
 
 @register_checkpoint_hooks
 class ProbeModel(MultitaskModel):
-    """emotion = h((s - mean) / deviation), s: mean and deviation over time of one layer's frames.
+    """emotion = h((s - mean) / deviation), s: mean and deviation over time of a layer's frames.
 
     Which layer, the standardisation and the head are fitted in one go (``recipes/probe``) and set by :meth:`set`. A
     checkpoint holds these alone: the encoder stays what it was loaded as, which is checked. `heads`, `loss_weights` and
-    `seed` are :class:`MultitaskModel`'s.
+    `seed` are :class:`MultitaskModel`'s. s may be of `join_layers` neighbouring layers, from the chosen one on, and
+    `pooling` another one (:class:`~speechbrain_ser.lobes.pretrained.LayerStatistics`).
     """
 
     holds_encoder = False
@@ -31,12 +32,14 @@ class ProbeModel(MultitaskModel):
         heads: Mapping[str, Callable[..., nn.Module]],
         loss_weights: Mapping[str, float],
         seed: int = 0,
+        pooling: str = "mean_std",
+        join_layers: int = 1,
     ):
         super().__init__()
         self.encoder = encoder.requires_grad_(False)
-        self.statistics = LayerStatistics(encoder)
+        self.statistics, self.join_layers = LayerStatistics(encoder, pooling), join_layers
         self.inputs = {"sig": self.statistics}
-        size = 2 * encoder.output_size
+        size = join_layers * self.statistics.size
         self.register_buffer("layer", torch.tensor(0))
         self.register_buffer("C", torch.tensor(1.0))  # the regression's, for who asks
         self.register_buffer("mean", torch.zeros(size))
@@ -46,7 +49,7 @@ class ProbeModel(MultitaskModel):
     def keep_tasks(self, tasks: Collection[str]) -> None:
         """Prepare a model that is not trained any more: it reads waveforms, in batches, up to the chosen layer."""
         super().keep_tasks(tasks)
-        self.statistics.stop_after(int(self.layer))
+        self.statistics.stop_after(int(self.layer) + self.join_layers - 1)
         self.inputs = {"sig": None}
 
     @torch.no_grad()
@@ -58,14 +61,15 @@ class ProbeModel(MultitaskModel):
             places[name].copy_(torch.as_tensor(value))
 
     def forward(self, sig: PaddedData) -> dict[str, torch.Tensor]:
-        """Bring waveforms, or statistics of all states [batch, states, 2 * channels], to the emotion's logits.
+        """Bring waveforms, or statistics of all states [batch, states, values], to the emotion's logits.
 
         ``embedding`` is the standardised vector.
         """
         x, lens = sig
         if x.dim() == 2:
-            x = self.statistics.of_batch(x, lens)  # [batch, states, 2 * channels]
-        embedding = (x[:, self.layer] - self.mean) / self.deviation
+            x = self.statistics.of_batch(x, lens)  # [batch, states, values]
+        layers = torch.arange(self.join_layers, device=x.device) + self.layer
+        embedding = (x[:, layers].flatten(1) - self.mean) / self.deviation
         return {"embedding": embedding, **self.logits(embedding)}
 
     @mark_as_saver

@@ -6,7 +6,9 @@ from torch import nn
 
 from speechbrain_ser.processing.lengths import check_frame_counts, frame_mask
 
-MODES = ("mean", "sum", "mean_std", "attentive")
+WIDTHS = {"mean": 1, "sum": 1, "mean_std": 2, "percentiles": 5, "attentive": 2}  # vectors of as many channels
+MODES = tuple(WIDTHS)
+PERCENTILES = (0.1, 0.5, 0.9)
 LEAST_VARIANCE = 1e-12  # the square root has no gradient at 0
 
 
@@ -17,8 +19,9 @@ class MaskedPooling(nn.Module):
     ---------
     mode : str
         `mean` (what Cai et al.'s program does, there with the padding), `sum` (what their paper writes), `mean_std`
-        (mean and standard deviation, side by side) or `attentive` (both of them with learned weights for each frame
-        and channel: Okabe et al. 2018, with ECAPA-TDNN's global context; needs :meth:`set_up`).
+        (mean and standard deviation, side by side), `percentiles` (both, and each channel's 10th, 50th and 90th) or
+        `attentive` (mean and deviation with learned weights for each frame and channel: Okabe et al. 2018, with
+        ECAPA-TDNN's global context; needs :meth:`set_up`).
 
     Example
     -------
@@ -43,10 +46,10 @@ class MaskedPooling(nn.Module):
             # batch norm would mix utterances, and padding, of a micro-batch; of the rest only the layers are used: its
             # own forward rounds relative lengths, and fixes the batch's size in a graph that is exported
             self.attention.tdnn.norm = nn.Identity()
-        return channels * (2 if self.mode in ("mean_std", "attentive") else 1)
+        return channels * WIDTHS[self.mode]
 
     def forward(self, x: torch.Tensor, frame_counts: torch.Tensor) -> torch.Tensor:
-        """Pool [batch, frames, channels], whatever stands on padding, to [batch, channels] or [batch, 2 * channels].
+        """Pool [batch, frames, channels], whatever stands on padding, to [batch, channels times 1, 2 or 5].
 
         In float32 at least: a sum over hundreds of frames outgrows half precision. An utterance has 1 to frames of its
         own, `frame_counts` [batch]; anything else is a ValueError.
@@ -63,7 +66,8 @@ class MaskedPooling(nn.Module):
             total = x.sum(dim=1)  # [batch, channels]
             return total if self.mode == "sum" else total / frame_counts[:, None]
         weights = own / frame_counts[:, None, None]
-        return _mean_std(x, weights if self.mode == "mean_std" else self._attend(x, own, weights))
+        pooled = _mean_std(x, self._attend(x, own, weights) if self.mode == "attentive" else weights)
+        return pooled if self.mode != "percentiles" else torch.cat([pooled, _percentiles(x, own, frame_counts)], dim=1)
 
     def _attend(self, x: torch.Tensor, own: torch.Tensor, equal: torch.Tensor) -> torch.Tensor:
         """Weights of frames, by channel [batch, frames, channels], from x and its mean and deviation."""
@@ -80,3 +84,13 @@ def _mean_std(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     mean = (weights * x).sum(dim=1)  # [batch, channels]
     variance = (weights * (x - mean[:, None]).square()).sum(dim=1)
     return torch.cat([mean, variance.clamp(min=LEAST_VARIANCE).sqrt()], dim=1)
+
+
+def _percentiles(x: torch.Tensor, own: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Of own frames [batch, percentiles * channels], between two frames on the line that joins them."""
+    ordered, found = x.masked_fill(~own, torch.inf).sort(dim=1).values, []
+    for share in PERCENTILES:
+        place = share * (counts - 1)[:, None, None].expand(-1, 1, x.shape[2])
+        low = ordered.gather(1, place.floor().long())
+        found.append(low + (place % 1) * (ordered.gather(1, place.ceil().long()) - low))
+    return torch.cat(found, dim=2)[:, 0]

@@ -48,11 +48,16 @@ class LayerChoice:
         States to choose from: 0 is the transformer's input, k the output of layer k. None: all.
     C : sequence of float
         Inverse strengths of the L2 penalty, as scikit-learn has them: the smaller, the simpler.
+    join_layers : int
+        How many neighbouring states, from each on, are one choice.
     """
 
-    def __init__(self, encoder, layers: Sequence[int] | None, C: Sequence[float]):
+    def __init__(self, encoder, layers: Sequence[int] | None, C: Sequence[float], join_layers: int = 1):
         with torch.no_grad():
             n_states = len(encoder.states(torch.zeros(1, encoder.min_samples), torch.ones(1))[0])
+        if isinstance(join_layers, bool) or not isinstance(join_layers, int) or not 1 <= join_layers <= n_states:
+            raise UserError(f"join_layers: expected a whole number from 1 to {n_states}, found {join_layers!r}")
+        self.join_layers, n_states = join_layers, n_states - join_layers + 1
         self.layers = list(range(n_states)) if layers is None else _each(layers, "layers")
         if wrong := [k for k in self.layers if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k < n_states]:
             raise UserError(f"layers: expected whole numbers from 0 to {n_states - 1}, found {wrong[0]!r}")
@@ -88,11 +93,15 @@ class LayerChoice:
         logger.info(f"{len(self.layers)} layers x {len(self.strengths)} C are compared on {how}")
         classes, rows = np.unique(emotion), []
         for layer in self.layers:
-            said = self._left_out(x[:, layer].astype(np.float32), emotion, folds, weight)
+            said = self._left_out(self.joined(x, layer).astype(np.float32), emotion, folds, weight)
             for c, predicted in zip(self.strengths, said, strict=True):
                 found = emotion_metrics(emotion, predicted, classes)
                 rows.append({"layer": layer, "C": c, "WA": found["WA"], "UA": found["UA"]})
         return pd.DataFrame(rows)
+
+    def joined(self, x: np.ndarray, layer: int) -> np.ndarray:
+        """Return the values of a layer, and of those above that are joined to it [utterances, layers * values]."""
+        return x[:, layer : layer + self.join_layers].reshape(len(x), -1)
 
     @one_thread
     def _left_out(self, x, emotion, folds, weight) -> np.ndarray:
@@ -157,7 +166,7 @@ class RegressionBrain(SERBrain):
         layer, strength = best(scores)
         run_on_main(write_csv, [scores, self.run.folder / SCORES])
         logger.info(f"chosen: layer {layer}, C {strength:g} (inner WA {scores['WA'].max():.1%})")
-        pipeline = fit_regression(x[:, layer], emotion, strength, weight)
+        pipeline = fit_regression(self.hparams.choice.joined(x, layer), emotion, strength, weight)
         self.model.set(layer=layer, C=strength, **parameters_of(pipeline, len(self.run.classes)))
 
 
