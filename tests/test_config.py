@@ -254,6 +254,7 @@ def test_a_line_that_nothing_reads_is_a_warning(write, caplog):
         ("--data_folder=/other --output_folder=/o --results_folder=/r --cache_folder=/c --n_epochs=3", "default"),
         ("--selection=valid --test_every_epoch=True --tracker=wandb --num_workers=2 --device=cuda:0", "default"),
         ("--micro_batch_size=8 --noprogressbar --ckpt_interval_minutes=5", "default"),
+        ("--text_folds=2 --speaker_folds=4", "default"),  # its protocol has neither
     ],
 )
 def test_only_what_changes_the_science_is_in_the_name(flags, variant):

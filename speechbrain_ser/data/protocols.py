@@ -111,7 +111,7 @@ def make_folds(
         if isinstance(n, bool) or not isinstance(n, int) or n < LINES[line]:
             raise UserError(f"{line} must be a whole number >= {LINES[line]}, found {n!r}")
     first, other = _told_apart(frame, protocol, second)
-    options = {line: lines[line] for line in inspect.signature(PROTOCOLS[protocol]).parameters if line in lines}
+    options = {line: n for line, n in lines.items() if line not in unread_lines(protocol)}
     splits = PROTOCOLS[protocol](first, split_seed, **options)
     theirs = PROTOCOLS[protocol](other, split_seed, **options) if len(other) else []
     folds = {}
@@ -125,6 +125,11 @@ def make_folds(
             raise UserError(f"protocol '{protocol}' has two folds of the name '{fold.name}': rename a speaker")
         folds[fold.name] = fold
     return folds
+
+
+def unread_lines(protocol: str) -> set[str]:
+    """Return which of :data:`LINES` change nothing under a protocol."""
+    return set(LINES) - set(inspect.signature(PROTOCOLS[protocol]).parameters if protocol in PROTOCOLS else LINES)
 
 
 def choose_fold(folds: dict[str, Fold], name: str | int) -> Fold:

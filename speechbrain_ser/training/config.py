@@ -26,6 +26,7 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from speechbrain.utils.run_opts import RunOptions
 
+from speechbrain_ser.data.protocols import unread_lines
 from speechbrain_ser.errors import UserError, nearest
 
 logger = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class Config:
         return {**self._texts(self.tree), **self.changed()}
 
     def _texts(self, tree: CommentedMap) -> dict[str, str]:
-        neutral = NEUTRAL_KEYS | set(self.plain.get("needs") or {})
+        neutral = NEUTRAL_KEYS | set(self.plain.get("needs") or {}) | unread_lines(str(self.plain.get("protocol")))
         return {key: text_of(tree[key]) for key in sorted(set(tree) - neutral)}
 
     def resolved(self, sizes: Mapping | None = None) -> str:

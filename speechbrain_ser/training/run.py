@@ -436,7 +436,8 @@ def _check_folder(run: Run) -> None:
         return
     # a line that the run's YAML did not have yet does at its default what was done then
     lines = set(run.config.tree) - set(run.config.changed())
-    if wrong := _differences(theirs, run.science, sorted({*theirs, *(set(run.science) - lines)})):
+    known = set(theirs) - protocols.unread_lines(run.config.plain["protocol"])
+    if wrong := _differences(theirs, run.science, sorted(known | (set(run.science) - lines))):
         raise UserError("\n  ".join([f"{run.folder} belongs to another configuration:", *wrong]))
     found = run.results()
     if found is not None and not run.trained() and not has_optimizer(run.folder / "save"):
