@@ -330,8 +330,8 @@ def test_an_item_is_a_step_of_micro_batches_and_draws_nothing(frame, workers):
             assert torch.equal(wavs[row, :n], ramp(k, n)) and wavs[row, n:].abs().sum() == 0
             assert round(float(lengths[row]) * wavs.shape[1]) == n
             assert batch.emotion[row] == k % 2 and batch.speaker[row] == [0, UNKNOWN, 1][k % 3]  # s1 is not trained on
-            # braces of a transcript arrive as they are; laughter has no tokens
-            assert batch.tokens[row].tolist() == ([] if k % 3 == 0 else [len(f"{{x}} {k}")])
+            # braces of a transcript arrive as they are; what nobody has written down is unknown
+            assert batch.tokens[row].tolist() == ([UNKNOWN] if k % 3 == 0 else [len(f"{{x}} {k}")])
             assert batch.tokens[row].dtype == batch.emotion.dtype == torch.long
 
 

@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
+from speechbrain_ser.data.batches import make_dataset
 from speechbrain_ser.data.corpora.emodb import TEXTS
+from speechbrain_ser.data.labels import UNKNOWN
 from speechbrain_ser.data.text import (
     LETTERS,
     CharacterTokens,
@@ -143,6 +146,27 @@ def test_ctc_is_the_sum_over_all_paths():
     for k, target in enumerate(targets):
         expected = enumerate_ctc(logits[k, : frames[k]].softmax(-1), target)
         assert float(loss[k].neg().exp()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_nobody_has_written_down_teaches_nothing_in_any_batch():
+    torch.manual_seed(0)
+    logits = torch.randn(3, 4, 3, requires_grad=True)
+    frames, targets = torch.tensor([4, 3, 2]), [torch.tensor(t) for t in ([1, 2], [UNKNOWN], [2])]
+    loss = ctc_loss(logits, frames, targets)
+    loss.sum().backward()
+    assert loss[1] == 0 and not logits.grad[1].any() and logits.grad[0].any() and logits.grad[2].any()
+    alone = [ctc_loss(logits[k : k + 1], frames[k : k + 1], targets[k : k + 1]) for k in range(3)]
+    assert loss.tolist() == pytest.approx(torch.cat(alone).tolist())
+
+
+@pytest.mark.parametrize("kind", ["letters", "characters", "sentencepiece"])
+def test_tokens_of_laughter_and_of_what_nobody_has_written_down(kind):
+    encode = build_tokens(kind, GERMAN, 40).encode
+    frame = pd.DataFrame({"wav": "", "transcript": ["", "{LAUGH}", "ja"]}, index=list("abc"))
+    unknown, laughter, word = (make_dataset(frame, {}, {}, encode)[k]["tokens"] for k in range(3))
+    assert unknown == [UNKNOWN] and laughter == [] and word == encode("ja")
+    if kind == "letters":  # it has none of them
+        assert make_dataset(frame.assign(transcript="привет"), {}, {}, encode)[0]["tokens"] == [UNKNOWN]
 
 
 def test_ctc_without_tokens_at_all_and_without_a_path():

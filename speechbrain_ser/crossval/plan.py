@@ -34,7 +34,7 @@ UNSWEPT = {
 }
 # What a needed run shares with the run that needs it; its other lines are its own YAML's, or named under `needs`
 SHARED_LINES = (
-    "corpus data_folder labels votes table_file table_columns table_names second_corpus second_data_folder "
+    "corpus data_folder labels votes table_file table_columns table_names table_name second_corpus second_data_folder "
     "second_labels protocol seen_fraction split_seed text_folds speaker_folds fold seed "
     "results_folder manifest_folder cache_folder precision num_workers"
 ).split()
@@ -303,7 +303,7 @@ def make_plans(request: argparse.Namespace, hparams_folder: Path) -> list[Plan]:
     planners = [_Planner(each, table, hparams_folder, shared) for each in requests]
     plans = [Plan(planner.runs(), planner.rows, table) for planner in planners]
     if len({tuple(run.setup.classes) for plan in plans for run in plan.reported}) > 1:
-        found = (f"{plan.config.plain['corpus']}: {', '.join(plan.reported[0].setup.classes)}" for plan in plans)
+        found = (f"{plan.config.corpus}: {', '.join(plan.reported[0].setup.classes)}" for plan in plans)
         raise UserError("\n  ".join(["expected the same classes everywhere (labels of `corpora:`), found", *found]))
     return plans
 

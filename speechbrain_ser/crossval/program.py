@@ -76,7 +76,7 @@ def _cross_corpora(plans: list[Plan], name: str) -> str:
 
 
 def _corpus(plan: Plan) -> str:
-    return plan.config.plain["corpus"]
+    return plan.config.corpus
 
 
 def _test(run: PlannedRun, frame: pd.DataFrame, path: Path) -> str | None:
@@ -95,7 +95,7 @@ def _test(run: PlannedRun, frame: pd.DataFrame, path: Path) -> str | None:
 def _report_folder(plan: Plan, name: str, of: str | None = None) -> Path:
     """Of the plan's protocol, or of what has another name."""
     plain = plan.config.plain
-    return Path(plain["results_folder"]) / "reports" / f"{name}-{plain['corpus']}-{of or plain['protocol']}"
+    return Path(plain["results_folder"]) / "reports" / f"{name}-{plan.config.corpus}-{of or plain['protocol']}"
 
 
 def _gather(plan: Plan, folder: Path) -> Path:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from speechbrain_ser.data.audio import SAMPLE_RATE, opened
 from speechbrain_ser.data.labels import UNKNOWN
+from speechbrain_ser.data.text import normalise_transcript
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.files import written_whole
 
@@ -140,13 +141,14 @@ def make_dataset(
     labels : mapping of str to sequence of str
         By column of the manifest, the values that are trained on, in the order of the logits.
     encode : callable, optional
-        Transcript to token indices, where there is an ASR head.
+        Transcript to token indices, where there is an ASR head. An utterance without a transcript, or with no letter
+        of the vocabulary, has the one token :data:`UNKNOWN`; laughter has none.
     """
     indices = {
         label: frame[label].map({value: k for k, value in enumerate(values)}).fillna(UNKNOWN).astype(int)
         for label, values in labels.items()
     }
-    tokens = [encode(text) if encode else [] for text in frame["transcript"]]
+    tokens = [_target(text, encode) if encode else [] for text in frame["transcript"]]
     # a dictionary, not from_csv: its replacements would also touch braces in transcripts
     columns = frame[["wav"]].assign(**indices, tokens=pd.Series(tokens, frame.index, dtype=object))
     dataset = DynamicItemDataset(columns.to_dict("index"))
@@ -154,6 +156,11 @@ def make_dataset(
         dataset.add_dynamic_item(source.__getitem__, takes="wav", provides=name)
     dataset.set_output_keys(["id", *inputs, *labels, "tokens"])
     return dataset
+
+
+def _target(text: str, encode: Callable[[str], list[int]]) -> list[int]:
+    tokens, has_no_words = encode(text), bool(text.strip()) and not normalise_transcript(text)
+    return tokens if tokens or has_no_words else [UNKNOWN]
 
 
 class Batch(PaddedBatch):
@@ -309,13 +316,13 @@ class StepSampler:
 def balanced_weights(
     frame: pd.DataFrame,
     columns: Sequence[str] | None = None,
-    second_corpus: str | None = None,
+    second_corpus: str | Sequence[str] = (),
     second_share: float | None = None,
 ) -> np.ndarray | None:
     """Return how often each training utterance is drawn [utterances]; None where each is to be drawn once an epoch.
 
-    Groups of equal `columns` (``[emotion]``, ``[corpus, emotion]``, …) are drawn equally often; a joined corpus has
-    its `second_share`, 0 to 1, of all.
+    Groups of equal `columns` (``[emotion]``, ``[corpus, emotion]``, …) are drawn equally often; what is joined, one
+    corpus or several, has its `second_share`, 0 to 1, of all.
 
     Example
     -------
@@ -332,8 +339,9 @@ def balanced_weights(
             raise UserError(f"balance: no column {', '.join(unknown)}; there are: {', '.join(frame.columns)}")
         weights = 1 / frame.groupby(columns)["emotion"].transform("size").to_numpy(float)
     if second_share is not None:
-        is_second = (frame["corpus"] == second_corpus).to_numpy()
-        if second_corpus is None or not 0 <= second_share <= 1 or not is_second.any():
+        names = [second_corpus] if isinstance(second_corpus, str) else second_corpus or ()
+        is_second = frame["corpus"].isin(names).to_numpy()
+        if not 0 <= second_share <= 1 or not is_second.any():
             raise UserError(f"second_share: expected a second_corpus and a share of 0 to 1, found {second_share!r}")
         for whose, share in ((is_second, second_share), (~is_second, 1 - second_share)):
             weights[whose] = share * weights[whose] / weights[whose].sum()

@@ -48,6 +48,7 @@ def apply_labels(
         chosen = pd.concat(parts).sort_index() if parts else frame
     else:
         chosen = _apply(frame, labels, by_votes)
+        _refuse_unknown(frame, _rules(labels))
     if chosen.empty:
         wanted = "of the corpus's default" if labels is None else sorted(_rules(labels))
         found = ", ".join(f"{emotion} {count}" for emotion, count in frame["emotion"].value_counts().items())
@@ -103,7 +104,6 @@ def _apply(frame: pd.DataFrame, labels, by_votes: bool) -> pd.DataFrame:
         labels = {emotion: None if emotion == UNDECIDED else emotion for emotion in frame["emotion"]}
     rules = _rules(labels)
     _refuse_uncovered(frame, rules)
-    _refuse_unknown(frame, rules)
     classes = [rules.get(emotion, rules.get(REST)) for emotion in frame["emotion"]]
     if by_votes:
         frame, classes = _with_undecided(frame, rules, classes)
@@ -186,25 +186,22 @@ def _refuse_unknown(frame: pd.DataFrame, rules: dict) -> None:
     corpora = [corpus_module(name) for name in frame["corpus"].unique() if name in CORPORA]
     known = {*frame["emotion"]}.union(*(getattr(module, "EMOTIONS", {}).values() for module in corpora))
     offenders = Offenders(f"labels: emotions that the corpus does not know (known: {', '.join(sorted(known))})")
-    is_closed = corpora and all(hasattr(module, "EMOTIONS") for module in corpora)
     for emotion in sorted(set(rules) - known - {REST}):
-        strange = f"{emotion!r}{nearest(emotion, known)}"
-        if is_closed:
-            offenders.add("unknown", strange)
-        else:
-            logger.warning("labels: no utterance has the emotion %s", strange)
+        offenders.add("no utterance has the emotion", f"{emotion!r}{nearest(emotion, known)}")
     offenders.raise_any()
 
 
 def join(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """Make one manifest of two corpora after label selection; the classes are those of the first.
+    """Make one manifest of two corpora after label selection; the classes are those of the first, itself joined or not.
 
     Its rows stay as they are. Then come the second's, whose `ID` and `speaker` begin with its corpus's name (`03` ->
     `emodb-03`; a speaker who is not known stays so). Columns that only one has are empty in the other's rows.
     """
-    name, other = _corpus_of(first, "first"), _corpus_of(second, "second")
-    if name == other:
-        raise CorpusError(f"expected two corpora to join, found {name} twice")
+    names, other = [*first["corpus"].unique()], _corpus_of(second)
+    if other in names:
+        line = "; --table_name=… names a table" if other not in CORPORA else ""
+        raise CorpusError(f"expected two corpora to join, found {other} twice{line}")
+    name = " and ".join(names)
     classes = set(first["emotion"]) - {""}
     _refuse_unknown_classes(name, other, classes, second)
     speaker = second["speaker"]
@@ -217,12 +214,10 @@ def join(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([part.reindex(columns=columns, fill_value="") for part in (first, second)], ignore_index=True)
 
 
-def _corpus_of(frame: pd.DataFrame, place: str) -> str:
+def _corpus_of(frame: pd.DataFrame) -> str:
     corpora = sorted(frame["corpus"].unique())
-    if not corpora:
-        raise CorpusError(f"the {place} corpus has no utterance left after label selection")
-    if len(corpora) > 1:
-        raise CorpusError(f"expected one corpus as the {place} to join, found {', '.join(corpora)}")
+    if len(corpora) != 1:
+        raise CorpusError(f"expected one corpus as the second to join, found {', '.join(corpora) or 'no utterance'}")
     return corpora[0]
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 
 from speechbrain_ser.data.audio import check_audio
 from speechbrain_ser.data.corpora import corpus_module
+from speechbrain_ser.data.corpora.table import table_name
 from speechbrain_ser.data.labels import REST, yaml_line, yaml_mapping
 from speechbrain_ser.data.text import composed, look_alikes, text_identities
 from speechbrain_ser.errors import CorpusError, Offenders, nearest, shown
@@ -68,8 +69,36 @@ def prepare(corpus: str, data_folder: str | os.PathLike, manifest_folder: str | 
 def table_options(corpus: str, lines: Mapping) -> dict:
     """Return those of the lines table_file, table_columns and table_names that a corpus's reader has as options."""
     known = inspect.signature(corpus_module(corpus).find_utterances).parameters
-    found = {name: lines[f"table_{name}"] for name in ("file", "columns", "names") if name in known}
+    found = {name: lines.get(f"table_{name}") for name in ("file", "columns", "names") if name in known}
     return {name: value for name, value in found.items() if value or name != "names"}
+
+
+def corpus_name(lines: Mapping) -> str:
+    """Return what the corpus of a YAML's lines is called in results: a table has a name of its own."""
+    if lines["corpus"] != "table":
+        return lines["corpus"]
+    return table_name(lines["data_folder"], lines.get("table_file"), lines.get("table_name"))
+
+
+JOINED = ("corpus", "data_folder", "labels", "table_file", "table_columns", "table_names", "table_name")
+
+
+def second_corpora(lines: Mapping) -> list[dict]:
+    """Return the lines of each corpus that is joined: `second_corpus` is a name, or a list of mappings of lines."""
+    second = lines.get("second_corpus")
+    if second is None or isinstance(second, str):
+        own = {"corpus": second, "data_folder": lines.get("second_data_folder"), "labels": lines.get("second_labels")}
+        found = [] if second is None else [{**lines, **own, "table_name": None}]
+    else:
+        found = [dict(each) for each in ([second] if isinstance(second, Mapping) else second)]
+        for each in found:
+            if unknown := [f"{name}{nearest(name, JOINED)}" for name in each if name not in JOINED]:
+                raise CorpusError(f"second_corpus: no line {', '.join(unknown)}; known: {', '.join(JOINED)}")
+    for each in found:
+        if not (each.get("corpus") and each.get("data_folder")):
+            where = "--second_data_folder=…" if isinstance(second, str) else "[{corpus: …, data_folder: …}]"
+            raise CorpusError(f"second_corpus: {each.get('corpus') or second} needs its folder: give {where}")
+    return found
 
 
 def given_options(corpus: str, table_file: str | None, table_columns: str, table_names: str) -> dict:

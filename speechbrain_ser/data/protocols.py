@@ -10,13 +10,14 @@ import inspect
 import itertools
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import KFold, StratifiedKFold
 
+from speechbrain_ser.data.corpora import CORPORA
 from speechbrain_ser.data.text import composed, spelling
 from speechbrain_ser.errors import UserError, counted, nearest
 
@@ -65,7 +66,7 @@ def make_folds(
     protocol: str,
     seen_fraction: float = 0.1,
     split_seed: int = 0,
-    second: str | None = None,
+    second: str | Sequence[str] = (),
     text_folds: int = 5,
     speaker_folds: int = 5,
 ) -> dict[str, Fold]:
@@ -77,10 +78,10 @@ def make_folds(
         Share of the training speakers' utterances that is held out as ``seen``.
     split_seed : int
         Of everything drawn here; apart from the training seed, so that seeds share their folds.
-    second : str, optional
-        The corpus in `frame` that is only joined to the other one. Its own folds are dealt to the first's: of n, fold k
-        holds out its folds k, k + n, k + 2n, … as ``second``. All else of it is trained on, but for its share of
-        ``seen``; none validates. The first corpus's utterances are in the same parts with and without a second.
+    second : str or list of str
+        The corpora in `frame` that are only joined to the other one. Each one's folds are dealt to the first's: of n,
+        fold k holds out its folds k, k + n, k + 2n, … as ``second``. All else of it is trained on, but for its share of
+        ``seen``; none validates. The first corpus's utterances are in the same parts with and without others.
     text_folds : int
         Groups that texts are dealt to, where a protocol leaves texts out.
     speaker_folds : int
@@ -110,15 +111,15 @@ def make_folds(
     for line, n in lines.items():
         if isinstance(n, bool) or not isinstance(n, int) or n < LINES[line]:
             raise UserError(f"{line} must be a whole number >= {LINES[line]}, found {n!r}")
-    first, other = _told_apart(frame, protocol, second)
+    first, *others = _told_apart(frame, protocol, [second] if isinstance(second, str) else list(second or ()))
     options = {line: n for line, n in lines.items() if line not in unread_lines(protocol)}
     splits = PROTOCOLS[protocol](first, split_seed, **options)
-    theirs = PROTOCOLS[protocol](other, split_seed, **options) if len(other) else []
+    theirs = [(other, PROTOCOLS[protocol](other, split_seed, **options)) for other in others]
     folds = {}
     for k, split in enumerate(splits):
         fold = _complete(split, first, seen_fraction, split_seed)
-        if theirs:
-            fold = _with_second(fold, other, theirs[k :: len(splits)], split.seen_is_test, seen_fraction, split_seed)
+        for other, of in theirs:
+            fold = _with_second(fold, other, of[k :: len(splits)], split.seen_is_test, seen_fraction, split_seed)
         fold = _judged_by_labels(fold, frame)
         _check(fold, frame, protocol)
         if fold.name in folds:
@@ -230,15 +231,15 @@ def text_heard(frame: pd.DataFrame, fold: Fold, part: str = "test") -> pd.Series
     return pd.Series([t in trained_on if t else None for t in text[ids]], index=ids, dtype=object)
 
 
-def _told_apart(frame: pd.DataFrame, protocol: str, second: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The first corpus's rows and the second's."""
+def _told_apart(frame: pd.DataFrame, protocol: str, seconds: list[str]) -> list[pd.DataFrame]:
+    """The first corpus's rows and each other's."""
     corpora = sorted(set(frame["corpus"]))
-    if second is not None and (len(corpora) != 2 or second not in corpora):
-        raise UserError(f"expected two corpora, {second} the second of them; found {', '.join(corpora)}")
-    if second is not None and protocol in ("given", "official", "speaker_fewer", *TEXT_DISJOINT):
-        raise UserError(f"protocol '{protocol}' knows no second corpus")
-    is_second = frame["corpus"] == second
-    return frame[~is_second], frame[is_second]
+    if seconds and (len(corpora) != 1 + len(seconds) or not set(seconds) <= set(corpora)):
+        which = f"expected a corpus and, joined to it, {', '.join(seconds)}"
+        raise UserError(f"{which}; found {', '.join(corpora)}")
+    if seconds and protocol in ("given", "official", "speaker_fewer", *TEXT_DISJOINT):
+        raise UserError(f"protocol '{protocol}' knows no second corpus: --protocol=speaker does")
+    return [frame[~frame["corpus"].isin(seconds)], *(frame[frame["corpus"] == name] for name in seconds)]
 
 
 def _with_second(
@@ -248,9 +249,10 @@ def _with_second(
     rest = second[~second["ID"].isin(held_out)]
     train, seen = _train_and_seen(rest, held_out, seen_is_test, seen_fraction, seed)
     if not train:
-        raise UserError(f"fold '{fold.name}': nothing of the second corpus is left to train on")
+        name = second["corpus"].iloc[0]
+        raise UserError(f"fold '{fold.name}': nothing of the second corpus, {name}, is left to train on")
     train, seen = (tuple(sorted([*ours, *theirs])) for ours, theirs in ((fold.train, train), (fold.seen, seen)))
-    return replace(fold, train=train, seen=seen, second=tuple(sorted(held_out)))
+    return replace(fold, train=train, seen=seen, second=tuple(sorted({*fold.second, *held_out})))
 
 
 def _complete(split: _Split, frame: pd.DataFrame, seen_fraction: float, seed: int) -> Fold:
@@ -557,7 +559,7 @@ def _given(frame: pd.DataFrame, seed: int) -> list[_Split]:
 
 def _official(frame: pd.DataFrame, seed: int) -> list[_Split]:
     """The split that the corpus was released with, which its reader has told in the column split."""
-    if (frame["corpus"] == "table").any() or "split" not in frame or (frame["split"] == "").all():
+    if not set(frame["corpus"]) <= {*CORPORA} - {"table"} or "split" not in frame or (frame["split"] == "").all():
         which = " and ".join(sorted(set(frame["corpus"])))
         would_do = ", ".join(name for name in PROTOCOLS if name != "official" and _can_make(frame, name, seed))
         raise UserError(f"protocol 'official': {which} has no official split; protocols that would do: {would_do}")

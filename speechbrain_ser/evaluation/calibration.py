@@ -18,6 +18,7 @@ BINS = 15  # of equal width, as Guo et al. 2017 have them
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the largest posterior, fixed beforehand: none is chosen on a test part
 BOUNDS = (0.05, 20.0)  # of a temperature
 FEW = 50  # validation utterances, below which the file says how few they are
+FEWEST = 30  # below which a temperature is not used
 FILES = CALIBRATION, LOGITS, RELIABILITY = "calibration.json", "logits.csv", "reliability.png"
 
 
@@ -210,12 +211,14 @@ def calibrate(valid: pd.DataFrame, test: pd.DataFrame, classes: Sequence[str]) -
     Returns
     -------
     dict
-        ``temperature`` (None with a ``reason``), ``part`` and ``n`` of its utterances; ``figures`` by part, each
-        ``uncalibrated`` and, where there is a temperature, ``calibrated``; ``thresholds`` of :func:`abstention` on the
-        validation utterances; ``note`` where there is something to know.
+        ``temperature`` (None with a ``reason``, also where utterances are few or lack a class), ``part`` and ``n`` of
+        its utterances; ``figures`` by part, each ``uncalibrated`` and, where there is a temperature, ``calibrated``;
+        ``thresholds`` of :func:`abstention` on the validation utterances; ``note`` where there is something to know.
     """
     logits, true = logits_of(valid, classes)
     fit = fit_temperature(logits, true)
+    if fit.temperature is not None and (reason := _too_little(true, classes)):
+        fit = Fit(None, f"{reason}: a temperature of {fit.temperature:g} is not used")
     parts = {"valid": (logits, true), "test": logits_of(test, classes)}
     parts = {part: of for part, of in parts.items() if len(of[1]) and np.isfinite(of[0]).all()}
     figures = {part: _figures(*of, fit.temperature) for part, of in parts.items()}
@@ -227,6 +230,14 @@ def calibrate(valid: pd.DataFrame, test: pd.DataFrame, classes: Sequence[str]) -
     if 0 < len(valid) < FEW:
         notes.append(f"fitted on {counted(len(valid), 'utterance')} only")
     return found | {"note": "; ".join(filter(None, notes))}
+
+
+def _too_little(true: np.ndarray, classes: Sequence[str]) -> str | None:
+    """Why a temperature may say nothing of other utterances."""
+    lacking = [name for k, name in enumerate(classes) if k not in true]
+    if len(true) < FEWEST:
+        return f"the validation part has {counted(len(true), 'utterance')}, expected {FEWEST} at least"
+    return f"the validation part has no {', '.join(lacking)}" if lacking else None
 
 
 def _figures(logits: np.ndarray, true: np.ndarray, temperature: float | None) -> dict:

@@ -214,15 +214,17 @@ def word_errors(transcripts: Sequence[str], hypotheses: Sequence[str]) -> pd.Dat
 
     Example
     -------
-    >>> word_errors(["Excuse me.", "{LAUGH}"], ["EXCUSE", "A"]).to_numpy().tolist()
-    [[2, 1], [0, 1]]
+    >>> word_errors(["Excuse me.", "{LAUGH}", ""], ["EXCUSE", "A", "A"]).to_numpy().tolist()
+    [[2, 1], [0, 1], [0, 0]]
     """
     import jiwer  # not for who recognises, and reads the registry alone
 
     references = [normalise_transcript(t) for t in transcripts]
     hypotheses = [normalise_transcript(h) for h in hypotheses]
-    # jiwer takes no reference without words; an utterance without any (laughter) has what was inserted into it
-    errors = [0 if r else len(h.split()) for r, h in zip(references, hypotheses, strict=True)]
+    # jiwer takes no reference without words; an utterance without any (laughter) has what was inserted into it, one
+    # without a transcript no errors that anybody could count
+    pairs = zip(transcripts, references, hypotheses, strict=True)
+    errors = [0 if r or not t.strip() else len(h.split()) for t, r, h in pairs]
     spoken = [k for k, r in enumerate(references) if r]
     if spoken:
         aligned = jiwer.process_words([references[k] for k in spoken], [hypotheses[k] for k in spoken]).alignments

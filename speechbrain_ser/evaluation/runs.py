@@ -499,7 +499,7 @@ def _recognition_rows(results: dict) -> Iterator[dict]:
         chosen = {"selection": found["selected_by"], "epoch": found["epoch"]}
         parts = {part.replace("_", " "): found[part] for part in ("all", "text_heard", "text_disjoint")}
         if "second" in found:
-            parts[results["second_corpus"]] = found["second"]
+            parts |= {results["second_corpus"]: found["second"], **found.get("seconds", {})}
         for part, figures in parts.items():
             if figures == "none":
                 continue

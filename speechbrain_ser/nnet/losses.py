@@ -114,8 +114,10 @@ def reconstruction_loss(outputs: dict[str, torch.Tensor]) -> torch.Tensor:
 def ctc_loss(logits: torch.Tensor, frames: torch.Tensor, targets: list[torch.Tensor], blank: int = 0) -> torch.Tensor:
     """Return CTC summed over an utterance's tokens [batch] (Cai et al. 2021, eq. 1).
 
-    It is 0 where no path exists (fewer frames than :func:`frames_needed`), which the caller reports beforehand.
-    `logits` are [batch, frames, tokens], `frames` an utterance's own [batch], `targets` its token indices.
+    It is 0 where no path exists (fewer frames than :func:`frames_needed`), which the caller reports beforehand, and
+    where nobody knows what is said (the target [:data:`~speechbrain_ser.data.labels.UNKNOWN`]); an empty target is an
+    utterance without words. `logits` are [batch, frames, tokens], `frames` an utterance's own [batch], `targets` its
+    token indices.
 
     Example
     -------
@@ -124,8 +126,10 @@ def ctc_loss(logits: torch.Tensor, frames: torch.Tensor, targets: list[torch.Ten
     >>> loss.exp().reciprocal()  # 6 of 8 and 3 of 4 paths spell the token
     tensor([0.7500, 0.7500])
     """
+    known = torch.tensor([UNKNOWN not in t for t in targets], device=frames.device)
+    targets = [t[t != UNKNOWN] for t in targets]
     lengths = torch.tensor([len(t) for t in targets], device=frames.device)
-    return F.ctc_loss(
+    loss = F.ctc_loss(
         logits.float().log_softmax(-1).transpose(0, 1),  # (frames, batch, tokens)
         torch.cat(targets).to(logits.device),
         frames,
@@ -134,6 +138,7 @@ def ctc_loss(logits: torch.Tensor, frames: torch.Tensor, targets: list[torch.Ten
         reduction="none",
         zero_infinity=True,
     )
+    return loss.where(known.to(loss.device), 0.0)
 
 
 def frames_needed(tokens: list[int]) -> int:

@@ -493,6 +493,9 @@ class SERBrain(sb.Brain):
         found = metrics_by_text(test, self.run.classes)
         if "second" in tables:  # corpus
             found["second"] = metrics(tables["second"], self.run.classes)
+            of = tables["second"]["ID"].map(self.run.frame["corpus"])
+            if len(self.run.config.seconds) > 1:
+                found["seconds"] = {c: metrics(rows, self.run.classes) for c, rows in tables["second"].groupby(of)}
         if self.measures_seen:
             found["seen_speaker_accuracy"] = label_accuracy(tables["seen"], "speaker") if "seen" in tables else "none"
         told = [label for label in self.run.labels if f"{label}_predicted" in test]

@@ -26,6 +26,7 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from speechbrain.utils.run_opts import RunOptions
 
+from speechbrain_ser.data.manifest import corpus_name, second_corpora
 from speechbrain_ser.data.protocols import unread_lines
 from speechbrain_ser.errors import UserError, nearest
 
@@ -37,8 +38,8 @@ PATH_KEYS = frozenset({"corpus", "protocol", "fold", "seed"})
 # Lines that change where, how long or how fast a run goes, not what one epoch of it computes
 NEUTRAL_KEYS = frozenset(
     "data_folder second_data_folder output_folder results_folder manifest_folder cache_folder selection n_epochs "
-    "test_every_epoch tracker num_workers micro_batch_size eval_batch_size table_file table_names system slurm "
-    "draw_every controls".split()
+    "test_every_epoch tracker num_workers micro_batch_size eval_batch_size table_file table_names table_name system "
+    "slurm draw_every controls".split()
 )
 # SpeechBrain's run options that do change it
 SCIENCE_OPTIONS = frozenset(
@@ -83,6 +84,16 @@ class Config:
         yaml.Constructor = _Plain
         return dict(yaml.load(self.resolved()))
 
+    @cached_property
+    def corpus(self) -> str:
+        """What the corpus is called in results."""
+        return corpus_name(self.plain)
+
+    @cached_property
+    def seconds(self) -> list[str]:
+        """What the corpora that are joined to it are called."""
+        return [corpus_name(lines) for lines in second_corpora(self.plain)]
+
     def changed(self) -> dict[str, str]:
         """Return the lines that change the science compared to the defaults, sorted, with their values as text."""
         mine, defaults = self._texts(self.tree), self._texts(self.defaults)
@@ -100,6 +111,11 @@ class Config:
         """
         return {key: need for key, need in (self.plain.get("needs") or {}).items() if all(need.get("when", ()))}
 
+    def without(self, task: str) -> str:
+        """Return what a command line says to leave a task out: the line that its weight is, such as ``--alpha=0``."""
+        weight = re.fullmatch(r"<(\w+)>", str(getattr(self.tree["loss_weights"][task], "value", "")))
+        return f"--{weight[1]}=0" if weight else f"--loss_weights='{{{task}: 0}}'"
+
     def variant(self) -> str:
         """Return the changed lines as a folder name: ``default``, or ``alpha=0,lr=0.002``."""
         name = ",".join(f"{k}={_short(k, v)}" for k, v in self.changed().items()) or "default"
@@ -112,7 +128,12 @@ class Config:
 
     def _texts(self, tree: CommentedMap) -> dict[str, str]:
         neutral = NEUTRAL_KEYS | set(self.plain.get("needs") or {}) | unread_lines(str(self.plain.get("protocol")))
-        return {key: text_of(tree[key]) for key in sorted(set(tree) - neutral)}
+        texts = {key: text_of(tree[key]) for key in sorted(set(tree) - neutral)}
+        if tree is self.tree and self.seconds:  # by their names and labels: folders may move
+            second = self.plain["second_corpus"]
+            labels = [each.get("labels") for each in second] if isinstance(second, list) else []
+            texts["second_corpus"] = "+".join([*self.seconds, *([text_of(labels)] if any(labels) else [])])
+        return texts
 
     def resolved(self, sizes: Mapping | None = None) -> str:
         """Return the whole YAML, overrides and sizes from the data (``n_emotions``, …) in it, references resolved."""
@@ -352,7 +373,9 @@ def _unknown(rest: list[str], known: list[str], refused: Mapping[str, str]) -> I
 
 def _value(key: str, text: str, default):
     """A value as YAML reads it, except that a line of text stays text (a fold 03 is not the number 3)."""
-    is_text = isinstance(default, str) or _tag(default) == "!PLACEHOLDER" or key.endswith(("_folder", "_file"))
+    is_text = (
+        isinstance(default, str) or _tag(default) == "!PLACEHOLDER" or key.endswith(("_folder", "_file", "table_name"))
+    )
     if is_text and text[:1] not in "!{[" and text not in ("", "null", "~"):
         return text
     try:

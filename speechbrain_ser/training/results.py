@@ -133,7 +133,9 @@ def _facts(run: Run) -> dict:
     return {
         **({"kind": "pretraining"} if run.is_pretraining else {}),
         "system": run.config.system,
-        **{key: plain[key] for key in ("corpus", "second_corpus", "protocol")},
+        "corpus": run.config.corpus,
+        "second_corpus": " and ".join(run.config.seconds) or None,
+        "protocol": plain["protocol"],
         "fold": run.fold.name,
         "folds": run.folds,
         "seed": plain["seed"],
@@ -145,6 +147,7 @@ def _facts(run: Run) -> dict:
         "texts": run.texts,
         "classes": run.classes,
         "utterances": {p: len(getattr(run.fold, p)) for p in PARTS},
+        "data": run.composition(),
         **{key: plain[key] for key in ("n_epochs", "selection")},
     }
 
@@ -164,7 +167,7 @@ def _finish(run: Run, results: dict, valid_logits: dict, test_logits: dict) -> N
 
 def _where(run: Run) -> str:
     plain, leaky = run.config.plain, "" if run.leak is None else ", LEAKY"
-    return f"{plain['corpus']}, {plain['protocol']} fold {run.fold.name}{leaky}"
+    return f"{run.config.corpus}, {plain['protocol']} fold {run.fold.name}{leaky}"
 
 
 def _calibrate(run: Run, valid_logits: dict, test_logits: dict, tested: dict) -> None:

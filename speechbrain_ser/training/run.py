@@ -27,12 +27,14 @@ from speechbrain.utils.distributed import if_main_process, infer_device
 from speechbrain_ser.data import batches, manifest, protocols
 from speechbrain_ser.data.labels import DIMENSIONS, apply_labels, join, vote_shares
 from speechbrain_ser.data.protocols import PARTS, Fold
-from speechbrain_ser.data.text import build_tokens, save_tokens
+from speechbrain_ser.data.text import LETTERS, build_tokens, normalise_transcript, save_tokens
 from speechbrain_ser.errors import (
     INTERRUPTED,
     TRY_LATER,
+    CorpusError,
     Offenders,
     UserError,
+    counted,
     log_to_terminal,
     nearest,
     printable,
@@ -60,7 +62,7 @@ TRACKERS = ("tensorboard", "wandb")
 # Lines of its data that a run shares with the run it starts from
 COMMON_LINES = ("corpus", "second_corpus", "protocol", "fold", "split_seed", "seen_fraction", "utterances")
 CORPUS_LINES = (
-    *"corpus data_folder manifest_folder table_file table_columns table_names labels votes protocol".split(),
+    *"corpus data_folder manifest_folder table_file table_columns table_names table_name labels votes protocol".split(),
     *("seen_fraction", "split_seed", *protocols.LINES, "second_corpus", "second_data_folder", "second_labels"),
 )
 
@@ -188,6 +190,17 @@ class Run:
                 raise UserError(f"class_weights: expected numbers > 0, found {wanted}")
         return torch.tensor((weights / (weights * counts).sum() * counts.sum()).to_numpy(), dtype=torch.float32)
 
+    def composition(self) -> dict[str, dict]:
+        """Return of each part its utterances, speakers, minutes and utterances by class, as metrics.json says it."""
+        found, classes = {}, sorted(set(self.frame["emotion"]) - {""})
+        for part in (part for part in PARTS if getattr(self.fold, part)):
+            rows = self.part(part)
+            sizes = {"utterances": len(rows), "speakers": rows["speaker"].replace("", None).nunique()}
+            counts = rows["emotion"].value_counts().reindex(classes, fill_value=0)
+            minutes = round(float(rows["duration"].sum()) / 60, 1)
+            found[part] = {**sizes, "minutes": minutes, "classes": counts.to_dict()}
+        return found
+
     def sizes(self) -> dict:
         """Return the YAML's lines that data and machine fill in: ``n_emotions``, ``n_speakers``, …, ``n_tokens``."""
         found = {f"n_{label}s": len(values) for label, values in self.labels.items()}
@@ -258,28 +271,26 @@ class Preparation:
 
 
 def prepare(config: Config, shared: Preparation | None = None) -> Run:
-    """Check everything that can go wrong before training: corpus, labels, fold, backbone, output folder.
+    """Check everything that can go wrong before training: corpus, labels, fold, texts; then backbone, output folder.
 
     Runs that are prepared together have one `shared`.
     """
     shared, plain = shared or Preparation(), config.plain
     _check_lines(plain)
-    if not _place(config).exists():
-        shared.backbone(plain)  # what is wrong with it is known before a corpus is read
     corpus = shared.data(plain)
     fold = protocols.choose_fold(corpus.folds, plain["fold"])
     if (whom := plain.get("train_on", "fold")) != "fold":
         if whom != "all":
             raise UserError(f"train_on: expected fold (the fold's training part) or all (leaky), found {whom!r}")
         fold = protocols.train_on_all(fold, corpus.frame["ID"])
-    _check_fold(plain, fold, corpus.frame)
-    folder = _folder(config, fold)
-    backbone = _own_backbone(folder, plain) or shared.backbone(plain)
+    _check_fold(plain, fold)
+    run = Run(config, corpus.frame, fold, list(corpus.folds), _folder(config, fold), {})
+    run.class_weights, run.dimensions  # noqa: B018 (they refuse what cannot be)
+    _check_tasks(run)
+    backbone = _own_backbone(run.folder, plain) or shared.backbone(plain)
     parts = hashlib.sha256(repr(fold).encode()).hexdigest()[:16]  # of a run that goes on, they must be the same
     science = {**config.science(), "fold": fold.name, "parts_digest": parts, **backbone, "utterances": corpus.digest}
-    texts = {key: str(value) for key, value in science.items()}
-    run = Run(config, corpus.frame, fold, list(corpus.folds), folder, texts)
-    run.labels, run.class_weights, run.dimensions  # noqa: B018 (they refuse what cannot be)
+    run.science |= {key: str(value) for key, value in science.items()}
     for key, need in config.needs().items():
         run.science[key] = _check_needed(run, key, need, shared)
     _check_folder(run)
@@ -304,35 +315,62 @@ def _check_tracker(tracker: str | None) -> None:
         raise UserError(f'tracker: {tracker} is not installed: pip install "speechbrain-ser[track]"')
 
 
-def _check_fold(plain: dict, fold: Fold, frame: pd.DataFrame) -> None:
+def _check_fold(plain: dict, fold: Fold) -> None:
     needy = {"selection: valid": plain["selection"] == "valid"}
     needy["early_stopping"] = plain.get("early_stopping", plain["n_epochs"]) < plain["n_epochs"]
     if not fold.valid and (lines := [line for line, is_on in needy.items() if is_on]):
         why = protocols.why_none_validates(plain["protocol"])
         raise UserError(f"{lines[0]} needs a validation part: {why}")
-    if plain["loss_weights"].get("speaker") and (frame["speaker"] == "").any():
-        raise UserError("the speaker task needs a speaker for every utterance: some have none")
+
+
+def _check_tasks(run: Run) -> None:
+    """Refuse a task of which the training part has nothing to learn, with the line that leaves it out."""
+    config, weights = run.config, run.config.plain["loss_weights"]
+    for label in (name for name in run.labels if weights.get(name)):
+        way_out = "other labels" if label == "emotion" else f"{config.without(label)} trains without this task"
+        if len(found := run.labels[label]) < 2:
+            where = "in the corpus" if label == "emotion" else f"in the training part of fold {run.fold.name}"
+            some = ", ".join(found) or "none"
+            raise UserError(f"the {label} task needs two {label}s at least {where}, found {some}: {way_out}")
+        if label == "speaker" and (n := int((run.frame["speaker"] == "").sum())):
+            some = f"{n} of {len(run.frame)} have none"
+            raise UserError(f"the speaker task needs a speaker for every utterance, {some}: {way_out}")
+    if weights.get("asr"):
+        words = set("".join(map(normalise_transcript, run.part("train")["transcript"]))) - {" "}
+        without = f"{config.without('asr')} trains without this task"
+        if not words:
+            raise UserError(f"the asr task needs transcripts, and no training utterance has one with words: {without}")
+        if config.plain["tokens"] == "letters" and not words & set(LETTERS):
+            some = "".join(sorted(words)[:12])
+            raise UserError(f"tokens: letters has no letter of the transcripts ({some} …): --tokens=characters")
 
 
 def _read_data(plain: dict) -> Corpus:
-    second = plain["second_corpus"]
-    frame = _read_corpus(plain, plain["corpus"], plain["data_folder"], plain["labels"])
-    if second is not None:
-        if plain["second_data_folder"] is None:
-            raise UserError(f"second_corpus: {second} needs its folder: give --second_data_folder=…")
-        frame = join(frame, _read_corpus(plain, second, plain["second_data_folder"], plain["second_labels"]))
+    frame, seconds = _read_corpus(plain, plain["votes"]), manifest.second_corpora(plain)
+    for lines in seconds:
+        frame = join(frame, _read_corpus({"manifest_folder": plain["manifest_folder"], **lines}, plain["votes"]))
     numbers = {line: plain[line] for line in ("seen_fraction", "split_seed", *protocols.LINES)}
-    folds = protocols.make_folds(frame, plain["protocol"], second=second, **numbers)
+    names = [*map(manifest.corpus_name, seconds)]
+    folds = protocols.make_folds(frame, plain["protocol"], second=names, **numbers)
     unused = ["wav", "text", "script", "recording", *([] if plain["votes"] else ["votes"])]
     trained_on = frame.drop(columns=unused, errors="ignore")
+    # a table may be renamed
+    trained_on["corpus"] = trained_on["corpus"].replace(manifest.corpus_name(plain), plain["corpus"])
     digest = pd.util.hash_pandas_object(trained_on, index=False).sum().item()
     return Corpus(frame.set_axis(frame["ID"].tolist()), folds, digest)
 
 
-def _read_corpus(plain: dict, corpus: str, folder: str, labels) -> pd.DataFrame:
-    options = manifest.table_options(corpus, plain)
-    path = manifest.prepare(corpus, folder, plain["manifest_folder"], **options)
-    return apply_labels(manifest.read_manifest(path, folder), labels, plain["votes"])
+def _read_corpus(lines: dict, by_votes: bool) -> pd.DataFrame:
+    corpus, folder, options = lines["corpus"], lines["data_folder"], manifest.table_options(lines["corpus"], lines)
+    try:
+        path = manifest.prepare(corpus, folder, lines["manifest_folder"], **options)
+    except CorpusError as error:
+        columns = "".join(f" --table_{name}=…" for name in options if name not in ("names", "extra"))
+        raise CorpusError(
+            f"{error}\nThe lines that say what is read: --corpus={corpus} --data_folder={folder}{columns}"
+        ) from error
+    frame = apply_labels(manifest.read_manifest(path, folder), lines.get("labels"), by_votes)
+    return frame.assign(corpus=manifest.corpus_name(lines)) if corpus == "table" else frame
 
 
 def _ratings(frame: pd.DataFrame, name: str) -> pd.Series:
@@ -422,7 +460,7 @@ def _folder(config: Config, fold: Fold) -> Path:
 def _place(config: Config) -> Path:
     """The output folder, or that of all folds and seeds."""
     plain = config.plain
-    corpus = f"{plain['corpus']}-{plain['protocol']}"
+    corpus = f"{config.corpus}-{plain['protocol']}"
     return Path(plain["output_folder"] or below(plain["results_folder"], config.system, corpus, config.variant()))
 
 
@@ -546,7 +584,7 @@ def _loaders(run: Run, hparams: dict, device: str) -> dict:
         micro_batch_size = 1 if device == "cpu" else hparams["batch_size"]
     train, rank, world_size = run.part("train"), distributed.rank(), distributed.world_size()
     balance, second_share = hparams.get("balance"), hparams.get("second_share")
-    weights = batches.balanced_weights(train, balance, hparams["second_corpus"], second_share)
+    weights = batches.balanced_weights(train, balance, run.config.seconds, second_share)
     lengths = {"epoch_steps": hparams.get("epoch_steps", 0), "bucket_steps": hparams.get("bucket_steps", 1)}
     processes = {"rank": rank, "world_size": world_size}
     sizes = train["duration"], hparams["batch_size"], micro_batch_size
@@ -590,7 +628,14 @@ def _inputs(run: Run, hparams: dict) -> dict:
 def _log_split(run: Run) -> None:
     fold, plain = run.fold, run.config.plain
     sizes = ", ".join(f"{p} {len(getattr(fold, p))}" for p in PARTS if getattr(fold, p))
-    logger.info(f"{plain['corpus']}, protocol {plain['protocol']}, fold {fold.name}: {sizes}")
+    corpora = " and ".join([run.config.corpus, *run.config.seconds])
+    logger.info(f"{corpora}, protocol {plain['protocol']}, fold {fold.name}: {sizes}")
+    table = {part: of | of["classes"] for part, of in run.composition().items()}
+    logger.info(f"\n{pd.DataFrame(table, dtype=object).drop(index='classes').to_string()}")
+    for what in ("speaker", "emotion"):
+        counts = run.frame[what].value_counts()
+        if once := sorted(f"{name}{nearest(name, set(counts.index) - {name})}" for name in counts.index[counts == 1]):
+            logger.warning(f"{counted(len(once), what)} with one utterance alone: {', '.join(shown(once))}")
     is_weak = protocols.validates_weakly(run.frame, fold)
     who = protocols.who_validates(run.frame, fold, plain["protocol"])
     logger.log(logging.WARNING if is_weak else logging.INFO, f"{'WEAK ' if is_weak else ''}validation: {who}")
@@ -599,11 +644,14 @@ def _log_split(run: Run) -> None:
     if run.never_trained:
         logger.warning(run.never_trained)
     logger.info(in_words_of_texts(run.texts))
-    for name, ratings in run.dimensions.items():
-        lacking = {p: n for p in PARTS if (n := int(ratings.loc[list(getattr(fold, p))].isna().sum()))}
-        if lacking:
-            parts = ", ".join(f"{part} {n}" for part, n in lacking.items())
-            logger.info(f"{name}: utterances without a rating have no loss and no figure: {parts}")
+    unknown = {
+        f"{d}: utterances without a rating have no loss and no figure": r.isna() for d, r in run.dimensions.items()
+    }
+    if plain["loss_weights"].get("asr"):
+        unknown["asr: utterances without a transcript have no CTC loss and no WER"] = run.frame["transcript"] == ""
+    for said, of in unknown.items():
+        if lacking := {p: n for p in PARTS if (n := int(of.loc[list(getattr(fold, p))].sum()))}:
+            logger.info(f"{said}: {', '.join(f'{part} {n}' for part, n in lacking.items())}")
     if run.votes is not None:
         n, trained_on = (sum(f["emotion"] == "") for f in (run.frame, run.part("train")))
         logger.info(f"votes: raters do not agree on {n} utterances: {trained_on} are trained on, none is tested")

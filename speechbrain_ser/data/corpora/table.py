@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from speechbrain_ser.data.corpora import read_text
+from speechbrain_ser.data.corpora import CORPORA, read_text
 from speechbrain_ser.data.protocols import FOLD_COLUMN
 from speechbrain_ser.data.text import composed, spelling
 from speechbrain_ser.errors import CorpusError, Offenders, nearest
@@ -69,6 +69,23 @@ def find_utterances(
     return rows
 
 
+def table_name(data_folder: str | os.PathLike, file: str | None = None, name: str | None = None) -> str:
+    """Return what a table is called wherever results are: its own `name`, else the stem of its file; as no corpus is.
+
+    Example
+    -------
+    >>> table_name("anywhere", name="my_calls")
+    'my_calls'
+    """
+    others = {*CORPORA} - {"table"}
+    if name is None:
+        stem = re.sub(r"[^\w.+-]+", "_", composed(_table_file(Path(data_folder), file).stem)).lstrip(".")
+        return f"{stem}_table" if stem in others or not stem else stem
+    if name in others or not re.fullmatch(r"\w[\w.+-]*", name):
+        raise CorpusError(f"table_name: expected a name that is fit for a folder and is no corpus's, found {name!r}")
+    return name
+
+
 def rows_of(
     records: Mapping[str, dict], used: Mapping[str, str], root: Path, offenders: Offenders, corpus="table", names=None
 ) -> list[dict]:
@@ -104,7 +121,7 @@ def _table_file(root: Path, file: str | None) -> Path:
             raise CorpusError(f"table: no such file: {root / file}{near}; tables in {root}: {names}")
         return root / file
     if len(tables) != 1:
-        raise CorpusError(f"table: expected one .csv or .tsv in {root}, found {names}; name one by `file`")
+        raise CorpusError(f"table: expected one .csv or .tsv in {root}, found {names}: name one by --table_file=…")
     return tables[0]
 
 
@@ -157,7 +174,9 @@ def _check_line_breaks(cells: list[str], lines: list[str], separator: str, where
 def _used_columns(path: Path, header: list[str], columns: dict[str, str], extra: list[str]) -> dict[str, str]:
     """Ours -> theirs, for every column that the manifest takes over."""
     ours = [*REQUIRED, *OPTIONAL, *(name for name in columns if name.startswith(FOLD_COLUMN))]
-    offenders = Offenders(f"table {path}: columns do not fit; it has {', '.join(header)}")
+    offenders = Offenders(
+        f"table {path}: columns do not fit; it has {', '.join(header)}: --table_columns='{{ours: yours}}'"
+    )
     for name in columns:
         if name not in ours:
             offenders.add(f"no column of ours (known: {', '.join(ours)})", f"{name!r}{nearest(name, ours)}")
