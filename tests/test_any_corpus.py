@@ -119,14 +119,15 @@ def test_some_cells_are_empty(train, tables, tmp_path):
     lines = ["--corpus=table", "--micro_batch_size=1", "--eval_batch_size=1", "--seen_fraction=0"]
     out = train(*lines, f"--data_folder={tables / 'some'}")
     assert "WER" in out
-    said = "asr: utterances without a transcript have no CTC loss and no WER: train 28, valid 4, test 3"
+    said = "asr: utterances without a transcript have no CTC loss and no WER: train 42, valid 4, test 3"
     (folder,) = (path.parent for path in (tmp_path / "results").glob("**/metrics.json"))
     log = (folder / "log.txt").read_text()
     assert said in log
     found = json.loads((folder / "metrics.json").read_text())
-    assert found["data"]["train"]["utterances"] == 56 and found["data"]["train"]["speakers"] == 8
+    assert found["data"]["train"]["utterances"] == 84 and found["data"]["train"]["speakers"] == 8
     assert set(found["data"]["test"]["classes"].values()) == {1} and found["data"]["test"]["minutes"] > 0
-    assert re.search(r"\n {13}train +valid +test\nutterances +56 +7 +7\nspeakers +8 +1 +1\nminutes ", log)
+    table = r"\n +train +valid +test\nutterances +84 +7 +7\nspeakers +8 +1 +1\nminutes +[\d.]+ +0\.4 +0\.\d\nangry +12 +1 +1\n"
+    assert re.search(table, log)
     rows = pd.read_csv(folder / "predictions.csv", keep_default_na=False)
     silent = rows["transcript"] == ""
     errors = word_errors(rows["transcript"], rows["hypothesis"].where(~silent, "what nobody said"))
@@ -177,3 +178,35 @@ def test_too_little_gives_no_temperature(monkeypatch):
     )
     assert lacking["reason"].startswith("the validation part has no c: a temperature of ")
     assert set(few["figures"]["test"]) == {"uncalibrated"} and few["thresholds"][0]["coverage"] == 1
+
+
+def test_tables_have_names_and_any_number_of_corpora_is_joined(train, small, tables, tmp_path):
+    path = manifest.prepare("savee", small.corpus("savee"), small.folder / "manifests")
+    frame = manifest.read_manifest(path, small.corpus("savee"))[["wav", "emotion", "speaker"]]
+    frame[frame["emotion"].isin(["angry", "sad"])].to_csv(tables / "sa.csv", index=False)
+    lines = [line for line in lines_of(small, tables, "whole") if "results" not in line]
+    lines += ["--alpha=0", "--seen_fraction=0", f"--results_folder={tmp_path}"]
+    of_table = f"corpus: table, data_folder: {tables}, table_file: sa.csv"
+    twice = f"--second_corpus=[{{{of_table}, table_name: whole}}]"
+    with pytest.raises(UserError, match=r"found whole twice; --table_name=… names a table"):
+        prepared("cai_mtl", *lines, twice)
+    with pytest.raises(UserError, match=r"no line tabel_file \(did you mean 'table_file'\?\)"):
+        prepared("cai_mtl", *lines, twice.replace("table_file", "tabel_file"))
+    with pytest.raises(UserError, match=r"table_name: expected a name .* found 'emodb'"):
+        prepared("cai_mtl", *lines, "--table_name=emodb")
+    several = f"--second_corpus=[{{{of_table}}}, {{corpus: demo, data_folder: {small.corpus('iemocap')}}}]"
+    out = train(*lines, several)
+    (path,) = tmp_path.glob("cai_mtl/whole-speaker/*second_corpus=sa+demo*/03/1/metrics.json")
+    found = json.loads(path.read_text())
+    assert found["corpus"] == "whole" and found["second_corpus"] == "sa and demo"
+    last = found["selections"]["last"]
+    sizes = {name: each["n"] for name, each in last["seconds"].items()}
+    assert set(sizes) == {"sa", "demo"} and all(sizes.values())
+    assert sum(sizes.values()) == last["second"]["n"] == found["utterances"]["second"]
+    for name, n in {**sizes, "sa and demo": sum(sizes.values())}.items():
+        assert re.search(rf"last epoch +1 +{name} +{n} ", out), out
+    # renamed, it is another folder; and by its own name what it was
+    named = prepared("cai_mtl", *lines, "--table_name=calls", f"--encoder={small.backbone()}")
+    plain = prepared("cai_mtl", *lines, f"--encoder={small.backbone()}")
+    assert named.folder.parts[-4] == "calls-speaker" and plain.folder.parts[-4] == "whole-speaker"
+    assert named.science == plain.science

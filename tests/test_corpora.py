@@ -497,7 +497,7 @@ def test_names_of_a_table_that_are_another(tmp_path):
 def test_which_file_is_the_table(tmp_path):
     folder = table_folder(tmp_path / "own", PLAIN, ["a/one.wav", "b/two.wav"])
     table_folder(folder, PLAIN, name="test.tsv")
-    assert "found test.tsv, users.csv; name one by `file`" in error_of("table", folder, tmp_path / "out")
+    assert "found test.tsv, users.csv: name one by --table_file=…" in error_of("table", folder, tmp_path / "out")
     assert len(rows_of(folder, tmp_path / "out", file=str(folder / "users.csv"))) == 2
 
 

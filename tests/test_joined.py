@@ -90,7 +90,8 @@ def test_what_cannot_be_joined(savee, emodb):
         (savee, savee, "expected two corpora to join, found savee twice"),
         (savee, emodb.head(0), "the second corpus has no utterance left"),
         (savee.head(0), emodb, "the first corpus has no utterance left"),
-        (pd.concat([savee, emodb]), emodb, "one corpus as the first to join, found emodb, savee"),
+        (savee, pd.concat([savee, emodb]), "one corpus as the second to join, found savee, emodb"),
+        (join(savee, emodb), emodb, "expected two corpora to join, found emodb twice$"),
         (table, emodb, r"same ID \(1\):\n  emodb-03_angry0\nthe same speaker \(1\):\n  emodb-03$"),
     ]:
         with pytest.raises(CorpusError, match=message):
@@ -211,8 +212,8 @@ def test_what_the_second_cannot_do(both, savee, emodb):
         (join(demo, emodb), "half_session", "emodb", r"published one; found corpus \['emodb'\]"),
         (of_savee_alone, "session", "emodb", r"needs a session for every utterance; 120 of 120 .*emodb-03"),
         (both, "given", "emodb", "'given' knows no second corpus"),
-        (one_speaker, "speaker", "emodb", "fold 'DC': nothing of the second corpus is left to train on"),
-        (both, "speaker", "iemocap", "expected two corpora, iemocap the second of them; found emodb, savee"),
+        (one_speaker, "speaker", "emodb", "fold 'DC': nothing of the second corpus, emodb, is left to train on"),
+        (both, "speaker", "iemocap", "expected a corpus and, joined to it, iemocap; found emodb, savee"),
     ]:
         with pytest.raises(UserError, match=message):
             make_folds(frame, protocol, second=second)

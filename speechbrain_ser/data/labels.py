@@ -3,6 +3,7 @@
 import io
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
@@ -147,10 +148,16 @@ def vote_shares(frame: pd.DataFrame, classes: Sequence[str]) -> dict[str, list[f
 
 def _rules(labels) -> dict[str, str | None]:
     if isinstance(labels, str):
-        raise CorpusError(f"labels: expected a mapping or a list of emotions, found the text {labels!r}")
+        line = f"--labels=\"{{{labels}: {labels}, '*': null}}\""
+        raise CorpusError(f"labels: expected a mapping or a list of emotions, found the text {labels!r}: {line}")
     pairs = labels.items() if isinstance(labels, Mapping) else ((label, label) for label in labels)
     # YAML reads unquoted 1 as a number; manifests hold text
-    return {composed(str(emotion)): None if name is None else composed(str(name)) for emotion, name in pairs}
+    rules = {composed(str(emotion)): None if name is None else composed(str(name)) for emotion, name in pairs}
+    if joined := [emotion for emotion, name in rules.items() if name is None and re.search(r"\w:\w", emotion)]:
+        raise CorpusError(
+            f"labels: a colon needs a space behind it, found '{joined[0]}': {joined[0].replace(':', ': ')}"
+        )
+    return rules
 
 
 def _doubt_classes(classes: pd.Series, rules: dict, is_default: bool) -> None:
@@ -173,7 +180,9 @@ def _doubt_classes(classes: pd.Series, rules: dict, is_default: bool) -> None:
 def _refuse_uncovered(frame: pd.DataFrame, rules: dict) -> None:
     if REST in rules:
         return
-    offenders = Offenders("labels: the corpus holds emotions that labels say nothing about (None leaves one out)")
+    line = yaml_line("labels", {**rules, REST: None}).removeprefix("labels: ")
+    said = "labels: the corpus holds emotions that labels say nothing about (None leaves one out). All of them:"
+    offenders = Offenders(f'{said}\n--labels="{line}"')
     for emotion, part in frame.groupby("emotion", sort=True):
         if emotion not in rules:
             examples = ", ".join(part["ID"].head(3)) + (", …" if len(part) > 3 else "")
@@ -197,7 +206,12 @@ def join(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     Its rows stay as they are. Then come the second's, whose `ID` and `speaker` begin with its corpus's name (`03` ->
     `emodb-03`; a speaker who is not known stays so). Columns that only one has are empty in the other's rows.
     """
-    names, other = [*first["corpus"].unique()], _corpus_of(second)
+    for place, frame in (("first", first), ("second", second)):
+        if frame.empty:
+            raise CorpusError(f"the {place} corpus has no utterance left after label selection")
+    names, (other, *more) = [*first["corpus"].unique()], second["corpus"].unique()
+    if more:
+        raise CorpusError(f"expected one corpus as the second to join, found {', '.join([other, *more])}")
     if other in names:
         line = "; --table_name=… names a table" if other not in CORPORA else ""
         raise CorpusError(f"expected two corpora to join, found {other} twice{line}")
@@ -212,13 +226,6 @@ def join(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     without = f"; {other} has no utterance of {', '.join(lacking)}" if lacking else ""
     logger.info("%s (%d utterances) joined by %s (%d utterances)%s", name, len(first), other, len(second), without)
     return pd.concat([part.reindex(columns=columns, fill_value="") for part in (first, second)], ignore_index=True)
-
-
-def _corpus_of(frame: pd.DataFrame) -> str:
-    corpora = sorted(frame["corpus"].unique())
-    if len(corpora) != 1:
-        raise CorpusError(f"expected one corpus as the second to join, found {', '.join(corpora) or 'no utterance'}")
-    return corpora[0]
 
 
 def _refuse_unknown_classes(name: str, other: str, classes: set, second: pd.DataFrame) -> None:

@@ -314,7 +314,7 @@ def _check(fold: Fold, frame: pd.DataFrame, protocol: str) -> None:
         if not getattr(fold, part):
             why = f": all others say what {', '.join(fold.test[:10])} say" if protocol in TEXT_DISJOINT else ""
             if frame["speaker"].nunique() == 1:
-                why = ": there is one speaker alone (protocol 'random' tests who is trained on, and is called leaky)"
+                why = ": there is one speaker alone (--protocol=random tests who is trained on, and is called leaky)"
             raise UserError(f"protocol '{protocol}', fold '{fold.name}': the {part} part is empty{why}")
     for part in ("valid", "seen", "test", "second"):
         if set(fold.train) & set(getattr(fold, part)):
@@ -327,8 +327,16 @@ def _check(fold: Fold, frame: pd.DataFrame, protocol: str) -> None:
         raise AssertionError(f"protocol '{protocol}', fold '{fold.name}' is not text-disjoint")
 
 
-def _need(frame: pd.DataFrame, column: str, protocol: str, way_out: str = "") -> None:
+INSTEAD = {  # of a protocol, where a column is missing
+    "speaker": "--protocol=random needs none, and may test who is trained on",
+    **dict.fromkeys(("session", "given"), "--protocol=speaker needs none"),
+    "half_session": "--protocol=session",
+}
+
+
+def _need(frame: pd.DataFrame, column: str, protocol: str, way_out: str | None = None) -> None:
     """Refuse a manifest whose column is missing or empty somewhere."""
+    way_out = way_out or INSTEAD.get(protocol)
     values = frame.get(column, pd.Series("", index=frame.index))
     if (empty := frame["ID"][values == ""]).size:
         raise UserError(
@@ -456,7 +464,7 @@ def _without_texts(frame: pd.DataFrame, splits: list[_Split], seed: int, n_group
 
     Scripts are not cut: what belongs to one is tested, and left out, as a whole.
     """
-    _need(frame, "text", f"{plain}_text", f"protocol '{plain}' needs none")
+    _need(frame, "text", f"{plain}_text", f"--protocol={plain} needs none")
     script = frame.get("script", pd.Series("", index=frame.index))
     unit = script.where(script != "", frame["text"])
     _need_texts(unit.nunique(), n_groups)
@@ -513,7 +521,7 @@ def _by_half_session(frame: pd.DataFrame, seed: int) -> list[_Split]:
     """IEMOCAP as published: dialogs by prefix (Ses01F, Ses01M), which says who wore the markers, not who speaks."""
     if not set(frame["corpus"]) <= {"iemocap", "demo"}:
         found = sorted(set(frame["corpus"]))
-        raise UserError(f"protocol 'half_session' is IEMOCAP's published one; found corpus {found}")
+        raise UserError(f"protocol 'half_session' is IEMOCAP's published one; found corpus {found}: --protocol=speaker")
     _need(frame, "dialog", "half_session")
     half = frame["dialog"].str[:6]
     return [_Split(h, _ids(frame, half == h), frozenset(), True) for h in sorted(set(half))]

