@@ -2,7 +2,6 @@
 
 import codecs
 import importlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +36,3 @@ def read_text(path: Path, otherwise: str | None = None) -> str:
             return data.decode(otherwise)
         line = data.count(b"\n", 0, error.start) + 1
         raise CorpusError(f"{path}: expected UTF-8 text, found byte {error.start} otherwise, in line {line}") from error
-
-
-def other_folder(message: str, root: Path, inside: Iterable[str], is_too_deep: bool) -> CorpusError:
-    """Return the error for a folder that is not the corpus's, with the one that was probably meant.
-
-    A folder of a pattern `inside` one below shows that it is that one; `is_too_deep` that it is the one above.
-    """
-    if deeper := sorted(path.parent for pattern in inside for path in root.glob(f"*/{pattern}") if path.is_dir()):
-        message += f". Give the folder inside it: {deeper[0]}"
-    elif is_too_deep:
-        message += f". Give the folder that holds it: {root.resolve().parent}"
-    return CorpusError(message)

@@ -1,14 +1,9 @@
-"""EMO-DB (Burkhardt et al. 2005, "A database of German emotional speech") -> rows of a manifest.
+"""EMO-DB (Burkhardt et al. 2005, "A database of German emotional speech"), described for `preset.py`.
 
 Everything is in the file name: `03a01Fa.wav` is speaker 03, text a01, Freude (happiness), take a.
 """
 
-import os
-import re
-from pathlib import Path
-
-from speechbrain_ser.data.corpora import other_folder
-from speechbrain_ser.errors import CorpusError, Offenders
+from speechbrain_ser.data.corpora.preset import Preset
 
 EMOTIONS = {
     "W": "angry",  # Wut
@@ -38,47 +33,17 @@ GENDERS = {
     **dict.fromkeys(("03", "10", "11", "12", "15"), "M"),
     **dict.fromkeys(("08", "09", "13", "14", "16"), "F"),
 }
-NAME = re.compile(r"(?P<speaker>\d\d)(?P<text>[ab]\d\d)(?P<emotion>[A-Z])(?P<take>[a-z])\.wav")
+PARTS = {"speaker": GENDERS, "text": TEXTS, "take": "abcdefghijklmnopqrstuvwxyz"}
 
-
-def find_utterances(data_folder: str | os.PathLike) -> list[dict]:
-    """Return a row of the manifest, without its duration, for each recording in the folder's `wav`."""
-    root = Path(data_folder)
-    if not root.is_dir():
-        raise CorpusError(f"EMO-DB: no such folder: {root}")
-    if not (root / "wav").is_dir():
-        message = f"EMO-DB in {root}: expected a folder wav in it, found none"
-        raise other_folder(message, root, ["wav"], root.resolve().name == "wav")
-    offenders = Offenders(f"EMO-DB in {root}: names should be like 03a01Fa.wav (speaker, text, emotion, take)")
-    names = sorted(name for name in os.listdir(root / "wav") if name.lower().endswith(".wav") and name[0] != ".")
-    rows = [row for name in names if (row := _row(name, offenders))]
-    offenders.raise_any()
-    if not rows:
-        raise CorpusError(f"EMO-DB in {root}: expected recordings such as wav/03a01Fa.wav, found none")
-    return rows
-
-
-def _row(name: str, offenders: Offenders) -> dict | None:
-    parts = NAME.fullmatch(name)
-    if not parts:
-        offenders.add("name that cannot be read", name)
-        return None
-    known = {"speaker": GENDERS, "text": TEXTS, "emotion": EMOTIONS}
-    strange = [part for part, values in known.items() if parts[part] not in values]
-    for part in strange:
-        offenders.add(f"unknown {part} (known: {' '.join(known[part])})", f"{name}: {parts[part]!r}")
-    if strange:
-        return None
-    return {
-        "ID": name.removesuffix(".wav"),
-        "wav": f"{{data_root}}/wav/{name}",
-        "emotion": EMOTIONS[parts["emotion"]],
-        "speaker": parts["speaker"],
-        "gender": GENDERS[parts["speaker"]],
-        "session": "",
-        "dialog": parts["text"],
-        "transcript": TEXTS[parts["text"]],
-        "text": parts["text"],
-        "language": "de",
-        "corpus": "emodb",
-    }
+find_utterances = Preset(
+    corpus="emodb",
+    title="EMO-DB",
+    example="wav/03a01Fa.wav",
+    licence="published for research",
+    language="de",
+    name="(?P<speaker>[0-9]{2})(?P<text>[ab][0-9]{2})(?P<emotion>[a-z])(?P<take>[a-z])",
+    id="{speaker}{text}{emotion}{take}",
+    parts={"emotion": EMOTIONS, **PARTS},
+    tell=lambda facts: {"dialog": facts["text"]},
+    skipped=("laryngo", "lablaut", "labsilb", "silb"),
+).find_utterances

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from speechbrain_ser.data.corpora import other_folder, read_text
-from speechbrain_ser.errors import CorpusError, Offenders
+from speechbrain_ser.data.corpora import read_text
+from speechbrain_ser.errors import CorpusError, Offenders, shown
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +57,14 @@ def find_utterances(data_folder: str | os.PathLike) -> list[dict]:
     sessions = sorted(path for path in root.glob("Session[0-9]*") if path.is_dir())
     if not sessions:
         found = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
-        found = ", ".join(found[:10]) + (", …" if len(found) > 10 else "") or "nothing"
-        message = f"IEMOCAP in {root}: expected Session1 … Session{SESSIONS}, found {found}"
-        is_session = re.fullmatch(r"Session\d", root.resolve().name) is not None
-        raise other_folder(message, root, ["Session[0-9]*"], is_session)
+        message = (
+            f"IEMOCAP in {root}: expected Session1 … Session{SESSIONS}, found {', '.join(shown(found)) or 'nothing'}"
+        )
+        if deeper := sorted(path.parent for path in root.glob("*/Session[0-9]*") if path.is_dir()):
+            message += f". Give the folder inside it: {deeper[0]}"
+        elif re.fullmatch(r"Session\d", root.resolve().name):
+            message += f". Give the folder that holds it: {root.resolve().parent}"
+        raise CorpusError(message)
     offenders = Offenders(f"IEMOCAP in {root}: incomplete or damaged")
     rows = [row for session in sessions for row in _session_rows(root, session, offenders)]
     offenders.raise_any()

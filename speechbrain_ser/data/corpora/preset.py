@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from speechbrain_ser.data.corpora import DEMO_MARKER
 from speechbrain_ser.data.corpora.table import read_table
 from speechbrain_ser.data.text import look_alikes
 from speechbrain_ser.errors import CorpusError, Offenders, counted, nearest, shown
@@ -56,6 +57,7 @@ class Preset:
     kept: tuple[str, ...] = ()  # facts that are columns of the manifest under their own names
     grid: tuple[str, ...] = ()  # facts of which the release has every combination …
     never: str = "(?!)"  # … but these IDs (pattern)
+    is_whole: bool = False  # what is missing is an error
     odd: Mapping[str, str] = field(default_factory=dict)  # IDs that cannot be used -> why
     left_out: Mapping[str, str] = field(default_factory=dict)  # what -> pattern of names that are something else
     skipped: tuple[str, ...] = ()  # folders, in lower case
@@ -80,11 +82,11 @@ class Preset:
             words = self.words([root / file for file in files if file.lower().endswith(".txt")])
             found = {key: (file, {**facts, "transcript": words.get(key, "")}) for key, (file, facts) in found.items()}
         rows = [row for file, facts in found.values() if (row := self._row(file, facts, offenders))]
+        if self.grid and rows:
+            self._tell_of_missing(root, {row["ID"] for row in rows}, [facts for _, facts in found.values()], offenders)
         offenders.raise_any()
         if not rows:
             raise CorpusError(f"{where}: expected recordings such as {self.example}, found none")
-        if self.grid:
-            self._warn_of_missing(where, {row["ID"] for row in rows}, [facts for _, facts in found.values()])
         return _one_spelling(rows, where) if self.is_listed else rows
 
     def _told(self, root: Path, files: list[str], offenders: Offenders) -> dict[str, Facts]:
@@ -138,6 +140,9 @@ class Preset:
     def _match(self) -> Callable:
         return re.compile(self.name, re.IGNORECASE).fullmatch
 
+    def _told_by(self, path: str) -> str:
+        return path if "/" in self.name else path.rpartition("/")[2]
+
     def _recordings(
         self, root: Path, files: list[str], told: dict[str, Facts], offenders: Offenders
     ) -> dict[str, tuple[str, Facts]]:
@@ -170,7 +175,7 @@ class Preset:
             name = path.rpartition("/")[2]
             if other := next((w for w, p in self.left_out.items() if re.fullmatch(p, name, re.IGNORECASE)), None):
                 others[other] += 1
-            elif match := self._match(path if "/" in self.name else name):
+            elif match := self._match(self._told_by(path)):
                 key = self.id.format(**match.groupdict()).lower()
                 copies[key].append(file)
                 facts[key] = match.groupdict()
@@ -186,7 +191,7 @@ class Preset:
             logger.warning(text, offenders.where, len(strange), strange[0])
             return
         for file in strange:
-            within = re.search(self.name, _without_ending(file.rpartition("/")[2]), re.IGNORECASE)
+            within = re.search(self.name, self._told_by(_without_ending(file)), re.IGNORECASE)
             meant = within and self.id.format(**within.groupdict())
             if meant and meant.lower() in copies:
                 offenders.add("doubled under another name", f"{file} (another {copies[meant.lower()][0]})")
@@ -225,13 +230,16 @@ class Preset:
             **{column: means.get(column, facts[column]) for column in self.kept},
         }
 
-    def _warn_of_missing(self, where: str, ids: set[str], facts: list[Facts]) -> None:
+    def _tell_of_missing(self, root: Path, ids: set[str], facts: list[Facts], offenders: Offenders) -> None:
         """Every combination should be there; of facts that have no list, of what was found."""
         values = [self.parts.get(part) or sorted({each[part].lower() for each in facts}) for part in self.grid]
         expected = (self.id.format(**dict(zip(self.grid, each, strict=True))) for each in itertools.product(*values))
         lost = [name for name in expected if name not in ids and not re.fullmatch(self.never, name)]
-        if lost:
-            logger.warning("%s: %d recordings are missing: %s", where, len(lost), ", ".join(shown(lost)))
+        is_demo = any((folder / DEMO_MARKER).is_file() for folder in (root, root.resolve().parent))
+        if lost and not self.is_whole:
+            logger.warning("%s: %d recordings are missing: %s", offenders.where, len(lost), ", ".join(shown(lost)))
+        for name in lost if self.is_whole and not is_demo else ():
+            offenders.add("missing", name)
 
 
 # ------------------------------------------------------------------ files

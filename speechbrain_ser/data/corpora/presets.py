@@ -282,10 +282,8 @@ EMODB2 = Preset(
     id="{speaker}{text}{code}{take}",
     parts={
         "emotion": {**emodb.EMOTIONS, **{f"{code}?": f"{name} (ambiguous)" for code, name in emodb.EMOTIONS.items()}},
-        "speaker": emodb.GENDERS,
-        "text": emodb.TEXTS,
         "code": tuple(emodb.EMOTIONS),
-        "take": "abcdefghijklmnopqrstuvwxyz",
+        **emodb.PARTS,
     },
     DEFAULT_LABELS={**emodb.DEFAULT_LABELS, "*": None},
     OFFICIAL={"recordings": 816, "of the gold subset": 535},
