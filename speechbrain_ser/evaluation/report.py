@@ -21,15 +21,7 @@ from speechbrain_ser.evaluation.calibration import coverage_curve, reliability_b
 from speechbrain_ser.evaluation.evaluated import Evaluation
 from speechbrain_ser.evaluation.figures import save_figure
 from speechbrain_ser.evaluation.metrics import FIGURES, SELECTIONS, metrics
-from speechbrain_ser.evaluation.runs import (
-    Run,
-    Runs,
-    check_same_tests,
-    in_words_of_texts,
-    items_of,
-    load_runs,
-    stacked,
-)
+from speechbrain_ser.evaluation.runs import Run, Runs, check_same_tests, in_words_of_texts, items_of, load_runs, stacked
 from speechbrain_ser.evaluation.tables import Table
 from speechbrain_ser.files import write_csv, write_text
 

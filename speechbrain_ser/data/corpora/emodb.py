@@ -29,10 +29,7 @@ TEXTS = {
     "b09": "Ich will das eben wegbringen und dann mit Karl was trinken gehen.",
     "b10": "Die wird auf dem Platz sein, wo wir sie immer hinlegen.",
 }
-GENDERS = {
-    **dict.fromkeys(("03", "10", "11", "12", "15"), "M"),
-    **dict.fromkeys(("08", "09", "13", "14", "16"), "F"),
-}
+GENDERS = {**dict.fromkeys(("03", "10", "11", "12", "15"), "M"), **dict.fromkeys(("08", "09", "13", "14", "16"), "F")}
 PARTS = {"speaker": GENDERS, "text": TEXTS, "take": "abcdefghijklmnopqrstuvwxyz"}
 
 find_utterances = Preset(

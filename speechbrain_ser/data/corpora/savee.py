@@ -49,11 +49,7 @@ find_utterances = Preset(
     language="en",
     name=r"(?:.*/)?(?P<speaker>[a-z]+)[/_](?P<take>(?P<emotion>[a-z]+)\d+)",
     id="{speaker}_{take}",
-    parts={
-        "emotion": EMOTIONS,
-        "speaker": dict.fromkeys(SPEAKERS, "M"),
-        "take": TEXTS,
-    },
+    parts={"emotion": EMOTIONS, "speaker": dict.fromkeys(SPEAKERS, "M"), "take": TEXTS},
     tell=lambda facts: {"text": TEXTS.get(facts["take"].lower(), "")},
     grid=("speaker", "take"),
     is_whole=True,
