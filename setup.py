@@ -61,7 +61,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["speechbrain_ser", "speechbrain_ser.*"]),
-    package_data={"speechbrain_ser.inference": ["card.md"], "speechbrain_ser.evaluation": ["report.html"]},
+    package_data={
+        "speechbrain_ser.data.corpora": ["demo.txt"],
+        "speechbrain_ser.inference": ["card.md", "speechbrain.yaml"],
+        "speechbrain_ser.evaluation": ["report.html"],
+    },
     python_requires=">=3.10",
     install_requires=[
         # SpeechBrain imports torchaudio, which has ended as a project and whose compiled part must fit torch. pip knows

@@ -18,7 +18,7 @@ from speechbrain_ser import __version__
 from speechbrain_ser.data.batches import SAMPLE_RATE
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.calibration import read_calibration, temperature_of
-from speechbrain_ser.evaluation.intervals import Interval, speaker_interval, speaker_sums
+from speechbrain_ser.evaluation.intervals import speaker_interval, speaker_sums
 from speechbrain_ser.evaluation.metrics import FIGURES, SELECTIONS, printed, with_interval
 from speechbrain_ser.evaluation.runs import in_words_of_texts, read_metrics
 from speechbrain_ser.evaluation.tables import in_markdown
@@ -41,8 +41,6 @@ MEASURED = ("WA", "UA", "F1", "WER")
 HUB_METRICS = {"WA": "accuracy", "UA": "recall", "WER": "wer"}  # as the Hugging Face hub calls them
 PATH = re.compile(r"""(?<![^\s'"\[{(=,:])(~?/|[A-Za-z]:\\)[^'",\]})]+""")  # of whoever trained it: nobody's business
 PARTS = {"all": "all", "text_heard": "whose text was heard in training", "text_disjoint": "whose text never was"}
-
-# ------------------------------------------------------------------ the model card
 
 
 def model_card(metrics: Mapping, predictions: pd.DataFrame, config: Mapping, backbone: str | None = None) -> ModelCard:
@@ -110,7 +108,9 @@ def _results(metrics: Mapping, chosen: Mapping, predictions: pd.DataFrame) -> di
     """The table of figures, and what it says of their spread over speakers."""
     measured = [FIGURES[name] for name in MEASURED if chosen["all"].get(name) is not None]
     rows = [["test utterances", "n", *(f.heading for f in measured)], ["---"] * (2 + len(measured))]
-    intervals = _intervals(predictions, metrics["classes"])
+    is_known = (predictions["speaker"] != "").all()
+    sums = speaker_sums(predictions, metrics["classes"], MEASURED) if is_known else {}
+    intervals = {name: ends for name, of in sums.items() if (ends := speaker_interval(of, FIGURES[name].scale))}
     for part, words in PARTS.items():
         if (figures := chosen.get(part, "none")) != "none":
             ends = intervals if part == "all" else {}
@@ -123,69 +123,31 @@ def _results(metrics: Mapping, chosen: Mapping, predictions: pd.DataFrame) -> di
     return {"table": "\n".join(f"| {' | '.join(row)} |" for row in rows), "spread": spread}
 
 
-def _intervals(predictions: pd.DataFrame, classes: list) -> dict[str, Interval]:
-    """By figure; empty for a single speaker, or where none is known."""
-    if (predictions["speaker"] == "").any():
-        return {}
-    sums = speaker_sums(predictions, classes, MEASURED)
-    found = {name: speaker_interval(of, FIGURES[name].scale) for name, of in sums.items()}
-    return {name: ends for name, ends in found.items() if ends is not None}
-
-
 def _predictions(run: Path) -> pd.DataFrame:
     return read_csv(run / "predictions.csv", dtype=str, keep_default_na=False)
-
-
-# ------------------------------------------------------------------ SpeechBrain's layout
-
-SPEECHBRAIN_YAML = """\
-# For speechbrain.inference.classifiers.EncoderClassifier.from_hparams; written by speechbrain-ser export.
-# SpeechBrain EXECUTES such a file: load only one from people whom you trust. speechbrain-ser itself never reads it.
-sample_rate: {sample_rate}
-
-{description}
-embedding: !new:speechbrain_ser.inference.adapters.Embedding
-  description: !ref <description>
-  backbone: !ref <backbone>
-  preprocessor: !ref <preprocessor>
-label_encoder: !apply:speechbrain_ser.inference.adapters.empty_encoder [{n_classes}]
-
-modules:
-  compute_features: !new:torch.nn.Identity
-  mean_var_norm: !new:speechbrain_ser.inference.adapters.Unchanged
-  embedding_model: !ref <embedding>
-  classifier: !new:speechbrain_ser.inference.adapters.LogPosteriors
-    embedding: !ref <embedding>
-    temperature: {temperature!r}
-
-pretrainer: !new:speechbrain_ser.inference.adapters.NamedPretrainer
-  files:
-    embedding: {parameters}
-    label_encoder: {labels}
-  loadables:
-    embedding: !ref <embedding>
-    label_encoder: !ref <label_encoder>
-"""
 
 
 def _write_speechbrain_layout(folder: Path, config: Mapping, backbone: Sequence[dict | None]) -> None:
     plain = dict(zip(("description", "backbone", "preprocessor"), (config["model"], *backbone), strict=True))
     yaml_file, labels_file = package.SPEECHBRAIN_FILES
-    text = SPEECHBRAIN_YAML.format(
-        sample_rate=SAMPLE_RATE,
-        description=yaml.safe_dump(plain, sort_keys=False),
-        n_classes=len(config["classes"]),
-        temperature=float((config["calibration"] or {}).get("temperature") or 1.0),
-        parameters=PARAMETERS,
-        labels=labels_file,
+    text = (
+        Path(__file__)
+        .with_name("speechbrain.yaml")
+        .read_text(encoding="utf-8")
+        .format(
+            sample_rate=SAMPLE_RATE,
+            description=yaml.safe_dump(plain, sort_keys=False),
+            n_classes=len(config["classes"]),
+            temperature=float((config["calibration"] or {}).get("temperature") or 1.0),
+            parameters=PARAMETERS,
+            labels=labels_file,
+        )
     )
     write_text(text, folder / yaml_file)
     encoder = CategoricalEncoder()
     encoder.update_from_iterable(config["classes"], sequence_input=False)
     encoder.save(folder / labels_file)
 
-
-# ------------------------------------------------------------------ the package
 
 SECONDS = (1.5, 0.9, 0.4)  # of the random utterances on which a package is compared with its run
 

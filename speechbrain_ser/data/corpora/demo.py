@@ -21,67 +21,15 @@ from speechbrain_ser.data.corpora import DEMO_MARKER, emodb, iemocap, savee
 from speechbrain_ser.data.corpora.espeak import Speech, speak
 from speechbrain_ser.errors import CorpusError, nearest
 
-
-def _sentences(text: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"\w[^.?]*[.?]", text.replace("\n", " ")))
-
-
-SENTENCES = _sentences("""
-The boat left before sunrise. Bring me a glass of water. She will call you tomorrow. We walked home in the rain. The
-window is open again. They moved to a new house. My brother found the keys. I put the letter on the table. Nobody
-knows what happened. Dinner is almost ready. He never asked for the money. You should have told me. The train stops
-here every morning. Please close the kitchen door. Our teacher lost her glasses. It snowed all night long. There is a
-bird on the roof. Who left the light on? We need more bread and cheese. The children are playing outside. His shoes
-were wet and dirty. Can you help me with this box? My sister works in a hospital. The coffee is too hot. They waited
-an hour for the bus. I forgot my umbrella at work. The dog sleeps under the bed. She bought a green jacket. Somebody
-is knocking at the door. He drives slowly through the village. We should leave before noon. The baby smiled at
-everyone. What time does the shop open? I have never been to London. Her father grows red apples. The river is high
-this year. You can keep the change. My phone needs a new battery. They painted the wall yellow. Where did you put the
-scissors? The soup needs a little salt. He wrote a long letter home. I will meet you at the station. The market was
-full of people. She plays the piano very well. Our neighbor has three cats. Turn left after the bridge. The movie was
-over by nine. We saw a fox in the garden. His answer surprised all of us. Take the blue bag with you. The clock on the
-wall is wrong. Nobody wanted the last piece of cake. I cannot find my other glove. They sing together every Sunday.
-The road goes around the lake. Would you like some tea? My knee hurts when I run. The farmer sold his old horse. She
-opened the box with a knife. It is colder than yesterday. We are going to the beach. He broke the cup by accident. The
-paper is in the drawer. How much does the ticket cost? Her voice was quiet and warm. The plane arrived two hours late.
-I gave him the wrong number. They built a bridge of wood. Please write your name here. The apples fell from the tree.
-You look tired this morning. My uncle lives near the sea. The stairs are behind the kitchen. We had fish for dinner.
-She reads the news every day. The boy jumped over the fence. Do not touch the hot stove. He counted the money twice.
-Summer was short and very dry. I heard a noise in the cellar. The doctor will see you now. They were late for school
-again. Her dress has a small hole. The key does not fit. We danced until the music stopped. My mother sent us a
-picture. Is there any milk in the fridge? The wind took my hat away. He speaks with a soft voice. I would rather stay
-at home. The garden is full of roses. She paid for all the tickets. Our car would not start today. The cat hid behind
-the chair. You forgot to lock the car. They met in a small cafe. The lamp fell off the shelf. I washed the shirt this
-morning. He is looking for a quiet room. The moon was bright last night. We cannot wait any longer. Her hands were
-cold as ice. The bus driver knew the way. Put the plates on the shelf. My grandfather told us a story. The students
-asked many questions. It takes ten minutes by bike. She cut the bread into slices. They grow potatoes behind the
-house. The office is closed on Monday. I want to learn how to swim. He was born in a small town. The flowers need
-water every evening. We lost the game by one point. Your coat is on the chair. The judge listened to both sides. She
-dropped her ring in the river. Why are you laughing at me? The tea smells of lemon. They rode their bikes to school.
-My room is on the third floor. The fire went out during the night. I think we took a wrong turn. He carried the chairs
-outside. The bank is across the street. You must try the chocolate cake. Her brother fixed the broken clock. The snow
-was deep and white. We found shells on the beach. The singer thanked her friends. I need a pen and some paper. They
-live on a quiet street. The horse ran across the field. She never drinks coffee at night. His jacket is too big for
-me. The pilot waved from the plane. Could you speak a little louder? We ate lunch under a tree. The mouse ran into the
-wall. My friends gave me a watch. The weather will change on Friday. He forgot what he wanted to say. I saw your
-sister at the market.
-""")
-# known words in new orders, said by held-out speakers only: what a model spells, not what it knows by heart
-HELD_OUT = _sentences("""
-You left the keys in the boat. My brother should call again tomorrow. The children found a bird in the garden. I will
-wait for you at the bridge. She put the cake on the kitchen table. His father works near the lake. We never waited for
-the train. The window behind the stairs is broken. They asked the doctor for help. Nobody told me the music was over.
-Please bring your umbrella to school. Her old dog ran through the snow. The street is wet this morning. Do you want
-some fish and bread? He lost the blue ticket yesterday. Our neighbor sold the white house.
-""")
-
-
+# what is said: sentences of all, and known words in new orders for held-out speakers: what a model spells, not knows
+SENTENCES, HELD_OUT = (
+    tuple(re.findall(r"\w[^.?]*[.?]", text.replace("\n", " ")))
+    for text in Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").split("\n\n")
+)
 logger = logging.getLogger(__name__)
 
 EMOTIONS, DEFAULT_LABELS = iemocap.EMOTIONS, iemocap.DEFAULT_LABELS
 VERSIONS = {"iemocap": 3, "savee": 3, "emodb": 2}  # raise one when the corpus of a seed changes
-
-# ------------------------------------------------------------------ the making of it
 
 
 def find_utterances(data_folder: str | os.PathLike, seed: int | None = None) -> list[dict]:
@@ -187,9 +135,6 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-# ------------------------------------------------------------------ who speaks, and how
-
-
 @dataclass(frozen=True)
 class Voice:
     """One speaker: an eSpeak variant with its own habits."""
@@ -199,32 +144,22 @@ class Voice:
     rate: float = 1.0  # multiplies every emotion's
 
 
-@dataclass(frozen=True)
-class Style:
-    """What an emotion does to any voice (see `Speech` for the units)."""
-
-    rate: int
-    pitch: int
-    range: int
-    volume: int
-
-
 FEMALE = (Voice("f1", 2), Voice("f2", -3, 0.97), Voice("f3", 4, 1.03), Voice("f4", 0, 1.02), Voice("f5", -2, 0.98))
 MALE = (Voice("m1", 0, 1.02), Voice("m2", 3, 0.98), Voice("m3", -2), Voice("m4", 4, 1.03), Voice("m7", 1, 0.97))
 # Rate and range differ for every pair, so an emotion can be told from a voice never heard before; the volumes
 # overlap once they vary.
-STYLES = {
-    "neutral": Style(rate=150, pitch=44, range=36, volume=70),
-    "happy": Style(rate=184, pitch=76, range=88, volume=78),
-    "excited": Style(rate=190, pitch=82, range=96, volume=82),
-    "angry": Style(rate=240, pitch=46, range=66, volume=86),
-    "sad": Style(rate=110, pitch=34, range=6, volume=54),
-    "fear": Style(rate=250, pitch=80, range=14, volume=62),
-    "disgust": Style(rate=125, pitch=28, range=75, volume=74),
-    "boredom": Style(rate=140, pitch=40, range=4, volume=64),
-    "surprise": Style(rate=150, pitch=82, range=99, volume=80),
-    "frustrated": Style(rate=205, pitch=38, range=55, volume=84),
-    "undecided": Style(rate=180, pitch=52, range=48, volume=72),
+STYLES = {  # what an emotion does to any voice (see `Speech` for the units)
+    "neutral": dict(rate=150, pitch=44, range=36, volume=70),
+    "happy": dict(rate=184, pitch=76, range=88, volume=78),
+    "excited": dict(rate=190, pitch=82, range=96, volume=82),
+    "angry": dict(rate=240, pitch=46, range=66, volume=86),
+    "sad": dict(rate=110, pitch=34, range=6, volume=54),
+    "fear": dict(rate=250, pitch=80, range=14, volume=62),
+    "disgust": dict(rate=125, pitch=28, range=75, volume=74),
+    "boredom": dict(rate=140, pitch=40, range=4, volume=64),
+    "surprise": dict(rate=150, pitch=82, range=99, volume=80),
+    "frustrated": dict(rate=205, pitch=38, range=55, volume=84),
+    "undecided": dict(rate=180, pitch=52, range=48, volume=72),
 }
 # standard deviations of the seeded variation: rate and volume relative, pitch and range in eSpeak's units
 VARIATION = {"rate": 0.04, "pitch": 2.5, "range": 4.0, "volume": 0.18}
@@ -236,16 +171,13 @@ def _act(text: str, language: str, voice: Voice, emotion: str, random: np.random
     style = STYLES[emotion]
     rate, pitch, pitch_range, volume = random.standard_normal(4)
     values = {
-        "rate": style.rate * voice.rate * (1 + VARIATION["rate"] * rate),
-        "pitch": style.pitch + voice.pitch + VARIATION["pitch"] * pitch,
-        "range": style.range + VARIATION["range"] * pitch_range,
-        "volume": style.volume * np.exp(VARIATION["volume"] * volume),
+        "rate": style["rate"] * voice.rate * (1 + VARIATION["rate"] * rate),
+        "pitch": style["pitch"] + voice.pitch + VARIATION["pitch"] * pitch,
+        "range": style["range"] + VARIATION["range"] * pitch_range,
+        "volume": style["volume"] * np.exp(VARIATION["volume"] * volume),
     }
     values = {name: round(float(np.clip(value, *BOUNDS[name]))) for name, value in values.items()}
     return Speech(text, f"{language}+{voice.variant}", **values)
-
-
-# ------------------------------------------------------------------ what is said, as files
 
 
 @dataclass(frozen=True)
@@ -298,7 +230,7 @@ DISSENT = 0.3  # how often the third rater chooses another emotion
 
 
 def _iemocap(sentences: int | None) -> Plan:
-    """IEMOCAP's four classes (happy: every other one excited), label files, transcriptions and its traps.
+    """IEMOCAP's four classes (happy: every other one excited), label files and transcriptions.
 
     A session says every sentence once, half of them by each speaker. Session 5 also says those that are held out: both
     speakers, each in two of the emotions. A small corpus has so many that everybody says in all emotions, and two more.
@@ -357,11 +289,7 @@ def _write_dialogs(turns: list[Turn], root: Path, spoken: dict[str, Spoken], see
             transcript.append(f"{Path(turn.wav).stem} [{start:08.4f}-{clock:08.4f}]: {turn.text}")
             clock += 0.5
         _write(texts / "EmoEvaluation" / f"{folder.name}.txt", "\n".join(labels))
-        # lines that belong to no labelled turn, as the release has them
-        transcript += [f"{folder.name}_MXX0 [{clock:08.4f}-{clock + 1:08.4f}]: Mm-hm.", "M: Yeah."]
         _write(texts / "transcriptions" / f"{folder.name}.txt", "\n".join(transcript) + "\n")
-    for session in sorted({folder.parts[0] for folder in dialogs}):
-        _write_traps(root / session, f"Ses{int(session[-1]):02}")
 
 
 def _label(turn: Turn, start: float, end: float, speech: Speech, random: np.random.Generator) -> str:
@@ -388,16 +316,6 @@ def _votes(emotion: str, random: np.random.Generator) -> list[str]:
     if emotion == "undecided":
         return [str(name) for name in others[:RATERS]]
     return [emotion, emotion, str(others[0]) if random.random() < DISSENT else emotion]
-
-
-def _write_traps(session: Path, name: str) -> None:
-    """The release's files that are no label files."""
-    evaluation = session / "dialog" / "EmoEvaluation"
-    first = IEMOCAP_DIALOGS[0].format(name)
-    _write(evaluation / f"._{first}.txt", "\0\5\26\7 Mac OS X \xb0")
-    _write(session / "sentences" / "wav" / first / f"._{first}_F000.wav", "\0\5\26\7 Mac OS X \xb0")
-    _write(evaluation / "Categorical" / f"{first}_e1_cat.txt", f"{first}_F000 :neutral; ()\n")
-    _write(evaluation / "Attribute" / f"{first}_e1_atr.txt", f"{first}_F000 :act 2; :val 3; :dom  2; ()\n")
 
 
 def _savee(sentences: int | None) -> Plan:
