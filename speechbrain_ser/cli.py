@@ -5,6 +5,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -36,12 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_any_name()
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in PROGRAMS:
-        return _run_program(*PROGRAMS[argv[0]][:2], argv[1:])
+        module, place, _ = PROGRAMS[argv[0]]
+        end_with_parent()  # before the seconds that the import takes
+        with ending_on_signals(at_once=True), libraries_that_load():
+            program = import_module(module)
+        return program.main(list(argv[1:]), place)
     parser = argparse.ArgumentParser("speechbrain-ser", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    about_models = (_decompose, _convert, _predict, _embed, _evaluate, _export, _serve, _import_whisper)
-    for add in (_doctor, _demo_corpus, _manifest, _report, _compare, _audit, *about_models):
-        add(commands)
+    for name, (function, add_options, show) in COMMANDS.items():
+        help = add_options.__doc__
+        command = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+        command.set_defaults(call=partial(_call, f"speechbrain_ser.{function}", show))
+        add_options(command.add_argument)
     for name, (*_, help) in PROGRAMS.items():
         commands.add_parser(name, help=help)
     arguments = vars(parser.parse_args(argv))
@@ -61,59 +68,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         speechbrain.setLevel(level)
 
 
-def _run_program(module: str, place: Path, argv: Sequence[str]) -> int:
-    end_with_parent()  # before the seconds that the import takes
-    with ending_on_signals(at_once=True), libraries_that_load():
-        program = import_module(module)
-    return program.main(list(argv), place)
+def _call(function: str, show: Callable | None, arguments: dict) -> int:
+    module, _, attribute = function.partition(":")
+    with ending_on_signals(at_once=True):
+        module = import_module(module)
+    with ending_on_signals():
+        found = getattr(module, attribute)(**arguments)
+    return (found if show is None else show(found)) or 0
 
 
-def _command(commands, name: str, function: str, help: str, show: Callable | None = None):
-    """Add a sub-command, and return what adds its options.
-
-    They are the keyword arguments of a function, which is imported when it is called. What it returns is shown, or,
-    where nothing shows it, the exit status; None is 0.
-    """
-
-    def call(arguments: dict) -> int:
-        module, _, attribute = function.partition(":")
-        with ending_on_signals(at_once=True):
-            module = import_module(module)
-        with ending_on_signals():
-            found = getattr(module, attribute)(**arguments)
-        return (found if show is None else show(found)) or 0
-
-    parser = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
-    parser.set_defaults(call=call)
-    return parser.add_argument
-
-
-def _doctor(commands):
-    help = "what this installation can do, a line a part; status 1 where one fails"
-    add = _command(commands, "doctor", "speechbrain_ser.inference.doctor:doctor", help)
+def _doctor(add):
+    """what this installation can do, a line a part; status 1 where one fails"""
     add("--encoder", default="openai/whisper-base", help="hub name or folder to look for (default: %(default)s)")
     add("--results_folder", "--results-folder", default="results", help="where runs will go (default: %(default)s)")
 
 
-def _demo_corpus(commands):
-    function = "speechbrain_ser.data.corpora.demo:make_demo_corpus"
-    add = _command(commands, "demo-corpus", function, "speak a small corpus in a real corpus's layout", print)
+def _demo_corpus(add):
+    """speak a small corpus in a real corpus's layout"""
     add("out", metavar="OUT", help="the folder to make")
     layouts = ("iemocap", "savee", "emodb")
     add("--layout", choices=layouts, default="iemocap", help="default: %(default)s")
     add("--seed", type=int, default=0, help="of the variation (default: %(default)s)")
 
 
-def _manifest(commands):
-    help = "the manifest of a corpus, also as audformat's tables and as SpeechBrain's JSON"
-    add = _command(commands, "manifest", "speechbrain_ser.data.exports:export_manifest", help, _show_files)
+def _manifest(add):
+    """the manifest of a corpus, also as audformat's tables and as SpeechBrain's JSON"""
     add("out", metavar="OUT", help="the folder to write to")
     _corpus(add)
 
 
-def _report(commands):
-    help = "tables and figures of all runs below a folder, made again from their files"
-    add = _command(commands, "report", "speechbrain_ser.evaluation.report:build_report", help, _show_report)
+def _report(add):
+    """tables and figures of all runs below a folder, made again from their files"""
     add("results_folder", metavar="RESULTS_FOLDER", help="holds runs of one corpus and protocol")
     add("--out", dest="out_folder", help="where the files go (default: RESULTS_FOLDER/report)")
     _incomplete(add)
@@ -121,9 +106,8 @@ def _report(commands):
     add("--reference", help="compare every variant with this one (default: all pairs)")
 
 
-def _compare(commands):
-    help = "paired comparison of two variants on the same utterances"
-    add = _command(commands, "compare", "speechbrain_ser.evaluation.report:compare_folders", help, _show_report)
+def _compare(add):
+    """paired comparison of two variants on the same utterances"""
     add("first", metavar="A", help="the folder of one variant's runs")
     add("second", metavar="B", help="the folder of the other's")
     help = "where the files go (default: ./%(default)s)"
@@ -131,9 +115,8 @@ def _compare(commands):
     _incomplete(add)
 
 
-def _audit(commands):
-    help = "what leaks in a published split: speakers, texts, recordings; status 1 where anything does"
-    add = _command(commands, "audit", "speechbrain_ser.evaluation.audit:audit", help)
+def _audit(add):
+    """what leaks in a published split: speakers, texts, recordings; status 1 where anything does"""
     help = "CSV or TSV; folder of EmoBox's, s3prl's or Cai's files; a manifest; a folder of runs"
     add("paths", metavar="SPLIT", nargs="+", help=help)
     help = "ours: theirs, where a table's names do not tell, e.g. '{label: intended, speaker: who}'"
@@ -145,18 +128,16 @@ def _audit(commands):
     add("--format", dest="form", choices=("text", "json"), default="text", help="default: %(default)s")
 
 
-def _decompose(commands):
-    help = "picture and numbers of what a trained decomposition makes of speech"
-    add = _command(commands, "decompose", "speechbrain_ser.inference.decompose:decompose", help)
+def _decompose(add):
+    """picture and numbers of what a trained decomposition makes of speech"""
     add("run", metavar="RUN", help="the folder of a trained run")
     add("recordings", metavar="RECORDING", nargs="+", help="any format that soundfile reads")
     add("--out", default="decomposition", help="where the files go (default: ./%(default)s)")
     _trust_run(add)
 
 
-def _convert(commands):
-    help = "give one recording the rhythm, pitch or timbre of another"
-    add = _command(commands, "convert", "speechbrain_ser.inference.decompose:convert_recording", help)
+def _convert(add):
+    """give one recording the rhythm, pitch or timbre of another"""
     add("run", metavar="RUN", help="the folder of a trained run")
     add("source", metavar="SOURCE", help="the recording to convert")
     add("target", metavar="TARGET", help="the recording whose parts it gets")
@@ -166,9 +147,8 @@ def _convert(commands):
     _trust_run(add)
 
 
-def _predict(commands):
-    help = "emotions and transcripts of recordings, by a trained model"
-    add = _command(commands, "predict", "speechbrain_ser.inference.predict:predict", help)
+def _predict(add):
+    """emotions and transcripts of recordings, by a trained model"""
     add("paths", metavar="PATH", nargs="+", help="recordings, folders of them, - for paths on stdin")
     _model(add)
     help = "default: table, or OUT's ending; textgrid: a file a recording in the folder OUT, implies --window"
@@ -189,9 +169,8 @@ def _predict(commands):
     add("--picture", metavar="FOLDER", help="also a picture a recording; implies --window")
 
 
-def _embed(commands):
-    help = "a vector a recording, of a trained model or a pretrained encoder, as .npz or .csv"
-    add = _command(commands, "embed", "speechbrain_ser.inference.embed:embed", help)
+def _embed(add):
+    """a vector a recording, of a trained model or a pretrained encoder, as .npz or .csv"""
     add("paths", metavar="PATH", nargs="+", help="recordings, folders of them, - for paths on stdin")
     add("--out", required=True, metavar="FILE", help="x.npz (path, embedding) or x.csv")
     add("--model", help="a run's folder (executes its YAML: --trust-run), a package's folder, or user/model on the hub")
@@ -205,9 +184,8 @@ def _embed(commands):
     add("--device", help="cpu, cuda:0, … (default: what the machine has)")
 
 
-def _evaluate(commands):
-    help = "any model on any labelled corpus: figures with intervals, calibration, groups; what it knows is refused"
-    add = _command(commands, "evaluate", "speechbrain_ser.inference.evaluate:evaluate", help, _show_report)
+def _evaluate(add):
+    """any model on any labelled corpus: figures with intervals, calibration, groups; what it knows is refused"""
     help = (
         "a run's folder, a package or its model.onnx, user/model on the hub, transformers:SOURCE, speechbrain:SOURCE, "
         "a CSV of posteriors (ID or path, a column a class), module:function (waveform to posteriors, with .classes)"
@@ -224,9 +202,8 @@ def _evaluate(commands):
     _trust_run(add)
 
 
-def _export(commands):
-    help = "make a trained run a package, of which loading executes nothing"
-    add = _command(commands, "export", "speechbrain_ser.inference.export:export_run", help, _show_package)
+def _export(add):
+    """make a trained run a package, of which loading executes nothing"""
     add("run_folder", metavar="RUN", help="the folder of a trained run")
     add("out", metavar="OUT", help="the folder to make")
     add("--onnx", dest="with_onnx", action="store_true", help="also model.onnx (Cai's and Ha's systems; extra `onnx`)")
@@ -235,9 +212,8 @@ def _export(commands):
     _trust_run(add)
 
 
-def _serve(commands):
-    help = "a page on this machine: record or drop speech, see what a model says"
-    add = _command(commands, "serve", "speechbrain_ser.inference.page:serve", help)
+def _serve(add):
+    """a page on this machine: record or drop speech, see what a model says"""
     _model(add)
     add("--host", default="127.0.0.1", help="the address to listen at (default: this machine alone)")
     add("--port", type=int, default=7860, help="default: %(default)s")
@@ -250,10 +226,8 @@ def _serve(commands):
     add("--step", type=float, help="seconds from window to window (default: half a window)")
 
 
-def _import_whisper(commands):
-    function = "speechbrain_ser.lobes.import_whisper:import_whisper"
-    help = "make a CTranslate2 Whisper a folder that --encoder= takes"
-    add = _command(commands, "import-whisper", function, help, print)
+def _import_whisper(add):
+    """make a CTranslate2 Whisper a folder that --encoder= takes"""
     add("source", metavar="SOURCE", help="a folder as faster-whisper keeps it, or: wheels")
     add("out", metavar="OUT", help="the folder to make")
 
@@ -295,6 +269,26 @@ def _show_package(folder: Path) -> None:
     print(f"written, and compared with the run: {folder}")
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         print(f"  {path.relative_to(folder)}  {path.stat().st_size:,} bytes")
+
+
+#: command -> the function it calls (below this package), what adds its options (whose docstring is its help), and what
+#: shows what the function returns; None: that is the exit status
+COMMANDS = {
+    "doctor": ("inference.doctor:doctor", _doctor, None),
+    "demo-corpus": ("data.corpora.demo:make_demo_corpus", _demo_corpus, print),
+    "manifest": ("data.exports:export_manifest", _manifest, _show_files),
+    "report": ("evaluation.report:build_report", _report, _show_report),
+    "compare": ("evaluation.report:compare_folders", _compare, _show_report),
+    "audit": ("evaluation.audit:audit", _audit, None),
+    "decompose": ("inference.decompose:decompose", _decompose, None),
+    "convert": ("inference.decompose:convert_recording", _convert, None),
+    "predict": ("inference.predict:predict", _predict, None),
+    "embed": ("inference.embed:embed", _embed, None),
+    "evaluate": ("inference.evaluate:evaluate", _evaluate, _show_report),
+    "export": ("inference.export:export_run", _export, _show_package),
+    "serve": ("inference.page:serve", _serve, None),
+    "import-whisper": ("lobes.import_whisper:import_whisper", _import_whisper, print),
+}
 
 
 if __name__ == "__main__":
