@@ -160,15 +160,16 @@ def read_csv(path: str | os.PathLike, columns: Iterable[str] = (), **options) ->
     return frame
 
 
-def sha256(path: str | os.PathLike) -> str:
-    """Return a file's SHA-256, 64 hexadecimal digits."""
+def sha256(*paths: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file, or of several one after the other: 64 hexadecimal digits."""
     digest = hashlib.sha256()
-    try:
-        with Path(path).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise UserError(f"{path}: expected a file that can be read: {error.strerror}") from error
+    for path in paths:
+        try:
+            with Path(path).open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise UserError(f"{path}: expected a file that can be read: {error.strerror}") from error
     return digest.hexdigest()
 
 

@@ -70,9 +70,6 @@ def judge(split: Split, data_folder: str | None = None) -> dict:
     }
 
 
-# ------------------------------------------------------------------ what two parts share
-
-
 def _shared(rows: pd.DataFrame, folds: Folds, check: str, part: str = "train") -> dict:
     """Judge whether test utterances have a speaker, text, … of another part; with their number in each fold."""
     noun, columns, advice = SHARED[check]
@@ -169,9 +166,6 @@ def _coverage(rows: pd.DataFrame, n_folds: int) -> dict:
     return {"check": "coverage", "verdict": "FAULT" if found else "PASS", "said": said}
 
 
-# ------------------------------------------------------------------ the same recording
-
-
 def _with_recordings(rows: pd.DataFrame, data_folder: str | None) -> pd.DataFrame:
     """Add what tells a recording: its path, its name with its length (else with all that is known), its samples."""
     start, path = "@" + rows["start"], rows["path"].where(rows["path"] != "", rows["ID"])
@@ -230,9 +224,6 @@ def _near_duplicates(heard: pd.DataFrame) -> Iterator[tuple[int, int]]:
     lengths, bands = heard["length"].to_numpy()[order], np.stack(heard["bands"])[order]
     for k, end in enumerate(np.searchsorted(lengths, lengths + SAME_LENGTH, side="right")):
         yield from ((order[k], order[k + 1 + j]) for j in np.flatnonzero(bands[k + 1 : end] @ bands[k] > ALIKE))
-
-
-# ------------------------------------------------------------------ on the screen
 
 
 def _in_words(found: dict) -> str:

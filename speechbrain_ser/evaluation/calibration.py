@@ -169,7 +169,6 @@ def cross_fitted(logits: np.ndarray, true: Sequence[int], groups: Sequence[str],
 
 
 def _no_temperature(logits: np.ndarray, true: np.ndarray) -> str | None:
-    """Why there is none to fit."""
     if len(true) == 0:
         return "there are no validation utterances"
     if not np.isfinite(logits).all():

@@ -229,12 +229,9 @@ def word_errors(transcripts: Sequence[str], hypotheses: Sequence[str]) -> pd.Dat
     if spoken:
         aligned = jiwer.process_words([references[k] for k in spoken], [hypotheses[k] for k in spoken]).alignments
         for k, chunks in zip(spoken, aligned, strict=True):
-            errors[k] = sum(_length(c) for c in chunks if c.type != "equal")
+            wrong = [c for c in chunks if c.type != "equal"]
+            errors[k] = sum(max(c.ref_end_idx - c.ref_start_idx, c.hyp_end_idx - c.hyp_start_idx) for c in wrong)
     return pd.DataFrame({"words": [len(r.split()) for r in references], "word_errors": errors}, dtype=int)
-
-
-def _length(chunk) -> int:
-    return max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
 
 
 def label_accuracy(predictions: pd.DataFrame, label: str) -> float:

@@ -98,7 +98,6 @@ def build_report(
     if runs.leak:  # wherever such a number appears
         tables = [replace(t, title=f"{t.title}, LEAKY PROTOCOL") for t in tables]
     folder = Path(out_folder or Path(results_folder) / "report")
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
     pictures = _pictures(runs, selection, folder / "figures")
     written = _write(title, runs, tables, pictures, folder)
     shown = [t.console() for t in tables if t.name in ON_CONSOLE]
@@ -116,13 +115,9 @@ def build_protocol_report(
     what = (paper or {}).get("title") or ", ".join(dict.fromkeys(r.metrics["system"] for r in first.runs))
     title = f"{what}: {first.corpus}, protocols {', '.join(by_protocol)}"
     table = make.protocol_table(by_protocol, first.selection)
-    folder = Path(out_folder)
-    folder.mkdir(parents=True, exist_ok=True)
     lead = [f"{p}: {said}" for p, runs in by_protocol.items() for said in (*_missing(runs), *_texts_in_words(runs))]
-    picture = draw.plot_protocols(table.values, title)
-    return _report_of_one(
-        title, lead, table, picture, "UA under each protocol, with 95 % intervals by speaker.", folder
-    )
+    caption = "UA under each protocol, with 95 % intervals by speaker."
+    return _report_of_one(title, lead, table, draw.plot_protocols(table.values, title), caption, Path(out_folder))
 
 
 def build_corpora_report(
@@ -136,16 +131,14 @@ def build_corpora_report(
     """Make the report of models of several corpora on each other: the arguments of :func:`make.corpora_table`."""
     lead = [*lead, *(f"LEAKY, trained on {a}, tested on {b}: {said}" for (a, b), said in leaks.items())]
     title += ". LEAKY" if leaks else ""
-    table, folder = make.corpora_table(cells, classes, leaks), Path(out_folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    table = make.corpora_table(cells, classes, leaks)
     caption = "UA by the corpus trained on and the corpus tested on, with 95 % intervals by speaker."
-    return _report_of_one(title, lead, table, draw.plot_corpora(table.values, title), caption, folder)
+    return _report_of_one(title, lead, table, draw.plot_corpora(table.values, title), caption, Path(out_folder))
 
 
 def _report_of_one(
     title: str, lead: Sequence[str], table: Table, picture: Figure, caption: str, folder: Path
 ) -> Report:
-    """Of one table and its picture."""
     shown = Picture(save_figure(picture, folder / f"{table.name}.svg"), caption)
     files = _write_page(title, lead, [], [table], [shown], folder)
     files += [shown.path, save_figure(picture, folder / f"{table.name}.png")]
@@ -156,7 +149,6 @@ def _report_of_one(
 def build_evaluation_report(evaluation: Evaluation, found: Mapping, out_folder: str | os.PathLike) -> Report:
     """Make the report of a model on a corpus, of what :func:`evaluation_figures` found."""
     folder, title = Path(out_folder), evaluation.title
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
     tables = make.evaluation_tables(evaluation, found)
     by_way = {way: evaluation.scores(way) for way in evaluation.ways}
     bins = {way: reliability_bins(scores["confidence"], scores["right"]) for way, scores in by_way.items()}
@@ -183,7 +175,6 @@ def _missing(runs: Runs) -> list[str]:
 
 
 def _title(runs: Runs, what: str | None) -> str:
-    """What, on what, and first of all what is wrong with it."""
     what = what or ", ".join(dict.fromkeys(r.metrics["system"] for r in runs.runs))
     done, folds = len({r.fold for r in runs.runs}), counted(len(runs.folds), "fold")
     folds = folds if done == len(runs.folds) else f"{done} of {folds}"
@@ -376,7 +367,6 @@ def compare_folders(
     if missing := [*both[0].missing, *both[1].missing]:
         title += f". INCOMPLETE, missing: {'; '.join(missing)}"
     folder = Path(out_folder)
-    folder.mkdir(parents=True, exist_ok=True)
     files = (
         write_text(f"# {make.in_markdown(title)}\n\n{table.markdown()}\n", folder / "comparison.md"),
         write_text(f"% {' '.join(title.split())}\n{table.latex()}\n", folder / "comparison.tex"),

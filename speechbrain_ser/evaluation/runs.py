@@ -175,7 +175,6 @@ def _find_runs(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
 
 
 def _is_pretraining(path: Path) -> bool:
-    """Whether a run's figures, or the lines that it was begun with, say so."""
     for name in ("metrics.json", "configuration.json"):
         with contextlib.suppress(UserError):  # a damaged metrics.json is named when it is read for its figures
             found = read_json(path / name)
@@ -235,7 +234,6 @@ def _read_logits(path: Path, metrics: dict) -> pd.DataFrame:
 
 
 def _read_predictions(folder: Path, stem: str, metrics: dict, expected: int, problems: Offenders) -> dict:
-    """The tables of each selection."""
     found = {}
     for selection in metrics["selections"]:
         path = folder / f"{stem}{'' if selection == metrics['selection'] else f'_{selection}'}.csv"
@@ -255,9 +253,8 @@ def _prepared(frame: pd.DataFrame, path: Path, problems: Offenders) -> pd.DataFr
     if "corpus" in frame:
         frame["speaker"] = (frame["corpus"] + ":" + frame["speaker"]).where(frame["speaker"] != "", "")
     rated = {column for d in DIMENSIONS if f"{d}_predicted" in frame for column in (d, f"{d}_predicted")}
-    for column in (
-        c for c in frame if c.startswith("posterior_") or c in rated
-    ):  # what is no number becomes NaN, and is named
+    numbers = [column for column in frame if column.startswith("posterior_") or column in rated]
+    for column in numbers:  # what is none becomes NaN, and is named
         frame[column] = pd.to_numeric(frame[column], errors="coerce")
     if "hypothesis" in frame:
         frame = frame.join(word_errors(frame["transcript"], frame["hypothesis"]))

@@ -129,7 +129,6 @@ def _cell(found: Mapping, name: str) -> str:
 
 
 def _marked(text: str, selection: str) -> str:
-    """Mark a number that the test part chose."""
     return f"{text} {ORACLE}" if selection == "test" and text not in (ABSENT, NONE) else text
 
 
@@ -172,7 +171,6 @@ def _ends(sums: Mapping[str, Sums], scale: str | None = None) -> dict[str, float
 
 
 def _by(runs: Sequence[Run], selection: str, classes: Sequence[str], keys: list[str]) -> pd.DataFrame:
-    """The figures and n of each fold, seed, or both."""
     parts = stacked(runs, selection).groupby(keys, sort=False)
     found = [dict(zip(keys, values, strict=True)) | metrics(part, classes) for values, part in parts]
     return pd.DataFrame(found).reindex(columns=[*keys, "n", *RECOGNITION])
@@ -312,10 +310,9 @@ def group_table(predictions: Mapping[str, pd.DataFrame], classes: Sequence[str],
         for by, parts in groups_of(rows).items():
             found = {group: _figures_of(part, classes) for group, part in parts.items()}
             label = {"variant": name, "by": by}
-            values += [
-                label | {"group": group, "speakers": parts[group]["speaker"].nunique()} | _flat(figures)
-                for group, figures in found.items()
-            ]
+            for group, figures in found.items():
+                about = label | {"group": group, "speakers": parts[group]["speaker"].nunique()}
+                values.append(about | _flat(figures))
             gap = gap_of(parts, classes, by)
             ends = {g: f"{g}: {_cell(found[g], 'UA')} ({found[g]['n']})" for g in (gap.worst, gap.best)}
             cells = {"worst, UA % (n)": ends[gap.worst], "best, UA % (n)": ends[gap.best]}
@@ -419,9 +416,7 @@ def protocol_table(by_protocol: Mapping[str, Runs], selection: str) -> Table:
         text = label | {FIGURES[m].heading: _cell(found, m) for m in ("WA", "UA", "WER") if m in found}
         if protocol != base and name in of_variant[base]:
             cells, values = _gain(of_variant[base][name], predictions, runs.classes, selection)
-            text |= {
-                f"{heading}, minus {base}": cells[heading] for heading in (FIGURES["WA"].heading, FIGURES["UA"].heading)
-            }
+            text |= {f"{heading}, minus {base}": cells[heading] for heading in cells if heading != "predictions"}
             found |= values
         found["share_text_heard"] = share_heard(stacked(next(iter(runs.variants.values())), selection))
         text |= {"texts heard %": printed(found["share_text_heard"]), "predictions": str(found["n"])}
@@ -449,10 +444,9 @@ def selection_table(runs: Runs) -> Table:
                 text["choosing on test gains"] = figure.change(by["test"] - by["last"])
             values = {"test_ORACLE_leaky" if s == "test" else s: v for s, v in by.items()}
             rows.append((text, {"variant": name, "figure": figure.name} | values))
+    note = f"The {ORACLE} column picks each fold's best epoch on the test part: no result of a system."
     if len(runs.runs[0].predictions) == 1:
         note = "These runs kept one selection only; --test_every_epoch=True keeps all three."
-    else:
-        note = f"The {ORACLE} column picks each fold's best epoch on the test part: no result of a system."
     return _table("selections", "Cost of selection", rows, note)
 
 
@@ -504,9 +498,7 @@ def fold_table(runs: Runs, selection: str) -> Table:
 def recall_table(runs: Runs, selection: str) -> Table | None:
     """Make the table of each class's recall; None where only dimensions are told."""
     rows = []
-    if not runs.classes:
-        return None
-    for name, of_variant in runs.variants.items():
+    for name, of_variant in runs.variants.items() if runs.classes else ():
         recall = metrics(stacked(of_variant, selection), runs.classes)["recall"]
         text = {c: _marked(printed(share), selection) for c, share in recall.items()}
         rows.append(({"variant": name} | text, {"variant": name} | recall))
@@ -651,7 +643,6 @@ def _calibration_cells(found: Mapping) -> dict[str, str]:
 
 
 def _calibration_figures(scores: pd.DataFrame) -> dict:
-    """Figures with the intervals that they have."""
     found = {"n": len(scores), **calibration_figures(scores), "ECE_of_chance": chance_error(scores["confidence"])}
     of_folds = [calibration_figures(part)["ECE"] for _, part in scores.groupby(["fold", "seed"])]
     found["ECE_fold_mean"] = float(np.mean(of_folds))

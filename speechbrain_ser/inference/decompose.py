@@ -332,7 +332,11 @@ def decompose(
         analysis = analyse(trained.model.decomposition, _read(path, name, trained))
         save_figure(plot_analysis(analysis), Path(out, f"{name}.png"))
         with written_whole(Path(out, f"{name}.npz")) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **_arrays(analysis))
+            parts = analysis.parts
+            arrays = {"mel": parts.mel, "f0_hz": parts.f0_hz, "f0": parts.f0, "reconstruction": analysis.reconstruction}
+            arrays |= {f"code_{name}": code for name, code in analysis.codes.items()}
+            there = {name: array for name, array in arrays.items() if array is not None}
+            np.savez_compressed(file, **there, hop_seconds=np.float64(parts.hop_seconds))
         print(f"{Path(out, name)}.png, .npz" + ("" if analysis.mse is None else f"  MSE {analysis.mse:.3g}"))
 
 
@@ -396,11 +400,3 @@ def _read(path: str | os.PathLike, name: str, trained: TrainedModel) -> Parts:
     encoders = trained.model.decomposition.encoders.values()
     f0 = trained.model.inputs["f0"] if any(encoder.reads == "f0" for encoder in encoders) else None
     return read_parts(path, trained.model.inputs["mel"], f0, name)
-
-
-def _arrays(analysis: Analysis) -> dict[str, np.ndarray]:
-    parts = analysis.parts
-    arrays = {"mel": parts.mel, "f0_hz": parts.f0_hz, "f0": parts.f0}
-    arrays |= {f"code_{name}": code for name, code in analysis.codes.items()}
-    arrays |= {"reconstruction": analysis.reconstruction, "hop_seconds": np.float64(parts.hop_seconds)}
-    return {name: array for name, array in arrays.items() if array is not None}

@@ -28,7 +28,7 @@ GIGABYTE = 1e9
 def doctor(encoder: str = "openai/whisper-base", results_folder: str | os.PathLike = "results") -> int:
     """Look at versions, devices, sound, an encoder and disks, print a line each, and return 1 where one fails."""
     checks = {
-        "python": _python,
+        "python": lambda: f"{platform.python_version()} on {platform.platform(terse=True)}",
         "packages": _packages,
         "extras": _extras,
         "devices": _devices,
@@ -47,10 +47,6 @@ def _told(name: str, check: Callable[[], str]) -> bool:
         found, is_well = str(error), False
     print(printable(f"{'ok  ' if is_well else 'FAIL'}  {name}: {found}"), flush=True)
     return is_well
-
-
-def _python() -> str:
-    return f"{platform.python_version()} on {platform.platform(terse=True)}"
 
 
 def _wanted(extra: str = "") -> Iterator[Requirement]:

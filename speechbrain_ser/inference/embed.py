@@ -80,9 +80,8 @@ def _of_layer(lobe: PretrainedEncoder, layer: int) -> Callable[[str], np.ndarray
     def vector(path: str) -> np.ndarray:
         wav = load_audio(path)
         if len(wav) < lobe.min_samples:
-            raise UserError(
-                f"too short: {len(wav)} samples at 16 kHz (expected {lobe.min_samples}, which make a frame)"
-            )
+            expected = f"expected {lobe.min_samples}, which make a frame"
+            raise UserError(f"too short: {len(wav)} samples at 16 kHz ({expected})")
         return statistics.extract(wav)[layer].numpy()
 
     return vector

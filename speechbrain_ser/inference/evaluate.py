@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import ruamel.yaml
 import torch
 from speechbrain.utils.distributed import infer_device
 from tqdm import tqdm
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from speechbrain_ser.data import manifest
 from speechbrain_ser.data.batches import SAMPLE_RATE, load_audio
 from speechbrain_ser.data.corpora.table import read_table
-from speechbrain_ser.data.labels import to_classes
+from speechbrain_ser.data.labels import to_classes, yaml_mapping
 from speechbrain_ser.data.protocols import choose_fold, make_folds
 from speechbrain_ser.errors import Offenders, Untrusted, UserError, counted
 from speechbrain_ser.evaluation.evaluated import Evaluation
@@ -265,7 +264,9 @@ def evaluate(
     options = manifest.given_options(corpus, table_file, table_columns, table_names)
     path = manifest.prepare(corpus, data_folder, MANIFESTS, **options)
     every = manifest.read_manifest(path, data_folder)
-    frame = to_classes(every, judged.classes, _from_yaml("labels", labels))
+    expected = "--labels: expected YAML, such as '{angry: anger, boredom: null}'"
+    rules = None if labels is None else yaml_mapping(labels, expected)
+    frame = to_classes(every, judged.classes, rules)
     left_out = every[~every["ID"].isin(frame["ID"])]["emotion"].value_counts()
     where = corpus
     if protocol is not None:
@@ -284,20 +285,12 @@ def evaluate(
     rows = predictions if (frame["speaker"] != "").all() else predictions.assign(speaker="")
     evaluation = Evaluation(_name(model), where, judged.classes, rows, posteriors, leak, notes)
     found = evaluation_figures(evaluation)
-    Path(out).mkdir(parents=True, exist_ok=True)
     write_csv(predictions, Path(out, "predictions.csv"))
     report = build_evaluation_report(evaluation, found, out)
     facts = {"kind": "evaluation", "model": evaluation.model, "model_id": judged.model_id, "tested_on": where}
     facts |= {"leak": leak, "classes": judged.classes, "left_out": left_out.to_dict(), "notes": notes}
     write_json(facts | found, Path(out, "metrics.json"))  # last: its presence says that all is there
     return report
-
-
-def _from_yaml(name: str, text: str | None):
-    try:
-        return None if text is None else ruamel.yaml.YAML(typ="safe", pure=True).load(text)
-    except ruamel.yaml.error.YAMLError as error:
-        raise UserError(f"--{name}: expected YAML, such as '{{angry: anger, boredom: null}}': {error}") from error
 
 
 def _name(model: str) -> str:

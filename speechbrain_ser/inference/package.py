@@ -283,10 +283,10 @@ def _checked_value(value, where: str):
 
 
 def _read_json(path: Path, kind: type, most_bytes: int = MOST_BYTES):
-    """Read a JSON file of a `kind`, dict or list: small, not deep, without NaN, double keys or control characters."""
+    """Read a JSON file of a `kind`, dict or list: small, not deep, without NaN or control characters."""
     data = read_small(path, most_bytes)
     try:
-        content = json.loads(data.decode("utf-8"), object_pairs_hook=_each_once)
+        content = json.loads(data.decode("utf-8"))
     except RecursionError as error:
         raise UserError(f"{path}: expected at most {DEEPEST} levels, found more") from error
     except ValueError as error:
@@ -310,15 +310,6 @@ def read_small(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
     if len(data) > most_bytes:
         raise UserError(f"{path}: expected at most {most_bytes} bytes, found more")
     return data
-
-
-def _each_once(pairs: list) -> dict:
-    content = {}
-    for name, value in pairs:  # not by counting: a megabyte has many keys
-        if name in content:
-            raise ValueError(f"the key {name[:100]!r} is there twice")
-        content[name] = value
-    return content
 
 
 def _check_content(content, levels: int, path: Path) -> None:
@@ -354,9 +345,8 @@ def _check_files(folder: Path, hashes: dict) -> None:
         for name in [*links, *(name for name in names if not name.startswith("."))]:  # .gitattributes
             path = Path(parent, name).relative_to(folder).as_posix()
             if path not in {*hashes, *UNHASHED}:
-                raise UserError(
-                    f"{folder}/{ascii(path)[1:-1]}: expected only files that {CONFIG} lists, found this one"
-                )
+                expected = f"expected only files that {CONFIG} lists, found this one"
+                raise UserError(f"{folder}/{ascii(path)[1:-1]}: {expected}")
     if lacking := [name for name in (PARAMETERS, LABELS) if name not in hashes]:
         raise UserError(f"{config}: files: expected {', '.join(lacking)} among them, found none")
     for name in (CARD, LICENSE):

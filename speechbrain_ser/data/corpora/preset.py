@@ -242,9 +242,6 @@ class Preset:
             offenders.add("missing", name)
 
 
-# ------------------------------------------------------------------ files
-
-
 def _files(root: Path, skipped: Collection[str]) -> Iterator[str]:
     """Paths below a folder, in order, of all that is not hidden; links are followed, no folder twice."""
     seen = set()
@@ -265,7 +262,6 @@ def _without_ending(file: str) -> str:
 
 
 def _one_of(root: Path, files: list[str], offenders: Offenders) -> str:
-    """Of the paths that are one recording the one that is taken."""
     first, *others = sorted(files, key=lambda file: (_rank(file), file.count("/"), file))
     for other in others:
         if _rank(other) == _rank(first) and not _same(root / first, root / other):

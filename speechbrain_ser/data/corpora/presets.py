@@ -144,10 +144,6 @@ MELD = Preset(
 )
 
 
-def _msp_podcast(facts: Facts) -> Facts:
-    return {"part": facts["split"], "speaker": "" if facts["speaker"].lower() == "unknown" else facts["speaker"]}
-
-
 # Lotfian and Busso 2019; readme of release 1.12; each release is larger. Test1 is the test part. Test2's speakers are
 # not known, Test3's labels not published: both are in no part of the split (the column `part` has the release's words).
 MSP_PODCAST = Preset(
@@ -172,7 +168,7 @@ MSP_PODCAST = Preset(
     words=lambda files: {
         f.stem.lower(): " ".join(_text(f).split()) for f in files if f.parent.name.lower() == "transcripts"
     },
-    tell=_msp_podcast,
+    tell=lambda facts: {"part": facts["split"], **({"speaker": ""} if facts["speaker"].lower() == "unknown" else {})},
     kept=("valence", "activation", "dominance", "part", "split"),
     skipped=("previous_releases_information",),
 )
