@@ -41,12 +41,9 @@ def iemocap_tree(folder: Path, turns: Iterable[tuple[str, str, str]] = TRAP_TURN
         dialogs.setdefault(turn.rpartition("_")[0], []).append((turn, code, words))
     for dialog, members in dialogs.items():
         session = folder / f"Session{int(dialog[3:5])}"
-        evaluation, transcriptions = (
-            session / "dialog" / "EmoEvaluation",
-            session / "dialog" / "transcriptions",
-        )
-        _write(evaluation / f"{dialog}.txt", _labels(members))
-        _write(transcriptions / f"{dialog}.txt", _transcription(dialog, members))
+        evaluation, transcriptions = (session / "dialog" / "EmoEvaluation", session / "dialog" / "transcriptions")
+        write(evaluation / f"{dialog}.txt", _labels(members))
+        write(transcriptions / f"{dialog}.txt", _transcription(dialog, members))
         _write_traps(session, dialog)
         wavs = session / "sentences" / "wav" / dialog
         for turn, _, _ in members:
@@ -72,23 +69,23 @@ def _transcription(dialog, members):
 
 def _write_traps(session, dialog):
     evaluation, wavs = session / "dialog" / "EmoEvaluation", session / "sentences" / "wav"
-    _write(evaluation / f"._{dialog}.txt", APPLE_DOUBLE)
-    _write(session / "dialog" / "transcriptions" / f"._{dialog}.txt", APPLE_DOUBLE)
-    _write(wavs / f"._{dialog}", APPLE_DOUBLE)
-    _write(wavs / dialog / f"._{dialog}_F000.wav", APPLE_DOUBLE)
-    _write(wavs / dialog / ".DS_Store", APPLE_DOUBLE)
-    _write(evaluation / "Categorical" / f"{dialog}_e1_cat.txt", f"{dialog}_F000 :Neutral state; ()\n")
-    _write(evaluation / "Attribute" / f"{dialog}_e1_atr.txt", f"{dialog}_F000 :act 2; :val 3; :dom  2; ()\n")
+    write(evaluation / f"._{dialog}.txt", APPLE_DOUBLE)
+    write(session / "dialog" / "transcriptions" / f"._{dialog}.txt", APPLE_DOUBLE)
+    write(wavs / f"._{dialog}", APPLE_DOUBLE)
+    write(wavs / dialog / f"._{dialog}_F000.wav", APPLE_DOUBLE)
+    write(wavs / dialog / ".DS_Store", APPLE_DOUBLE)
+    write(evaluation / "Categorical" / f"{dialog}_e1_cat.txt", f"{dialog}_F000 :Neutral state; ()\n")
+    write(evaluation / "Attribute" / f"{dialog}_e1_atr.txt", f"{dialog}_F000 :act 2; :val 3; :dom  2; ()\n")
 
 
-def _write(path, content):
+def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def table_folder(folder: Path, table: str, wavs: Iterable[str] = (), name: str = "users.csv") -> Path:
     """A user's own folder: a table and recordings."""
-    _write(folder / name, table)
+    write(folder / name, table)
     for wav in wavs:
         write_wav(folder / wav)
     return folder
