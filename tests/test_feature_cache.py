@@ -1,6 +1,7 @@
 """Features are computed once, found again by content and settings, and computed anew where they cannot be read."""
 
 import json
+import multiprocessing
 import pickle
 from pathlib import Path
 
@@ -118,6 +119,30 @@ def test_folder_that_cannot_be(tmp_path, paths):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UserError, match=r"file/\w+/settings.json cannot be written: Not a directory"):
         FeatureCache(tmp_path / "file", SETTINGS, Doubled()).fill(paths, progress=False)
+
+
+def _fill_and_check(folder, paths, barrier, results):
+    cache = FeatureCache(folder, SETTINGS, Doubled(), workers=2)
+    barrier.wait(60)
+    computed = cache.fill(paths, progress=False)
+    results.put((computed, all(torch.equal(cache[path], expected(path)) for path in paths)))
+
+
+def test_two_processes_at_once(tmp_path):
+    paths = [write_wav(tmp_path / f"{i}.wav", i) for i in range(40)]
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(2), context.Queue()
+    both = [
+        context.Process(target=_fill_and_check, args=(tmp_path / "cache", paths, barrier, results)) for _ in range(2)
+    ]
+    for process in both:
+        process.start()
+    found = [results.get(timeout=60) for _ in both]
+    for process in both:
+        process.join(60)
+        assert process.exitcode == 0
+    assert all(right for _, right in found) and sum(computed for computed, _ in found) >= 40
+    assert len(entries(tmp_path)) == 40 and not list((tmp_path / "cache").rglob("*.tmp"))
 
 
 def test_number_of_workers_changes_no_byte(tmp_path, paths):

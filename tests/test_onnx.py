@@ -10,6 +10,7 @@ import onnxruntime
 import pandas as pd
 import pytest
 import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import nn
 
 from speechbrain_ser.data.batches import load_audio
@@ -43,6 +44,9 @@ def test_the_graph_says_what_the_package_says(trained, small, tmp_path):
     rows = pd.DataFrame({"ID": paths, "wav": paths, "speaker": "", "emotion": "", "transcript": "A"})
     first, second = (open_model(str(each), **CPU).predictions(rows) for each in (exported / "model.onnx", exported))
     assert first[1] == pytest.approx(second[1], abs=1e-4) and first[0]["hypothesis"].equals(second[0]["hypothesis"])
+    # with eight bits sums of products overflow on CPUs without VNNI
+    seven_bits = {"weight_type": QuantType.QInt8, "reduce_range": True}
+    quantize_dynamic(exported / "model.onnx", tmp_path / "quantized.onnx", **seven_bits)
     recognizer = EmotionRecognizer.from_package(exported, CPU, calibrated=False)
     session = onnxruntime.InferenceSession(exported / "model.onnx", providers=["CPUExecutionProvider"])
     assert {i.name: i.type for i in session.get_inputs()} == {"wavs": "tensor(float)", "lengths": "tensor(int64)"}
@@ -52,6 +56,9 @@ def test_the_graph_says_what_the_package_says(trained, small, tmp_path):
     padded = nn.utils.rnn.pad_sequence(signals, batch_first=True, padding_value=7.0)
     emotion, frames, asr = session.run(None, {"wavs": padded.numpy(), "lengths": lengths.numpy()})
     assert [output.name for output in session.get_outputs()] == ["emotion", "frames", "asr"]
+    quantized = onnxruntime.InferenceSession(tmp_path / "quantized.onnx", providers=["CPUExecutionProvider"])
+    near = quantized.run(["emotion"], {"wavs": padded.numpy(), "lengths": lengths.numpy()})[0]
+    assert np.abs(near - emotion).max() < 0.1 * np.abs(emotion).max()
     texts = recognizer.decode(torch.from_numpy(asr), torch.from_numpy(frames))
     for k, signal in enumerate(signals):
         (expected,) = recognizer.classify_batch(signal)
@@ -82,6 +89,18 @@ def test_a_wrong_graph_is_told(small, tmp_path, pooling, norm):
         model.heads["emotion"].bias[0] += 0.1
     with pytest.raises(UserError, match=r"the graph's emotion logits are off by \d.\de-0\d"):
         check_onnx(Graph(model), tmp_path / "model.onnx")
+
+
+def test_a_graph_that_torch_cannot_export(small, tmp_path, monkeypatch):
+    model = model_of(small.backbone())
+
+    def forward(self, wavs, wav_lens):  # a shape that depends on a value
+        return wavs[:, : 16 * int(wav_lens.sum().item() % 3)].unflatten(1, (-1, 16))
+
+    monkeypatch.setattr(Wav2Vec2, "forward", forward)
+    with pytest.raises(UserError, match="--onnx: this model cannot be exported"):
+        write_onnx(model, tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
 
 
 @pytest.mark.parametrize(

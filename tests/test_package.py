@@ -288,6 +288,14 @@ def test_yaml(package, canary):
     assert open_recognizer(package, run_opts=CPU).classify_batch(torch.randn(1, 16000))[0].emotion
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "backbone", "config.json"])
+def test_links_that_lead_outside(package, tmp_path, name):
+    """Even to a file with the right hash."""
+    shutil.move(package / name, tmp_path / "elsewhere")
+    (package / name).symlink_to(tmp_path / "elsewhere")
+    refused(package, "found a link to|expected only files that config.json lists")
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "backbone/config.json"])
 def test_wrong_hashes(package, name, monkeypatch):
     """Checked before anything is used; what the parameters' sizes are compared with has no memory."""
@@ -299,6 +307,8 @@ def test_wrong_hashes(package, name, monkeypatch):
     refused(package, f"{name}: expected the SHA-256 \\w+ of config.json, found")
     (package / name).unlink()
     refused(package, f"{name}: expected a file of the package, found none")
+    os.mkfifo(package / name)
+    refused(package, f"{name}: expected a file of the package, found something else")
 
 
 def test_an_edited_card_and_hidden_files_are_nobodys_business(package):
@@ -324,6 +334,7 @@ TABLE = "model.*expected a (model|class) of the table in speechbrain_ser/inferen
         ("files", {}, "expected only files that config.json lists"),
         ("files labels.json", "0", "expected a SHA-256 of 64 hexadecimal digits"),
         ("files ../canary.json", "0" * 64, "files: expected some of model.safetensors"),
+        ("files /etc/passwd", "0" * 64, "files: expected some of model.safetensors"),
         ("sample_rate", 8000, "sample_rate: expected 16000, found 8000"),
         ("calibration", 1.5, "calibration: expected a mapping with a temperature, found 1.5"),
         ("decoding", None, "decoding: expected it where the model has an ASR head"),
@@ -338,10 +349,12 @@ TABLE = "model.*expected a (model|class) of the table in speechbrain_ser/inferen
         ("model arguments pooling class", ["torch.nn.Linear"], TABLE),
         ("model arguments pooling more", 1, "expected class .or partial. and arguments"),
         ("model arguments pooling arguments", [], "arguments: expected an object, found list"),
+        ("model arguments pooling arguments power", 2, "expected arguments mode, found power"),
         ("model arguments pooling arguments mode", "x" * 101, "at most 100 characters"),
         ("model arguments pooling arguments mode", 7, "no model can be built from it"),
         ("model arguments encoder arguments source", "/", "found source"),
         ("model arguments heads emotion arguments out_features", 10**7, "expected at most"),
+        ("model arguments heads emotion arguments out_features", 10**6, "F32 .*1000000"),
         ("model arguments loss_weights asr", 0, "heads.asr.bias none, found F32"),
     ],
 )
@@ -359,13 +372,16 @@ CHARACTERS = {"kind": "characters"}
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
+        ("labels", '{"a": 1, "a": 2}', "the key 'a' is there twice"),
         ("labels", "[NaN]", "found nan"),
+        ("labels", "[" * 5000 + "]" * 5000, "expected at most 24 levels"),
         ("labels", "[" * 30 + "]" * 30, "expected at most 24 levels"),
         ("labels", f'["{"x" * (1 << 20)}"]', "expected at most 1048576 bytes"),
         ("labels", b"\x80\x81", "expected JSON"),
         ("labels", "[" + "9" * 5000 + "]", "expected JSON"),
         ("labels", {}, "expected a JSON list, found object"),
         ("labels", ["a", "a"], "expected 1 to 1000 different names"),
+        ("labels", [1], "expected 1 to 1000 different names"),
         ("labels", ["\x1b[2J"], r"expected text that can be printed, found '\\x1b\[2J"),
         ("tokens", CHARACTERS | {"labels": ["\x07"]}, "expected text that can be printed"),
         ("tokens", CHARACTERS | {"labels": ["a", 1]}, "expected kind characters and labels"),
@@ -374,9 +390,11 @@ CHARACTERS = {"kind": "characters"}
         *(("backbone/config", {key: "x"}, f"expected settings of a backbone's sizes, found {key}") for key in CODE),
         ("backbone/config", {"model_type": "bert"}, "is of model type 'bert'"),
         ("backbone/config", {"hidden_size": 10**9}, "hidden_size: expected a number from 0 to 1000000"),
+        ("backbone/config", {"num_hidden_layers": 10**5}, "num_hidden_layers: expected a number from 0 to 200"),
         ("backbone/config", {"hidden_act": "os.system"}, "hidden_act: expected a number .* or a name"),
         ("backbone/config", {"hidden_size": 32}, "expected the tensors of the model"),
         ("backbone/preprocessor_config", {"auto_map": {"AutoFeatureExtractor": "x.X"}}, "_config.json: expected"),
+        ("backbone/preprocessor_config", {"sampling_rate": 8000}, "_config.json: expected"),
     ],
 )
 def test_other_json_files(package, name, content, said):
@@ -402,6 +420,10 @@ def test_other_tensors(package, changed, said):
     refused(package, said)
     write(package, "model.safetensors", data[:-10])
     refused(package, "model.safetensors: expected a file of safetensors")
+
+
+def text_of(n: int, item: str, ends: str) -> str:
+    return f"{ends[0]}{','.join([item] * n)}{ends[1]}"
 
 
 def into_backbone(folder: Path, **changed) -> None:
@@ -438,13 +460,21 @@ POWER = "1" + "0" * 400
 MEMBERS = ("README.md", "LICENSE", "labels.json", "config.json", "model.safetensors")
 # of Cai's system, or of Fu's, what is done to it, and what is said
 HOSTILE = {
+    "doubled keys": ("cai", lambda f: write(f, "labels.json", text_of(80_000, '"a": 1', "{}")), "is there twice"),
+    "doubled last key": (
+        "cai",
+        lambda f: write(f, "tokens.json", text_of(1, ",".join(f'"{k % 79999}":1' for k in range(80_000)), "{}")),
+        "the key '0' is there twice",
+    ),
     "deep": ("cai", lambda f: write(f, "backbone/preprocessor_config.json", '{"a":' * 900 + "1" + "}" * 900), "levels"),
     "10^400": (
         "cai",
         lambda f: change(f, lambda c: c.update(calibration={"temperature": int(POWER)})),
         "numbers up to",
     ),
+    "1e400": ("cai", lambda f: write(f, "labels.json", "[1e400]"), "numbers up to"),
     "10^400 frames": ("cai", lambda f: into_backbone(f, conv_stride=[int(POWER)]), "numbers up to"),
+    "long list": ("cai", lambda f: write(f, "tokens.json", text_of(10**6, "1", "[]")), "JSON dict|entries|object"),
     "many labels": (
         "cai",
         lambda f: write(f, "tokens.json", json.dumps({"kind": "characters", "labels": ["a"] * 10**6})),
@@ -455,16 +485,29 @@ HOSTILE = {
         lambda f: argument(f, "loss_weights", {f"t{k}": 1 for k in range(5000)}),
         "at most 100 entries",
     ),
+    "many convolutions": ("cai", lambda f: into_backbone(f, conv_dim=[8] * 5000), "conv_dim: expected"),
+    "beam": (
+        "cai",
+        lambda f: change(f, lambda c: c.update(decoding={"kind": "beam", "beam_size": 10**4})),
+        "beam_size",
+    ),
     "strides of 1": ("cai", lambda f: into_backbone(f, conv_stride=[1] * 7), "multiplications|numbers at a time"),
     "strides of 0": ("cai", lambda f: into_backbone(f, conv_stride=[0] * 7), "no model can be built"),
     "wide convolution": ("cai", lambda f: into_backbone(f, conv_dim=[10**6] * 7), "multiplications"),
+    "wide layer": ("cai", lambda f: into_backbone(f, intermediate_size=10**6), "tensors of the model"),
     "a frame a minute": ("cai", lambda f: into_backbone(f, conv_stride=[100] * 7), "frames of at most a second"),
+    "layers": ("cai", lambda f: into_backbone(f, num_hidden_layers=200), "tensors of the model"),
     "hop of 1": ("fu", lambda f: argument(f, "features arguments hop_length", 1), "at a time|multiplications"),
     "fixed length": ("fu", lambda f: argument(f, "fixed_length", 10**6), "at a time|multiplications"),
     "transform": ("fu", lambda f: argument(f, "features arguments n_fft", 10**6), "expected at most 8192"),
+    "kernels": ("fu", lambda f: argument(f, "encoder arguments kernels", [10**6] * 3), "expected at most 1000"),
     "million tensors": ("cai", lambda f: as_parameters(f, b"{%s}" % HEADER.encode()), "header has at most"),
     "header of 2^63": ("cai", lambda f: write(f, "model.safetensors", b"\xff" * 7 + b"\x7f{}"), "header has at most"),
-    "enormous tensor": ("cai", lambda f: as_parameters(f, ENORMOUS.encode(), 107374182408 + 75), "expected at most"),
+    "enormous tensor": (
+        "cai",
+        lambda f: as_parameters(f, ENORMOUS.encode(), 107374182408 + 75),
+        "expected at most",
+    ),
     **{
         f"100 GB of {name}": ("cai", lambda f, name=name: larger(f, name), f"{name}: expected (a file|at most)")
         for name in (*MEMBERS, "tokens.json", "backbone/config.json", "hyperparams.yaml", "model.onnx")

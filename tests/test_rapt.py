@@ -1,5 +1,6 @@
 """RAPT finds the pitch that synthetic voices are known to have, and on real speech what SPTK's program finds."""
 
+import itertools
 import warnings
 
 import numpy as np
@@ -123,8 +124,48 @@ def test_what_cannot_be_tracked(wav, f_range, error, message):
         rapt(wav, f_min=f_range[0], f_max=f_range[1])
 
 
+def test_the_path_is_the_cheapest_of_all():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        lags = np.round(80 * 2.0 ** rng.integers(0, 3, (5, 2)) * rng.uniform(0.9, 1.1, (5, 2)))  # octaves apart
+        candidates = module.Candidates(lags, lags, rng.random((5, 2)), rng.random(5))
+        changes = rng.uniform(0.5, 2, 5), rng.uniform(0, 0.3, 5)  # of level, stationarity
+        paths = itertools.product(range(3), repeat=5)  # the third is unvoiced
+        best = min(paths, key=lambda path: _cost(path, candidates, *changes))
+        expected = [lags[i, k] if k < 2 else 0 for i, k in enumerate(best)]
+        assert module._best_path(candidates, *changes).tolist() == expected
+
+
+def _cost(path, candidates, level, stationarity):
+    """Of a path, as Talkin 1995 writes it down."""
+    total = 0.0
+    for i, k in enumerate(path):
+        total += candidates.unvoiced[i] if k == 2 else candidates.costs[i, k]
+        if not i:
+            continue
+        before = path[i - 1]
+        switch = 0.005 + 0.5 * stationarity[i]
+        if k < 2 and before < 2:
+            ratio = np.log(candidates.lags[i, k] / candidates.lags[i - 1, before])
+            octaves = [0.35 + abs(ratio + np.log(2)), 0.35 + abs(ratio - np.log(2))]
+            total += 0.02 * RATE / HOP * min(abs(ratio), *octaves)
+        elif k < 2:
+            total += switch + 0.5 / level[i]
+        elif before < 2:
+            total += switch + 0.5 * level[i]
+    return total
+
+
 def test_what_drowns_in_noise_is_unvoiced(monkeypatch):
     faint = np.concatenate([steady(120, 0.5), 1e-4 * steady(120, 0.5)])
     assert not rapt(faint)[35:-OUTSIDE].any()
     monkeypatch.setattr(module, "NOISE_POWER", 1e-12)
     np.testing.assert_allclose(rapt(faint)[35:-OUTSIDE], 120, rtol=0.003)
+
+
+def test_rms_and_spectrum_at_an_onset():
+    wav = np.concatenate([1e-3 * noise(0.5), steady(120, 0.5)])
+    level, stationarity = module._changes(wav, len(wav) // HOP - 3)
+    assert abs(level.argmax() - 8000 / HOP) < 2 and level.max() > 10
+    onset = 8000 // HOP
+    assert stationarity[onset - 2 : onset + 2].min() < 0.5 * np.median(stationarity[onset + 5 :])

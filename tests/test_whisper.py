@@ -172,14 +172,18 @@ def test_spec_augment_masks_own_frames_in_training(tiny, speech):
 @pytest.mark.parametrize(
     ("kind", "settings", "said"),
     [
+        ("whisper", {"cache_embeddings": True}, "cache_embeddings: expected an encoder that is not trained"),
         ("whisper", {"pad_to_30s": True, "windows": True}, "expected one of them"),
         ("whisper", {"n_layers": 4}, "n_layers is 4, expected 1 to 1"),
+        ("whisper", {"freeze_layers": 1}, "freeze_layers is 1, expected 0 to 0"),
+        ("whisper", {"dropout": 2.0}, "dropout is 2.0, expected 0 to 1"),
         ("whisper", {"attn_implementation": "flash_attention_2"}, "expected one of eager, sdpa$"),
         ("whisper", {"pad_to_30s": True, "freeze_layers": 1, "cache_embeddings": True}, "expected freeze"),
         ("whisper", {"normalize_wav": True}, r"normalize_wav is True: whisper \(.*\) has no such setting, leave it N"),
         ("whisper", {"cache_front_end": True}, "cache_front_end is True: whisper"),
         ("wav2vec2", {"pad_to_30s": True}, "pad_to_30s is True: wav2vec2"),
         ("hubert", {"windows": True}, "windows is True: hubert .* has no such setting, leave it False"),
+        ("hubert", {"frieze": True}, "frieze"),
     ],
 )
 def test_settings_that_a_family_does_not_have_and_values_out_of_range(small, kind, settings, said):
@@ -303,6 +307,31 @@ def test_damaged_model_files(faster_whisper, tmp_path, damage, said):
     with pytest.raises(UserError, match=said):
         import_whisper.import_whisper(broken, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["broken"]
+
+
+def test_import_by_its_command(faster_whisper, tmp_path, capsys):
+    from speechbrain_ser.cli import main
+
+    folder, full = faster_whisper[0], tmp_path / "full"
+    full.mkdir()
+    (full / "note").touch()
+    for source, out, code, said in (
+        (folder, tmp_path / "out", 0, str(tmp_path / "out")),
+        (tmp_path / "nowhere", tmp_path / "new", 2, "model.bin: expected CTranslate2's parameters, found no such"),
+        (folder, full, 2, "expected a new or an empty folder"),
+    ):
+        assert main(["import-whisper", str(source), str(out)]) == code
+        assert said in "".join(capsys.readouterr())
+
+
+def test_an_import_that_fails_leaves_nothing(faster_whisper, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="out cannot be written"):
+        patch.setattr(import_whisper, "write_json", fail)  # the weights are written, config.json is not
+        import_whisper.import_whisper(faster_whisper[0], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

@@ -283,10 +283,10 @@ def _checked_value(value, where: str):
 
 
 def _read_json(path: Path, kind: type, most_bytes: int = MOST_BYTES):
-    """Read a JSON file of a `kind`, dict or list: small, not deep, without NaN or control characters."""
+    """Read a JSON file of a `kind`, dict or list: small, not deep, without NaN, double keys or control characters."""
     data = read_small(path, most_bytes)
     try:
-        content = json.loads(data.decode("utf-8"))
+        content = json.loads(data.decode("utf-8"), object_pairs_hook=_each_once)
     except RecursionError as error:
         raise UserError(f"{path}: expected at most {DEEPEST} levels, found more") from error
     except ValueError as error:
@@ -295,6 +295,15 @@ def _read_json(path: Path, kind: type, most_bytes: int = MOST_BYTES):
         expected, found = ("object" if each is dict else each.__name__ for each in (kind, type(content)))
         raise UserError(f"{path}: expected a JSON {expected}, found {found}")
     _check_content(content, DEEPEST, path)
+    return content
+
+
+def _each_once(pairs: list) -> dict:
+    content = {}
+    for name, value in pairs:  # not by counting: a megabyte has many keys
+        if name in content:
+            raise ValueError(f"the key {name[:100]!r} is there twice")
+        content[name] = value
     return content
 
 
