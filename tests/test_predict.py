@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
+import torch
 from praatio.textgrid import openTextgrid
 
 from speechbrain_ser.cli import main as cli
@@ -27,6 +29,7 @@ from speechbrain_ser.inference.predict import find_recordings
 from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition, open_recognizer
 from speechbrain_ser.lobes.encoder import Encoder
 from speechbrain_ser.lobes.pretrained import LayerStatistics
+from speechbrain_ser.processing import voice_activity
 
 from .conftest import ROOT
 from .test_timeline import long_recording, made, wavs  # noqa: F401 (fixtures)
@@ -106,32 +109,73 @@ def test_results_are_the_recognizers(predict, recordings, run_folder):
     """The file that is no recording is listed at the end, and nothing else suffers."""
     out, err = predict(recordings, "--format=json", "--batch=2", status=1)
     found = [json.loads(line) for line in out.splitlines()]
-    recognizer = EmotionRecognizer.from_run(run_folder, {"device": "cpu"})
+    recognizer = EmotionRecognizer.from_run(run_folder, {"device": "cpu"}, min_speech=0.1)
     assert [Path(row["path"]).name for row in found] == ["0.wav", "1.wav", "2.wav", "3.wav"]
     for row in found:
         expected = recognizer.classify_file(row["path"])
         assert (row["emotion"], row["transcript"]) == (expected.emotion, expected.transcript)
         assert row["posteriors"] == pytest.approx(expected.posteriors, abs=1e-4) and row["transcript"]
-        assert row["model"] == recognizer.model_id
+        assert (row["model"], row["speech_by"]) == (recognizer.model_id, recognizer.speech_by)
+        assert row["speech"] == pytest.approx(expected.speech, abs=1e-6) and row["speech"] > 0.5
     assert re.search(r"1 of 5 recordings gave no result:\n  \S+/bad.wav: unreadable recording", err)
     first, (names, *rows) = found[0], predict(recordings, "--recursive", status=1)[0].splitlines()
-    assert names.split() == ["recording", "emotion", "posterior", "transcript"] and len(rows) == 5
+    assert names.split() == ["recording", "emotion", "posterior", "speech", "transcript"] and len(rows) == 5
     posterior = f"{max(first['posteriors'].values()):.3f}"
-    assert re.split(r"  +", rows[0]) == [first["path"], first["emotion"], posterior, first["transcript"]]
-    assert predict(recordings / "0.wav", "--no-transcript")[0].splitlines()[0].split()[-1] == "posterior"
+    speech = f"{first['speech']:.2f}"
+    assert re.split(r"  +", rows[0]) == [first["path"], first["emotion"], posterior, speech, first["transcript"]]
+    assert predict(recordings / "0.wav", "--no-transcript")[0].splitlines()[0].split()[-1] == "speech"
 
 
 def test_segments_on_the_console(predict, run_folder, long_recording):
-    expected = EmotionRecognizer.from_run(run_folder, {"device": "cpu"}).timeline(long_recording)
+    expected = EmotionRecognizer.from_run(run_folder, {"device": "cpu"}, min_speech=0.1).timeline(long_recording)
     rows = list(csv.DictReader(io.StringIO(predict(long_recording, "--window", "--format=csv")[0])))
     assert [(float(r["start"]), float(r["end"]), r["emotion"], r["transcript"]) for r in rows] == [
-        (s.start, s.end, s.emotion, expected.text_of(s)) for s in expected.segments
+        (s.start, s.end, s.emotion or "", expected.text_of(s)) for s in expected.segments
     ]
     content = json.loads(predict(long_recording, "--window=4", "--step=2", "--format=json")[0])
-    assert content == {**expected.to_dict(), "model": rows[0]["model"]}
+    assert content == {**expected.to_dict(), "model": rows[0]["model"], "speech_by": rows[0]["speech_by"]}
     table = [re.split("  +", line) for line in predict(long_recording, "--window")[0].splitlines()]
-    assert table[0] == ["recording", "start", "end", "emotion", "posterior", "transcript"]
+    assert table[0] == ["recording", "start", "end", "emotion", "posterior", "speech", "transcript"]
     assert len(table) == 1 + len(rows) and table[1][1:3] == ["0.00", f"{expected.segments[0].end:.2f}"]
+
+
+@pytest.mark.parametrize("kind", ["silero-vad", "energy"])
+def test_what_holds_no_speech_gets_no_emotion(predict, recordings, tmp_path, monkeypatch, kind):
+    """By energy, noise passes for speech, which is said."""
+    if kind == "energy":
+        monkeypatch.setattr(voice_activity, "_silero", lambda: None)
+    else:
+        pytest.importorskip("silero_vad")
+    rng, times = np.random.default_rng(0), np.arange(2 * SAMPLE_RATE) / SAMPLE_RATE
+    clicks = np.zeros_like(times)
+    clicks[::8000] = 0.9
+    sounds = {
+        "clicks": clicks,
+        "hum": 0.3 * np.sin(100 * np.pi * times),
+        "noise": 0.1 * rng.standard_normal(len(times)),
+    }
+    for name, samples in sounds.items():
+        soundfile.write(tmp_path / f"{name}.wav", samples, SAMPLE_RATE)
+    out, err = predict(*(tmp_path / f"{name}.wav" for name in sounds), recordings / "0.wav", "--format=json")
+    *strange, speech = map(json.loads, out.splitlines())
+    assert {row["speech_by"] for row in (*strange, speech)} == {kind} and ("by energy" in err) == (kind == "energy")
+    assert speech["emotion"] and speech["speech"] > 0.5
+    assert [row["emotion"] is None for row in strange] == [True] + 2 * [kind == "silero-vad"]
+    assert f"{1 if kind == 'energy' else 3} of 4 recordings hold no speech" in err
+    assert "hold no speech" not in predict(tmp_path / "clicks.wav", "--min-speech=0")[1]
+    rows = csv.DictReader(io.StringIO(predict(tmp_path / "clicks.wav", "--window=1", "--format=csv")[0]))
+    assert [(row["start"], row["end"], row["emotion"]) for row in rows] == [("0.0", "2.0", "")]
+
+
+def test_shares_of_speech_whatever_the_blocks(recordings):
+    wav = load_audio(recordings / "0.wav")
+    threads = torch.get_num_threads()
+    found = [voice_activity.VoiceActivity() for _ in range(2)]
+    heard = [torch.cat([*each.hear(wav.split(size))]) for each, size in zip(found, (len(wav), 1_111), strict=True)]
+    assert torch.equal(heard[1], wav) and (found[0].frames == found[1].frames).all()
+    assert len(found[0].frames) == -(-len(wav) // voice_activity.FRAME) and torch.get_num_threads() == threads
+    frames = found[0].frames[:2].mean()
+    assert found[0].shares([0, 1024, len(wav)])[0] == pytest.approx(frames)
 
 
 def test_as_a_program(recordings, run_folder):
@@ -294,7 +338,7 @@ def test_another_models_file_and_one_in_use_are_refused(predict, recordings, tmp
     predict(recordings / "0.wav", f"--out={out}")
     before = out.read_bytes()
     said = predict(recordings / "1.wav", f"--out={out}", "--uncalibrated", status=2)[1]
-    name = r"\(\w{16}(-temperature=[\d.]+)?, with transcripts\)"
+    name = r"\(\w{16}(-temperature=[\d.]+)?, speech by [\w-]+, with transcripts\)"
     assert re.search(rf"expected results of this model {name} in line 1 of \S+, found those of another {name}", said)
     strangers.write_bytes(before)
     assert f"{strangers} alone: give another file" in predict(recordings / "1.wav", f"--out={strangers}", status=2)[1]

@@ -12,8 +12,9 @@ from sklearn import metrics as sk
 
 from speechbrain_ser.cli import main
 from speechbrain_ser.errors import UserError
+from speechbrain_ser.evaluation.figures import plot_variant_curves
 from speechbrain_ser.evaluation.report import PAGES, build_report, compare_folders, mean_curves
-from speechbrain_ser.evaluation.runs import load_runs, stacked, summary
+from speechbrain_ser.evaluation.runs import load_runs, pooled, stacked, summary
 from speechbrain_ser.evaluation.tables import Table
 from speechbrain_ser.files import write_csv, write_json, write_text
 
@@ -178,6 +179,33 @@ def test_curves_are_means_over_folds_and_a_stopped_run_keeps_its_last_value(one)
     assert part == "test" and curves["default"].index.tolist() == [1, 2, 3]
     last = {"WA": (0.5 + 3 * 0.8) / 4, "WER": (0.5 + 3 * 0.2) / 4}
     assert curves["default"].iloc[-1].to_dict() == pytest.approx(last)
+
+
+def test_the_commonest_class_stands_beside_every_accuracy(report, results):
+    counts = pooled(r.predictions["last"] for r in load_runs(results).runs)["emotion"].value_counts()
+    said = f"WA {100 * counts.iloc[0] / counts.sum():.1f} %, UA 25.0 %"
+    with_wa = [t for t in report.tables.values() if "WA %" in t.text]
+    assert len(with_wa) > 2 and all(any(said in note for note in t.notes) for t in with_wa)
+    curve = epochs(0.8).set_index("epoch").rename(columns=lambda name: name.removeprefix("test_"))
+    figure = plot_variant_curves({"a": curve}, "WA", "test", "", floor=0.4)
+    assert figure.axes[0].lines[-1].get_ydata()[0] == 0.4
+
+
+def test_a_name_says_what_its_hash_stands_for(tmp_path):
+    sizes = "{'hidden_size': 128, 'num_layers': 3}"
+    write_run(tmp_path, FOLDS[0])
+    write_run(tmp_path, FOLDS[0], {"build_backbone": sizes}, variant="build_backbone=20562396")
+    found = build_report(tmp_path, allow_incomplete=True)
+    assert "build_backbone=hidden_size:128 num_layers:3" in found.console and "20562396" not in found.console
+
+
+def test_cost_of_selection_and_the_word_oracle(report):
+    table = report.tables["selections"].text
+    oracle = "best on TEST (oracle)"
+    assert table[oracle].str.fullmatch(r"\d+\.\d ORACLE/leaky").all()
+    values = report.tables["selections"].values
+    wa = values[values["figure"] == "WA"]
+    assert (wa["test_ORACLE_leaky"] > wa["last"]).all() and (wa["valid"] == wa["last"]).all()
 
 
 def test_a_report_of_the_oracle_says_so_at_every_number(results, tmp_path):

@@ -119,6 +119,18 @@ def test_a_long_recording_is_the_mean_over_time(site, recognizer, tmp_path):
     assert list(found["posteriors"].values()) == pytest.approx(np.average(means, 0, lengths).tolist(), abs=1e-5)
 
 
+def test_what_is_no_speech_is_told(recognizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(recognizer, "speech_by", "energy")
+    monkeypatch.setattr(recognizer, "min_speech", 0.1)
+    monkeypatch.setattr("speechbrain_ser.processing.voice_activity._silero", lambda: None)
+    clicks = np.zeros(RATE)
+    clicks[::8000] = 0.9
+    soundfile.write(tmp_path / "clicks.wav", clicks, RATE)
+    found, timeline = recognise(recognizer, tmp_path / "clicks.wav")
+    assert found["emotion"] is None and found["speech"] == pytest.approx(2 * 512 / RATE, abs=1e-6)
+    assert found["speech_by"] == "energy" and [segment.emotion for segment in timeline.segments] == [None]
+
+
 def test_gradios_own_client(site, tmp_path):
     client = Client(site.url, verbose=False, download_files=False, analytics_enabled=False)
     found = client.predict(recording=handle_file(str(noise(tmp_path / "a.wav"))), api_name="/recognize")

@@ -1,6 +1,7 @@
 """Long recordings: read in blocks, recognised in windows, joined without loss, drawn (written: test_predict.py)."""
 
 # ruff: noqa: F811 (fixtures of other files)
+import dataclasses
 import inspect
 import re
 import weakref
@@ -286,16 +287,28 @@ def test_a_textgrid_is_read_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "phrases", "rows"), [(12.5, True, 1), (1_800, True, 30), (3_600, False, 12), (10**5, True, 12)]
+    ("seconds", "phrases", "rows"), [(12.5, True, 1), (1_800, True, 30), (1_800, False, 10), (10**5, True, 13)]
 )
 def test_pictures_of_any_length_are_rows(seconds, phrases, rows):
     figure = plot_timeline(made(seconds=seconds, phrases=phrases))
     assert len(figure.axes) == rows
     drawn = [text.get_text().replace("\n", " ") for axes in figure.axes for text in axes.texts]
-    assert ("sad" in drawn) == (seconds < 3_600) and "angry" in drawn  # where there is room
-    assert ("SO IST ES" in drawn) == (phrases and seconds < 10_000)
+    assert ("sad" in drawn) == (phrases or seconds < 20) and "angry" in drawn  # where there is room
+    assert ("SO IST ES" in drawn) == phrases  # of what is long, in its busiest minutes
     title = figure.texts[0].get_text()
-    assert title.startswith("a.wav: ") and ("words are drawn up to" in title) == (seconds > 12_000)
+    assert title.startswith("a.wav: ") and ("its busiest minutes" in title) == (seconds > 1_800)
+    assert figure.get_figheight() * 120 < 8_000
+
+
+def test_the_busiest_minutes_of_hours_stand_below_the_overview():
+    found = made(seconds=7_200)
+    starts = np.concatenate([np.arange(0, 7_200, 60), 3_600 + np.arange(2, 60, 2), 300 + np.arange(2, 20, 2)])
+    starts = np.sort(starts).tolist()
+    segments = [Segment(start, end, CLASSES[k % 2], {}) for k, (start, end) in enumerate(pairwise([*starts, 7_200]))]
+    axes = plot_timeline(dataclasses.replace(found, segments=segments)).axes
+    lefts = [each.get_xlim()[0] for each in axes]
+    assert lefts[:12] == [600.0 * k for k in range(12)]
+    assert len(lefts) == 18 and {300.0, 3_600.0} <= {*lefts[12:]} and lefts[12:] == sorted(lefts[12:])
 
 
 def test_dollars_are_no_formula(tmp_path):

@@ -1,5 +1,6 @@
 """Pictures of runs: confusion matrices, learning curves, reconstructions, reliability."""
 
+import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle, islice
@@ -10,6 +11,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sklearn.metrics import ConfusionMatrixDisplay
 
@@ -20,7 +22,13 @@ from speechbrain_ser.files import written_whole
 matplotlib.rcParams["svg.hashsalt"] = "speechbrain-ser"  # the same figure gives the same file
 matplotlib.rcParams["text.parse_math"] = False  # names of folds, classes and recordings are no formulas
 HOP = 256 / 16_000  # s, of SpeechSplit's mel spectrogram
-CURVES = {"loss": "loss", **{name: FIGURES[name].words for name in ("WA", "WER", "MSE", *CCC)}}
+CURVES = {"loss": "loss", **{name: FIGURES[name].words for name in ("WA", "UA", "WER", "MSE", *CCC)}}
+FLOORS = {"WA": "majority class", "UA": "majority class, and chance"}
+RELIABILITY = {  # what a diagram's bars say, and how they look
+    "right": {"facecolor": "C0", "edgecolor": "white", "linewidth": 0.5},
+    "too sure: so far below the mean posterior": {"facecolor": "none", "edgecolor": "C3", "hatch": "///"},
+    "not sure enough: so far above it": {"facecolor": "none", "edgecolor": "C1", "hatch": "xxx"},
+}
 PARTS = {"train": "C0", "seen": "C1", "valid": "C2", "test": "C3"}  # colours
 
 
@@ -52,6 +60,23 @@ def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], t
     return figure
 
 
+def floors(confusions: Sequence[str]) -> dict[str, float]:
+    """Return WA and UA of whoever always says the commonest class of the utterances of some confusion matrices (JSON).
+
+    Example
+    -------
+    >>> floors(["[[3, 1, 0], [2, 2, 0], [0, 0, 0]]", "[[2, 0, 0], [2, 0, 0], [0, 0, 0]]"])
+    {'WA': 0.5, 'UA': 0.5}
+    """
+    counts = sum(np.asarray(json.loads(confusion)).sum(1) for confusion in confusions)
+    return {"WA": float(counts.max() / counts.sum()), "UA": 1 / int((counts > 0).sum())}
+
+
+def _draw_floor(axes, metric: str, share: float | None, of: str = "") -> None:
+    if share is not None:
+        axes.axhline(share, color="0.5", linestyle=":", linewidth=1.2, label=f"{FLOORS[metric]}{of}")
+
+
 def _over_epochs(axes, ylabel: str, is_share: bool) -> None:
     axes.set(xlabel="epoch", ylabel=ylabel)
     axes.set_ylim(bottom=0, top=1.02 if is_share else None)
@@ -68,14 +93,17 @@ def _panels(epochs: pd.DataFrame, panels: Mapping[str, Mapping[str, str]], title
         for column, label in lines.items():
             colour = PARTS[column.partition("_")[0]]
             axes.plot(epochs["epoch"], epochs[column], colour, label=label, marker=".", markersize=4)
-        _over_epochs(axes, name, "accuracy" in name)
+        part = "test" if "test_confusion" in epochs else "valid"
+        if (metric := {CURVES[m]: m for m in FLOORS}.get(name)) and f"{part}_confusion" in epochs:
+            _draw_floor(axes, metric, floors(epochs[f"{part}_confusion"].dropna()[:1])[metric], f" ({part})")
+        _over_epochs(axes, name, "accuracy" in name or name in (CURVES["WA"], CURVES["UA"]))
         axes.legend(fontsize="small")
     figure.suptitle(title)
     return figure
 
 
 def plot_learning_curves(epochs: pd.DataFrame, title: str) -> Figure:
-    """Draw loss, accuracy, WER, MSE, CCC against the epoch, one line a part (Cai et al. 2021, figure 2, for one run).
+    """Draw loss, WA, UA, WER, MSE, CCC against the epoch, one line a part (Cai et al. 2021, figure 2, for one run).
 
     The table is that of ``epochs.csv``: columns epoch, train_loss, valid_WA, test_WER, …
     """
@@ -100,11 +128,13 @@ def plot_pretraining_curves(epochs: pd.DataFrame, title: str) -> Figure:
     return _panels(epochs, panels, title)
 
 
-def plot_variant_curves(curves: Mapping[str, pd.DataFrame], metric: str, part: str, title: str) -> Figure:
+def plot_variant_curves(
+    curves: Mapping[str, pd.DataFrame], metric: str, part: str, title: str, floor: float | None = None
+) -> Figure:
     """Draw a metric against the epoch, one line a variant (Cai et al. 2021, figure 2; Ha 2023, figures 2 and 3).
 
     Curves are by variant: index epoch, columns WA and, with the heads for them, WER and MSE; a variant without the
-    metric has no line. The part, ``test`` or ``valid``, is where it was measured.
+    metric has no line. The part, ``test`` or ``valid``, is where it was measured; `floor` what :func:`floors` gives.
     """
     figure = Figure(figsize=(5.4, 3.9))
     axes = figure.subplots()
@@ -112,7 +142,8 @@ def plot_variant_curves(curves: Mapping[str, pd.DataFrame], metric: str, part: s
         if metric in curve:
             axes.plot(curve.index, curve[metric], color=colour, label=fill(name, 40), marker=".", markersize=4)
     axes.set_title(title)
-    _over_epochs(axes, f"{part}: {CURVES[metric]}", metric == "WA")
+    _draw_floor(axes, metric, floor)
+    _over_epochs(axes, f"{part}: {CURVES[metric]}", metric in FLOORS)
     _variant_legend(axes, curves)
     return figure
 
@@ -160,10 +191,13 @@ def plot_reliability(ways: Mapping[str, Bins], title: str) -> Figure:
         if k == 0:
             axes.set_ylabel("share that is right")
             counts.set_ylabel("utterances")
-            handles = axes.get_legend_handles_labels()
     figure.suptitle(title, fontsize="medium")
     figure.tight_layout(rect=(0, 0.06, 1, 1))
-    figure.legend(*handles, loc="lower center", ncols=3, fontsize="small", frameon=False)  # below: no bar is there
+    # whichever bars there are; below, where none is
+    handles = [Patch(label=label, **style) for label, style in RELIABILITY.items()]
+    columns = 3 if len(ways) > 1 else 1
+    at = {"loc": "lower center" if columns > 1 else "upper center", "bbox_to_anchor": (0.5, 0 if columns > 1 else 0.06)}
+    figure.legend(handles=handles, ncols=columns, fontsize="small", frameon=False, **at)
     return figure
 
 
@@ -172,12 +206,12 @@ def _diagram(axes, bins: Bins) -> None:
     edges, holds = np.linspace(0, 1, len(bins.counts) + 1), bins.counts > 0
     left, width = edges[:-1][holds], edges[1]
     accuracy, confidence = bins.accuracy[holds], bins.confidence[holds]
-    axes.bar(left, accuracy, width, align="edge", color="C0", edgecolor="white", linewidth=0.5, label="right")
-    gap = {"align": "edge", "linewidth": 0.8, "color": "none"}
+    right, *gaps = RELIABILITY.values()
+    axes.bar(left, accuracy, width, align="edge", **right)
     sure = confidence > accuracy
-    for which, label, colour, hatch in ((sure, "too sure", "C3", "///"), (~sure, "not sure enough", "C1", "xxx")):
-        bottom, height = accuracy[which], (confidence - accuracy)[which]
-        axes.bar(left[which], height, width, bottom=bottom, label=label, edgecolor=colour, hatch=hatch, **gap)
+    for which, style in zip((sure, ~sure), gaps, strict=True):
+        height = (confidence - accuracy)[which]
+        axes.bar(left[which], height, width, bottom=accuracy[which], align="edge", linewidth=0.8, **style)
     axes.plot([0, 1], [0, 1], color="0.4", linestyle="--", linewidth=1)
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     axes.yaxis.set_major_formatter(PercentFormatter(1))

@@ -21,7 +21,17 @@ from speechbrain_ser.evaluation.calibration import coverage_curve, reliability_b
 from speechbrain_ser.evaluation.evaluated import Evaluation
 from speechbrain_ser.evaluation.figures import save_figure
 from speechbrain_ser.evaluation.metrics import FIGURES, SELECTIONS, metrics
-from speechbrain_ser.evaluation.runs import Run, Runs, check_same_tests, in_words_of_texts, items_of, load_runs, stacked
+from speechbrain_ser.evaluation.runs import (
+    Run,
+    Runs,
+    check_same_tests,
+    in_words_of_texts,
+    items_of,
+    load_runs,
+    pooled,
+    readable,
+    stacked,
+)
 from speechbrain_ser.evaluation.tables import Table
 from speechbrain_ser.files import write_csv, write_text
 
@@ -35,6 +45,7 @@ PAGES = Environment(
 UNITS = "|".join(dict.fromkeys(re.escape(figure.unit) for figure in FIGURES.values()))
 PAGES.filters["base64"] = lambda path: base64.b64encode(path.read_bytes()).decode()
 PAGES.filters["unbroken"] = lambda heading: re.sub(rf" ({UNITS})(?!\w)", "\N{NO-BREAK SPACE}\\1", heading)
+PAGES.filters["interval"] = lambda cell: re.sub(r"(?<=,) (?=[-+\d.]+\])", "\N{NO-BREAK SPACE}", cell)
 PAGES.filters["breakable"] = lambda name: Markup("<wbr>").join(re.split("(?<=[,=])", name))
 
 
@@ -195,7 +206,10 @@ def _lead(runs: Runs) -> list[str]:
     lead = [f"{who}{classes}."]
     first = {name: of_variant[0].metrics for name, of_variant in runs.variants.items()}
     if runs.names:
-        lines = {name: items_of(m["variant"], without=runs.common) or "default" for name, m in first.items()}
+        lines = {
+            name: readable(items_of(m["variant"], without=runs.common), m["changed"]) or "default"
+            for name, m in first.items()
+        }
         lead.append("Variants: " + "; ".join(f"{name}: {line}" for name, line in lines.items()) + ".")
     if len({m["n_epochs"] for m in first.values()}) > 1:
         lead.append("Epochs of training: " + ", ".join(f"{name} {m['n_epochs']}" for name, m in first.items()) + ".")
@@ -237,7 +251,7 @@ def _tables(runs: Runs, selection: str, paper: Mapping | None, reference: str | 
         make.recall_table(runs, selection),
         *(make.confusion_table(runs, selection, name, k) for k, name in enumerate(runs.variants, 1) if runs.classes),
     ]
-    return [table for table in tables if table is not None]
+    return make.with_floor([table for table in tables if table is not None], pooled(predictions.values()), runs.classes)
 
 
 def _pictures(runs: Runs, selection: str, folder: Path) -> list[Picture]:
@@ -246,12 +260,15 @@ def _pictures(runs: Runs, selection: str, folder: Path) -> list[Picture]:
     by = SELECTIONS[selection].words
     drawn: dict[str, tuple[Figure, str]] = {}
     part, curves = mean_curves(runs)
+    confusions = [run.epochs[column][0] for run in runs.runs if (column := f"{part}_confusion") in run.epochs]
+    floors = draw.floors(confusions) if confusions else {}
     for metric in (m for m in MEASURED if any(m in curve for curve in curves.values())):
         caption = (
             f"{metric} per epoch on the {part} part ({'to look at, not to choose by; ' * (part == 'test')}mean over "
             "folds and seeds; a run that stopped early keeps its last value)."
         )
-        drawn[f"curves_{metric}"] = (draw.plot_variant_curves(curves, metric, part, where), caption)
+        picture = draw.plot_variant_curves(curves, metric, part, where, floors.get(metric))
+        drawn[f"curves_{metric}"] = (picture, caption)
     for k, (name, of_variant) in enumerate(runs.variants.items() if runs.classes else (), 1):
         found = metrics(stacked(of_variant, selection), runs.classes)
         title = f"{fill(name, 40)}\n{where}\n{by}: WA {found['WA']:.1%}, UA {found['UA']:.1%}"

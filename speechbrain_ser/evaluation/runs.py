@@ -416,12 +416,17 @@ def _listed(items: Iterable) -> str:
 
 def _short_names(changed: Mapping[tuple[str, str], dict]) -> list[str]:
     """Names by the lines in which variants (system and full variant: changed lines) differ."""
-    if len(changed) == 1:
-        return [variant for _, variant in changed]
-    shared, several = _shared(list(changed.values())), len({system for system, _ in changed}) > 1
-    lines = [(system if several else "", items_of(variant, without=shared)) for system, variant in changed]
-    names = [" ".join(filter(None, line)) or "default" for line in lines]
-    return names if len(set(names)) == len(names) else ["/".join(variant) for variant in changed]
+    shared = _shared(list(changed.values())) if len(changed) > 1 else {}
+    several = len({system for system, _ in changed}) > 1
+    for of in (readable, lambda items, _: items):  # what is written out is cut, and may be alike
+        lines = [
+            (system * several, of(items_of(variant, without=shared), texts) if "=" in variant else variant)
+            for (system, variant), texts in changed.items()
+        ]
+        names = [" ".join(filter(None, line)) or "default" for line in lines]
+        if len(set(names)) == len(names):
+            return names
+    return ["/".join(variant) for variant in changed]
 
 
 def _shared(changed: Sequence[dict]) -> dict:
@@ -432,6 +437,23 @@ def items_of(variant: str, without: Iterable[str] = (), only: Iterable[str] | No
     """Return the ``key=value`` items of a variant's name, some left out; ``default`` has none."""
     keys = {item: item.split("=")[0] for item in variant.split(",") if "=" in item}
     return ",".join(i for i, k in keys.items() if k not in without and (only is None or k in only))
+
+
+def readable(items: str, changed: Mapping[str, str]) -> str:
+    """Write out what ``key=value`` items of a folder's name have a hash of, in at most 40 characters.
+
+    Example
+    -------
+    >>> readable("alpha=0,build_backbone=20562396", {"alpha": "0", "build_backbone": "{'units': 8, 'layers': 2}"})
+    'alpha=0,build_backbone=units:8 layers:2'
+    """
+
+    def value_of(found: re.Match) -> str:
+        text = re.sub("['\"]", "", str(changed.get(found[1], found[2]))).replace(": ", ":")
+        words = re.sub(r"[^\w.:+-]+", " ", text).strip()
+        return f"{found[1]}={words if len(words) <= 40 else words[:39] + '…'}"
+
+    return re.sub(r"(?<![^,])(\w+)=([0-9a-f]{8})(?![^,])", value_of, items)
 
 
 def _order(run: Run) -> tuple:

@@ -185,6 +185,17 @@ def _flat(found: Mapping) -> dict:
     return {k: v for k, v in found.items() if k not in ("recall", "confusion")}
 
 
+def with_floor(tables: Iterable[Table], predictions: pd.DataFrame, classes: Sequence[str]) -> list[Table]:
+    """Add to the tables of WA and UA a line of what always saying the commonest class would give, and chance."""
+    counts = predictions["emotion"].value_counts().sort_index(kind="stable").sort_values(ascending=False, kind="stable")
+    if not classes or counts.empty:
+        return list(tables)
+    always = f"always {counts.index[0]}, the commonest of them: WA {100 * counts.iloc[0] / counts.sum():.1f} %"
+    line = f"Of all tested utterances, {always}, UA {100 / len(counts):.1f} %, which is also UA by chance."
+    accuracies = {FIGURES["WA"].heading, FIGURES["UA"].heading}
+    return [replace(t, notes=(*t.notes, line)) if accuracies & {*t.text} else t for t in tables]
+
+
 def main_table(runs: Runs, selection: str, paper: Mapping | None = None) -> Table:
     """Make the table of WA, UA, F1, WER, MSE and speaker accuracy of each variant, the paper's numbers beside them."""
     papers = paper_rows(paper)
@@ -737,7 +748,7 @@ def evaluation_figures(evaluation: Evaluation) -> dict:
 
 def evaluation_tables(evaluation: Evaluation, found: Mapping) -> list[Table]:
     """Make the tables of a model's figures on a corpus, as :func:`evaluation_figures` found them."""
-    rows, label, of_all = evaluation.predictions, {"model": evaluation.model}, found["all"]
+    rows, label, of_all, classes = evaluation.predictions, {"model": evaluation.model}, found["all"], evaluation.classes
     cells = {FIGURES[name].heading: _cell(of_all, name) for name in RECOGNITION}
     counts = {"utterances": str(len(rows)), "speakers": str(rows["speaker"].nunique())}
     note = "WA: correct / all utterances; UA: mean recall; F1: macro. In brackets: 95 % intervals by speaker."
@@ -752,10 +763,10 @@ def evaluation_tables(evaluation: Evaluation, found: Mapping) -> list[Table]:
     refitted = refitted if len(ways) > 1 else "not, as that takes several known speakers"
     note = f"Refitted: {refitted}. ECE has no interval; by chance: what exact posteriors would have."
     title = "Confusion: utterances (% of the row)"
-    groups = group_table({evaluation.model: rows}, evaluation.classes, "last")
+    groups = group_table({evaluation.model: rows}, classes, "last")
     tables = [figures, groups, _table("calibration", "Calibration", ways, note)]
-    confusion = _confusion(evaluation.model, of_all["confusion"], evaluation.classes, "confusion", title)
-    return [table for table in (*tables, confusion) if table is not None]
+    confusion = _confusion(evaluation.model, of_all["confusion"], classes, "confusion", title)
+    return with_floor([table for table in (*tables, confusion) if table is not None], rows, classes)
 
 
 def corpora_table(

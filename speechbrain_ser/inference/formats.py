@@ -20,7 +20,7 @@ from speechbrain_ser.files import cannot_be_written, file_stem, locked, written_
 from speechbrain_ser.inference.timeline import Timeline
 
 SILENT = "-"  # in a table, in place of an emotion below the threshold; empty in CSV, null in JSON
-NUMBERS = ("start", "end", "posterior", *DIMENSIONS)  # columns of a table that are aligned to the right
+NUMBERS = ("start", "end", "posterior", *DIMENSIONS, "speech")  # columns of a table that are aligned to the right
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # a file's name may be in any encoding
 BEGINNING = b'{"path": '  # of a record's line
 FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet may compute, and what it has become below
@@ -39,7 +39,7 @@ def _rows(record: dict) -> list[dict]:
     """One row, or, of a timeline, one a segment with the recording's duration."""
     if "segments" not in record:
         return [record]
-    about = {name: record[name] for name in ("window", "step", "model")}
+    about = {name: record[name] for name in ("window", "step", "model", "speech_by") if name in record}
     places = {"path": record["path"], "start": 0.0, "end": 0.0, "duration": record["duration"]}  # the columns' order
     return [{**places, **segment, **about} for segment in record["segments"]]
 
@@ -84,7 +84,7 @@ def table_text(record: dict, header: bool = False, widths: tuple[int, int] = (0,
         cells |= {name: f"{row[name]:7.2f}" for name in ("start", "end") if name in row}
         cells["emotion"] = (row["emotion"] or SILENT).ljust(max(widths[1], len("emotion")))
         cells["posterior"] = f"{max(row['posteriors'].values()):9.3f}" if row["posteriors"] else SILENT.rjust(9)
-        cells |= {name: f"{row[name]:.2f}".rjust(len(name)) for name in DIMENSIONS if name in row}
+        cells |= {name: f"{row[name]:.2f}".rjust(len(name)) for name in (*DIMENSIONS, "speech") if name in row}
         cells |= {name: row[name] for name in ("transcript",) if name in row}
         names = [name.rjust(len(cell)) if name in NUMBERS else name.ljust(len(cell)) for name, cell in cells.items()]
         lines += ["  ".join(names)] if header and not lines else []
@@ -126,8 +126,9 @@ def origin_of(record: dict) -> str:
     'c0ffee, windows of 4 s every 2 s, with transcripts'
     """
     windows = f", windows of {record['window']:g} s every {record['step']:g} s" if "window" in record else ""
+    speech = f", speech by {record['speech_by']}" if "speech_by" in record else ""
     spoken = "with" if {"transcript", "phrases"} & record.keys() else "without"
-    return record.get("made_by") or f"{record['model']}{windows}, {spoken} transcripts"
+    return record.get("made_by") or f"{record['model']}{windows}{speech}, {spoken} transcripts"
 
 
 class ResultsFile:

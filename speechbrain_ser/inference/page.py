@@ -25,7 +25,7 @@ from speechbrain_ser.inference.export import run_card
 from speechbrain_ser.inference.formats import write_textgrid
 from speechbrain_ser.inference.package import CARD, read_small
 from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition, open_recognizer
-from speechbrain_ser.inference.timeline import Timeline, plan_windows
+from speechbrain_ser.inference.timeline import MIN_SPEECH, Timeline, plan_windows
 from speechbrain_ser.inference.timeline_figure import plot_timeline
 
 try:
@@ -77,6 +77,8 @@ def recognise(
         "recording": path.name,
         "duration": timeline.duration,
         "emotion": found.emotion,
+        "speech": found.speech,
+        "speech_by": recognizer.speech_by,
         "posteriors": found.posteriors,
         "whole": is_whole,
         "transcript": found.transcript,
@@ -96,7 +98,8 @@ def _sound(results: Iterable[Timeline | Recognition]) -> Timeline | Recognition:
 def _mean(recognizer: EmotionRecognizer, timeline: Timeline) -> Recognition:
     posterior = np.average(timeline.posteriors, axis=0, weights=np.diff(timeline.edges))
     posteriors = dict(zip(timeline.classes, posterior.tolist(), strict=True))
-    return Recognition(None, recognizer.emotion_of(posterior), posteriors, timeline.transcript)
+    emotion = recognizer.emotion_of(posterior, timeline.speech)
+    return Recognition(None, emotion, posteriors, timeline.transcript, speech=timeline.speech)
 
 
 def model_text(model: str | os.PathLike) -> str:
@@ -132,9 +135,12 @@ def build_page(recognise: Callable[[Path], tuple[dict, Timeline]], about: str, l
         found, timeline = answer(recording)
         how = "heard as one utterance" if found["whole"] else "the mean over time"
         heard = f"{found['recording']}, {found['duration']:.1f} s, {how}"
+        if found["speech"] is not None:
+            heard += f"; speech in {found['speech']:.0%} of the time, by {found['speech_by']}"
+        said = found["posteriors"] if found["emotion"] else "no speech"
         transcript = gr.Textbox(found["transcript"], visible=found["transcript"] is not None)
         files = _write_files(Path(recording).with_suffix(""), found, timeline)
-        return gr.Column(visible=True), gr.Label(found["posteriors"], label=heard), transcript, files[0], *files
+        return gr.Column(visible=True), gr.Label(said, label=heard), transcript, files[0], *files
 
     def recognize(recording: str) -> dict:  # Gradio shows the names and the words
         """Emotion, posteriors, transcript and segments of a recording."""
@@ -258,6 +264,7 @@ def serve(
     device: str | None = None,
     window: float = 4.0,
     step: float | None = None,
+    min_speech: float = MIN_SPEECH,
     public_name: str | None = None,
     root_path: str | None = None,
     trust_run: bool = False,
@@ -274,7 +281,8 @@ def serve(
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except (OSError, OverflowError) as error:
         raise UserError(f"--host={host} --port={port} cannot be used: {error}: give another") from error
-    recognizer = open_recognizer(model, trust_run, run_opts={"device": device} if device else None)
+    options = {"run_opts": {"device": device} if device else None, "min_speech": min_speech}
+    recognizer = open_recognizer(model, trust_run, **options)
     plan_windows(recognizer, window, step)  # an error now, not at the first recording
     if host not in LOOPBACK:
         logger.warning(f"warning: everybody who reaches {host} can use this page: it has no password and no encryption")

@@ -143,11 +143,12 @@ def _outputs(
     windows: tuple[float, float] | None,
 ) -> Iterator[tuple[Collection[str], Callable[[Recognition | Timeline], None]]]:
     """What results go to: paths that it has, and what takes a result; a recording's picture comes before its line."""
-    about = {"model": recognizer.model_id, **dict(zip(("window", "step"), windows or (), strict=False))}
+    made_by = {"model": recognizer.model_id} | ({"speech_by": recognizer.speech_by} if recognizer.speech_by else {})
+    about = made_by | dict(zip(("window", "step"), windows or (), strict=False))
     origin = origin_of(about if recognizer.decode is None else about | {"transcript": ""})
 
     def record(found: Recognition | Timeline) -> dict:
-        return {**found.to_dict(), "model": recognizer.model_id}
+        return {**found.to_dict(), **made_by}
 
     folders = [(picture, ".png", _write_picture)] if picture is not None else []
     folders += [(out, ".TextGrid", write_textgrid)] if form in FOLDER_FORMATS else []
@@ -196,7 +197,7 @@ def _recognise(
     outputs: Sequence[tuple[Collection[str], Callable]],
 ) -> dict[str, str]:
     """Hand results on as they come; return the errors of recordings that have none, by path."""
-    failures = {}
+    failures, unspoken = {}, 0
     if windows is None:
         found = recognizer.classify_files(paths, batch_size)
     else:
@@ -205,7 +206,11 @@ def _recognise(
         if result.error is not None:
             failures[result.path] = result.error
             continue
+        unspoken += not recognizer.is_speech(result.speech)
         for done, add in outputs:
             if result.path not in done:
                 add(result)
+    if unspoken:
+        least = f"less than --min-speech={recognizer.min_speech:g} of the time"
+        logger.warning(f"{unspoken} of {len(paths)} recordings hold no speech ({least}), and get no emotion")
     return failures

@@ -26,11 +26,12 @@ from speechbrain_ser.evaluation.metrics import SELECTIONS
 from speechbrain_ser.evaluation.runs import read_metrics
 from speechbrain_ser.files import AGAIN, read_csv, read_json, sha256
 from speechbrain_ser.inference.package import CONFIG, Package, is_hub_name, load_package
-from speechbrain_ser.inference.timeline import WINDOW, Timeline, WindowPlan, follow, plan_windows
+from speechbrain_ser.inference.timeline import MIN_SPEECH, WINDOW, Timeline, WindowPlan, follow, plan_windows
 from speechbrain_ser.lobes.backbone import settings_kept_in
 from speechbrain_ser.models.checkpoints import BACKBONES, CheckpointReader, find_epoch, load_parameters
 from speechbrain_ser.models.heads import Decoder, padded, signals_of
 from speechbrain_ser.processing.lengths import absolute_lengths
+from speechbrain_ser.processing.voice_activity import BY_ENERGY, method, speech_share
 
 logger = logging.getLogger(__name__)
 
@@ -149,18 +150,20 @@ class Recognition:
     """What was recognised in a recording, or why nothing was."""
 
     path: str | None = None  # None for a waveform
-    emotion: str | None = None  # the likeliest class; None where its posterior is below the threshold
+    emotion: str | None = None  # the likeliest class; None: its posterior is below the threshold, or no speech
     posteriors: dict[str, float] = field(default_factory=dict)
     transcript: str | None = None  # where the model has an ASR head, and it was asked for
     dimensions: dict[str, float] = field(default_factory=dict)  # ratings in the unit of the model's corpus
     embedding: torch.Tensor | None = field(default=None, repr=False, compare=False)  # [channels], on request
+    speech: float | None = None  # share of the time, 0 to 1, in which somebody speaks; None: not looked for
     error: str | None = None  # what is wrong with the recording
 
     def to_dict(self) -> dict:
-        """Return plain data: posteriors and dimensions rounded to six digits, the transcript where there is one."""
+        """Return plain data: numbers rounded to six digits; speech and transcript where there are any."""
         content = {"path": self.path, "emotion": self.emotion}
         content["posteriors"] = {name: round(p, 6) for name, p in self.posteriors.items()}
         content |= {name: round(rating, 6) for name, rating in self.dimensions.items()}
+        content |= {} if self.speech is None else {"speech": round(self.speech, 6)}
         return content if self.transcript is None else content | {"transcript": self.transcript}
 
 
@@ -189,6 +192,9 @@ class EmotionRecognizer:
         The logits are divided by it (Guo et al. 2017); 1: as they were trained.
     threshold : float
         Keep silent (``emotion`` None) where the largest posterior is below it; from 0, always answer, to 1.
+    min_speech : float, optional
+        Keep silent where somebody speaks in a smaller share of the time, from 0 to 1 (`predict` takes
+        :data:`~speechbrain_ser.inference.timeline.MIN_SPEECH`). None: speech is not looked for.
 
     Example
     -------
@@ -217,6 +223,7 @@ class EmotionRecognizer:
         model_id: str = "",
         temperature: float = 1.0,
         threshold: float = 0.0,
+        min_speech: float | None = None,
     ):
         if "emotion" not in model.tasks:
             raise UserError(f"expected a model that recognises emotions, found one for {', '.join(model.tasks)} alone")
@@ -224,10 +231,16 @@ class EmotionRecognizer:
             raise UserError(f"max_seconds: expected seconds > 0, found {max_seconds!r}")
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
             raise UserError(f"threshold: expected a number from 0 to 1, found {threshold!r}")
-        self.temperature, self.threshold = check_temperature(temperature), float(threshold)
+        if min_speech is not None and not 0 <= min_speech <= 1:
+            raise UserError(f"min_speech: expected a share from 0 to 1, found {min_speech!r}")
+        self.speech_by = None if min_speech is None else method()
+        if self.speech_by == "energy":
+            logger.warning(BY_ENERGY)
+        self.temperature, self.threshold, self.min_speech = check_temperature(temperature), float(threshold), min_speech
         model.keep_tasks({"emotion", "asr"} if decode else {"emotion"})
         self.classes, self.decode, self.max_seconds = list(classes), decode, max_seconds
         settings = {"temperature": (self.temperature, 1.0), "threshold": (self.threshold, 0.0)}  # with their defaults
+        settings |= {} if min_speech is None else {"min_speech": (min_speech, MIN_SPEECH)}
         self.model_id = model_id + "".join(
             f"-{s}={value:.6g}" for s, (value, usual) in settings.items() if value != usual
         )
@@ -261,7 +274,7 @@ class EmotionRecognizer:
         `transcribe`: give transcripts where the system has an ASR head; False computes none. `calibrated`: use the
         temperature that was fitted on the run's validation utterances (``calibration.json``); where there is none, a
         log line says so. False: posteriors are those of the run's ``predictions.csv``. `run_folder` and `trust_run` are
-        :func:`load_model`'s, the other options (``max_seconds``, ``threshold``) are :class:`EmotionRecognizer`'s.
+        :func:`load_model`'s, the other options are :class:`EmotionRecognizer`'s (``max_seconds``, ``min_speech``, …).
         """
         trained = load_model(run_folder, trust_run)
         return cls._of(trained, trained.epoch, transcribe, calibrated, run_opts=run_opts, **options)
@@ -376,12 +389,16 @@ class EmotionRecognizer:
         logits, frames = outputs["asr"].float().cpu(), outputs["frames"].tolist()
         return posteriors.numpy(), [of_one[:n] for of_one, n in zip(logits, frames, strict=True)]
 
-    def emotion_of(self, posterior: torch.Tensor | np.ndarray) -> str | None:
-        """Return the emotion that a posterior [classes] speaks for; None: too little for the threshold."""
-        if not self.classes:
+    def emotion_of(self, posterior: torch.Tensor | np.ndarray, speech: float | None = None) -> str | None:
+        """Return the emotion that a posterior [classes] speaks for; None: too little of it, or of `speech`."""
+        if not self.classes or not self.is_speech(speech):
             return None
         likeliest = int(posterior.argmax())
         return self.classes[likeliest] if float(posterior[likeliest]) >= self.threshold else None
+
+    def is_speech(self, share: float | None) -> bool:
+        """Tell whether so much is enough; what was not looked for is."""
+        return share is None or self.min_speech is None or share >= self.min_speech
 
     def _timeline(self, path: str | os.PathLike, plan: WindowPlan, batch_size: int, progress: bool) -> Timeline:
         try:
@@ -413,7 +430,7 @@ class EmotionRecognizer:
             signals = self._signals(wav)
             if wav.min() == wav.max():  # a window of a recording may well be silent
                 raise BadAudioError(SILENT)
-            return _Item(path, signals, len(wav) / SAMPLE_RATE)
+            return _Item(path, signals, len(wav) / SAMPLE_RATE, speech_share(wav) if self.speech_by else None)
         except BadAudioError as defect:
             return _Item(path, error=defect.words)
 
@@ -465,7 +482,8 @@ class EmotionRecognizer:
         for item, posterior, text, ratings, vector in found:
             if posterior.isfinite().all() and all(map(math.isfinite, ratings.values())):
                 posteriors = dict(zip(self.classes, posterior.tolist(), strict=True))
-                yield Recognition(item.path, self.emotion_of(posterior), posteriors, text, ratings, vector)
+                emotion = self.emotion_of(posterior, item.speech)
+                yield Recognition(item.path, emotion, posteriors, text, ratings, vector, item.speech)
             else:
                 yield Recognition(item.path, error=NOT_FINITE_OUTPUT)
 
@@ -497,6 +515,7 @@ class _Item:
     path: str | None = None
     signals: dict[str, torch.Tensor] = field(default_factory=dict)
     seconds: float = 0.0  # 0: nothing to recognise
+    speech: float | None = None
     error: str | None = None
 
 

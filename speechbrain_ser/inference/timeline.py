@@ -15,9 +15,11 @@ from speechbrain_ser.data.audio import opened
 from speechbrain_ser.data.batches import QUALITY, SAMPLE_RATE, mono
 from speechbrain_ser.data.text import WORD
 from speechbrain_ser.errors import UserError
+from speechbrain_ser.processing.voice_activity import VoiceActivity
 
 WINDOW = 4.0  # seconds, by default
 LEAST_STEP = 0.1  # seconds
+MIN_SPEECH = 0.1  # share of the time: EMO-DB's recordings have 0.5 and more, noise, hum and music none
 MOST_STRETCHES = 32_768  # of a waveform in a picture
 WORD_STARTS = "▁"  # of a SentencePiece token
 ASIDE = {"repr": False, "compare": False}
@@ -31,6 +33,7 @@ class Segment:
     end: float
     emotion: str | None
     posteriors: dict[str, float]
+    speech: float | None = None  # share of the time, 0 to 1; None: not looked for
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,15 @@ class Timeline:
     classes: list[str] = field(default_factory=list)  # in the order of the posteriors' columns
     edges: np.ndarray = field(default_factory=lambda: np.zeros(1), **ASIDE)  # [steps + 1], of steps
     posteriors: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)), **ASIDE)  # [steps, classes]
+    speech_steps: np.ndarray | None = field(default=None, **ASIDE)  # shares of speech [steps]; None: not looked for
     envelope: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)), **ASIDE)  # for a picture: [stretches, 2],
     envelope_step: float = field(default=0.01, **ASIDE)  # lowest and highest sample of stretches that last so long
     error: str | None = None  # None where all is well
+
+    @property
+    def speech(self) -> float | None:
+        """The share of the whole time in which somebody speaks."""
+        return None if self.speech_steps is None else float(np.average(self.speech_steps, weights=np.diff(self.edges)))
 
     @property
     def transcript(self) -> str | None:
@@ -73,14 +82,18 @@ class Timeline:
 
         def plain(segment: Segment) -> dict:
             words = {} if self.phrases is None else {"transcript": self.text_of(segment)}
-            return asdict(segment) | {"posteriors": {c: round(p, 6) for c, p in segment.posteriors.items()}} | words
+            numbers = {"posteriors": {c: round(p, 6) for c, p in segment.posteriors.items()}}
+            numbers |= {} if segment.speech is None else {"speech": round(segment.speech, 6)}
+            return {name: value for name, value in asdict(segment).items() if name != "speech"} | numbers | words
 
         content = {"path": self.path, "duration": self.duration, "window": self.window, "step": self.step}
+        content |= {} if self.speech is None else {"speech": round(self.speech, 6)}
         content["segments"] = [plain(segment) for segment in self.segments]
         if self.phrases is not None:
             content["phrases"] = [asdict(phrase) for phrase in self.phrases]
         columns = zip(self.classes, self.posteriors.T.round(6).tolist(), strict=True)
         content["steps"] = {"edges": self.edges.tolist(), "posteriors": dict(columns)}
+        content["steps"] |= {} if self.speech is None else {"speech": self.speech_steps.round(6).tolist()}
         return content
 
 
@@ -219,27 +232,35 @@ def step_posteriors(
 
 
 def merge_steps(
-    edges: np.ndarray, posteriors: np.ndarray, classes: Sequence[str], emotion_of: Callable[[np.ndarray], str | None]
+    edges: np.ndarray,
+    posteriors: np.ndarray,
+    classes: Sequence[str],
+    emotion_of: Callable[[np.ndarray, float | None], str | None],
+    speech: np.ndarray | None = None,
 ) -> list[Segment]:
-    """Merge neighbouring steps of the same emotion; posteriors are means over time.
+    """Merge neighbouring steps of the same emotion; posteriors and shares of speech are means over time.
 
-    `edges` are [steps + 1] seconds, `posteriors` [steps, classes]; `emotion_of` gives the emotion of one [classes].
+    `edges` are [steps + 1] seconds, `posteriors` [steps, classes], `speech` [steps]; `emotion_of` gives the emotion of
+    one [classes] and its share.
 
     Example
     -------
     >>> posteriors = np.array([[0.9, 0.1], [0.7, 0.3], [0.2, 0.8]])
-    >>> likeliest = lambda posterior: ["sad", "happy"][posterior.argmax()]
+    >>> likeliest = lambda posterior, speech: ["sad", "happy"][posterior.argmax()]
     >>> for segment in merge_steps(np.array([0.0, 2.0, 4.0, 5.5]), posteriors, ["sad", "happy"], likeliest):
     ...     print(segment.start, segment.end, segment.emotion, round(segment.posteriors["sad"], 6))
     0.0 4.0 sad 0.8
     4.0 5.5 happy 0.2
     """
     segments = []
-    for emotion, steps in groupby(range(len(posteriors)), key=lambda k: emotion_of(posteriors[k])):
-        first, *_, last = [*steps] * 2
-        mean = np.average(posteriors[first : last + 1], axis=0, weights=np.diff(edges[first : last + 2]))
-        by_class = dict(zip(classes, mean.tolist(), strict=True))
-        segments.append(Segment(float(edges[first]), float(edges[last + 1]), emotion, by_class))
+    shares = repeat(None, len(posteriors)) if speech is None else speech
+    emotions = map(emotion_of, posteriors, shares)
+    for emotion, steps in groupby(enumerate(emotions), key=lambda step: step[1]):
+        (first, _), *_, (last, _) = [*steps] * 2
+        here, weights = slice(first, last + 1), np.diff(edges[first : last + 2])
+        by_class = dict(zip(classes, np.average(posteriors[here], axis=0, weights=weights).tolist(), strict=True))
+        share = None if speech is None else float(np.average(speech[here], weights=weights))
+        segments.append(Segment(float(edges[first]), float(edges[last + 1]), emotion, by_class, share))
     return segments
 
 
@@ -382,7 +403,8 @@ def follow(
     while seconds * SAMPLE_RATE >= stretch * MOST_STRETCHES:
         stretch *= 2
     ends, spans, posteriors = [], [], []
-    windows = plan.cut(outlined(stream_audio(path), stretch, ends))
+    blocks, activity = outlined(stream_audio(path), stretch, ends), VoiceActivity()
+    windows = plan.cut(activity.hear(blocks) if recognizer.speech_by else blocks)
     format_of_bar = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
     bar = tqdm(None, "seconds", seconds, leave=False, disable=None if progress else True, bar_format=format_of_bar)
 
@@ -403,8 +425,9 @@ def follow(
             phrases = None
             deque(heard(), maxlen=0)
     edges, posteriors = step_posteriors(spans, posteriors, plan.step)
+    speech = activity.shares(edges) if recognizer.speech_by else None
     edges = edges / SAMPLE_RATE
-    segments = merge_steps(edges, posteriors, recognizer.classes, recognizer.emotion_of)
+    segments = merge_steps(edges, posteriors, recognizer.classes, recognizer.emotion_of, speech)
     duration, (window, step), classes = float(edges[-1]), plan.seconds, list(recognizer.classes)
-    outline = {"envelope": np.concatenate(ends), "envelope_step": stretch / SAMPLE_RATE}
+    outline = {"envelope": np.concatenate(ends), "envelope_step": stretch / SAMPLE_RATE, "speech_steps": speech}
     return Timeline(os.fspath(path), duration, window, step, segments, phrases, classes, edges, posteriors, **outline)

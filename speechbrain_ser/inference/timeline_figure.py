@@ -1,6 +1,7 @@
 """A picture of a timeline: waveform, emotions, posteriors and words over time, in rows as lines of a page."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
@@ -25,8 +26,8 @@ PLAIN = {"parse_math": False}  # a name or a word with two $ is no formula
 WORD_LINES = 4
 ROW_SECONDS = 60.0  # in which words are still legible
 ONE_ROW = 1.5 * ROW_SECONDS  # no second row for a scrap
-MOST_WORDS = 200 * ROW_SECONDS  # longer recordings have no words: a PNG has an end
-ROWS = 12  # of a longer recording, without words
+MOST_WORDS = 30 * ROW_SECONDS  # of a longer recording, an overview and its busiest minutes: a PNG has an end
+ROWS, BUSIEST = 12, 6  # of an overview, without words; minutes below it
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 36_000)  # seconds
 MOST_TICKS = 13
 
@@ -38,22 +39,20 @@ def plot_timeline(timeline: Timeline) -> Figure:
     """Draw waveform, segments of one emotion, stacked posteriors and, where there are any, words.
 
     Up to a minute and a half is one row. What is longer goes on in the next row: a minute a row where there are words,
-    as many as make a dozen rows where there are none, or more than :data:`MOST_WORDS` seconds.
+    as many as make a dozen rows where there are none. Beyond :data:`MOST_WORDS` seconds there are that dozen, and the
+    minutes in which the emotion changes most often, with their words.
     """
-    has_words = bool(timeline.phrases) and timeline.duration <= MOST_WORDS
-    seconds = timeline.duration
-    if seconds > ONE_ROW:
-        seconds = ROW_SECONDS if has_words else ROW_SECONDS * math.ceil(seconds / ROW_SECONDS / ROWS)
-    rows = max(1, math.ceil(timeline.duration / seconds))
-    unit = 1.0 if rows == 1 else 0.45  # inches of the posteriors' height
-    words = 0.0 if not has_words else (WORD_LINES * FONT * 1.3 / 72 + 0.08) / unit  # height of the words
-    height = (WAVEFORM[1] + words) * unit
-    figure = Figure(figsize=(WIDTH, TOP + rows * (height + GAP)))
+    rows = _rows(timeline)
+    unit = 1.0 if len(rows) == 1 else 0.45  # inches of the posteriors' height
+    words = (WORD_LINES * FONT * 1.3 / 72 + 0.08) / unit  # height of the words
+    heights = [(WAVEFORM[1] + words * has_words) * unit for *_, has_words in rows]
+    figure = Figure(figsize=(WIDTH, TOP + sum(heights) + GAP * len(rows)))
     colours = {None: ABSTAINED, **dict(zip(timeline.classes, cycle(COLOURS), strict=False))}
-    for row in range(rows):
-        bottom, tall = (rows - 1 - row) * (height + GAP) + 0.1, figure.get_figheight()
+    bottom, tall = figure.get_figheight() - TOP + 0.1, figure.get_figheight()
+    for (start, end, has_words), height in zip(rows, heights, strict=True):
+        seconds, bottom = end - start, bottom - height - GAP
         axes = figure.add_axes((MARGIN / WIDTH, bottom / tall, 1 - 2 * MARGIN / WIDTH, height / tall))
-        axes.set(xlim=(row * seconds, (row + 1) * seconds), ylim=(-words, WAVEFORM[1]), yticks=[])
+        axes.set(xlim=(start, end), ylim=(-words * has_words, WAVEFORM[1]), yticks=[])
         axes.xaxis.tick_top()
         axes.xaxis.set_major_locator(MultipleLocator(next(t for t in TICKS if seconds / t <= MOST_TICKS)))
         axes.xaxis.set_major_formatter(FuncFormatter(_clock if seconds > ROW_SECONDS / 2 else lambda t, _: f"{t:g} s"))
@@ -66,6 +65,19 @@ def plot_timeline(timeline: Timeline) -> Figure:
             _write_words(axes, timeline.phrases, unit)
     _write_title(figure, timeline, colours)
     return figure
+
+
+def _rows(timeline: Timeline) -> list[tuple[float, float, bool]]:
+    """Begin and end of each row in seconds, and whether its words are written."""
+    duration, has_words = timeline.duration, bool(timeline.phrases)
+    if duration <= ONE_ROW:
+        return [(0.0, duration, has_words)]
+    is_long, overview = duration > MOST_WORDS, ROW_SECONDS * math.ceil(duration / ROW_SECONDS / ROWS)
+    seconds = ROW_SECONDS if has_words and not is_long else overview
+    rows = [(k * seconds, (k + 1) * seconds, has_words and not is_long) for k in range(math.ceil(duration / seconds))]
+    changes = Counter(int(segment.start // ROW_SECONDS) for segment in timeline.segments if segment.emotion)
+    busiest = sorted(minute for minute, _ in changes.most_common(BUSIEST)) if is_long else []
+    return rows + [(m * ROW_SECONDS, (m + 1) * ROW_SECONDS, has_words) for m in busiest]
 
 
 def _clock(seconds: float, _=None) -> str:
@@ -135,12 +147,13 @@ def _inside(axes: Axes, times: np.ndarray) -> np.ndarray:
 def _write_title(figure: Figure, timeline: Timeline, colours: dict) -> None:
     name = Path(timeline.path).name.encode("utf-8", "replace").decode()
     title = f"{name}: {_clock(timeline.duration)}, windows of {timeline.window:g} s every {timeline.step:g} s"
-    if timeline.phrases and timeline.duration > MOST_WORDS:
-        title += f"; words are drawn up to {_clock(MOST_WORDS)}"
+    if timeline.duration > MOST_WORDS:
+        title += "; below: its busiest minutes"
     figure.text(MARGIN / WIDTH, 1 - 0.12 / figure.get_figheight(), title, va="top", fontsize=11, **PLAIN)
     abstained = any(segment.emotion is None for segment in timeline.segments)
     shown = [*timeline.classes, *([None] if abstained else [])]
-    handles = [Patch(color=colours[name], label=name or "? (abstained)") for name in shown]
+    abstention = "? (abstained)" if timeline.speech is None else "? (no speech, or unsure)"
+    handles = [Patch(color=colours[name], label=name or abstention) for name in shown]
     figure.legend(
         handles=handles, loc="upper right", bbox_to_anchor=(1 - MARGIN / WIDTH, 1), ncols=len(handles), frameon=False,
         fontsize=FONT + 1, handlelength=1,
