@@ -151,8 +151,8 @@ def _predict(add):
     """emotions and transcripts of recordings, by a trained model"""
     add("paths", metavar="PATH", nargs="+", help="recordings, folders of them, - for paths on stdin")
     _model(add)
-    help = "default: table, or OUT's ending; textgrid: a file a recording in the folder OUT, implies --window"
-    add("--format", dest="form", choices=("table", "json", "csv", "textgrid"), help=help)
+    help = "default: table, or OUT's ending; textgrid, srt: a file a recording in the folder OUT, imply --window"
+    add("--format", dest="form", choices=("table", "json", "csv", "textgrid", "srt"), help=help)
     add("--recursive", action="store_true", help="look into a folder's subfolders as well")
     add("--out", help="results go to this file, a CSV at the end; what it has is not done again")
     add("--batch", dest="batch_size", type=int, default=8, help="at a time (default: %(default)s)")
@@ -168,6 +168,8 @@ def _predict(add):
     help = "from window to window (default: half a window); implies --window"
     add("--step", type=float, metavar="SECONDS", help=help)
     add("--picture", metavar="FOLDER", help="also a picture a recording; implies --window")
+    help = "by speech, not by clock: vad (voice activity), or a .rttm, .TextGrid, .csv, .srt of who speaks when"
+    add("--segments", metavar="vad|FILE", help=help)
 
 
 def _min_speech(add):
@@ -230,6 +232,7 @@ def _serve(add):
     add("--max-mb", type=float, default=50.0, help="larger files are refused (default: %(default)g)")
     add("--window", type=float, default=4.0, help="seconds that are heard at a time (default: %(default)g)")
     add("--step", type=float, help="seconds from window to window (default: half a window)")
+    add("--segments", choices=("vad",), help="draw stretches of speech in the place of windows")
     _min_speech(add)
 
 

@@ -27,6 +27,7 @@ from speechbrain_ser.inference.embed import embed
 from speechbrain_ser.inference.formats import csv_text, json_text, origin_of, records_to_csv, results_file
 from speechbrain_ser.inference.predict import find_recordings
 from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition, open_recognizer
+from speechbrain_ser.inference.turns import read_turns
 from speechbrain_ser.lobes.encoder import Encoder
 from speechbrain_ser.lobes.pretrained import LayerStatistics
 from speechbrain_ser.processing import voice_activity
@@ -165,6 +166,72 @@ def test_what_holds_no_speech_gets_no_emotion(predict, recordings, tmp_path, mon
     assert "hold no speech" not in predict(tmp_path / "clicks.wav", "--min-speech=0")[1]
     rows = csv.DictReader(io.StringIO(predict(tmp_path / "clicks.wav", "--window=1", "--format=csv")[0]))
     assert [(row["start"], row["end"], row["emotion"]) for row in rows] == [("0.0", "2.0", "")]
+
+
+@pytest.fixture
+def conversation(recordings) -> tuple[Path, list[Path]]:
+    """Three utterances with pauses in a recording, its RTTM beside it: B says the first and the last."""
+    wavs, samples, lines = [recordings / f"{k}.wav" for k in range(3)], [], []
+    for wav, speaker in zip(wavs, "BAB", strict=True):
+        samples += [np.zeros(SAMPLE_RATE), soundfile.read(wav)[0]]
+        start = sum(map(len, samples[:-1])) / SAMPLE_RATE
+        lines.append(f"SPEAKER talk 1 {start} {len(samples[-1]) / SAMPLE_RATE} <NA> <NA> {speaker} <NA> <NA>\n")
+    path = recordings / "more" / "talk.wav"
+    soundfile.write(path, np.concatenate(samples), SAMPLE_RATE)
+    path.with_suffix(".rttm").write_text("".join(lines))
+    return path, wavs
+
+
+def test_segments_of_speakers_are_what_single_files_are(predict, run_folder, conversation, tmp_path):
+    talk, wavs = conversation
+    by_rttm = (talk, f"--segments={talk.with_suffix('.rttm')}")
+    found = json.loads(predict(*by_rttm, "--format=json")[0])
+    recognizer = EmotionRecognizer.from_run(run_folder, {"device": "cpu"}, min_speech=0.1)
+    assert [segment["speaker"] for segment in found["segments"]] == ["B", "A", "B"]
+    for segment, expected in zip(found["segments"], recognizer.classify_files(wavs), strict=True):
+        assert (segment["emotion"], segment["transcript"]) == (expected.emotion, expected.transcript)
+        assert segment["posteriors"] == pytest.approx(expected.posteriors, abs=1e-4)
+    predict(*by_rttm, "--format=textgrid", f"--out={tmp_path / 'grids'}", f"--picture={tmp_path / 'pictures'}")
+    grid = openTextgrid(str(tmp_path / "grids" / "talk.TextGrid"), includeEmptyIntervals=False)
+    assert {"emotion of A", "emotion of B"} <= {*grid.tierNames} and (tmp_path / "pictures" / "talk.png").is_file()
+    predict(*by_rttm, "--format=srt", f"--out={tmp_path / 'srt'}")
+    again = read_turns(tmp_path / "srt" / "talk.srt", "talk")
+    assert [turn.start for turn in again] == pytest.approx([s["start"] for s in found["segments"]], abs=1e-3)
+    assert again[1].text.startswith(f"A: {found['segments'][1]['emotion']} 0.")
+    rows = list(csv.DictReader(io.StringIO(predict(talk, "--segments=vad", "--format=csv")[0])))
+    assert len(rows) == 3 and {row["segments_by"] for row in rows} == {"vad"}
+    for row, segment in zip(rows, found["segments"], strict=True):
+        assert float(row["start"]) < segment["end"] and float(row["end"]) > segment["start"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.rttm", "SPEAKER talk 1 x 2 <NA> <NA> A <NA> <NA>\n\nhello\n", r"line 1: .*\n  line 3: 'hello'"),
+        (
+            "a.rttm",
+            "SPEAKER talk 1 1 99 <NA> <NA> A <NA> <NA>\n",
+            r"beyond the recording's end.*\n  line 1: 1 to 100 s",
+        ),
+        ("a.rttm", "SPEAKER talk 1 1 0 <NA> <NA> A <NA> <NA>\n", r"empty segments.*\n  line 1"),
+        (
+            "a.rttm",
+            "".join(f"SPEAKER talk 1 {k} 1.5 <NA> <NA> A\n" for k in (0, 1)),
+            r"same speaker.*\n  line 2.*line 1",
+        ),
+        ("a.rttm", "SPEAKER x 1 1 1 <NA> <NA> A\nSPEAKER y 1 1 1 <NA> <NA> A\n", "of talk, found those of x, y"),
+        ("a.csv", "from,to\n1,2\n", "missing .*\n  start, end"),
+        ("a.csv", "start,end\n1,2\n3,\n", "line 3: '3', ''"),
+        ("a.srt", "1\n00:00:01,0 --> 2\nHi\n", "line 2: '00:00:01,0 --> 2'"),
+        ("a.TextGrid", "none", "no TextGrid"),
+        ("a.txt", "", "expected vad, or a file .rttm, .textgrid, .csv, .srt"),
+        ("a.rttm", "", "expected segments, found none"),
+    ],
+)
+def test_segments_that_cannot_be(predict, conversation, tmp_path, name, content, said):
+    (tmp_path / name).write_text(content)
+    _, err = predict(conversation[0], f"--segments={tmp_path / name}", status=2)
+    assert re.search(said, err), err
 
 
 def test_shares_of_speech_whatever_the_blocks(recordings):

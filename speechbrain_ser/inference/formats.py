@@ -16,7 +16,7 @@ from praatio.data_classes.textgrid import Textgrid
 
 from speechbrain_ser.data.labels import DIMENSIONS
 from speechbrain_ser.errors import UserError, printable
-from speechbrain_ser.files import cannot_be_written, file_stem, locked, written_whole
+from speechbrain_ser.files import cannot_be_written, file_stem, locked, write_text, written_whole
 from speechbrain_ser.inference.timeline import Timeline
 
 SILENT = "-"  # in a table, in place of an emotion below the threshold; empty in CSV, null in JSON
@@ -39,7 +39,7 @@ def _rows(record: dict) -> list[dict]:
     """One row, or, of a timeline, one a segment with the recording's duration."""
     if "segments" not in record:
         return [record]
-    about = {name: record[name] for name in ("window", "step", "model", "speech_by") if name in record}
+    about = {n: record[n] for n in ("window", "step", "segments_by", "model", "speech_by") if n in record}
     places = {"path": record["path"], "start": 0.0, "end": 0.0, "duration": record["duration"]}  # the columns' order
     return [{**places, **segment, **about} for segment in record["segments"]]
 
@@ -82,6 +82,7 @@ def table_text(record: dict, header: bool = False, widths: tuple[int, int] = (0,
     for row in _rows(record):
         cells = {"recording": row["path"].ljust(max(widths[0], len("recording")))}
         cells |= {name: f"{row[name]:7.2f}" for name in ("start", "end") if name in row}
+        cells |= {"speaker": printable(row["speaker"]).ljust(12)} if "speaker" in row else {}
         cells["emotion"] = (row["emotion"] or SILENT).ljust(max(widths[1], len("emotion")))
         cells["posterior"] = f"{max(row['posteriors'].values()):9.3f}" if row["posteriors"] else SILENT.rjust(9)
         cells |= {name: f"{row[name]:.2f}".rjust(len(name)) for name in (*DIMENSIONS, "speech") if name in row}
@@ -97,14 +98,20 @@ FORMATS = {"table": table_text, "json": json_text, "csv": csv_text}
 
 def records_to_csv(records: Iterable[dict], path: Path) -> None:
     with written_whole(path) as temporary, temporary.open("w", newline="", **TEXT) as file:
-        for number, record in enumerate(records):
-            file.write(csv_text(record, header=number == 0))
+        header = True
+        for text in (csv_text(record, header) for record in records):  # of a recording without segments, nothing
+            file.write(text)
+            header = header and not text
 
 
 def write_textgrid(timeline: Timeline, path: str | os.PathLike) -> Path:
-    """Write tiers ``emotion``, empty where the recogniser abstained, and, of one that transcribes, ``transcript``."""
-    path = Path(path)
-    tiers = {"emotion": [(segment.start, segment.end, segment.emotion or "") for segment in timeline.segments]}
+    """Write tiers ``emotion``, empty where there is none, and ``transcript``; one each a speaker, where one is told."""
+    path, tiers = Path(path), {} if timeline.segments else {"emotion": []}
+    for segment in timeline.segments:
+        of_speaker = f" of {segment.speaker}" if segment.speaker else ""
+        tiers.setdefault(f"emotion{of_speaker}", []).append((segment.start, segment.end, segment.emotion or ""))
+        if segment.text:
+            tiers.setdefault(f"transcript{of_speaker}", []).append((segment.start, segment.end, segment.text))
     if timeline.phrases is not None:
         tiers["transcript"] = [(phrase.start, phrase.end, phrase.text) for phrase in timeline.phrases]
     grid = Textgrid(0.0, timeline.duration)
@@ -114,6 +121,22 @@ def write_textgrid(timeline: Timeline, path: str | os.PathLike) -> Path:
         # no interval is dropped for being short: the last step may be
         grid.save(str(temporary), "long_textgrid", includeBlankSpaces=True, minimumIntervalLength=None)
     return path
+
+
+def write_srt(timeline: Timeline, path: str | os.PathLike) -> Path:
+    """Write subtitles: of each segment the speaker, the emotion with its posterior, and the words."""
+
+    def clock(seconds: float) -> str:
+        minutes, thousandths = divmod(round(1000 * seconds), 60_000)
+        return f"{minutes // 60:02}:{minutes % 60:02}:{thousandths // 1000:02},{thousandths % 1000:03}"
+
+    blocks = []
+    for number, segment in enumerate(timeline.segments, 1):
+        emotion = SILENT if segment.emotion is None else f"{segment.emotion} {max(segment.posteriors.values()):.2f}"
+        lines = [f"{segment.speaker}: {emotion}" if segment.speaker else emotion, timeline.text_of(segment)]
+        said = "\n".join(" ".join(line.split()) for line in lines if line.strip())
+        blocks.append(f"{number}\n{clock(segment.start)} --> {clock(segment.end)}\n{said}\n")
+    return write_text("\n".join(blocks), Path(path))
 
 
 # ------------------------------------------------------------------ files that later calls go on with
@@ -126,8 +149,9 @@ def origin_of(record: dict) -> str:
     'c0ffee, windows of 4 s every 2 s, with transcripts'
     """
     windows = f", windows of {record['window']:g} s every {record['step']:g} s" if "window" in record else ""
+    windows += f", segments by {record['segments_by']}" if "segments_by" in record else ""
     speech = f", speech by {record['speech_by']}" if "speech_by" in record else ""
-    spoken = "with" if {"transcript", "phrases"} & record.keys() else "without"
+    spoken = "with" if {"transcript", "phrases", "segments_by"} & record.keys() else "without"
     return record.get("made_by") or f"{record['model']}{windows}{speech}, {spoken} transcripts"
 
 

@@ -27,6 +27,7 @@ from speechbrain_ser.inference.package import CARD, read_small
 from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition, open_recognizer
 from speechbrain_ser.inference.timeline import MIN_SPEECH, Timeline, plan_windows
 from speechbrain_ser.inference.timeline_figure import plot_timeline
+from speechbrain_ser.inference.turns import VAD, follow_turns
 
 try:
     import gradio as gr
@@ -60,12 +61,14 @@ def recognise(
     window: float = 4.0,
     step: float | None = None,
     max_seconds: float = 600.0,
+    segments: str | None = None,
 ) -> tuple[dict, Timeline]:
     """Recognise one recording as a whole and over time: what the API gives, and the timeline.
 
     A recording of at most :data:`WHOLE` seconds is recognised as one utterance, as `predict` does, beside its timeline;
-    of a longer one the posteriors are the timeline's mean, and the words the timeline's. A UserError says what is wrong
-    with the recording, without its folder.
+    of a longer one the posteriors are the timeline's mean, and the words the timeline's. With `segments`
+    :data:`~speechbrain_ser.inference.turns.VAD` the timeline that is given is one of stretches of speech. A UserError
+    says what is wrong with the recording, without its folder.
     """
     with suppress(BadAudioError):  # what is no recording says so when it is decoded
         if (seconds := claimed_seconds(path)) > max_seconds:
@@ -73,6 +76,9 @@ def recognise(
     timeline = _sound(recognizer.timelines([path], window, step))
     is_whole = timeline.duration <= min(WHOLE, recognizer.max_seconds)
     found = _sound(recognizer.classify_files([path])) if is_whole else _mean(recognizer, timeline)
+    phrases = [asdict(phrase) for phrase in timeline.phrases or []]
+    if segments == VAD:
+        timeline = follow_turns(recognizer, path, VAD, plan_windows(recognizer, window, step))
     answer = {
         "recording": path.name,
         "duration": timeline.duration,
@@ -83,7 +89,7 @@ def recognise(
         "whole": is_whole,
         "transcript": found.transcript,
         "segments": [asdict(segment) for segment in timeline.segments],
-        "phrases": [asdict(phrase) for phrase in timeline.phrases or []],
+        "phrases": phrases,
     }
     return json.loads(json.dumps(answer), parse_float=lambda text: round(float(text), 6)), timeline
 
@@ -265,6 +271,7 @@ def serve(
     window: float = 4.0,
     step: float | None = None,
     min_speech: float = MIN_SPEECH,
+    segments: str | None = None,
     public_name: str | None = None,
     root_path: str | None = None,
     trust_run: bool = False,
@@ -286,7 +293,7 @@ def serve(
     plan_windows(recognizer, window, step)  # an error now, not at the first recording
     if host not in LOOPBACK:
         logger.warning(f"warning: everybody who reaches {host} can use this page: it has no password and no encryption")
-    answer = partial(recognise, recognizer, window=window, step=step, max_seconds=max_seconds)
+    answer = partial(recognise, recognizer, window=window, step=step, max_seconds=max_seconds, segments=segments)
     limits = f"Any format that soundfile reads, up to {max_seconds:g} seconds and {max_mb:g} MB."
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's, as Ctrl-C
     at = (host, port, int(max_mb * 2**20), public_name, root_path)

@@ -5,13 +5,14 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 
 from tqdm import tqdm
 
+from speechbrain_ser.data.audio import BadAudioError
 from speechbrain_ser.errors import INTERRUPTED, UserError, printable
 from speechbrain_ser.inference.formats import (
     FORMATS,
@@ -19,15 +20,18 @@ from speechbrain_ser.inference.formats import (
     origin_of,
     records_to_csv,
     results_file,
+    write_srt,
     write_textgrid,
 )
 from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition, open_recognizer
-from speechbrain_ser.inference.timeline import WINDOW, Timeline, plan_windows
+from speechbrain_ser.inference.timeline import WINDOW, Timeline, WindowPlan, plan_windows
+from speechbrain_ser.inference.turns import VAD, follow_turns, read_turns
+from speechbrain_ser.processing.voice_activity import BY_ENERGY, method
 
 logger = logging.getLogger(__name__)
 
 STDIN = "-"
-FOLDER_FORMATS = ("textgrid",)  # a file a recording
+FOLDER_FORMATS = {"textgrid": (".TextGrid", write_textgrid), "srt": (".srt", write_srt)}  # a file a recording
 BY_SUFFIX = {".csv": "csv", ".json": "json", ".jsonl": "json"}
 # of what soundfile reads
 SUFFIXES = {*".aif .aifc .aiff .au .caf .flac .mp3 .nist .oga .ogg .opus .rf64 .snd .sph .voc .w64 .wav .wave".split()}
@@ -88,6 +92,7 @@ def predict(
     window: float | None = None,
     step: float | None = None,
     picture: str | None = None,
+    segments: str | None = None,
     **options,
 ) -> int:
     """Recognise recordings with a trained model, as ``speechbrain-ser predict --help`` says it; `form` is its --format.
@@ -97,19 +102,31 @@ def predict(
     some recordings gave no result: they are listed on stderr, and tried again by the next call.
     """
     form = _format(form, out)
-    if window is None and (step is not None or picture is not None or form in FOLDER_FORMATS):
+    if window is None and segments is None and (step is not None or picture is not None or form in FOLDER_FORMATS):
         window = WINDOW
     recordings = find_recordings(paths, recursive)
     recognizer = open_recognizer(model, run_opts={"device": device} if device else None, **options)
-    windows = None if window is None else plan_windows(recognizer, window, step).seconds
+    if segments is not None:
+        plan, is_only = plan_windows(recognizer, WINDOW if window is None else window, step), len(recordings) == 1
+        turns_of = {r: VAD if segments == VAD else read_turns(segments, r, is_only) for r in recordings}
+        follow_all = partial(_by_turns, recognizer, turns_of, plan, f"--segments={segments}")
+        made_by = {"segments_by": VAD if segments == VAD else Path(segments).name}
+        if segments == VAD and method() == "energy" and recognizer.speech_by is None:
+            logger.warning(BY_ENERGY)
+    elif window is not None:
+        plan = plan_windows(recognizer, window, step)
+        follow_all = partial(recognizer.timelines, duration=window, step=step, batch_size=batch_size, progress=True)
+        made_by = dict(zip(("window", "step"), plan.seconds, strict=True))
+    else:
+        follow_all, made_by = partial(recognizer.classify_files, batch_size=batch_size), {}
     try:
         with contextlib.ExitStack() as stack:
-            outputs = list(_outputs(stack, form, out, picture, recordings, recognizer, windows))
+            outputs = list(_outputs(stack, form, out, picture, recordings, recognizer, made_by))
             todo = [path for path in recordings if any(path not in done for done, _ in outputs)]
             if len(todo) < len(recordings):
                 places = " and ".join(filter(None, [out, picture]))
                 logger.info(f"{len(recordings) - len(todo)} of {len(recordings)} recordings are in {places} already")
-            failures = _recognise(recognizer, todo, batch_size, windows, outputs)
+            failures = _recognise(recognizer, todo, follow_all, outputs)
     except KeyboardInterrupt:
         print("interrupted" + (f"; the same command goes on with {out}" if out else ""), file=sys.stderr)
         return INTERRUPTED
@@ -140,18 +157,18 @@ def _outputs(
     picture: str | None,
     recordings: Sequence[str],
     recognizer: EmotionRecognizer,
-    windows: tuple[float, float] | None,
+    how: Mapping[str, float | str],
 ) -> Iterator[tuple[Collection[str], Callable[[Recognition | Timeline], None]]]:
     """What results go to: paths that it has, and what takes a result; a recording's picture comes before its line."""
     made_by = {"model": recognizer.model_id} | ({"speech_by": recognizer.speech_by} if recognizer.speech_by else {})
-    about = made_by | dict(zip(("window", "step"), windows or (), strict=False))
+    about = made_by | dict(how)
     origin = origin_of(about if recognizer.decode is None else about | {"transcript": ""})
 
     def record(found: Recognition | Timeline) -> dict:
-        return {**found.to_dict(), **made_by}
+        return {**found.to_dict(), **how, **made_by}
 
     folders = [(picture, ".png", _write_picture)] if picture is not None else []
-    folders += [(out, ".TextGrid", write_textgrid)] if form in FOLDER_FORMATS else []
+    folders += [(out, *FOLDER_FORMATS[form])] if form in FOLDER_FORMATS else []
     for folder, suffix, write in folders:
         index = stack.enter_context(results_file(Path(folder, f"index{suffix}.jsonl"), origin))
         results = ResultsFolder(index, suffix, write)
@@ -176,7 +193,8 @@ def _console(text: Callable[..., str], record: Callable[[Recognition | Timeline]
 
     def show(found: Recognition | Timeline) -> None:
         with tqdm.external_write_mode():  # the bar makes room
-            line = text(record(found), next(headers))
+            if not (line := text(record(found), next(headers))):
+                return
             print(printable(line) if sys.stdout.isatty() else line, end="", flush=True)  # else data, for a program
 
     return show
@@ -189,24 +207,27 @@ def _write_picture(timeline: Timeline, path: Path) -> None:
     save_figure(plot_timeline(timeline), path)
 
 
+def _by_turns(recognizer: EmotionRecognizer, turns_of: Mapping, plan: WindowPlan, where: str, paths: Sequence[str]):
+    for path in paths:
+        try:
+            yield follow_turns(recognizer, path, turns_of[path], plan, where)
+        except BadAudioError as defect:
+            yield Timeline(path, error=defect.words)
+
+
 def _recognise(
     recognizer: EmotionRecognizer,
     paths: Sequence[str],
-    batch_size: int,
-    windows: tuple[float, float] | None,
+    follow_all: Callable[[Sequence[str]], Iterable[Recognition | Timeline]],
     outputs: Sequence[tuple[Collection[str], Callable]],
 ) -> dict[str, str]:
     """Hand results on as they come; return the errors of recordings that have none, by path."""
     failures, unspoken = {}, 0
-    if windows is None:
-        found = recognizer.classify_files(paths, batch_size)
-    else:
-        found = recognizer.timelines(paths, *windows, batch_size, progress=True)
-    for result in tqdm(found, "recordings", len(paths), file=sys.stderr, disable=None):
+    for result in tqdm(follow_all(paths), "recordings", len(paths), file=sys.stderr, disable=None):
         if result.error is not None:
             failures[result.path] = result.error
             continue
-        unspoken += not recognizer.is_speech(result.speech)
+        unspoken += not recognizer.is_speech(result.speech) or getattr(result, "segments", None) == []
         for done, add in outputs:
             if result.path not in done:
                 add(result)

@@ -34,6 +34,8 @@ class Segment:
     emotion: str | None
     posteriors: dict[str, float]
     speech: float | None = None  # share of the time, 0 to 1; None: not looked for
+    speaker: str | None = None  # "" where nobody told; None: segments are not by speaker
+    text: str | None = None  # what is said in it, where it was recognised, or told, for it alone
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Timeline:
     envelope: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)), **ASIDE)  # for a picture: [stretches, 2],
     envelope_step: float = field(default=0.01, **ASIDE)  # lowest and highest sample of stretches that last so long
     error: str | None = None  # None where all is well
+    by: str | None = None  # what made the segments, which then have a speaker and gaps, and no steps; None: windows
 
     @property
     def speech(self) -> float | None:
@@ -74,23 +77,30 @@ class Timeline:
         return None if self.phrases is None else " ".join(phrase.text for phrase in self.phrases)
 
     def text_of(self, segment: Segment) -> str:
-        """Return the phrases whose middle lies in a segment: each phrase belongs to one."""
+        """Return a segment's own text, or the phrases whose middle lies in it: each phrase belongs to one."""
+        if segment.text is not None:
+            return segment.text
         return " ".join(p.text for p in self.phrases or [] if segment.start <= (p.start + p.end) / 2 < segment.end)
 
     def to_dict(self) -> dict:
         """Return plain data: all but the envelope, posteriors rounded to six digits; words where there are any."""
 
         def plain(segment: Segment) -> dict:
-            words = {} if self.phrases is None else {"transcript": self.text_of(segment)}
+            words = {} if self.phrases is None and self.by is None else {"transcript": self.text_of(segment)}
             numbers = {"posteriors": {c: round(p, 6) for c, p in segment.posteriors.items()}}
             numbers |= {} if segment.speech is None else {"speech": round(segment.speech, 6)}
-            return {name: value for name, value in asdict(segment).items() if name != "speech"} | numbers | words
+            places = {"start": segment.start, "end": segment.end}
+            who = {} if segment.speaker is None else {"speaker": segment.speaker}
+            return {**places, **who, "emotion": segment.emotion, **numbers, **words}
 
         content = {"path": self.path, "duration": self.duration, "window": self.window, "step": self.step}
         content |= {} if self.speech is None else {"speech": round(self.speech, 6)}
         content["segments"] = [plain(segment) for segment in self.segments]
         if self.phrases is not None:
             content["phrases"] = [asdict(phrase) for phrase in self.phrases]
+        if self.by is not None:
+            plain_segments = {"segments_by": self.by, "segments": content["segments"]}
+            return {"path": self.path, "duration": self.duration} | plain_segments
         columns = zip(self.classes, self.posteriors.T.round(6).tolist(), strict=True)
         content["steps"] = {"edges": self.edges.tolist(), "posteriors": dict(columns)}
         content["steps"] |= {} if self.speech is None else {"speech": self.speech_steps.round(6).tolist()}
@@ -117,6 +127,14 @@ def _resampled(blocks: Iterable[torch.Tensor], rate: int) -> Iterator[torch.Tens
     for block in blocks:
         yield torch.from_numpy(stream.resample_chunk(block.numpy()))
     yield torch.from_numpy(stream.resample_chunk(np.zeros(0, np.float32), last=True))
+
+
+def stretch_of(seconds: float) -> int:
+    """Return how many samples are drawn as one: 10 ms, or more of a recording that lasts minutes."""
+    stretch = 160
+    while seconds * SAMPLE_RATE >= stretch * MOST_STRETCHES:
+        stretch *= 2
+    return stretch
 
 
 def outlined(blocks: Iterable[torch.Tensor], stretch: int, ends: list[np.ndarray]) -> Iterator[torch.Tensor]:
@@ -392,18 +410,21 @@ def _stretches(mask: torch.Tensor) -> Iterator[tuple[int, int]]:
 
 
 def follow(
-    recognizer, path: str | os.PathLike, seconds: float, plan: WindowPlan, batch_size: int, progress: bool
+    recognizer,
+    path: str | os.PathLike,
+    seconds: float,
+    plan: WindowPlan,
+    batch_size: int,
+    progress: bool,
+    blocks: Iterable[torch.Tensor] | None = None,
 ) -> Timeline:
-    """Return the timeline of one recording, which lasts so many `seconds`, as its header says.
+    """Return the timeline of one recording, or of `blocks` [time] of it, so many `seconds` as its header says.
 
     Held at a time are a block of the recording, a batch of windows and a phrase's logits; kept are posteriors a step,
     phrases and an outline of the waveform. What cannot be read to its end, or has no answer, is a BadAudioError.
     """
-    stretch = 160  # samples that are drawn as one: 10 ms, or more of a recording that lasts minutes
-    while seconds * SAMPLE_RATE >= stretch * MOST_STRETCHES:
-        stretch *= 2
-    ends, spans, posteriors = [], [], []
-    blocks, activity = outlined(stream_audio(path), stretch, ends), VoiceActivity()
+    ends, spans, posteriors, stretch = [], [], [], stretch_of(seconds)
+    blocks, activity = outlined(stream_audio(path) if blocks is None else blocks, stretch, ends), VoiceActivity()
     windows = plan.cut(activity.hear(blocks) if recognizer.speech_by else blocks)
     format_of_bar = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
     bar = tqdm(None, "seconds", seconds, leave=False, disable=None if progress else True, bar_format=format_of_bar)

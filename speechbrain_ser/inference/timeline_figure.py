@@ -27,6 +27,7 @@ WORD_LINES = 4
 ROW_SECONDS = 60.0  # in which words are still legible
 ONE_ROW = 1.5 * ROW_SECONDS  # no second row for a scrap
 MOST_WORDS = 30 * ROW_SECONDS  # of a longer recording, an overview and its busiest minutes: a PNG has an end
+LANE = 0.62  # from a speaker's lane to the next one's, with the name between
 ROWS, BUSIEST = 12, 6  # of an overview, without words; minutes below it
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 36_000)  # seconds
 MOST_TICKS = 13
@@ -43,24 +44,28 @@ def plot_timeline(timeline: Timeline) -> Figure:
     minutes in which the emotion changes most often, with their words.
     """
     rows = _rows(timeline)
+    speakers = dict.fromkeys(segment.speaker for segment in timeline.segments)
+    lanes = {speaker: SEGMENTS[0] - k * LANE for k, speaker in enumerate(speakers)}
+    lowest = 0.0 if timeline.by is None else min([SEGMENTS[0], *lanes.values()]) - 0.1
     unit = 1.0 if len(rows) == 1 else 0.45  # inches of the posteriors' height
     words = (WORD_LINES * FONT * 1.3 / 72 + 0.08) / unit  # height of the words
-    heights = [(WAVEFORM[1] + words * has_words) * unit for *_, has_words in rows]
+    heights = [(WAVEFORM[1] - lowest + words * has_words) * unit for *_, has_words in rows]
     figure = Figure(figsize=(WIDTH, TOP + sum(heights) + GAP * len(rows)))
     colours = {None: ABSTAINED, **dict(zip(timeline.classes, cycle(COLOURS), strict=False))}
     bottom, tall = figure.get_figheight() - TOP + 0.1, figure.get_figheight()
     for (start, end, has_words), height in zip(rows, heights, strict=True):
         seconds, bottom = end - start, bottom - height - GAP
         axes = figure.add_axes((MARGIN / WIDTH, bottom / tall, 1 - 2 * MARGIN / WIDTH, height / tall))
-        axes.set(xlim=(start, end), ylim=(-words * has_words, WAVEFORM[1]), yticks=[])
+        axes.set(xlim=(start, end), ylim=(lowest - words * has_words, WAVEFORM[1]), yticks=[])
         axes.xaxis.tick_top()
         axes.xaxis.set_major_locator(MultipleLocator(next(t for t in TICKS if seconds / t <= MOST_TICKS)))
         axes.xaxis.set_major_formatter(FuncFormatter(_clock if seconds > ROW_SECONDS / 2 else lambda t, _: f"{t:g} s"))
         axes.tick_params(labelsize=FONT, length=2, pad=1)
         axes.spines[:].set_visible(False)
         _draw_waveform(axes, timeline)
-        _draw_segments(axes, timeline, colours)
-        _draw_posteriors(axes, timeline, colours)
+        _draw_segments(axes, timeline, colours, lanes)
+        if timeline.by is None:
+            _draw_posteriors(axes, timeline, colours)
         if has_words:
             _write_words(axes, timeline.phrases, unit)
     _write_title(figure, timeline, colours)
@@ -95,14 +100,19 @@ def _draw_waveform(axes: Axes, timeline: Timeline) -> None:
     axes.fill_between(times[here], low, high, color="#444444", linewidth=0.4)
 
 
-def _draw_segments(axes: Axes, timeline: Timeline, colours: dict) -> None:
-    bottom, height = SEGMENTS[0], SEGMENTS[1] - SEGMENTS[0]
+def _draw_segments(axes: Axes, timeline: Timeline, colours: dict, lanes: dict) -> None:
+    """In a lane a speaker, whose name stands in its beginning, above what is there."""
+    height = SEGMENTS[1] - SEGMENTS[0]
     left, right = axes.get_xlim()
+    for speaker, bottom in lanes.items() if timeline.by is not None else ():
+        axes.axhspan(bottom, bottom + height, color="#F4F4F4", linewidth=0)
+        name = (speaker or "").encode("utf-8", "replace").decode()[:40]
+        axes.annotate(name, (left, bottom + height), va="bottom", fontsize=FONT, color="#555555", **PLAIN)
     for segment in timeline.segments:
         start, end = max(segment.start, left), min(segment.end, right)
         if start >= end:
             continue
-        colour, name = colours[segment.emotion], segment.emotion or "?"
+        colour, name, bottom = colours[segment.emotion], segment.emotion or "?", lanes[segment.speaker]
         axes.broken_barh([(start, end - start)], (bottom, height), color=colour, edgecolor="white", linewidth=0.6)
         if len(name) + 1 <= _characters(axes, end - start):
             ink = "white" if np.dot(to_rgb(colour), (0.3, 0.6, 0.1)) < 0.42 else "black"
@@ -146,13 +156,15 @@ def _inside(axes: Axes, times: np.ndarray) -> np.ndarray:
 
 def _write_title(figure: Figure, timeline: Timeline, colours: dict) -> None:
     name = Path(timeline.path).name.encode("utf-8", "replace").decode()
-    title = f"{name}: {_clock(timeline.duration)}, windows of {timeline.window:g} s every {timeline.step:g} s"
+    windows = f"windows of {timeline.window:g} s every {timeline.step:g} s"
+    title = f"{name}: {_clock(timeline.duration)}, {windows if timeline.by is None else 'segments by ' + timeline.by}"
     if timeline.duration > MOST_WORDS:
         title += "; below: its busiest minutes"
     figure.text(MARGIN / WIDTH, 1 - 0.12 / figure.get_figheight(), title, va="top", fontsize=11, **PLAIN)
     abstained = any(segment.emotion is None for segment in timeline.segments)
     shown = [*timeline.classes, *([None] if abstained else [])]
-    abstention = "? (abstained)" if timeline.speech is None else "? (no speech, or unsure)"
+    is_old = timeline.speech is None and all(segment.speech is None for segment in timeline.segments)
+    abstention = "? (abstained)" if is_old else "? (no speech, or unsure)"
     handles = [Patch(color=colours[name], label=name or abstention) for name in shown]
     figure.legend(
         handles=handles, loc="upper right", bbox_to_anchor=(1 - MARGIN / WIDTH, 1), ncols=len(handles), frameon=False,

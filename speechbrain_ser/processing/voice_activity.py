@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 FRAME = 512  # samples that are judged at a time: 32 ms
+SAMPLE_RATE = 16_000
 CONTEXT = 64  # samples of the frame before that Silero's network hears, too
 FLOOR, RANGE = -70.0, 35.0  # dB: no louder than that, or so far below the loudest frame, is silence by energy
 BY_ENERGY = (
@@ -86,6 +87,20 @@ class VoiceActivity:
         sums = np.concatenate([[0], np.cumsum(self.frames) * float(FRAME)])
         edges = np.asarray(edges)
         return np.diff(np.interp(edges, np.arange(len(sums)) * FRAME, sums)) / np.diff(edges)
+
+    def stretches(self, length: int, pause: float = 0.5, least: float = 0.25, margin: float = 0.1) -> list[tuple]:
+        """Return begin and end, in seconds, of each stretch of speech of a recording of so many samples.
+
+        Those less than a `pause` apart are one, those shorter than `least` none; each gets a `margin` on both sides.
+        """
+        changes = np.flatnonzero(np.diff(np.pad(self.frames.astype(int), 1))).reshape(-1, 2) * FRAME / SAMPLE_RATE
+        found: list[tuple] = []
+        for start, end in changes.tolist():
+            joins = found and start - found[-1][1] < pause
+            found = [*found[:-1], (found[-1][0], end)] if joins else [*found, (start, end)]
+        seconds = length / SAMPLE_RATE
+        kept = [(start - margin, end + margin) for start, end in found if end - start >= least]
+        return [(round(max(0.0, start), 4), round(min(end, seconds), 4)) for start, end in kept]
 
 
 def speech_share(wav: torch.Tensor) -> float:
