@@ -88,7 +88,10 @@ def recognise(
         "posteriors": found.posteriors,
         "whole": is_whole,
         "transcript": found.transcript,
-        "segments": [asdict(segment) for segment in timeline.segments],
+        "segments": [
+            {name: value for name, value in asdict(segment).items() if value is not None or name == "emotion"}
+            for segment in timeline.segments
+        ],
         "phrases": phrases,
     }
     return json.loads(json.dumps(answer), parse_float=lambda text: round(float(text), 6)), timeline

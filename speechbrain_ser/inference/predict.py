@@ -105,10 +105,12 @@ def predict(
     if window is None and segments is None and (step is not None or picture is not None or form in FOLDER_FORMATS):
         window = WINDOW
     recordings = find_recordings(paths, recursive)
+    is_only, turns_of = len(recordings) == 1, {}
+    if segments is not None:  # before the model is loaded, which takes a while
+        turns_of = {r: VAD if segments == VAD else read_turns(segments, r, is_only) for r in recordings}
     recognizer = open_recognizer(model, run_opts={"device": device} if device else None, **options)
     if segments is not None:
-        plan, is_only = plan_windows(recognizer, WINDOW if window is None else window, step), len(recordings) == 1
-        turns_of = {r: VAD if segments == VAD else read_turns(segments, r, is_only) for r in recordings}
+        plan = plan_windows(recognizer, WINDOW if window is None else window, step)
         follow_all = partial(_by_turns, recognizer, turns_of, plan, f"--segments={segments}")
         made_by = {"segments_by": VAD if segments == VAD else Path(segments).name}
         if segments == VAD and method() == "energy" and recognizer.speech_by is None:
