@@ -54,7 +54,7 @@ def read_turns(path: str | os.PathLike, recording: str, is_only: bool = True) ->
     if (read := READERS.get(path.suffix.lower())) is None:
         raise UserError(f"--segments: expected vad, or a file {', '.join(READERS)}, found {path}")
     try:
-        wrong = Offenders(f"--segments={path}")
+        wrong = Offenders(f"--segments={path}", UserError)
         found = list(read(path, wrong))
     except (OSError, UnicodeError) as error:
         raise UserError(f"--segments={path}: expected a file that can be read, found none: {error}") from error
@@ -76,7 +76,7 @@ def check_turns(turns: Sequence[Turn], duration: float, where: str) -> None:
 
     Those of several speakers may overlap; that, and segments without a speaker, is said.
     """
-    wrong, last, overlaps = Offenders(where), {}, 0
+    wrong, last, overlaps = Offenders(where, UserError), {}, 0
     for turn in turns:
         said = f"{turn.place}: {turn.start:g} to {turn.end:g} s"
         if turn.start < 0 or turn.end - turn.start < 1 / SAMPLE_RATE:
