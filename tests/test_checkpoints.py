@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from speechbrain_ser.models.checkpoints import DamagedCheckpoint
-from speechbrain_ser.training.checkpoints import DAMAGED
+from speechbrain_ser.training.checkpoints import DAMAGED, WholeCheckpointer
 
 from .test_brain import Killed, fake_scores, fit, frame, make_brain, same, stop_after, weights  # noqa: F401
 
@@ -79,6 +79,18 @@ def test_training_goes_on_from_the_one_before(frame, whole, tmp_path, caplog, fi
     assert (quiet.folder / "epochs.csv").read_bytes() == (run.folder / "epochs.csv").read_bytes()
     run.brain.evaluate(run.loaders["test"])
     assert run.brain.tested_epoch == 3
+
+
+def test_only_the_runs_folder_is_swept(tmp_path):
+    """Debugging, SpeechBrain puts checkpoints beside what others are writing."""
+    checkpointer, halves = WholeCheckpointer(tmp_path / "run" / "save"), []
+    checkpointer.checkpoints_dir = tmp_path / "elsewhere" / "debug"
+    for folder in (checkpointer.checkpoints_dir, tmp_path / "run"):
+        folder.mkdir(parents=True, exist_ok=True)
+        halves.append(folder.parent / ".theirs.tmp" if folder.name == "debug" else folder / ".ours.tmp")
+        halves[-1].touch()
+    checkpointer.recover_if_possible()
+    assert [half.exists() for half in halves] == [True, False]
 
 
 def test_a_damaged_checkpoint_within_an_epoch(frame, tmp_path, caplog):  # noqa: F811

@@ -190,7 +190,10 @@ def test_dimensions_alone(trained, train, flags, tmp_path, capfd):
     recordings = f"{flags[1][14:]}/Session5/sentences/wav/Ses05F_impro01"
     assert cli(["predict", recordings, f"--model={run}", "--trust-run", "--device=cpu"]) == 0
     head, first = [line for line in capfd.readouterr().out.splitlines() if "activation" in line or ".wav" in line][:2]
-    assert head.split() == ["recording", "emotion", "posterior", "activation"] and first.split()[1:3] == ["-", "-"]
+    assert head.split() == ["recording", "emotion", "posterior", "activation", "speech"] and first.split()[1:3] == [
+        "-",
+        "-",
+    ]
     recognizer = EmotionRecognizer.from_run(run, {"device": "cpu"})
     with pytest.raises(UserError, match="this model tells dimensions alone"):
         recognizer.timeline("a.wav")

@@ -279,7 +279,7 @@ def test_no_emotion_is_needed_where_nothing_is_recognised(pretrained):
 def test_short_silent_and_unvoiced_recordings(train, tmp_path):
     """Shorter than a piece, without sound, without a voice: trained on and tested like the others."""
     rng, rows = np.random.default_rng(0), []
-    for speaker in "abc":
+    for speaker in "abcd":
         for emotion in ("angry", "sad"):
             kinds = {"short": rng.normal(size=2_000), "silent": np.zeros(9_000), "noise": rng.normal(size=12_000)}
             kinds["silent"][rng.integers(9_000)] = 0.01  # a click: digital silence is refused

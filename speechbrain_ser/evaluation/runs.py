@@ -416,11 +416,11 @@ def _listed(items: Iterable) -> str:
 
 def _short_names(changed: Mapping[tuple[str, str], dict]) -> list[str]:
     """Names by the lines in which variants (system and full variant: changed lines) differ."""
-    shared = _shared(list(changed.values())) if len(changed) > 1 else {}
-    several = len({system for system, _ in changed}) > 1
+    is_one, several = len(changed) == 1, len({system for system, _ in changed}) > 1
+    shared = {} if is_one else _shared(list(changed.values()))
     for of in (readable, lambda items, _: items):  # what is written out is cut, and may be alike
         lines = [
-            (system * several, of(items_of(variant, without=shared), texts) if "=" in variant else variant)
+            (system * several, of(items_of(variant, without=shared), texts) or variant * is_one)
             for (system, variant), texts in changed.items()
         ]
         names = [" ".join(filter(None, line)) or "default" for line in lines]

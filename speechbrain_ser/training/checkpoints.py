@@ -32,6 +32,10 @@ class WholeCheckpointer(CheckpointReader):
     Before training goes on a damaged one is set aside, and the one before it is taken.
     """
 
+    def __init__(self, checkpoints_dir, *args, **kwargs):
+        super().__init__(checkpoints_dir, *args, **kwargs)
+        self.folder = Path(checkpoints_dir).parent  # the run's; with --debug SpeechBrain moves checkpoints_dir to /tmp
+
     def save_checkpoint(self, *args, verbosity: int = logging.INFO, **kwargs):
         """As SpeechBrain's; one that finds no room is removed again."""
         try:
@@ -121,7 +125,7 @@ class WholeCheckpointer(CheckpointReader):
         if if_main_process():  # which others need not wait for
             for folder in Path(self.checkpoints_dir).glob(f"{UNFINISHED}{CKPT_PREFIX}*"):
                 shutil.rmtree(folder, ignore_errors=True)
-            for half in Path(self.checkpoints_dir).parent.rglob(HALF):
+            for half in self.folder.rglob(HALF):
                 half.unlink(missing_ok=True)
 
     @main_process_only
