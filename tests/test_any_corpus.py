@@ -203,3 +203,8 @@ def test_tables_have_names_and_any_number_of_corpora_is_joined(train, small, tab
     plain = prepared("cai_mtl", *lines, f"--encoder={small.backbone()}")
     assert named.folder.parts[-4] == "calls-speaker" and plain.folder.parts[-4] == "whole-speaker"
     assert named.science == plain.science
+    # another table of its name
+    (tables / "sub").mkdir()
+    pd.read_csv(tables / "whole" / "whole.csv", dtype=str)[:-1].to_csv(tables / "sub" / "whole.csv", index=False)
+    other = [line.replace(str(tables / "whole"), str(tables / "sub")) for line in lines]
+    assert "--table_name=… tells two tables of one name apart" in train(*other, several, code=2)

@@ -488,7 +488,9 @@ def _check_folder(run: Run) -> None:
     lines = set(run.config.tree) - set(run.config.changed())
     known = set(theirs) - protocols.unread_lines(run.config.plain["protocol"])
     if wrong := _differences(theirs, run.science, sorted(known | (set(run.science) - lines))):
-        raise UserError("\n  ".join([f"{run.folder} belongs to another configuration:", *wrong]))
+        is_table = run.config.plain["corpus"] == "table" and theirs.get("utterances") != run.science["utterances"]
+        way_out = ["--table_name=… tells two tables of one name apart"] * is_table
+        raise UserError("\n  ".join([f"{run.folder} belongs to another configuration:", *wrong, *way_out]))
     found = run.results()
     if found is not None and not run.trained() and not has_optimizer(run.folder / "save"):
         raise UserError(
