@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import jiwer
 import numpy as np
@@ -13,7 +14,7 @@ from sklearn import metrics as sk
 from speechbrain_ser.cli import main
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.figures import plot_variant_curves
-from speechbrain_ser.evaluation.report import PAGES, build_report, compare_folders, mean_curves
+from speechbrain_ser.evaluation.report import PAGES, _same_everywhere, build_report, compare_folders, mean_curves
 from speechbrain_ser.evaluation.runs import load_runs, pooled, stacked, summary
 from speechbrain_ser.evaluation.tables import Table
 from speechbrain_ser.files import write_csv, write_json, write_text
@@ -197,6 +198,14 @@ def test_a_name_says_what_its_hash_stands_for(tmp_path):
     write_run(tmp_path, FOLDS[0], {"build_backbone": sizes}, variant="build_backbone=20562396")
     found = build_report(tmp_path, allow_incomplete=True)
     assert "build_backbone=hidden_size:128 num_layers:3" in found.console and "20562396" not in found.console
+
+
+def test_a_variant_has_one_name_under_every_protocol(tmp_path):
+    """Lines of one protocol (text_folds) are in no name that others must share."""
+    write_run(tmp_path, FOLDS[0], {"text_folds": "2"}, variant="text_folds=2")
+    runs = load_runs(tmp_path, allow_incomplete=True)
+    assert _same_everywhere(runs, {"cai_mtl/default": "Cai"})["cai_mtl/text_folds=2"] == "Cai"
+    assert list(replace(runs, names=_same_everywhere(runs, {})).variants) == ["default"]
 
 
 def test_cost_of_selection_and_the_word_oracle(report):

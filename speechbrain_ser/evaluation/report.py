@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from speechbrain_ser.data.protocols import LINES
 from speechbrain_ser.errors import Offenders, UserError, counted, nearest
 from speechbrain_ser.evaluation import figures as draw
 from speechbrain_ser.evaluation import tables as make
@@ -121,7 +122,8 @@ def build_protocol_report(
 ) -> Report:
     """Make the report of the same variants under several protocols, by protocol the folder that holds their runs."""
     names = (paper or {}).get("names", {})
-    by_protocol = {p: replace(load_runs(f, allow_incomplete=True), names=names) for p, f in folders.items()}
+    loaded = {p: load_runs(f, allow_incomplete=True) for p, f in folders.items()}
+    by_protocol = {p: replace(runs, names=_same_everywhere(runs, names)) for p, runs in loaded.items()}
     first = next(iter(by_protocol.values()))
     what = (paper or {}).get("title") or ", ".join(dict.fromkeys(r.metrics["system"] for r in first.runs))
     title = f"{what}: {first.corpus}, protocols {', '.join(by_protocol)}"
@@ -129,6 +131,12 @@ def build_protocol_report(
     lead = [f"{p}: {said}" for p, runs in by_protocol.items() for said in (*_missing(runs), *_texts_in_words(runs))]
     caption = "UA under each protocol, with 95 % intervals by speaker."
     return _report_of_one(title, lead, table, draw.plot_protocols(table.values, title), caption, Path(out_folder))
+
+
+def _same_everywhere(runs: Runs, names: Mapping[str, str]) -> dict[str, str]:
+    """Names of variants that do not tell the lines of their protocol (text_folds), which others do not have."""
+    plain = {(s, v): items_of(v, without=LINES) or "default" for s, v in {run.variant for run in runs.runs}}
+    return {**names, **{f"{s}/{v}": names.get(f"{s}/{short}", short) for (s, v), short in plain.items() if short != v}}
 
 
 def build_corpora_report(
