@@ -6,9 +6,12 @@ import difflib
 import logging
 import re
 import sys
+import time
 import traceback
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
+
+from tqdm import tqdm
 
 INTERRUPTED = 130  # exit status after Ctrl-C
 TRY_LATER = 75  # (sysexits' EX_TEMPFAIL): another process works in the run's folder, or a signal asked us to end
@@ -41,6 +44,17 @@ def log_to_terminal(level: int, force: bool = False) -> None:
     """Let log messages go to stderr as they are, but :func:`printable`; `force`: in place of what there was."""
     logging.setLogRecordFactory(_Record)  # for SpeechBrain's handlers too
     logging.basicConfig(level=level, format="%(message)s", force=force)
+
+
+def followed(items: Iterable, doing: str, n: int, show: bool = True) -> Iterator:
+    """Yield `n` items; what takes longer than a second has a bar with the time left on a terminal, else one line."""
+    bar = tqdm(items, doing, n, disable=None if show else True, delay=1)
+    line, began = f"{doing}: {n}" if show and bar.disable else "", time.monotonic()
+    for item in bar:
+        if line and time.monotonic() - began > 1:
+            print(line, file=sys.stderr, flush=True)
+            line = ""
+        yield item
 
 
 def counted(n: int, one: str, many: str | None = None) -> str:

@@ -1,11 +1,15 @@
-"""Names from data as parts of paths, and files with long names."""
+"""Names from data as parts of paths, files with long names; what long work says."""
 
+import io
+import itertools
 import os
+import sys
 from pathlib import Path
 
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from speechbrain_ser.errors import followed
 from speechbrain_ser.files import below, file_stem, path_component, write_text
 
 HOSTILE = ["", ".", "..", "/tmp/x", "../../up", "b/1", "b\\1", "con", "NUL.txt", "a.", "a ", ".a", "x" * 256, "ü" * 90]
@@ -32,3 +36,18 @@ def test_readable_names_stay_as_they_are():
 def test_a_file_of_a_long_name_is_written_whole(tmp_path):
     assert write_text("x", tmp_path / ("ü" * 120)).read_text() == "x" and len(os.listdir(tmp_path)) == 1
     assert file_stem("Größe a") == "Größe a" and len(file_stem("ü" * 120)) < 60 and Path(file_stem("x" * 201)).name
+
+
+def test_long_work_has_a_bar_on_a_terminal_and_a_line_in_a_file(monkeypatch):
+    def said(seconds: float, is_terminal: bool, *show: bool) -> str:
+        screen, clock = io.StringIO(), itertools.count(0, seconds)
+        screen.isatty = lambda: is_terminal
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", screen)
+            patch.setattr("time.monotonic", lambda: next(clock))
+            patch.setattr("tqdm.std.time", lambda: next(clock))
+            assert list(followed("abc", "resampling", 3, *show)) == ["a", "b", "c"]
+        return screen.getvalue()
+
+    assert said(2, False) == "resampling: 3\n" and "resampling:  67%" in said(2, True)
+    assert said(0.01, False) == said(2, False, False) == said(2, True, False) == ""

@@ -17,9 +17,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
-from tqdm import tqdm
 
-from speechbrain_ser.errors import Offenders, UserError
+from speechbrain_ser.errors import Offenders, UserError, followed
 
 SAMPLE_RATE = 16_000  # of every waveform that a model reads
 BLOCK = 1 << 18  # samples decoded at a time, of all channels
@@ -304,7 +303,7 @@ def check_audio(paths: Sequence[str | os.PathLike], where: str = "audio") -> lis
     offenders, looks = Offenders(where), []
     with _pool(paths) as pool:
         found = pool.map(_look_or_defect, paths, chunksize=PART)
-        for path, result in zip(paths, tqdm(found, "audio", len(paths), disable=None), strict=True):
+        for path, result in zip(paths, followed(found, "checking recordings", len(paths)), strict=True):
             if isinstance(result, BadAudioError):
                 offenders.add(result.kind, f"{path}: {result.found}" if result.found else path)
             looks.append(result)

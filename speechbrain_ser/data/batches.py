@@ -18,12 +18,11 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataloader import SaveableDataLoader
 from speechbrain.dataio.dataset import DynamicItemDataset
-from tqdm import tqdm
 
 from speechbrain_ser.data.audio import SAMPLE_RATE, opened
 from speechbrain_ser.data.labels import UNKNOWN
 from speechbrain_ser.data.text import normalise_transcript
-from speechbrain_ser.errors import UserError, nearest
+from speechbrain_ser.errors import UserError, followed, nearest
 from speechbrain_ser.files import written_whole
 
 logger = logging.getLogger(__name__)
@@ -97,8 +96,8 @@ class AudioCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             pool = ThreadPoolExecutor(os.cpu_count())
             try:
-                bar = tqdm(pool.map(self._copy, todo), "resampling", len(todo), disable=None if progress else True)
-                self.paths.update(zip(todo, bar, strict=True))
+                copies = followed(pool.map(self._copy, todo), "resampling recordings", len(todo), progress)
+                self.paths.update(zip(todo, copies, strict=True))
             finally:
                 pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the rest of the corpus
         return len(self.paths)

@@ -14,11 +14,10 @@ from pathlib import Path
 import pandas as pd
 import safetensors.torch
 import torch
-from tqdm import tqdm
 
 from speechbrain_ser.data.audio import BadAudioError, cores
 from speechbrain_ser.data.batches import RESAMPLER, load_audio
-from speechbrain_ser.errors import UserError, shown
+from speechbrain_ser.errors import UserError, followed, shown
 from speechbrain_ser.files import write_json, written_whole
 
 logger = logging.getLogger(__name__)
@@ -111,8 +110,7 @@ class FeatureCache:
             pool = ThreadPoolExecutor(self.workers)  # threads: torch, NumPy and SciPy release the interpreter
             try:
                 work = pool.map(self._fill_one, order)
-                bar = tqdm(work, "features", len(paths), disable=None if progress else True, delay=1)
-                found = dict(zip(order, bar, strict=True))
+                found = dict(zip(order, followed(work, "features", len(paths), progress), strict=True))
             finally:
                 pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the rest of the corpus
         failures = [f"{path}: {found[path]}" for path in paths if isinstance(found[path], _Failure)]

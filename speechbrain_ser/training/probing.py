@@ -15,6 +15,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from speechbrain.utils.distributed import run_on_main
 from threadpoolctl import threadpool_limits
+from tqdm import tqdm
 
 from speechbrain_ser.data.protocols import TEXT_DISJOINT
 from speechbrain_ser.errors import UserError
@@ -92,7 +93,7 @@ class LayerChoice:
             folds, how = without_texts(folds, emotion, text), f"{how}, each once a group of texts"
         logger.info(f"{len(self.layers)} layers x {len(self.strengths)} C are compared on {how}")
         classes, rows = np.unique(emotion), []
-        for layer in self.layers:
+        for layer in tqdm(self.layers, "layers", disable=None):
             said = self._left_out(self.joined(x, layer).astype(np.float32), emotion, folds, weight)
             for c, predicted in zip(self.strengths, said, strict=True):
                 found = emotion_metrics(emotion, predicted, classes)

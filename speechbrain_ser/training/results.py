@@ -1,6 +1,5 @@
 """From a Brain to the run's files: an epoch's figures; predictions, metrics, calibration and pictures in the end."""
 
-import logging
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -33,9 +32,6 @@ from speechbrain_ser.evaluation.figures import (
 from speechbrain_ser.evaluation.metrics import SELECTIONS
 from speechbrain_ser.files import cannot_be_written, read_csv, read_json, write_csv, write_json, write_text
 from speechbrain_ser.training.run import Run
-
-# on its import SpeechBrain warns that it could not save images with torchvision, which nobody asked for
-logging.getLogger("speechbrain.utils.train_logger").addFilter(lambda record: "torchvision" not in record.getMessage())
 
 WANDB_ID, LONGEST = "wandb_id.txt", 128  # characters of a name there
 TRACKED = ("train", "valid", "test")  # parts, in the order of SpeechBrain's loggers

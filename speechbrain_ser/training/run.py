@@ -605,7 +605,7 @@ def _loaders(run: Run, hparams: dict, device: str) -> dict:
     sampler = batches.StepSampler(*sizes, hparams["seed"], weights, **lengths, **processes)
     if hparams.get("opt_class"):
         logger.info(
-            f"{sampler.steps_per_epoch} steps of {hparams['batch_size']} utterances an epoch, "
+            f"{hparams['n_epochs']} epochs of {sampler.steps_per_epoch} steps of {hparams['batch_size']} utterances, "
             f"micro-batches of {sampler.micro_batch_size}, padding {sampler.padding_share():.0%}"
             + (f", shared by {world_size} processes" if world_size > 1 else "")
         )

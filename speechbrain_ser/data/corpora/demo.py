@@ -65,6 +65,7 @@ def make_demo_corpus(
         return out
     plan = LAYOUTS[layout](sentences)
     out.parent.mkdir(parents=True, exist_ok=True)
+    logger.info("%s: speaking %d utterances", out, len(plan.turns))
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         spoken = _speak_all(plan, unfinished, seed)
