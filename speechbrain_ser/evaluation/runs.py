@@ -450,7 +450,7 @@ def readable(items: str, changed: Mapping[str, str]) -> str:
 
     def value_of(found: re.Match) -> str:
         text = re.sub("['\"]", "", str(changed.get(found[1], found[2]))).replace(": ", ":")
-        words = re.sub(r"[^\w.:+-]+", " ", text).strip()
+        words = re.sub(r"[^\w.:+*-]+", " ", text).strip()
         return f"{found[1]}={words if len(words) <= 40 else words[:39] + '…'}"
 
     return re.sub(r"(?<![^,])(\w+)=([0-9a-f]{8})(?![^,])", value_of, items)
