@@ -65,7 +65,7 @@ def calls(text: str) -> list[list[str]]:
     for line in [line for line in command_lines(text) if any(f"{name} " in line for name in PROGRAMS)]:
         words = shlex.shlex(line, posix=True, punctuation_chars=True)
         words.whitespace_split = True
-        joined = " ".join("\n" if re.fullmatch("[;&|]+", word) else shlex.quote(word) for word in words)
+        joined = " ".join("\n" if re.fullmatch("[;&|>]+", word) else shlex.quote(word) for word in words)
         for call in map(shlex.split, joined.split("\n")):
             found += [call[k:] for k in range(len(call)) if call[k] in PROGRAMS][:1]
     return found
