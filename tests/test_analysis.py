@@ -1,6 +1,7 @@
 """Decomposed speech to look at and listen to: parts, codes, conversions, pictures, sound and the two commands."""
 
 import os
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -29,8 +30,8 @@ from speechbrain_ser.lobes.speech_decomposition import (
     SpeechDecomposition,
     TimbreEncoder,
 )
-from speechbrain_ser.processing.pitch import PitchTrack, extract_f0
-from speechbrain_ser.processing.split_mel import SplitMel
+from speechbrain_ser.processing.pitch import PitchTrack, extract_f0, normalize
+from speechbrain_ser.processing.split_mel import SplitMel, prepare
 
 MEL = SplitMel()
 F0 = PitchTrack(f_range=(60.0, 500.0))
@@ -123,12 +124,37 @@ def test_sound_of_silence_of_values_beyond_the_range_and_of_what_is_no_spectrogr
             invert_mel(mel)
 
 
+def test_parts_of_a_recording(tmp_path):
+    wav = voice()
+    soundfile.write(tmp_path / "a01.wav", wav.numpy(), 16_000, "FLOAT")
+    parts = read_parts(tmp_path / "a01.wav", MEL, F0)
+    assert (parts.name, parts.title, parts.hop_seconds) == ("a01", "a01", 0.016)
+    np.testing.assert_array_equal(parts.mel, MEL.extract(wav))
+    np.testing.assert_array_equal(parts.f0_hz, extract_f0(prepare(wav), f_min=60.0, f_max=500.0))
+    np.testing.assert_array_equal(parts.f0, normalize(parts.f0_hz))
+    assert len(parts.f0) == len(parts.mel) and 100 < np.median(parts.f0_hz[parts.f0_hz > 0]) < 180
+
+
 def test_f0_is_tracked_only_where_it_is_read(loader, recordings, tmp_path, monkeypatch):
     loader(decomposition(("rhythm", "timbre"), decoder=False))
     monkeypatch.setattr("speechbrain_ser.processing.pitch.extract_f0", lambda *a: pytest.fail("F0 tracked"))
     assert main(["decompose", "run", recordings[0], f"--out={tmp_path / 'out'}"]) == 0
     with np.load(tmp_path / "out" / "a01.npz") as arrays:
         assert set(arrays) == {"mel", "code_rhythm", "code_timbre", "hop_seconds"}
+
+
+@pytest.mark.parametrize(
+    ("wav", "said"),
+    [
+        (np.full(1000, np.nan), "NaN"),
+        (np.arange(18) / 18, "at least 19 samples at 16 kHz, which make a frame, found 18"),
+    ],
+)
+def test_unusable_recordings_are_named(tmp_path, wav, said):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, wav, 16_000, "FLOAT")
+    with pytest.raises(UserError, match=f"^{path}: .*{said}"):
+        read_parts(path, MEL, F0)
 
 
 def test_analysis_is_what_the_model_gives_without_resampling(source):
@@ -192,6 +218,17 @@ def test_only_what_is_swapped_changes(model, source, target, swap, longer):
     assert np.abs(conversion.mel[:common] - before[:common]).max() > 1e-4
 
 
+@pytest.mark.parametrize(
+    ("names", "swap"), [(("timbre", "content"), "timbre"), (("content", "rhythm"), "content"), (("rhythm",), "rhythm")]
+)
+def test_length_of_other_models(source, target, names, swap):
+    """Of the rhythm's recording; without rhythm, content leads, not what comes first."""
+    source, target = (replace(parts, f0=None, f0_hz=None) for parts in (source, target))
+    conversion = convert(decomposition(names), source, target, [swap])
+    assert len(conversion.mel) == len((target if swap == "rhythm" else source).mel)
+    assert conversion.f0_hz is None
+
+
 def panels(figure) -> dict:
     """Axes by label, without colour bars."""
     return {axes.get_ylabel().split("\n")[0]: axes for axes in figure.axes if axes.get_label() != "<colorbar>"}
@@ -202,11 +239,20 @@ def test_picture_of_an_analysis(model, source):
     figure = plot_analysis(analysis)
     found = panels(figure)
     assert list(found) == ["mel band", "F0 (Hz)", "content", "pitch", "rhythm", "reconstruction", "timbre (channel)"]
+    seconds = (len(source.mel) - 0.5) * 0.016
+    assert all(found[name].get_xlim() == pytest.approx((-0.008, seconds)) for name in list(found)[:-1])
     content = np.repeat(analysis.codes["content"], 8, axis=0)[: len(source.mel)]  # a code stands for eight frames
-    np.testing.assert_array_equal(found["content"].images[0].get_array(), content.T)
+    shown = {"mel band": source.mel, "reconstruction": analysis.reconstruction, "content": content}
+    for name, image in shown.items():
+        np.testing.assert_array_equal(found[name].images[0].get_array(), image.T)
     (curve,) = found["F0 (Hz)"].lines
     np.testing.assert_array_equal(np.nan_to_num(curve.get_ydata()), source.f0_hz)
     assert f"{analysis.mse:.2g}" in figure.get_suptitle()
+
+
+def test_picture_of_what_a_model_has(source):
+    figure = plot_analysis(analyse(decomposition(("rhythm",), decoder=False), replace(source, f0=None, f0_hz=None)))
+    assert list(panels(figure)) == ["mel band", "rhythm"] and figure.get_suptitle() == "source"
 
 
 def test_picture_of_a_conversion(model, source, target):
@@ -217,9 +263,11 @@ def test_picture_of_a_conversion(model, source, target):
     assert [axes.get_title("left") for axes in rows] == ["source: source", "target: target", converted]
     for axes, mel in zip(rows, (source.mel, target.mel, conversion.mel), strict=True):
         np.testing.assert_array_equal(axes.images[0].get_array(), mel.T)
+        assert axes.get_xlim() == pytest.approx((-0.008, (len(source.mel) - 0.5) * 0.016))  # the longest
     assert [axes.get_ylabel() for axes in overs] == ["F0 (Hz)", "F0 (Hz)", "F0 asked for (Hz)"]
     for axes, f0 in zip(overs, (source.f0_hz, target.f0_hz, conversion.f0_hz), strict=True):
         np.testing.assert_array_equal(np.nan_to_num(axes.lines[0].get_ydata()), f0)
+        assert axes.get_ylim() == overs[0].get_ylim()
 
 
 def test_decompose(loader, model, recordings, tmp_path, capsys):

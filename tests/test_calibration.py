@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from speechbrain_ser.cli import main as cli
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.calibration import (
     BOUNDS,
@@ -34,7 +35,8 @@ from speechbrain_ser.evaluation.calibration import (
 from speechbrain_ser.evaluation.report import build_report
 from speechbrain_ser.evaluation.runs import in_words
 from speechbrain_ser.files import write_csv, write_json
-from speechbrain_ser.inference.recognizer import EmotionRecognizer
+from speechbrain_ser.inference.formats import csv_text, json_text, table_text
+from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition
 
 from .run_folders import CLASSES, FOLDS, predictions, write_run
 from .test_inference import CPU, run_of  # noqa: F401 (a fixture)
@@ -187,14 +189,18 @@ def test_posteriors_are_calibrated(run_of, small, name):
     """softmax(logits / T) of logits.csv, which are those of predictions.csv, for every system."""
     folder, wavs = run_of(name), small.corpus("emodb") / "wav"
     rows = pd.read_csv(folder / "predictions.csv", dtype={"ID": str}).head(8)
+    columns = [c for c in rows if c.startswith("posterior_")]
     temperature = read_calibration(folder)["temperature"]
     logits = pd.read_csv(folder / LOGITS, dtype={"ID": str}).query("part == 'test'").head(8)
+    assert logits["ID"].tolist() == rows["ID"].tolist()
     expected = np.exp(with_temperature(logits.filter(like="logit_").to_numpy(), temperature))
     recognizer = EmotionRecognizer.from_run(folder, CPU, transcribe=False)
     assert recognizer.temperature == temperature and f"-temperature={temperature:g}" in recognizer.model_id
     found = list(recognizer.classify_files(wavs / f"{i}.wav" for i in rows["ID"]))
     given = np.array([list(result.posteriors.values()) for result in found])
     assert given == pytest.approx(expected, abs=1e-4) and [r.emotion for r in found] == rows["predicted"].tolist()
+    if temperature != 1:
+        assert abs(given - rows[columns].to_numpy()).max() > 1e-3
 
 
 def test_below_the_threshold_it_keeps_silent(run_of, small):
@@ -235,6 +241,31 @@ def test_a_damaged_calibration_is_refused(tmp_path, content):
 def test_wrong_thresholds(run_of, threshold):
     with pytest.raises(UserError, match="threshold: expected a number from 0 to 1"):
         EmotionRecognizer.from_run(run_of("cai"), CPU, threshold=threshold)
+
+
+def test_an_abstention_in_every_format():
+    silent = Recognition("a.wav", None, {"happy": 0.4, "sad": 0.35}, "JA").to_dict() | {"model": "c0ffee"}
+    assert table_text(silent).split() == ["a.wav", "-", "0.400", "JA"]
+    assert csv_text(silent) == "a.wav,,0.4,0.35,JA,c0ffee\n" and json.loads(json_text(silent)) == silent
+
+
+def test_predict_with_a_threshold(run_of, small, tmp_path, capfd):
+    """A file holds the results of one temperature and one threshold."""
+    wav, out = str(sorted((small.corpus("emodb") / "wav").iterdir())[0]), tmp_path / "results.json"
+    command = [
+        "predict",
+        wav,
+        f"--model={run_of('cai')}",
+        "--trust-run",
+        "--device=cpu",
+        "--no-transcript",
+        f"--out={out}",
+    ]
+    assert cli([*command, "--threshold=1"]) == 0
+    row, before = json.loads(out.read_text()), out.read_bytes()
+    assert row["emotion"] is None and "-temperature=" in row["model"] and row["model"].endswith("-threshold=1")
+    assert cli([*command, "--threshold=1", "--uncalibrated"]) == 2
+    assert "expected results of this model" in capfd.readouterr().err and out.read_bytes() == before
 
 
 def calibrated_run(root: Path, fold: str, temperature: float | None = 2.5, calibrate_it=True, **metrics) -> Path:

@@ -61,6 +61,17 @@ def test_bootstrap_is_near_the_t_test_with_many_speakers():
     assert bootstrap_p(shares(first), shares(second)) == pytest.approx(stats.ttest_rel(second, first).pvalue, abs=0.02)
 
 
+def test_one_speaker_has_no_p():
+    assert speaker_difference(shares([0.5]), shares([0.6]))[1:] == (None, None, None)
+    assert bootstrap_p(shares([0.5]), shares([0.6])) is None
+
+
+def test_holm_by_hand():
+    assert holm([0.04, 0.001, 0.03, 0.2]) == pytest.approx([0.09, 0.004, 0.09, 0.2])  # 0.04 is not below 3 x 0.03
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([None, 0.01]) == [None, 0.01] and holm([]) == [] and holm([None]) == [None]
+
+
 def test_pairs_are_found_by_id_and_seed():
     first, second = table(0.8, (1, 2)), table(0.6, (2, 3)).sample(frac=1, random_state=0)
     a, b = paired(first, second)

@@ -45,6 +45,19 @@ def test_pieces_and_orders_of_memory():
     assert torch.equal(innermost(weight), weight) and innermost(weight).transpose(1, 2).is_contiguous()
 
 
+def test_autocast():
+    hidden, weight, bias = (x.detach().float().requires_grad_() for x in drawn(3, 5, 3, 20))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = frame_conv(hidden, weight, bias, 2)
+        expected = F.conv1d(hidden.mT, weight, bias, 2).mT
+    assert found.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected.float(), rtol=2e-2, atol=2e-2)
+    pairs = [torch.autograd.grad(out.float().square().sum(), (hidden, weight, bias)) for out in (found, expected)]
+    for mine, theirs in zip(*pairs, strict=True):
+        assert mine.dtype == torch.float32
+        torch.testing.assert_close(mine, theirs, rtol=0.05, atol=0.05 * theirs.abs().max().item())
+
+
 def test_padding_changes_nothing_of_a_head():
     torch.manual_seed(0)
     head = ConvHead(6, 4, hidden=8, kernel=5).eval()

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import re
 import shutil
 import unicodedata
 from pathlib import Path
@@ -84,6 +85,17 @@ def test_iemocap_rows_are_exact(release, tmp_path):
     assert constant.values.tolist() == [["en", "iemocap", "2.5", "3.5", "1.3333"]]
     four = apply_labels(frame)  # classes, by default
     assert four["emotion"].tolist() == ["neutral", "angry", "happy", "happy", "sad"]
+
+
+def test_repeated_preparation_gives_the_same_bytes(release, tmp_path):
+    first, second = (prepare("iemocap", release, tmp_path / out) for out in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
+    assert re.fullmatch(r"iemocap-[0-9a-f]{8}\.csv", first.name) and first.name == second.name
+    assert b"\r" not in first.read_bytes()
+    assert sorted(path.suffix for path in (tmp_path / "a").iterdir()) == [".csv", ".json"]
+    moved = release.rename(tmp_path / "moved")
+    assert all(Path(wav).is_file() for wav in read_manifest(first, moved)["wav"])
+    assert str(tmp_path) not in first.read_text(encoding="utf-8")
 
 
 def test_unchanged_corpus_is_skipped(release, tmp_path, checked, caplog):

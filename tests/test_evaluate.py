@@ -26,7 +26,6 @@ from speechbrain_ser.inference.evaluate import open_model
 from speechbrain_ser.inference.export import export_run
 
 from .test_inference import CPU, run_of  # noqa: F401 (a fixture)
-from .test_report import blank_pictures  # noqa: F401 (a fixture)
 
 CLASSES = ["ANGER", "sad", "bored"]
 LABELS = "--labels={angry: ANGER, sad: sad, boredom: bored, '*': null}"
@@ -67,6 +66,17 @@ def test_gap_between_two_speakers_is_of_their_utterances():
     right = [(of["predicted"] == "x").astype(float) for _, of in rows.groupby("speaker")]
     expected = stats.ttest_ind(right[1], right[0], equal_var=False).confidence_interval()
     assert (gap.low, gap.high) == pytest.approx(tuple(expected))
+
+
+def test_speakers_who_are_alike_seldom_seem_to_differ():
+    """The worst of ten is 20 points below the best: by choice alone."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(60):
+        rows = rows_of(dict.fromkeys("abcdefghij", 0.7), n=40)
+        rows["predicted"] = np.where(rng.random(len(rows)) < 0.7, "x", "y")
+        found.append(gap_of(groups_of(rows)["speaker"], ["x", "y"], "speaker"))
+    assert np.mean([gap.gap for gap in found]) > 0.2
+    assert sum(gap.low > 0 for gap in found) <= 5
 
 
 def test_small_and_unknown_groups_are_none_and_one_speaker_has_no_interval():
@@ -226,6 +236,12 @@ def test_a_function_of_ones_own(judge, tmp_path, monkeypatch):
 
 
 # ------------------------------------------------------------------ our own
+
+
+@pytest.fixture
+def blank_pictures(monkeypatch):
+    """Drawn in the tests above: pictures take most of a report's time."""
+    monkeypatch.setattr("speechbrain_ser.evaluation.report.save_figure", lambda figure, path: write_text("-", path))
 
 
 def test_a_package_says_what_its_run_says_and_both_know_what_they_heard(judge, run_of, tmp_path, blank_pictures):

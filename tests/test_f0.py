@@ -51,6 +51,12 @@ def test_quantize_edges():
     assert quantize(values).tolist() == [[0, 0, 1, 2, 256], [0, 256, 3, 255, 0]]
 
 
+def test_halfway_to_an_unvoiced_frame_is_unvoiced():
+    norm = torch.from_numpy(normalize(np.array([0, 100, 200.0])))
+    between = 0.999 * norm[1:] + 0.001 * norm[:-1]
+    assert (quantize(between) > 0).tolist() == [False, True]
+
+
 @pytest.mark.parametrize(
     ("pysptk", "method", "low", "said"),
     [

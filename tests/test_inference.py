@@ -105,6 +105,14 @@ def test_half_precision_is_near_in_any_batch(run_of, wavs):
         assert 1e-5 < ((embeddings(recognizer, batch_size) - exact).abs().max() / exact.abs().max()) < 0.02
 
 
+def test_the_decoder_and_the_speaker_head_are_not_run(run_of):
+    """Of Hsu's four encoders the emotion reads two here, of Ha's three heads a stranger needs two."""
+    hsu = EmotionRecognizer.from_run(run_of("hsu"), CPU).model
+    assert set(hsu.decomposition.encoders) == {"pitch", "timbre"} and hsu.decomposition.decoder is None
+    assert set(hsu.heads) == {"emotion", "asr"} and set(load_model(run_of("hsu")).model.heads) > set(hsu.heads)
+    assert set(EmotionRecognizer.from_run(run_of("ha"), CPU).model.heads) == {"emotion", "asr"}
+
+
 def test_without_transcripts_the_rest_is_the_same(run_of, wavs):
     recognizer = EmotionRecognizer.from_run(run_of("cai"), CPU, transcribe=False, calibrated=False)
     assert list(recognizer.model.heads) == ["emotion"]
@@ -134,6 +142,21 @@ def test_nobodys_gender_is_known(run_of, wavs, monkeypatch):
         "the model was trained on F0 in a range for each gender (M, F); the gender of who speaks is not known here: "
         "F0 is looked for from 50 to 600 Hz"
     ]
+
+
+@pytest.mark.parametrize("name", ["cai", "ha", "fu", "fu, waveforms", "hsu"])
+def test_a_timeline_of_one_window_is_the_recording(run_of, wavs, name):
+    """For every system; in several windows, the batch size changes nothing (the rest: test_timeline.py)."""
+    recognizer = EmotionRecognizer.from_run(run_of(name), CPU)
+    path = sorted(wavs.iterdir())[0]
+    found, expected = recognizer.timeline(path), recognizer.classify_file(path)
+    (segment,) = found.segments
+    assert (segment.start, segment.end) == (0.0, found.duration) == (0.0, len(load_audio(path)) / 16_000)
+    assert segment.emotion == expected.emotion and found.transcript == expected.transcript
+    assert segment.posteriors == pytest.approx(expected.posteriors, abs=1e-4)
+    one, many = (recognizer.timeline(path, 0.8, 0.3, batch_size=n) for n in (1, 4))
+    assert len(one.posteriors) > 3 and one.posteriors == pytest.approx(many.posteriors, abs=1e-4)
+    assert one.phrases == many.phrases and (one.phrases is None) == (recognizer.decode is None)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,11 @@
 """Intervals by speaker: against formulas, scipy, scikit-learn and jiwer, and by simulation."""
 
+import jiwer
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from sklearn import metrics as sk
 
 from benchmarks.interval_coverage import METHODS, SPEAKERS, Setting, bootstrap_interval, coverage, false_alarms
 from speechbrain_ser.data.labels import DIMENSIONS
@@ -60,6 +62,14 @@ def test_speakers_of_one_size_give_scipys_intervals_of_their_shares():
     assert bootstrap_interval(sums, n_resamples=20000) == pytest.approx(tuple(theirs), abs=0.005)
 
 
+def test_sums_give_the_figures_of_scikit_learn_and_jiwer(table):
+    found = {name: estimate(s) for name, s in speaker_sums(table, CLASSES).items()}
+    expected = metrics(table.drop(columns=["words", "word_errors"]), CLASSES)
+    assert found == pytest.approx({name: expected[name] for name in RECOGNITION})
+    assert found["UA"] == pytest.approx(sk.balanced_accuracy_score(table["emotion"], table["predicted"]))
+    assert found["WER"] == pytest.approx(jiwer.wer(table["transcript"].str.upper().tolist(), list(table["hypothesis"])))
+
+
 @pytest.mark.parametrize("name", RECOGNITION)
 def test_leave_one_out_is_the_figure_of_the_others(table, name):
     expected = [metrics(table[table["speaker"] != s], CLASSES)[name] for s in sorted(set(table["speaker"]))]
@@ -92,6 +102,17 @@ def test_all_right_or_all_wrong_is_no_certainty(right):
 def test_nothing_recognised_is_a_wer_of_100_percent_with_an_interval():
     low, high = speaker_interval(Sums(np.full((4, 1), 50.0), np.full((4, 1), 50.0)), "log")
     assert 0.7 < low < 1 < high < 1.3
+
+
+def test_mse_by_hand_on_the_log_scale():
+    """Two speakers: 2 utterances of .0004, .0006 and 3 of .001; without one the other's mean stays."""
+    rows = pd.DataFrame({"speaker": list("aabbb"), "emotion": "sad", "predicted": "sad"})
+    sums = speaker_sums(rows.assign(mse=[4e-4, 6e-4, 1e-3, 1e-3, 1e-3]), CLASSES)["MSE"]
+    mse = 0.004 / 5
+    assert estimate(sums) == pytest.approx(mse) and leave_one_out(sums) == pytest.approx([1e-3, 5e-4])
+    margin = stats.t.ppf(0.975, 1) * np.sqrt((1 / 2) * ((1e-3 - mse) ** 2 + (5e-4 - mse) ** 2))
+    ends = (mse * np.exp(-margin / mse), mse * np.exp(margin / mse))
+    assert speaker_interval(sums, "log_mean") == speaker_interval(sums, "log") == pytest.approx(ends)
 
 
 @pytest.mark.parametrize(

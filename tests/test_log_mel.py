@@ -88,6 +88,12 @@ def test_autocast_changes_nothing(speech):
     torch.testing.assert_close(found, log_mel.extract(speech.half().float()))
 
 
+def test_bands_have_gradients(speech):
+    wav = speech.clone().requires_grad_()
+    LogMel().extract(wav).sum().backward()
+    assert wav.grad.isfinite().all() and wav.grad.abs().max() > 0
+
+
 @pytest.mark.parametrize("scale", ["peak_db", "db", "log"])
 def test_silence_is_the_padding_value(speech, scale):
     log_mel = LogMel(scale=scale)

@@ -97,6 +97,17 @@ def test_weights_are_drawn_by_the_seed_and_no_other_draw_changes(lobe_of):
     assert not torch.equal(one.get_parameter(name), other.get_parameter(name))
 
 
+@every_type
+def test_gradient_checkpointing_gives_the_same_gradients(lobe_of, batch, model_type):
+    gradients = []
+    for on in (False, True):
+        lobe = lobe_of(model_type, gradient_checkpointing=on, apply_spec_augment=False, dropout=0.0).train()
+        lobe(*batch).square().sum().backward()
+        gradients.append({name: p.grad for name, p in trainable(lobe).items()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=lambda t, n=name: f"{n}: {t}")
+
+
 def test_the_front_end_is_fixed_and_may_be_cached(lobe_of, batch):
     lobe = lobe_of(cache_front_end=True)
     features, _ = lobe.convolve(batch[0][:1])

@@ -7,6 +7,7 @@ import jiwer
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn import metrics as sk
 
 from speechbrain_ser.evaluation.metrics import FIGURES, emotion_metrics, metrics, metrics_by_text
 
@@ -28,6 +29,20 @@ def test_by_hand():
     assert found["F1"] == pytest.approx((6 / 7 + 1 / 2) / 2)
     assert found["recall"] == {"angry": 0.75, "happy": None, "neutral": None, "sad": 0.5}
     assert found["confusion"] == [[3, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 1]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_against_scikit_learn(seed):
+    emotion, predicted = random_predictions(seed)
+    found = emotion_metrics(emotion, predicted, CLASSES)
+    assert found["WA"] == sk.accuracy_score(emotion, predicted)
+    assert found["UA"] == pytest.approx(sk.balanced_accuracy_score(emotion, predicted))
+    assert found["F1"] == pytest.approx(sk.f1_score(emotion, predicted, average="macro"))
+
+
+def test_nothing_right_is_zero():
+    found = emotion_metrics(["angry", "sad"], ["happy", "happy"], CLASSES)
+    assert (found["WA"], found["UA"], found["F1"]) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -119,13 +119,21 @@ def test_what_cannot_be_pooled(frames, mode, counts, message):
         MaskedPooling(mode)(frames, torch.tensor(counts))
 
 
-def test_heads_and_packages_follow(trained, small, tmp_path):
-    run = trained("--pooling=attentive", yaml="ha_speaker_norm")
-    sizes = {task: head.in_features for task, head in load_model(run).model.heads.items()}
-    assert sizes == {"asr": 16, "emotion": 32, "speaker": 32}
+HSU = pytest.param("hsu_mtl", "mean_std", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("system", "mode"), [("ha_speaker_norm", "attentive"), HSU])
+def test_heads_and_packages_follow(trained, small, tmp_path, system, mode):
+    flags = ["--pretrain=False", "--fold=03"] if system == "hsu_mtl" else []
+    run = trained(*flags, f"--pooling={mode}", yaml=system)
+    model = load_model(run).model
+    sizes = {task: head.in_features for task, head in model.heads.items()}
+    assert sizes["asr"] == 16
+    assert sizes["emotion"] == (32 if system != "hsu_mtl" else 32 + sum(model.decomposition.output_sizes.values()))
+    assert sizes["speaker"] == (32 if system != "hsu_mtl" else model.decomposition.output_sizes["timbre"])
     package = export_run(run, tmp_path / "package")
     names = load_file(package / "model.safetensors").keys()
-    assert any(name.startswith("pooling.attention.") for name in names)
+    assert any(name.startswith("pooling.attention.") for name in names) is (mode == "attentive")
     paths = sorted((small.corpus("emodb") / "wav").iterdir())[:4]
     ours, theirs = (
         torch.stack([r.embedding for r in recognizer.classify_files(paths, batch_size, embedding=True)])

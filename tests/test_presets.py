@@ -15,7 +15,12 @@ from speechbrain_ser.data.labels import apply_labels
 from speechbrain_ser.data.manifest import COLUMNS, prepare, read_manifest
 from speechbrain_ser.errors import CorpusError
 
-from .corpus_trees import APPLE_DOUBLE, write, write_wav
+from .corpus_trees import APPLE_DOUBLE, write_wav
+
+
+def write(path: Path, content: str | bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def write_oddly(path: Path) -> None:
@@ -109,7 +114,11 @@ LAYOUTS = {  # recordings of the release and of a copy, in the order of their ID
             "0011/0011.txt": "0011_001451\tThe nine the eggs, I keep.\tSurprise\n".encode("utf-16"),
         },
     ),
-    "emovo": (["f1/dis-f1-b1.wav", "m3/tri-m3-n5.wav"], ["EMOVO/gioia/DIS-F1-B1.WAV", "tri-m3-n5.wav"], {}),
+    "emovo": (
+        ["f1/dis-f1-b1.wav", "m3/tri-m3-n5.wav"],
+        ["EMOVO/gioia/DIS-F1-B1.WAV", "tri-m3-n5.wav"],
+        {},
+    ),
     "nemo": (
         ["samples/PK1_surprised_090.wav", "samples/SB0_anger_001.wav"],
         ["PK1_surprised_090.WAV", "wav/SB0_anger_001.flac"],
@@ -233,6 +242,13 @@ def test_ravdess_traps(tmp_path, caplog):
         "unknown emotion (known: 01 02 03 04 05 06 07 08) (1):",
         "  Actor_12/03-01-09-01-02-01-12.wav: '09'",
     ]
+
+
+def test_unreadable_recordings_are_listed(tmp_path, name):
+    names = LAYOUTS[name][0]
+    root = tree(tmp_path / "corpus", names, LAYOUTS[name][2])
+    write(root / names[-1], b"")
+    assert f"empty recording (expected at least one sample) (1):\n  {root / names[-1]}: 0 bytes" in error_of(name, root)
 
 
 def test_cremads_silent_recording_is_left_out_and_any_other_refused(tmp_path, caplog):

@@ -54,6 +54,21 @@ def test_depends_on_own_frames_and_draws_only():
         assert (batch[i, own:] == 0).all()
 
 
+def test_gradient_stays_clear_of_garbage():
+    x = torch.full((2, 40, 1), float("nan"))
+    x[0], x[1, :1] = 1.0, 1.0
+    x.requires_grad_()
+    torch.manual_seed(0)
+    RandomResampling()(x, torch.tensor([40, 1])).sum().backward()
+    assert x.grad.isfinite().all()
+    assert (x.grad[1] == 0).all()  # one frame is no segment to interpolate in
+
+
+def test_evaluation_changes_nothing():
+    x = torch.randn(2, 90, 3)
+    assert RandomResampling().eval()(x) is x
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

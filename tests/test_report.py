@@ -108,6 +108,15 @@ def test_by_hand(tmp_path):
     assert found["recall"].values.loc[0, CLASSES[1::2]].tolist() == [1, 0.5]
 
 
+def test_spread_over_folds_and_seeds(results, report):
+    folds = report.tables["folds"].values
+    assert len(folds) == 3 * 4 * 2
+    spread = report.tables["spread"].values.set_index(["variant", "over"])
+    for over in ("fold", "seed"):  # folds are of one size
+        means = folds[folds["variant"] == "default"].groupby(over)["WA"].mean()
+        assert spread.loc[("default", f"{over}s"), "WA_sd"] == pytest.approx(means.std())
+
+
 def test_the_papers_numbers_stand_beside_ours_in_its_order(report):
     text = report.tables["figures"].text
     assert text["variant"].tolist() == ["alpha=0", "alpha=0.001 (not run)", "alpha=0.01", "default"]
@@ -162,6 +171,9 @@ def test_mse_stands_in_every_table_in_its_own_unit(with_mse):
     of_folds = mse.groupby("fold")["mse"].mean() * 1e4
     spread = tables["spread"].text.set_index(["variant", "over"])["MSE e-4"]
     assert spread["default", "4 folds"] == f"{of_folds.mean():.1f} ± {of_folds.std():.1f}"
+    folds = tables["folds"].text.set_index("fold")
+    assert folds["MSE e-4 default"].to_dict() == {f: f"{v:.1f}" for f, v in of_folds.items()}
+    assert "MSE e-4 alpha=0" not in folds and "WA % alpha=0" in folds
 
 
 def test_mse_has_a_picture_and_survives_every_format_where_it_is(with_mse, report):
@@ -377,6 +389,12 @@ def test_nothing_but_pretraining(tmp_path):
     write_json({"kind": "joint"}, write_pretraining(tmp_path, "02F", finished=False) / "configuration.json")
     with pytest.raises(UserError, match="holds 1 unfinished runs and 2 pre-training runs"):
         build_report(tmp_path)
+
+
+def test_no_such_folder(tmp_path):
+    for folder, message in ((tmp_path / "nowhere", "is not a folder"), (tmp_path, "no run")):
+        with pytest.raises(UserError, match=message):
+            build_report(folder)
 
 
 def test_a_fold_that_nobody_finished_is_named_once(results, tmp_path):

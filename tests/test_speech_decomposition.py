@@ -16,6 +16,7 @@ from speechbrain_ser.lobes.speech_decomposition import (
     RhythmEncoder,
     SpeechDecomposition,
     TimbreEncoder,
+    downsample,
 )
 from speechbrain_ser.nnet.augment import resample
 from speechbrain_ser.nnet.losses import masked_mse
@@ -166,6 +167,19 @@ def test_gradients_do_not_see_the_padding(small, speech):
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
+def test_codes_are_the_last_forward_and_the_first_backward_state():
+    forward, backward = torch.arange(20.0), torch.arange(100.0, 120.0)
+    states = torch.stack([forward, backward], dim=1)[None].repeat(3, 1, 1)  # [3, 20, 2]
+    codes = downsample(states, torch.tensor([20, 16, 9]))
+    assert codes.tolist() == [
+        [[7, 100], [15, 108], [19, 116]],
+        [[7, 100], [15, 108], [0, 0]],
+        [[7, 100], [8, 108], [0, 0]],
+    ]
+    assert torch.equal(downsample(states), codes[:1].expand(3, -1, -1))
+    assert downsample(states, hop=5)[0].tolist() == [[4, 100], [9, 105], [14, 110], [19, 115]]
+
+
 def test_content_and_pitch_share_the_draws(small, speech):
     seen = {"content": [], "pitch": []}
     for name, calls in seen.items():
@@ -209,6 +223,11 @@ def test_leaving_an_encoder_out_leaves_its_parameters_and_input_out(speech):
     codes, reconstruction = model.train()(speech[0], frame_counts=COUNTS)
     assert list(codes) == ["rhythm", "timbre"] and reconstruction.shape == (4, 77, 80)
     assert torch.equal(state, torch.get_rng_state())  # nothing resamples, nothing is drawn
+
+
+def test_every_part_has_a_gradient(small, speech):
+    masked_mse(small.eval()(*speech, COUNTS)[1], speech[0], COUNTS).mean().backward()
+    assert [name for name, parameter in small.named_parameters() if not parameter.grad.any()] == []
 
 
 def test_masked_mse():

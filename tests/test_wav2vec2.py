@@ -397,6 +397,17 @@ def test_gradient_checkpointing_gives_the_same_gradients(folder, batch, kind):
         torch.testing.assert_close(recomputed[name], gradient, msg=lambda t, n=name: f"{n}: {t}")
 
 
+@pytest.mark.parametrize("kind", [GROUP, ("hubert", "layer", True), DATA2VEC, WHISPER], ids=lambda kind: kind[0])
+def test_attention_implementations_agree(folder, batch, kind):
+    outputs = {}
+    for name in ("eager", "sdpa"):
+        lobe = Encoder(folder(kind), attn_implementation=name).eval()
+        assert lobe.model.config._attn_implementation == name
+        with torch.no_grad():
+            outputs[name] = lobe(batch.wavs, batch.lens)
+    assert relative_error(outputs["sdpa"], outputs["eager"]) < TOLERANCE
+
+
 @every_kind
 def test_weighted_sum_starts_as_the_mean_of_all_states(folder, batch, kind):
     lobe = Wav2Vec2(folder(kind), weighted_sum=True).eval()
@@ -637,6 +648,26 @@ def test_tiny_is_deterministic_draws_nothing_and_keeps_what_is_there(tmp_path):
     for folder, message in ((first, r"other settings \(num_heads, seed\)"), (tmp_path, "was not built here")):
         with pytest.raises(UserError, match=message):
             build_tiny_wav2vec2(folder, seed=1, num_heads=2, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_type": "bert"}, "'bert', expected one of wav2vec2"),
+        ({"feat_extract_norm": "batch"}, "has to be one of"),
+        ({"model_type": "data2vec-audio", "feat_extract_norm": "group"}, "layer-norm front end only"),
+        ({"num_heads": 5}, "embed_dim must be divisible by num_heads"),
+        ({}, "disk full"),
+    ],
+)
+def test_tiny_leaves_nothing_half_written(tmp_path, monkeypatch, settings, message):
+    def fail(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("transformers.Wav2Vec2FeatureExtractor.save_pretrained", fail)
+    with pytest.raises((OSError, ValueError), match=message):
+        build_tiny_wav2vec2(tmp_path / "tiny", **settings)
+    assert list(tmp_path.iterdir()) == []
 
 
 @every_kind
