@@ -12,7 +12,8 @@ from pathlib import Path
 import ruamel.yaml
 from tqdm import tqdm
 
-from speechbrain_ser.data.protocols import choose_fold
+from speechbrain_ser.data.manifest import TABLE_LINES
+from speechbrain_ser.data.protocols import LINES, choose_fold
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.evaluation.metrics import FIGURES
 from speechbrain_ser.training.config import Config, given_names, read_config, strict
@@ -33,11 +34,11 @@ UNSWEPT = {
     **REFUSED,
 }
 # What a needed run shares with the run that needs it; its other lines are its own YAML's, or named under `needs`
-SHARED_LINES = (
-    "corpus data_folder labels votes table_file table_columns table_names table_name second_corpus second_data_folder "
-    "second_labels protocol seen_fraction split_seed text_folds speaker_folds fold seed "
-    "results_folder manifest_folder cache_folder precision num_workers"
-).split()
+SHARED_LINES = [
+    *("corpus", "data_folder", "labels", "votes", *TABLE_LINES, "second_corpus", "second_data_folder", "second_labels"),
+    *("protocol", "seen_fraction", "split_seed", *LINES, "fold", "seed"),
+    *("results_folder", "manifest_folder", "cache_folder", "precision", "num_workers"),
+]
 
 
 # ------------------------------------------------------------------ a paper's table

@@ -32,6 +32,9 @@ FORMAT = 4  # raise it when rows or checks change for the same corpus, so that o
 
 logger = logging.getLogger(__name__)
 
+TABLE_LINES = ("table_file", "table_columns", "table_names", "table_name")  # of a YAML, about a table
+JOINED = ("corpus", "data_folder", "labels", *TABLE_LINES)  # of a corpus that is joined
+
 
 def prepare(corpus: str, data_folder: str | os.PathLike, manifest_folder: str | os.PathLike, **options) -> Path:
     """Read and check a corpus, and write its manifest; do nothing when nothing changed since the last time.
@@ -78,9 +81,6 @@ def corpus_name(lines: Mapping) -> str:
     if lines["corpus"] != "table":
         return lines["corpus"]
     return table_name(lines["data_folder"], lines.get("table_file"), lines.get("table_name"))
-
-
-JOINED = ("corpus", "data_folder", "labels", "table_file", "table_columns", "table_names", "table_name")
 
 
 def second_corpora(lines: Mapping) -> list[dict]:

@@ -130,18 +130,14 @@ def _predictions(run: Path) -> pd.DataFrame:
 def _write_speechbrain_layout(folder: Path, config: Mapping, backbone: Sequence[dict | None]) -> None:
     plain = dict(zip(("description", "backbone", "preprocessor"), (config["model"], *backbone), strict=True))
     yaml_file, labels_file = package.SPEECHBRAIN_FILES
-    text = (
-        Path(__file__)
-        .with_name("speechbrain.yaml")
-        .read_text(encoding="utf-8")
-        .format(
-            sample_rate=SAMPLE_RATE,
-            description=yaml.safe_dump(plain, sort_keys=False),
-            n_classes=len(config["classes"]),
-            temperature=float((config["calibration"] or {}).get("temperature") or 1.0),
-            parameters=PARAMETERS,
-            labels=labels_file,
-        )
+    template = Path(__file__).with_name("speechbrain.yaml").read_text(encoding="utf-8")
+    text = template.format(
+        sample_rate=SAMPLE_RATE,
+        description=yaml.safe_dump(plain, sort_keys=False),
+        n_classes=len(config["classes"]),
+        temperature=float((config["calibration"] or {}).get("temperature") or 1.0),
+        parameters=PARAMETERS,
+        labels=labels_file,
     )
     write_text(text, folder / yaml_file)
     encoder = CategoricalEncoder()

@@ -298,15 +298,6 @@ def _read_json(path: Path, kind: type, most_bytes: int = MOST_BYTES):
     return content
 
 
-def _each_once(pairs: list) -> dict:
-    content = {}
-    for name, value in pairs:  # not by counting: a megabyte has many keys
-        if name in content:
-            raise ValueError(f"the key {name[:100]!r} is there twice")
-        content[name] = value
-    return content
-
-
 def read_small(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
     """Read a file that a stranger wrote: of bounded size, of a regular file, and not waiting for a pipe's other end."""
     try:
@@ -319,6 +310,15 @@ def read_small(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
     if len(data) > most_bytes:
         raise UserError(f"{path}: expected at most {most_bytes} bytes, found more")
     return data
+
+
+def _each_once(pairs: list) -> dict:
+    content = {}
+    for name, value in pairs:  # not by counting: a megabyte has many keys
+        if name in content:
+            raise ValueError(f"the key {name[:100]!r} is there twice")
+        content[name] = value
+    return content
 
 
 def _check_content(content, levels: int, path: Path) -> None:

@@ -8,8 +8,9 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 
+from speechbrain_ser.data.audio import SAMPLE_RATE
+
 FRAME = 512  # samples that are judged at a time: 32 ms
-SAMPLE_RATE = 16_000
 CONTEXT = 64  # samples of the frame before that Silero's network hears, too
 FLOOR, RANGE = -70.0, 35.0  # dB: no louder than that, or so far below the loudest frame, is silence by energy
 BY_ENERGY = (

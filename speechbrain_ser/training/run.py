@@ -62,7 +62,7 @@ TRACKERS = ("tensorboard", "wandb")
 # Lines of its data that a run shares with the run it starts from
 COMMON_LINES = ("corpus", "second_corpus", "protocol", "fold", "split_seed", "seen_fraction", "utterances")
 CORPUS_LINES = (
-    *"corpus data_folder manifest_folder table_file table_columns table_names table_name labels votes protocol".split(),
+    *("corpus", "data_folder", "manifest_folder", *manifest.TABLE_LINES, "labels", "votes", "protocol"),
     *("seen_fraction", "split_seed", *protocols.LINES, "second_corpus", "second_data_folder", "second_labels"),
 )
 
@@ -304,7 +304,7 @@ def _check_lines(plain: dict) -> None:
     if name == "test" and not plain["test_every_epoch"]:
         raise UserError("selection: test (an oracle) needs --test_every_epoch=True")
     corpora = [plain["corpus"], *(lines["corpus"] for lines in manifest.second_corpora(plain))]
-    given = [line for line in ("table_file", "table_columns", "table_names", "table_name") if plain.get(line)]
+    given = [line for line in manifest.TABLE_LINES if plain.get(line)]
     if given and not any(manifest.table_options(corpus, plain) for corpus in corpora):
         raise UserError(f"{given[0]}: the corpus {plain['corpus']} is no table and has no such line: --corpus=table")
     patience = plain.get("early_stopping", plain["n_epochs"])
