@@ -263,7 +263,12 @@ def test_protocols_stand_side_by_side(crossval, tmp_path):
     # speaker is the first that leaks nobody; the figure's interval is not the difference's
     assert random["WA_difference"] == pytest.approx(random["WA"] - speaker["WA"])
     assert random["WA_low"] <= random["WA"] <= random["WA_high"]
-    assert "random (LEAKY)" in out and (folder / "protocols.png").stat().st_size and "Protocols," in out
+    assert (
+        "random (LEAKY)" in out
+        and "which is also UA by chance" in out
+        and (folder / "protocols.png").stat().st_size
+        and "Protocols," in out
+    )
     assert "What the words alone would give" in out and "beyond" in out
 
 

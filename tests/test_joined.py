@@ -74,6 +74,10 @@ def test_classes_that_the_first_lacks(savee):
     emodb = manifest("emodb", EMODB, (*SHARED, "boredom", "surprised"), 2)
     with pytest.raises(CorpusError, match=r"\(2\):\n  'boredom': 20 utterances\n.*\(did you mean 'surprise'\?\)"):
         join(savee, emodb)
+    with pytest.raises(
+        CorpusError, match=r"beside corpus: emodb in second_corpus\nlabels: \{angry: angry, boredom: null"
+    ):
+        join(savee, emodb, "labels")
     assert mapping_line(savee, emodb) == "second_labels: {angry: angry, boredom: null, disgust: disgust, " + (
         "fear: fear, happy: happy, neutral: neutral, sad: sad}"
     )

@@ -490,8 +490,8 @@ def test_choose_fold(emodb):
     assert choose_fold(dict.fromkeys(["J\u00fcrgen"], folds["09"]), "Ju\u0308rgen").name == "09"
     with pytest.raises(UserError, match=r"'091' does not exist.*did you mean '09'.*03, 08, 09, 16"):
         choose_fold(folds, "091")
-    with pytest.raises(UserError, match="'7' does not exist"):
-        choose_fold(folds, 7)
+    with pytest.raises(UserError, match=r"'7' does not exist.*\(such as --folds=03\)"):
+        choose_fold(folds, 7, "folds")
 
 
 @pytest.mark.parametrize("protocol", ["speaker", "session"])

@@ -389,7 +389,7 @@ class _Planner:
         folds, names, problems = self.shared.data(plain).folds, {}, _Problems()
         for name in folds if self.request.folds is None else self.request.folds:
             with problems.of("--folds"):
-                names[choose_fold(folds, name).name] = None
+                names[choose_fold(folds, name, "folds").name] = None
         problems.tell()
         return list(itertools.product(self.request.seeds or [str(plain["seed"])], names))
 

@@ -200,8 +200,10 @@ def _refuse_unknown(frame: pd.DataFrame, rules: dict) -> None:
     offenders.raise_any()
 
 
-def join(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+def join(first: pd.DataFrame, second: pd.DataFrame, line: str = "second_labels") -> pd.DataFrame:
     """Make one manifest of two corpora after label selection; the classes are those of the first, itself joined or not.
+
+    `line` is the YAML's that maps the second's emotions.
 
     Its rows stay as they are. Then come the second's, whose `ID` and `speaker` begin with its corpus's name (`03` ->
     `emodb-03`; a speaker who is not known stays so). Columns that only one has are empty in the other's rows.
@@ -217,7 +219,7 @@ def join(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
         raise CorpusError(f"expected two corpora to join, found {other} twice{line}")
     name = " and ".join(names)
     classes = set(first["emotion"]) - {""}
-    _refuse_unknown_classes(name, other, classes, second)
+    _refuse_unknown_classes(name, other, classes, second, line)
     speaker = second["speaker"]
     second = second.assign(ID=f"{other}-" + second["ID"], speaker=speaker.where(speaker == "", f"{other}-" + speaker))
     _refuse_clashes(name, other, first, second)
@@ -228,21 +230,23 @@ def join(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([part.reindex(columns=columns, fill_value="") for part in (first, second)], ignore_index=True)
 
 
-def _refuse_unknown_classes(name: str, other: str, classes: set, second: pd.DataFrame) -> None:
+def _refuse_unknown_classes(name: str, other: str, classes: set, second: pd.DataFrame, line: str) -> None:
     where = f"{other} has classes that {name} does not have (it has: {', '.join(sorted(classes))})"
-    offenders = Offenders(f"{where}. Map them or leave them out, e.g.\n{_mapping_line(other, classes, second)}")
+    beside = "" if line == "second_labels" else f" beside corpus: {other} in second_corpus"
+    rules = _mapping_line(other, classes, second, line)
+    offenders = Offenders(f"{where}. Map them or leave them out, e.g.{beside}\n{rules}")
     for emotion, count in second["emotion"].value_counts().sort_index().items():
         if emotion not in (*classes, ""):
             offenders.add(f"not a class of {name}", f"{emotion!r}: {count} utterances{nearest(emotion, classes)}")
     offenders.raise_any()
 
 
-def _mapping_line(corpus: str, classes: set, second: pd.DataFrame) -> str:
+def _mapping_line(corpus: str, classes: set, second: pd.DataFrame, line: str) -> str:
     """A line that works as it is: every emotion of the corpus has a rule, as labels must."""
     default = corpus_module(corpus).DEFAULT_LABELS if corpus in CORPORA else None
     rules = default or {emotion: emotion for emotion in second["emotion"].unique()}
     rules = {emotion: target if target in classes else None for emotion, target in rules.items()}
-    return yaml_line("second_labels", rules)
+    return yaml_line(line, rules)
 
 
 def yaml_line(key: str, rules: Mapping) -> str:

@@ -133,8 +133,11 @@ def unread_lines(protocol: str) -> set[str]:
     return set(LINES) - set(inspect.signature(PROTOCOLS[protocol]).parameters if protocol in PROTOCOLS else LINES)
 
 
-def choose_fold(folds: dict[str, Fold], name: str | int) -> Fold:
-    """Return the fold a user asked for; ``first`` is the first one, and 3 (a number to YAML) is ``03`` again."""
+def choose_fold(folds: dict[str, Fold], name: str | int, line: str = "fold") -> Fold:
+    """Return the fold a user asked for; ``first`` is the first one, and 3 (a number to YAML) is ``03`` again.
+
+    `line` is the one to type, of which the error has an example.
+    """
     name = composed(str(name))
     if name == "first":
         return next(iter(folds.values()))
@@ -143,7 +146,8 @@ def choose_fold(folds: dict[str, Fold], name: str | int) -> Fold:
     same = [fold for fold in folds if spelling(fold) == spelling(name)]
     if len(same) == 1:
         return folds[same[0]]
-    raise UserError(f"fold '{name}' does not exist{nearest(name, folds)}; folds: {', '.join(folds)}")
+    known = f"folds: {', '.join(folds)} (such as --{line}={next(iter(folds))})"
+    raise UserError(f"fold '{name}' does not exist{nearest(name, folds)}; {known}")
 
 
 def speaker_overlap(frame: pd.DataFrame, fold: Fold) -> list[str]:

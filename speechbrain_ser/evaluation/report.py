@@ -127,7 +127,8 @@ def build_protocol_report(
     first = next(iter(by_protocol.values()))
     what = (paper or {}).get("title") or ", ".join(dict.fromkeys(r.metrics["system"] for r in first.runs))
     title = f"{what}: {first.corpus}, protocols {', '.join(by_protocol)}"
-    table = make.protocol_table(by_protocol, first.selection)
+    tested = pooled(stacked(of, first.selection) for of in first.variants.values())  # every protocol tests them all
+    (table,) = make.with_floor([make.protocol_table(by_protocol, first.selection)], tested, first.classes)
     lead = [f"{p}: {said}" for p, runs in by_protocol.items() for said in (*_missing(runs), *_texts_in_words(runs))]
     caption = "UA under each protocol, with 95 % intervals by speaker."
     return _report_of_one(title, lead, table, draw.plot_protocols(table.values, title), caption, Path(out_folder))

@@ -268,10 +268,10 @@ def evaluate(
     rules = None if labels is None else yaml_mapping(labels, expected)
     frame = to_classes(every, judged.classes, rules)
     left_out = every[~every["ID"].isin(frame["ID"])]["emotion"].value_counts()
-    where = corpus
+    where = manifest.corpus_name({"corpus": corpus, "data_folder": data_folder, "table_file": table_file})
     if protocol is not None:
         frame, folds = _test_part(frame, protocol, fold)
-        where = f"{corpus}, protocol {protocol}, test part of {folds}"
+        where = f"{where}, protocol {protocol}, test part of {folds}"
     elif fold is not None:
         raise UserError(f"--fold={fold}: of which --protocol?")
     leak = known_to(judged.recordings, every, frame)

@@ -353,8 +353,10 @@ def _check_tasks(run: Run) -> None:
 
 def _read_data(plain: dict) -> Corpus:
     frame, seconds = _read_corpus(plain, plain["votes"]), manifest.second_corpora(plain)
+    line = "second_labels" if isinstance(plain["second_corpus"], str) else "labels"
     for lines in seconds:
-        frame = join(frame, _read_corpus({"manifest_folder": plain["manifest_folder"], **lines}, plain["votes"]))
+        other = _read_corpus({"manifest_folder": plain["manifest_folder"], **lines}, plain["votes"])
+        frame = join(frame, other, line)
     numbers = {line: plain[line] for line in ("seen_fraction", "split_seed", *protocols.LINES)}
     names = [*map(manifest.corpus_name, seconds)]
     folds = protocols.make_folds(frame, plain["protocol"], second=names, **numbers)
