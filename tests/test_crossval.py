@@ -477,6 +477,10 @@ def test_dropped_optimizer(train, crossval, small, tmp_path):
     assert "optimiser state was dropped" in crossval(*same[:1], "--n_epochs=3", *same[2:], code=2)
 
 
+def children_of(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
 @pytest.mark.slow
 def test_end_to_end(small, tmp_path):
     """2 jobs, 2 folds, 2 alphas; a training and crossval itself are killed; the report is that of a quiet run."""
@@ -496,8 +500,8 @@ def test_end_to_end(small, tmp_path):
     locks = tmp_path / "killed" / "cai_mtl"
     lock = wait(lambda: next(locks.glob("**/*.lock"), None), 60)
     wait(lambda: is_locked(lock.with_suffix("")), 60)
-    training = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()[0]
-    os.kill(int(training), signal.SIGKILL)
+    training = next(run for child in children_of(first.pid) for run in children_of(child))  # runs are forked by a child
+    os.kill(training, signal.SIGKILL)
     wait(lambda: len(list(locks.glob("**/metrics.json"))) >= 1, 120)
     first.kill()
     first.wait()
