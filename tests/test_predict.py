@@ -27,7 +27,8 @@ from speechbrain_ser.inference.embed import embed
 from speechbrain_ser.inference.formats import csv_text, json_text, origin_of, records_to_csv, results_file
 from speechbrain_ser.inference.predict import find_recordings
 from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition, open_recognizer
-from speechbrain_ser.inference.turns import read_turns
+from speechbrain_ser.inference.timeline import plan_windows
+from speechbrain_ser.inference.turns import follow_turns, read_turns
 from speechbrain_ser.lobes.encoder import Encoder
 from speechbrain_ser.lobes.pretrained import LayerStatistics
 from speechbrain_ser.processing import voice_activity
@@ -204,6 +205,23 @@ def test_segments_of_speakers_are_what_single_files_are(predict, run_folder, con
     assert len(rows) == 3 and {row["segments_by"] for row in rows} == {"vad"}
     for row, segment in zip(rows, found["segments"], strict=True):
         assert float(row["start"]) < segment["end"] and float(row["end"]) > segment["start"]
+
+
+def test_long_segments_are_heard_in_windows(run_folder, conversation, tmp_path, monkeypatch):
+    """Those of a cut-out file, moved to where the segment begins."""
+    (talk, wavs), longest = conversation, 0.5
+    monkeypatch.setattr("speechbrain_ser.inference.turns.WHOLE", longest)
+    recognizer = EmotionRecognizer.from_run(run_folder, {"device": "cpu"}, min_speech=0.1)
+    turns = read_turns(talk.with_suffix(".rttm"), "talk")
+    found = follow_turns(recognizer, talk, turns, plan_windows(recognizer, 0.4, 0.2), "talk.rttm")
+    assert found.by == "talk.rttm" and min(turn.end - turn.start for turn in turns) > longest
+    for turn, alone in zip(turns, recognizer.timelines(wavs, 0.4, 0.2), strict=True):
+        here = [segment for segment in found.segments if turn.start <= segment.start < turn.end]
+        assert {segment.speaker for segment in here} == {turn.speaker}
+        ends = [(segment.start - turn.start, segment.end - turn.start, segment.emotion) for segment in here]
+        expected = [(segment.start, segment.end, segment.emotion) for segment in alone.segments]
+        assert np.array(ends)[:, :2].astype(float) == pytest.approx(np.array(expected)[:, :2].astype(float), abs=1e-6)
+        assert [emotion for *_, emotion in ends] == [emotion for *_, emotion in expected]
 
 
 @pytest.mark.parametrize(

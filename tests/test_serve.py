@@ -131,6 +131,16 @@ def test_what_is_no_speech_is_told(recognizer, tmp_path, monkeypatch):
     assert found["speech_by"] == "energy" and [segment.emotion for segment in timeline.segments] == [None]
 
 
+def test_stretches_of_speech_in_the_place_of_windows(recognizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("speechbrain_ser.processing.voice_activity._silero", lambda: None)
+    sound = np.random.default_rng(0).normal(0, 0.1, 6 * RATE)
+    sound[2 * RATE : 4 * RATE] = 0
+    soundfile.write(tmp_path / "two.wav", sound, RATE)
+    found, timeline = recognise(recognizer, tmp_path / "two.wav", segments="vad")
+    first, second = found["segments"]
+    assert timeline.by == "vad" and 0 < first["end"] < 2.5 and 3.5 < second["start"] < 4.5 and found["whole"]
+
+
 def test_gradios_own_client(site, tmp_path):
     client = Client(site.url, verbose=False, download_files=False, analytics_enabled=False)
     found = client.predict(recording=handle_file(str(noise(tmp_path / "a.wav"))), api_name="/recognize")

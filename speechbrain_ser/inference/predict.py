@@ -111,8 +111,8 @@ def predict(
     recognizer = open_recognizer(model, run_opts={"device": device} if device else None, **options)
     if segments is not None:
         plan = plan_windows(recognizer, WINDOW if window is None else window, step)
-        follow_all = partial(_by_turns, recognizer, turns_of, plan, f"--segments={segments}")
-        made_by = {"segments_by": VAD if segments == VAD else Path(segments).name}
+        follow_all = partial(_by_turns, recognizer, turns_of, plan, segments)
+        made_by = {"segments_by": Path(segments).name}
         if segments == VAD and method() == "energy" and recognizer.speech_by is None:
             logger.warning(BY_ENERGY)
     elif window is not None:
@@ -209,10 +209,10 @@ def _write_picture(timeline: Timeline, path: Path) -> None:
     save_figure(plot_timeline(timeline), path)
 
 
-def _by_turns(recognizer: EmotionRecognizer, turns_of: Mapping, plan: WindowPlan, where: str, paths: Sequence[str]):
+def _by_turns(recognizer: EmotionRecognizer, turns_of: Mapping, plan: WindowPlan, source: str, paths: Sequence[str]):
     for path in paths:
         try:
-            yield follow_turns(recognizer, path, turns_of[path], plan, where)
+            yield follow_turns(recognizer, path, turns_of[path], plan, source)
         except BadAudioError as defect:
             yield Timeline(path, error=defect.words)
 

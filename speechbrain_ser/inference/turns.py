@@ -164,20 +164,20 @@ def _numbers(words: Sequence[str | None]) -> list[float] | None:
 
 
 def follow_turns(
-    recognizer, path: str | os.PathLike, turns: Sequence[Turn] | str, plan: WindowPlan, where: str = "segments"
+    recognizer, path: str | os.PathLike, turns: Sequence[Turn] | str, plan: WindowPlan, source: str = VAD
 ) -> Timeline:
     """Return a recording's timeline by `turns`, or, of :data:`VAD`, by where voice activity is.
 
     Each is heard alone, as `predict` hears a file: whole up to :data:`WHOLE` seconds, else in windows of `plan`, which
-    make segments of one emotion. The recording is in memory meanwhile. Errors begin with `where` turns are from.
+    make segments of one emotion. The recording is in memory meanwhile. Errors name the `source` that turns are from.
     """
     activity, ends, stretch = VoiceActivity(), [], stretch_of(claimed_seconds(path))
     blocks = outlined(stream_audio(path), stretch, ends)
     wav = torch.cat(list(activity.hear(blocks) if turns == VAD else blocks))
-    duration, by = len(wav) / SAMPLE_RATE, "file"
+    duration, by = len(wav) / SAMPLE_RATE, Path(source).name
     if turns == VAD:
-        turns, by = [Turn(start, end) for start, end in activity.stretches(len(wav))], VAD
-    check_turns(turns, duration, where)
+        turns = [Turn(start, end) for start, end in activity.stretches(len(wav))]
+    check_turns(turns, duration, f"--segments={source}")
     batches = (turns[k : k + BATCH] for k in range(0, len(turns), BATCH))
     segments = [segment for batch in batches for segment in _segments(recognizer, path, wav, batch, plan)]
     segments.sort(key=lambda segment: (segment.start, segment.end))
