@@ -107,6 +107,15 @@ def folder_written_whole(folder: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def link_or_copy(source: str | os.PathLike, place: str | os.PathLike) -> None:
+    """Let a file appear at another place too, whole: a hard link, or a copy where the file system has none."""
+    with written_whole(place) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
 def write_text(text: str, path: str | os.PathLike) -> Path:
     """Write UTF-8 text, whole or not at all."""
     with written_whole(path) as temporary:

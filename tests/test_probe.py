@@ -217,10 +217,19 @@ def test_a_package_on_whisper_says_what_the_run_said(run, small, tmp_path, flags
     assert found.posteriors == pytest.approx({c: row[f"posterior_{c}"] for c in found.posteriors}, abs=1e-4)
 
 
-def test_an_encoder_of_other_weights_is_refused(run, small, tmp_path):
+def test_a_run_keeps_its_encoder(run, small, tmp_path):
+    """In one file for all folds. A run of an earlier version has none: the encoder is looked for where it was."""
     backbone = shutil.copytree(small.backbone(num_layers=2), tmp_path / "backbone")
-    folder = folder_of(run(encoder=backbone))
-    assert int(load_model(folder).model.layer) == json.loads((folder / "metrics.json").read_text())["layer"]
+    folders = [folder_of(run(f"--fold={fold}", encoder=backbone)) for fold in ("03", "08")]
+    assert len({(folder / "save" / "encoder.pt").stat().st_ino for folder in folders}) == 1
+    folder, weights = folders[0], load_model(folders[0]).model.state_dict()
+    assert int(weights["layer"]) == json.loads((folder / "metrics.json").read_text())["layer"]
+    moved = backbone.rename(tmp_path / "moved")
+    again = load_model(folder).model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in again.items())
+    moved.rename(backbone)
+    (folder / "save" / "encoder.pt").unlink()
+    shutil.rmtree(folder / "save" / "backbones")
     shutil.copy(small.backbone(num_layers=2, seed=1) / "model.safetensors", backbone)
     with pytest.raises(UserError, match="fitted to the states of another encoder"):
         load_model(folder)

@@ -20,7 +20,7 @@ from speechbrain_ser.evaluation.calibration import CALIBRATION, LOGITS
 from speechbrain_ser.evaluation.controls import CONTROLS_FILE
 from speechbrain_ser.evaluation.report import build_corpora_report, build_protocol_report, build_report
 from speechbrain_ser.evaluation.runs import pooled
-from speechbrain_ser.files import read_csv, write_csv
+from speechbrain_ser.files import link_or_copy, read_csv, write_csv
 from speechbrain_ser.inference.evaluate import known_to, open_model
 from speechbrain_ser.training.config import yaml_named
 from speechbrain_ser.training.distributed import is_launched
@@ -106,10 +106,7 @@ def _gather(plan: Plan, folder: Path) -> Path:
             place = folder.joinpath(*run.folder.parts[-5:])
             place.mkdir(parents=True)
             for file in (f for pattern in FILES for f in run.folder.glob(pattern)):
-                try:
-                    os.link(file, place / file.name)
-                except OSError:  # file systems without hard links
-                    shutil.copyfile(file, place / file.name)
+                link_or_copy(file, place / file.name)
     return folder
 
 

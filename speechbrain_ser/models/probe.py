@@ -1,6 +1,7 @@
 """A linear probe: how much of the emotion one layer of a frozen encoder tells a straight line."""
 
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 
 import torch
 from speechbrain.dataio.batch import PaddedData
@@ -8,10 +9,12 @@ from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver, registe
 from torch import nn
 
 from speechbrain_ser.errors import UserError
+from speechbrain_ser.files import link_or_copy, written_whole
 from speechbrain_ser.lobes.pretrained import LayerStatistics
 from speechbrain_ser.models.heads import MultitaskModel
 
 ENCODER = "encoder."  # before the names of its parameters
+ENCODER_FILE = "encoder.pt"  # in a run's save/, beside its checkpoints
 
 
 @register_checkpoint_hooks
@@ -19,9 +22,9 @@ class ProbeModel(MultitaskModel):
     """emotion = h((s - mean) / deviation), s: mean and deviation over time of a layer's frames.
 
     Which layer, the standardisation and the head are fitted in one go (``recipes/probe``) and set by :meth:`set`. A
-    checkpoint holds these alone: the encoder stays what it was loaded as, which is checked. `heads`, `loss_weights` and
-    `seed` are :class:`MultitaskModel`'s. s may be of `join_layers` neighbouring layers, from the chosen one on, and
-    `pooling` another one (:class:`~speechbrain_ser.lobes.pretrained.LayerStatistics`).
+    checkpoint holds these alone, as the encoder stays what it was loaded as: see :meth:`keep_encoder`. `heads`,
+    `loss_weights` and `seed` are :class:`MultitaskModel`'s. s may be of `join_layers` neighbouring layers, from the
+    chosen one on, and `pooling` another one (:class:`~speechbrain_ser.lobes.pretrained.LayerStatistics`).
     """
 
     holds_encoder = False
@@ -72,6 +75,14 @@ class ProbeModel(MultitaskModel):
         embedding = (x[:, layers].flatten(1) - self.mean) / self.deviation
         return {"embedding": embedding, **self.logits(embedding)}
 
+    def keep_encoder(self, save: Path, shared: Path) -> None:
+        """Put the encoder's weights into a run's ``save/``: a link to one file in `shared` for all runs with them."""
+        file = shared / f"{self.statistics.weights}.pt"
+        if not file.is_file():
+            with written_whole(file) as temporary:
+                torch.save(self.encoder.state_dict(), temporary)
+        link_or_copy(file, save / ENCODER_FILE)
+
     @mark_as_saver
     def save(self, path) -> None:
         """Write everything but the encoder, and the hash of that."""
@@ -80,9 +91,11 @@ class ProbeModel(MultitaskModel):
 
     @mark_as_loader
     def load(self, path, end_of_epoch: bool) -> None:
-        """Read it again; an encoder that is another one than it was is a UserError."""
+        """Read it again, and the encoder that is kept beside; another one than it was is a UserError."""
         del end_of_epoch
         found = torch.load(path, map_location="cpu", weights_only=True)
+        if (kept := Path(path).parents[1] / ENCODER_FILE).is_file():  # a run of an earlier version has none
+            self.encoder.load_state_dict(torch.load(kept, map_location="cpu", weights_only=True, mmap=True))
         if found["encoder"] != (weights := self.statistics.weights):
             raise UserError(
                 f"{path}: this probe was fitted to the states of another encoder (SHA-256 of its parameters: expected "

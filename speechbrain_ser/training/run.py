@@ -568,7 +568,7 @@ def _parts(run: Run) -> tuple[dict, dict]:
     if trained is not None:  # caches have what is frozen, which may be there alone
         load_parameters(hparams["model"], trained)
     elif not hparams["model"].holds_encoder:  # its checkpoints will not have the weights
-        shutil.rmtree(save / BACKBONES, ignore_errors=True)
+        hparams["model"].keep_encoder(save, Path(run.config.plain["cache_folder"]) / "encoders")
     _check_optimizer(hparams)
     _refuse_lengths(run, hparams["model"])
     _warn_cut(run, hparams["model"])
