@@ -6,15 +6,19 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
+import yaml
 
 from speechbrain_ser.data.corpora import PRESETS, corpus_module
 from speechbrain_ser.data.corpora.presets import PRESETS as DESCRIBED
 from speechbrain_ser.data.labels import apply_labels
 from speechbrain_ser.data.manifest import COLUMNS, prepare, read_manifest
+from speechbrain_ser.data.protocols import PROTOCOLS
 from speechbrain_ser.errors import CorpusError
 
+from .conftest import ROOT
 from .corpus_trees import APPLE_DOUBLE, write_wav
 
 
@@ -349,3 +353,14 @@ def test_a_whole_release_lacks_nothing(tmp_path, name, caplog):
     )
     speakers = [row["speaker"] for row in rows]
     assert {speakers.count(speaker) for speaker in speakers} == {len(rows) // len(described.parts["speaker"])}
+
+
+def test_each_has_the_four_classes_of_the_table_across_corpora():
+    corpora = yaml.safe_load((ROOT / "hparams" / "tables" / "cross_corpus.yaml").read_text())["corpora"]
+    assert {*PRESETS} < {*corpora}
+    for name, lines in corpora.items():
+        every = [*corpus_module(name).EMOTIONS.values()]
+        frame = pd.DataFrame({"ID": every, "emotion": every, "corpus": name})
+        found = apply_labels(frame, lines.get("labels") or corpus_module(name).DEFAULT_LABELS)
+        assert {*found["emotion"]} == {"angry", "happy", "neutral", "sad"}, name
+        assert lines.get("protocol", "speaker") in PROTOCOLS
