@@ -9,7 +9,9 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_ser import cli
@@ -186,7 +188,27 @@ def demo(checkout) -> Path:
     for name in sorted(set(re.findall(r"Ses05[FM]_\w+\.wav", TEXTS["docs/predict.md"]))):
         shutil.copy(next((checkout / "demo_corpus").rglob(name)), checkout / "recordings")
     (checkout / "recordings" / "notes.wav").write_text("minutes of a meeting\n")
+    named_as_in_pages(checkout, sorted((checkout / "recordings").glob("Ses05*.wav")))
     return checkout
+
+
+def named_as_in_pages(folder: Path, wavs: list[Path]) -> None:
+    """What pages call RUN, RECORDINGS, talk.mp3 …: the run, utterances, two of them with pauses as a meeting."""
+    (folder / "RUN").symlink_to("results/demo/demo-session/default/Ses05/1")
+    for name in ("RECORDINGS", "CORPUS/more", "TALKS"):
+        shutil.copytree(wavs[0].parent, folder / name, ignore=lambda *_: ["notes.wav"])
+    parts, lines, rate = [], [], 16_000
+    for wav, speaker in zip(wavs[:2], "AB", strict=True):
+        samples = soundfile.read(wav, dtype="float32")[0]
+        start = sum(map(len, parts)) / rate
+        lines.append(f"SPEAKER meeting 1 {start:.3f} {len(samples) / rate:.3f} <NA> <NA> {speaker} <NA> <NA>\n")
+        parts += [samples, np.zeros(rate, np.float32)]
+    (folder / "meeting.rttm").write_text("".join(lines))
+    for name in ("meeting.wav", "talk.wav", "talk.mp3"):
+        soundfile.write(folder / name, np.concatenate(parts), rate)
+    for name, wav in zip(("a.flac", "b.wav"), wavs, strict=False):
+        soundfile.write(folder / name, *soundfile.read(wav))
+    shutil.copy(wavs[0], folder / "a.wav")
 
 
 def steady(text: str) -> set[str]:
@@ -207,6 +229,33 @@ def check(block: str, folder: Path) -> None:
 @pytest.mark.parametrize("block", marked("demo"))
 def test_block_prints_what_is_quoted(block, demo):
     check(block, demo)
+
+
+@pytest.mark.slow
+def test_the_page_answers_as_quoted(demo):
+    serve, ask = (block for _, language, block in FENCED.findall(TEXTS["docs/page.md"]) if language == "console")
+    command, ready = serve.removeprefix("$ ").strip().split("\n")
+    command = [sys.executable, "-m", "speechbrain_ser.cli", *shlex.split(command)[1:]]
+    with subprocess.Popen(command, cwd=demo, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout.readline().strip() == ready
+            parts = {said: [] for said in (True, False)}
+            for line in ask.split("\n"):
+                parts[line.startswith(("event", "data"))].append(line.removeprefix("$ "))
+            printed = run("\n".join(parts[False]), demo)
+            assert steady("\n".join(parts[True])) <= steady(printed), printed
+        finally:
+            server.terminate()
+            server.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", marked("decomposing"))
+def test_block_runs_on_a_run_that_decomposes(block, small, trained, tmp_path):
+    for name, wav in zip("ab", sorted(small.corpus("emodb").glob("wav/*.wav")), strict=False):
+        shutil.copy(wav, tmp_path / f"{name}.wav")
+    run_folder = trained(yaml="hsu_pretrain")
+    run(block.replace("RUN", f"{run_folder} --trust-run").replace("FOLDER", "wheels"), tmp_path)
 
 
 SLURM = "docs/tutorials/slurm.md"
