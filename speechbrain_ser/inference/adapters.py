@@ -20,6 +20,7 @@ from speechbrain_ser.errors import UserError
 from speechbrain_ser.inference.package import build_model
 from speechbrain_ser.models.heads import model_inputs
 from speechbrain_ser.processing.lengths import absolute_lengths
+from speechbrain_ser.processing.log_mel import LogMel
 
 SYSTEMS = ("speechbrain_ser.models.cai.CaiModel", "speechbrain_ser.models.ha.HaModel")
 REASONS = {  # against the others
@@ -62,8 +63,9 @@ def write_onnx(model: nn.Module, path: Path) -> None:
     Inputs: ``wavs`` float32 [batch, time], right-padded, and ``lengths`` int64 [batch] in samples. Outputs: ``emotion``
     [batch, classes] logits, ``frames`` [batch], and ``asr`` [batch, frames, tokens] logits where there is an ASR head.
     """
-    if getattr(model.encoder, "normalize_wav", None) is None:
-        raise UserError("--onnx: Whisper's features are computed outside a graph: wav2vec2-like encoders alone")
+    for part in model.modules():
+        if isinstance(part, LogMel):
+            part.prepare_graph()
     model.encoder.fix_weights()  # weight norm would be computed in the graph, which no quantizer takes
     graph, dynamic = Graph(model).eval(), torch.export.Dim.DYNAMIC
     wavs, lengths = _batch([max(n, model.min_samples) for n in EXAMPLE])

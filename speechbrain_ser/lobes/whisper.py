@@ -68,13 +68,13 @@ class Whisper(PretrainedEncoder):
             if self.apply_spec_augment and self.training:
                 hidden = self._spec_augment(hidden, counts, hidden.new_zeros(()))
             states += self._layers(hidden, attended, self.freeze_layers, len(self.model.layers))
-        return [state[:, : int(counts.max())] for state in states], counts
+        return _trimmed(states, counts, wavs), counts
 
     def frozen_states(
         self, wavs: torch.Tensor, wav_lens: torch.Tensor | None = None
     ) -> tuple[list[torch.Tensor], torch.LongTensor]:
         states, counts, _ = self._frozen_states(wavs, wav_lens)
-        return [state[:, : int(counts.max())] for state in states], counts
+        return _trimmed(states, counts, wavs), counts
 
     def _frozen_states(self, wavs: torch.Tensor, wav_lens: torch.Tensor | None):
         """These states, each utterance's own frames, and the frames that attention sees: with `pad_to_30s` all."""
@@ -113,7 +113,9 @@ class Whisper(PretrainedEncoder):
     def _layers(self, hidden: torch.Tensor, counts: torch.LongTensor, first: int, end: int) -> list[torch.Tensor]:
         """The outputs of the layers `first` to `end` (not included) [batch, frames, channels] each."""
         longest = self.model.config.max_source_positions
-        if hidden.shape[1] > longest:  # cached states of an utterance that is encoded in pieces
+        if (
+            not torch.compiler.is_exporting() and hidden.shape[1] > longest
+        ):  # cached states of an utterance that is encoded in pieces
             pieces, lengths, owners = _pieces(hidden, counts, longest)
             return [_join(state, owners, counts) for state in self._layers(pieces, lengths, first, end)]
         mask, found = _attention_mask(counts, hidden), []
@@ -130,6 +132,13 @@ class Whisper(PretrainedEncoder):
         return drops and torch.rand([]).item() < self.model.layerdrop
 
 
+def _trimmed(states: list[torch.Tensor], counts: torch.LongTensor, wavs: torch.Tensor) -> list[torch.Tensor]:
+    """As long as the longest utterance's own frames; in a graph, where that is not known, as long as the batch's."""
+    is_graph = torch.compiler.is_exporting()
+    frames = (wavs.shape[1] // HOP + STRIDE - 1) // STRIDE if is_graph else int(counts.max())
+    return [state[:, :frames] for state in states]
+
+
 def _own(x: torch.Tensor, counts: torch.LongTensor) -> torch.Tensor:
     """0 past each end [batch, frames, channels], as convolutions pad an utterance alone."""
     return x.masked_fill(~frame_mask(counts, x.shape[1])[:, :, None], 0.0)
@@ -138,7 +147,7 @@ def _own(x: torch.Tensor, counts: torch.LongTensor) -> torch.Tensor:
 def _attention_mask(counts: torch.LongTensor, hidden: torch.Tensor) -> torch.Tensor | None:
     """What is added to the attention's scores [batch, 1, 1, frames]; None without padding."""
     frames = hidden.shape[1]
-    if int(counts.min()) == frames:
+    if not torch.compiler.is_exporting() and int(counts.min()) == frames:
         return None
     padding = ~frame_mask(counts.to(hidden.device), frames)
     lowest = torch.finfo(hidden.dtype).min
@@ -147,7 +156,7 @@ def _attention_mask(counts: torch.LongTensor, hidden: torch.Tensor) -> torch.Ten
 
 def _pieces(x: torch.Tensor, lengths: torch.LongTensor, size: int):
     """Cut [batch, time, …] into pieces of `size`: these, padded, their lengths, and whose each is."""
-    if x.shape[1] <= size:
+    if torch.compiler.is_exporting() or x.shape[1] <= size:  # a graph is for one piece
         return x, lengths, None
     found, owners = [], []
     for k, n in enumerate(lengths.tolist()):

@@ -81,7 +81,8 @@ class LogMel(nn.Module):
         utterance without a sample is a ValueError.
         """
         lengths = absolute_lengths(wavs, wav_lens)  # [batch]
-        if empty := (lengths < self.min_samples).nonzero().flatten().tolist():
+        is_graph = torch.compiler.is_exporting()  # which has no errors to raise
+        if not is_graph and (empty := (lengths < self.min_samples).nonzero().flatten().tolist()):
             raise ValueError(f"expected at least {self.min_samples} sample an utterance, found none in {empty}")
         with torch.autocast(wavs.device.type, enabled=False):  # half precision holds neither power nor its sums
             bands = self._bands(reflect(wavs.float(), lengths, self.reach))  # [batch, frames, bands]
@@ -91,12 +92,29 @@ class LogMel(nn.Module):
 
     def _bands(self, wavs: torch.Tensor) -> torch.Tensor:
         """Mel bands [batch, frames, bands] of waveforms that reach beyond the first and the last frame."""
+        if torch.compiler.is_exporting():
+            return self._bands_by_products(wavs)
         spectrum = torch.stft(
             wavs, self.n_fft, self.hop_length, window=self.window, center=False, return_complex=True
         )  # [batch, bins, frames]
         power = spectrum.abs().pow(2.0).transpose(1, 2)  # [batch, frames, bins]
         # sums in float64: they depend neither on the batch's shape nor on the matrix unit (TF32)
         return (power.double() @ self.filters.double()).float()
+
+    def prepare_graph(self) -> None:
+        """Keep the window's Fourier transform as a matrix, float64 [samples, 2 bins]: a graph multiplies by it.
+
+        ONNX's own transform computes in float32 by detours where the samples are no power of 2, and quiet bands, whose
+        logarithm counts as much as that of loud ones, are lost in its rounding.
+        """
+        transform = torch.fft.rfft(torch.eye(self.n_fft, dtype=torch.float64) * self.window)  # [samples, bins]
+        self.register_buffer("transform", torch.cat([transform.real, transform.imag], dim=1), persistent=False)
+
+    def _bands_by_products(self, wavs: torch.Tensor) -> torch.Tensor:
+        frames = torch.arange(0, wavs.shape[1] - self.n_fft + 1, self.hop_length)[:, None]  # first samples
+        windows = wavs[:, frames + torch.arange(self.n_fft)]  # [batch, frames, samples]
+        real, imaginary = (windows.double() @ self.transform).square().chunk(2, dim=-1)
+        return ((real + imaginary) @ self.filters).float()
 
     def _compress(self, bands: torch.Tensor) -> torch.Tensor:
         if self.scale == "log":
