@@ -11,8 +11,9 @@ import soundfile
 import torch
 
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.processing.pitch import UNVOICED, extract_f0, normalize, quantize
+from speechbrain_ser.processing.pitch import extract_f0, normalize, quantize
 from speechbrain_ser.processing.rapt import frame_count
+from speechbrain_ser.processing.speech_split import UNVOICED
 
 DATA = Path(__file__).parent / "data" / "speechsplit_f0.npz"  # the program's numbers for three recordings of EMO-DB
 

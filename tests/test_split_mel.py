@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import signal
+from transformers.audio_utils import mel_filter_bank
 
-from speechbrain_ser.processing.split_mel import SplitMel, mel_filters, prepare
+from speechbrain_ser.processing.speech_split import F_MAX, F_MIN, mel_filters, prepare
+from speechbrain_ser.processing.split_mel import SplitMel
 
 REFERENCE = Path(__file__).parent / "data" / "speechsplit"
 
@@ -35,6 +37,8 @@ def test_published_program(emodb_folder, name):
 def test_published_filters():
     with np.load(REFERENCE / "mel_basis.npz") as published:
         np.testing.assert_allclose(mel_filters(), published["mel_basis"], atol=2e-7)
+    slaney = {"norm": "slaney", "mel_scale": "slaney"}
+    assert np.array_equal(mel_filters(), mel_filter_bank(513, 80, F_MIN, F_MAX, 16000, **slaney))
 
 
 def test_by_hand(sweep):

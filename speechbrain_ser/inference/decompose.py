@@ -19,16 +19,8 @@ from speechbrain_ser.inference.recognizer import TrainedModel, load_model
 from speechbrain_ser.lobes.speech_decomposition import SpeechDecomposition
 from speechbrain_ser.nnet.losses import masked_mse
 from speechbrain_ser.processing.pitch import PitchTrack, normalize
-from speechbrain_ser.processing.split_mel import (
-    HOP,
-    LEVEL,
-    N_FFT,
-    N_MELS,
-    RANGE_DB,
-    REFERENCE_DB,
-    SplitMel,
-    mel_filters,
-)
+from speechbrain_ser.processing.speech_split import HOP, LEVEL, N_FFT, N_MELS, RANGE_DB, REFERENCE_DB, mel_filters
+from speechbrain_ser.processing.split_mel import SplitMel
 
 SILENT = 0.01  # of the range of the mel spectrogram: -83 dB, where only the dither is
 

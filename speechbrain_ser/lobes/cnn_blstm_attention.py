@@ -118,7 +118,9 @@ class CNNBLSTMAttention(nn.Module):
 
     def _kept(self, features: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor | None:
         """Frames of each utterance whose convolutions are to be computed [batch]; None: all of all of them."""
-        if counts is None and (features.requires_grad or torch.compiler.is_compiling()):
+        if torch.compiler.is_exporting() or (
+            counts is None and (features.requires_grad or torch.compiler.is_compiling())
+        ):
             return None  # each equal frame has a gradient of its own; an exported graph has fixed shapes
         kept = features.new_full(features.shape[:1], features.shape[1], dtype=torch.long) if counts is None else counts
         if not features.requires_grad:
@@ -139,6 +141,8 @@ class CNNBLSTMAttention(nn.Module):
         bands = self.convolutions[0].in_channels
         if features.dim() != 3 or features.shape[2] != bands or not len(features):
             raise ValueError(f"expected spectrograms [batch, frames, {bands}], found {list(features.shape)}")
+        if lengths is not None and torch.compiler.is_exporting():  # a graph has no errors to raise
+            return features, lengths
         shortest = longest = features.shape[1]
         if lengths is not None:
             if lengths.shape != features.shape[:1] or lengths.is_floating_point():

@@ -16,7 +16,8 @@ from speechbrain_ser.nnet.augment import Draws, RandomResampling
 from speechbrain_ser.nnet.masked import BLSTM, MaskedGroupNorm
 from speechbrain_ser.nnet.pooling import MaskedPooling
 from speechbrain_ser.processing.lengths import check_frame_counts, frame_mask
-from speechbrain_ser.processing.pitch import UNVOICED, quantize
+from speechbrain_ser.processing.pitch import quantize
+from speechbrain_ser.processing.speech_split import UNVOICED
 
 
 def downsample(states: torch.Tensor, frame_counts: torch.Tensor | None = None, hop: int = 8) -> torch.Tensor:
@@ -188,7 +189,7 @@ class PitchEncoder(Encoder):
         return super().forward(f0[:, :, None].float(), frame_counts, draws)
 
     def _read(self, x: torch.Tensor, frame_counts: torch.Tensor | None, draw: Draws | None) -> torch.Tensor:
-        if (highest := x.max().item()) > 1:
+        if not torch.compiler.is_exporting() and (highest := x.max().item()) > 1:
             raise ValueError(f"expected F0 normalised to 0 to 1 (unvoiced: 0 or less), found {highest:g}")
         f0 = self._resampled(x.masked_fill(x <= 0, UNVOICED), frame_counts, draw)
         # rounding may lift an interpolated 1 a little

@@ -57,8 +57,7 @@ class MaskedPooling(nn.Module):
         if x.dim() != 3 or frame_counts.shape != x.shape[:1]:
             shapes = f"{list(x.shape)} and {list(frame_counts.shape)}"
             raise ValueError(f"expected frames [batch, frames, channels] and frame_counts [batch], found {shapes}")
-        if not torch.compiler.is_exporting():  # a graph has no errors to raise
-            check_frame_counts(frame_counts, x.shape[1])
+        check_frame_counts(frame_counts, x.shape[1])
         frame_counts = frame_counts.to(x.device)
         own = frame_mask(frame_counts, x.shape[1])[:, :, None]  # [batch, frames, 1]
         x = x.masked_fill(~own, 0.0).to(torch.promote_types(x.dtype, torch.float32))

@@ -1,30 +1,12 @@
-"""The mel spectrogram that SpeechSplit's encoders and decoder work on.
-
-As the released program of Qian et al. 2020 computes it ("Unsupervised speech decomposition via triple information
-bottleneck"); Hsu et al. 2023, section 2.1, take it from there.
-"""
-
-import zlib
+"""The mel spectrogram that SpeechSplit's encoders and decoder work on, as features of a model."""
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
-from scipy import fft, signal
-from transformers.audio_utils import mel_filter_bank
 
 from speechbrain_ser.data.audio import SAMPLE_RATE
 from speechbrain_ser.processing.rapt import HOP, frame_count
+from speechbrain_ser.processing.speech_split import MIN_SAMPLES, N_MELS, prepare, spectrogram
 
-HIGH_PASS = {"N": 5, "Wn": 30.0}  # order, Hz
-LEVEL = 0.96
-DITHER = 1e-6  # from peak to peak
-N_FFT = 1024
-N_MELS = 80
-F_MIN, F_MAX = 90.0, 7600.0  # Hz
-FLOOR = 1e-5  # magnitude of a band: -100 dB
-REFERENCE_DB = 16.0
-RANGE_DB = 100.0
-MIN_SAMPLES = 19  # more than the zero-phase filter extends a recording by at either end
 VERSION = 2  # of the numbers that come out: raise it with every change of them, and caches start afresh
 
 
@@ -67,41 +49,4 @@ class SplitMel:
         """
         if noise is None and not self.dither:
             noise = np.zeros(1)
-        reflected = np.pad(prepare(wav, noise), N_FFT // 2, mode="reflect")
-        frames = sliding_window_view(reflected, N_FFT)[::HOP]  # [frames, samples]
-        magnitudes = np.abs(fft.rfft(frames * signal.get_window("hann", N_FFT), axis=1))  # [frames, bins]
-        decibels = 20 * np.log10(np.maximum(magnitudes @ mel_filters(), FLOOR)) - REFERENCE_DB
-        return torch.from_numpy(np.clip((decibels + RANGE_DB) / RANGE_DB, 0.0, 1.0).astype(np.float32))
-
-
-def prepare(wav: torch.Tensor | np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
-    """High-pass, scale and dither a waveform [time], 16 kHz, as SpeechSplit does before it takes spectrogram and F0.
-
-    Return float64 [time], one sample longer where the hop divides the recording's length. Fewer than 19 samples, or any
-    that is not finite, are a ValueError. `noise` is the dither, of the result's length (or one value for all); None
-    draws it, seeded by the recording.
-
-    Example
-    -------
-    >>> hum = np.sin(np.arange(16000) * 2 * np.pi * 5 / 16000)  # 5 Hz
-    >>> bool(np.abs(prepare(hum)[4000:12000]).max() < 1e-4)
-    True
-    """
-    samples = np.asarray(wav, dtype=np.float64)
-    if samples.ndim != 1 or len(samples) < MIN_SAMPLES:
-        raise ValueError(f"expected a waveform [time] of at least {MIN_SAMPLES} samples, found {list(samples.shape)}")
-    if not np.isfinite(samples).all():
-        raise ValueError("expected a waveform of finite samples, found nan or inf")
-    if len(samples) % HOP == 0:  # as the program does, to have as many frames of F0 as of the spectrogram
-        samples = np.append(samples, 1e-6)
-    if noise is None:
-        seed = zlib.crc32(samples.astype("<f4").tobytes())
-        noise = (np.random.default_rng(seed).random(len(samples)) - 0.5) * DITHER
-    b, a = signal.butter(**HIGH_PASS, btype="highpass", fs=SAMPLE_RATE)
-    return signal.filtfilt(b, a, samples) * LEVEL + noise
-
-
-def mel_filters() -> np.ndarray:
-    """Return Slaney's mel bands, each of area 1, float64 [bins, bands]."""
-    slaney = {"norm": "slaney", "mel_scale": "slaney"}
-    return mel_filter_bank(N_FFT // 2 + 1, N_MELS, F_MIN, F_MAX, SAMPLE_RATE, **slaney)
+        return torch.from_numpy(spectrogram(prepare(wav, noise)))
