@@ -6,9 +6,10 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from speechbrain.dataio.encoder import CategoricalEncoder
@@ -17,64 +18,84 @@ from speechbrain.utils.parameter_transfer import Pretrainer
 from torch import nn
 
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.inference.package import build_model
-from speechbrain_ser.models.heads import model_inputs
+from speechbrain_ser.inference.package import FEATURES, TASKS, build_model
+from speechbrain_ser.models.heads import model_inputs, padded, signals_of
 from speechbrain_ser.processing.lengths import absolute_lengths
-from speechbrain_ser.processing.log_mel import LogMel
+from speechbrain_ser.processing.rapt import frame_count
 
-SYSTEMS = ("speechbrain_ser.models.cai.CaiModel", "speechbrain_ser.models.ha.HaModel")
-REASONS = {  # against the others
-    "speechbrain_ser.models.fu.FuModel": "Fu's system reads spectrograms, which are computed outside its graph",
-    "speechbrain_ser.models.hsu.HsuModel": "Hsu's system reads spectrograms and F0, whose tracker is no graph",
-    "speechbrain_ser.models.probe.ProbeModel": "the probe reads inner layers, which no graph of its encoder gives",
-}
+logger = logging.getLogger(__name__)
+
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # of logits, as a share of the largest
 # samples of the utterances on which the graph is compared: one alone, equal ones, a padded batch; beside the shortest
-BATCHES = ((16000,), (5000, 5000), (30001, 20000, 3111, 17777, 0))
+BATCHES = ((16000,), (5000, 5000), (30001, 20000, 3111, 17777, 0), (0,))
 EXAMPLE = (12345, 9000, 3000)
+ANYTHING = 7.0  # what padding is filled with
 
 
-def check_possible(description: dict) -> None:
-    """Refuse a system that ONNX cannot hold, with the reason, and a lack of packages, with what to install."""
-    name = description["class"]
-    if name not in SYSTEMS:
-        raise UserError(f"--onnx: {REASONS.get(name, name)}: only Cai's and Ha's systems can be exported")
+def check_possible() -> None:
+    """Refuse a lack of packages, with what to install."""
     if lacking := [package for package in NEEDED if importlib.util.find_spec(package) is None]:
         raise UserError(f'--onnx needs {", ".join(lacking)}: pip install "speechbrain-ser[onnx]"')
 
 
+def take_waveforms(model: nn.Module) -> None:
+    """Let a model that trains no more read waveforms, as its graph does, and of features those that no graph computes.
+
+    These are SpeechSplit's (:mod:`speechbrain_ser.processing.speech_split`): their dither is seeded by the recording,
+    and F0 is a search. Log-mel spectrograms, and what a frozen encoder gives, are computed within.
+    """
+    model.keep_tasks(set(TASKS))
+    model.inputs = {"sig": None} | {name: model.inputs[name] for name in FEATURES if name in model.inputs}
+
+
+def feeds(signals: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, np.ndarray]:
+    """Return what a graph reads of several waveforms' signals, as :func:`take_waveforms` has them."""
+    inputs = {name: pair.data.numpy() for name, pair in padded(signals, "cpu").items()}
+    return {"wavs": inputs.pop("sig"), "lengths": np.array([len(each["sig"]) for each in signals]), **inputs}
+
+
 class Graph(nn.Module):
-    """Waveforms and their samples to the logits of every head, and frames."""
+    """Waveforms, their samples and SpeechSplit's features, where they are read, to every head's logits, and frames."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
+        self.inputs = ["wavs", "lengths", *(name for name in FEATURES if name in model.inputs)]
         self.names = ["emotion", "frames", *(["asr"] if "asr" in model.heads else [])]
 
-    def forward(self, wavs: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        outputs = self.model((wavs, lengths.double() / wavs.shape[1]))
+    def forward(
+        self, wavs: torch.Tensor, lengths: torch.Tensor, mel: torch.Tensor | None = None, f0: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        inputs = {"sig": (wavs, lengths.double() / wavs.shape[1])}
+        for name, x in (("mel", mel), ("f0", f0)):
+            if x is not None:
+                inputs[name] = (x, frame_count(lengths).double() / x.shape[1])
+        outputs = {"frames": self.model.frame_counts(lengths), **self.model(**inputs)}
         return tuple(outputs[name] for name in self.names)
 
 
 def write_onnx(model: nn.Module, path: Path) -> None:
     """Export by torch's dynamo exporter (the older one is silently wrong here) and check; the model trains no more.
 
-    Inputs: ``wavs`` float32 [batch, time], right-padded, and ``lengths`` int64 [batch] in samples. Outputs: ``emotion``
-    [batch, classes] logits, ``frames`` [batch], and ``asr`` [batch, frames, tokens] logits where there is an ASR head.
+    Inputs: ``wavs`` float32 [batch, time], right-padded by anything, ``lengths`` int64 [batch] in samples, and ``mel``
+    and ``f0`` where the model reads them. Outputs: ``emotion`` [batch, classes] logits, ``frames`` [batch], and ``asr``
+    [batch, frames, tokens] logits where there is an ASR head.
     """
+    take_waveforms(model)
     for part in model.modules():
-        if isinstance(part, LogMel):
+        if hasattr(part, "prepare_graph"):
             part.prepare_graph()
-    model.encoder.fix_weights()  # weight norm would be computed in the graph, which no quantizer takes
+        if hasattr(part, "fix_weights"):  # weight norm would be computed in the graph, which no quantizer takes
+            part.fix_weights()
     graph, dynamic = Graph(model).eval(), torch.export.Dim.DYNAMIC
-    wavs, lengths = _batch([max(n, model.min_samples) for n in EXAMPLE])
-    shapes = {"wavs": {0: dynamic, 1: dynamic}, "lengths": {0: dynamic}}
+    example = {name: torch.from_numpy(x) for name, x in _batch(model, EXAMPLE).items()}
+    shapes = {name: dict.fromkeys(range(min(x.dim(), 2)), dynamic) for name, x in example.items()}
     try:
         with _quiet(), torch.no_grad():
-            names = {"input_names": ["wavs", "lengths"], "output_names": graph.names}
+            names = {"input_names": graph.inputs, "output_names": graph.names}
             program = torch.onnx.export(
-                graph, (wavs, lengths), dynamo=True, dynamic_shapes=shapes, verbose=False, **names
+                graph, kwargs=example, dynamo=True, dynamic_shapes=shapes, verbose=False, **names
             )
             program.save(path)
     except torch.onnx.errors.OnnxExporterError as error:
@@ -82,17 +103,15 @@ def write_onnx(model: nn.Module, path: Path) -> None:
     check_onnx(graph, path)
 
 
-def check_onnx(graph: nn.Module, path: Path) -> None:
+def check_onnx(graph: Graph, path: Path) -> None:
     """Refuse a graph whose outputs, each utterance's own, differ from its module's by more than 1e-4 of the largest."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    for samples in (*BATCHES, (0,)):
-        wavs, lengths = _batch([max(n, graph.model.min_samples) for n in samples])
+    session, most = open_graph(path), 0.0
+    for samples in BATCHES:
+        inputs = _batch(graph.model, samples)
         with torch.no_grad():
-            expected = dict(zip(graph.names, graph(wavs, lengths), strict=True))
-        outputs = session.run(graph.names, {"wavs": wavs.numpy(), "lengths": lengths.numpy()})
-        found = {name: torch.from_numpy(value) for name, value in zip(graph.names, outputs, strict=True)}
+            outputs = graph(**{name: torch.from_numpy(x) for name, x in inputs.items()})
+        expected = dict(zip(graph.names, outputs, strict=True))
+        found = {n: torch.from_numpy(v) for n, v in zip(graph.names, session.run(graph.names, inputs), strict=True)}
         frames, seen = expected.pop("frames").tolist(), found.pop("frames").tolist()
         if seen != frames:
             raise UserError(f"--onnx: {list(samples)} samples: expected {frames} frames, found {seen}")
@@ -102,12 +121,41 @@ def check_onnx(graph: nn.Module, path: Path) -> None:
             worst = float((right - other).abs().max() / right.abs().max().clamp(min=1))
             if not worst <= TOLERANCE:
                 raise UserError(f"--onnx: {list(samples)} samples: the graph's {name} logits are off by {worst:.1e}")
+            most = max(most, worst)
+    logger.info(f"{path.name}: its logits are off PyTorch's by at most {most:.1e} of the largest")
 
 
-def _batch(samples: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise, padded by other noise, which must not matter."""
+def open_graph(path: Path):
+    """Return onnxruntime's session of a graph, computed on the CPU; one that would read other files is a UserError."""
+    import onnx
+    import onnxruntime
+
+    if any(each.data_location == each.EXTERNAL for each in _tensors(onnx.load(path, load_external_data=False))):
+        raise UserError(f"{path}: expected all parameters within, found some that lie in other files")
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def _tensors(message) -> Iterator:
+    """Every tensor of a graph, wherever it is: of subgraphs, attributes, functions."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for each in value if isinstance(value, Sequence) else [value]:
+                yield from _tensors(each)
+
+
+def _batch(model: nn.Module, samples: Sequence[int]) -> dict[str, np.ndarray]:
+    """What a graph reads of noise of so many samples, at least a frame of it, padded by what must not matter."""
     generator = torch.Generator().manual_seed(sum(samples))
-    return torch.randn(len(samples), max(samples), generator=generator), torch.tensor(samples)
+    wavs = [torch.randn(max(n, model.min_samples), generator=generator) for n in samples]
+    signals = [signals_of(model, wav) for wav in wavs]
+    inputs = feeds(signals)
+    for name in {*signals[0]}:
+        for row, signal in zip(inputs["wavs" if name == "sig" else name], signals, strict=True):
+            row[len(signal[name]) :] = ANYTHING
+    return inputs
 
 
 @contextlib.contextmanager

@@ -31,9 +31,9 @@ from speechbrain_ser.evaluation.metrics import printed
 from speechbrain_ser.evaluation.report import Report, build_evaluation_report
 from speechbrain_ser.evaluation.tables import evaluation_figures
 from speechbrain_ser.files import write_csv, write_json
-from speechbrain_ser.inference.package import ONNX
+from speechbrain_ser.inference import adapters
+from speechbrain_ser.inference.package import INT8, ONNX
 from speechbrain_ser.inference.recognizer import EmotionRecognizer, open_recognizer
-from speechbrain_ser.models.heads import padded
 
 MANIFESTS = Path("results", "manifests")  # where train.py has them
 ROUNDING = 1e-3  # that a model's posteriors may be off 1 by, in all
@@ -69,8 +69,9 @@ def open_model(model: str, data_folder: str | os.PathLike = ".", device: str | N
     Arguments
     ---------
     model : str
-        A run's folder; a package's, or ``user/model`` on the hub; a package's ``model.onnx``; ``transformers:SOURCE``
-        and ``speechbrain:SOURCE``, folders or names on the hub; a CSV of posteriors; ``module:function``.
+        A run's folder; a package's, or ``user/model`` on the hub; a package's ``model.onnx`` or ``model.int8.onnx``;
+        ``transformers:SOURCE`` and ``speechbrain:SOURCE``, folders or names on the hub; a CSV of posteriors;
+        ``module:function``.
     data_folder : path
         Where paths in a CSV begin.
     device : str, optional
@@ -90,7 +91,7 @@ def open_model(model: str, data_folder: str | os.PathLike = ".", device: str | N
         sys.path.insert(0, os.getcwd())  # which a console script does not look into
         return _called(model, _explained(model, lambda: getattr(importlib.import_module(kind), source)))
     options = {"run_opts": {"device": device}}
-    if Path(model).name == ONNX:
+    if Path(model).name in (ONNX, INT8):
         return _ours(OnnxRecognizer.of(Path(model), **options))
     return _ours(open_recognizer(model, trust_run, **options))
 
@@ -125,21 +126,21 @@ def _progress(items, n: int):
 
 
 class OnnxRecognizer(EmotionRecognizer):
-    """A package's recogniser whose numbers are computed by its ``model.onnx``."""
+    """A package's recogniser whose numbers are computed by its ``model.onnx``, or the one of eight bits."""
 
     @classmethod
     def of(cls, path: Path, **options) -> "OnnxRecognizer":
         """Load the package that a ``model.onnx`` lies in, whose hashes are checked, and the graph."""
-        onnxruntime = _explained(str(path), importlib.import_module, "onnxruntime")
         found = cls.from_package(path.parent, **options)
-        found.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        adapters.take_waveforms(found.model)
+        # a graph encodes no pieces of more than 30 s, where a Whisper has to
+        found.longest = getattr(getattr(found.model, "encoder", None), "longest", None)
+        found.session = _explained(str(path), adapters.open_graph, path)
         return found
 
     def _outputs(self, signals):
-        (wavs,) = padded(signals, "cpu").values()
-        lengths = np.array([len(each) for signal in signals for each in signal.values()])
         names = [output.name for output in self.session.get_outputs()]
-        found = self.session.run(names, {"wavs": wavs.data.numpy(), "lengths": lengths})
+        found = self.session.run(names, adapters.feeds(signals))
         return {name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)}
 
 

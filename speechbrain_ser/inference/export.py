@@ -165,7 +165,7 @@ def export_run(
     out, run = _free(out), Path(run_folder)
     description = _description(run)
     if with_onnx:
-        adapters.check_possible(description)
+        adapters.check_possible()
     trained = load_model(run, trust_run)
     with folder_written_whole(out) as temporary:
         _write(temporary, run, trained, description, with_onnx, with_speechbrain)
@@ -218,6 +218,8 @@ def _write(folder: Path, run: Path, trained: TrainedModel, description: dict, wi
     _write_parameters(folder / PARAMETERS, model, trained.model)
     if with_onnx:
         adapters.write_onnx(model, folder / package.ONNX)
+        if (read := package.describe_graph(model)) is not None:
+            config[package.GRAPH] = read
     if with_speechbrain:
         _write_speechbrain_layout(folder, config, backbone)
     config["files"] = {name: sha256(folder / name) for name in package.FILES if (folder / name).is_file()}

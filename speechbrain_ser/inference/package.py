@@ -39,6 +39,7 @@ from speechbrain_ser.models.hsu import HsuModel
 from speechbrain_ser.models.probe import ProbeModel
 from speechbrain_ser.nnet.convolution import ConvHead
 from speechbrain_ser.nnet.pooling import MaskedPooling
+from speechbrain_ser.processing import speech_split
 from speechbrain_ser.processing.log_mel import LogMel
 from speechbrain_ser.processing.pitch import PitchTrack
 from speechbrain_ser.processing.split_mel import HOP, SplitMel
@@ -52,16 +53,18 @@ LABELS = "labels.json"
 TOKENS = "tokens.json"
 BACKBONE = "backbone"
 BACKBONE_FILES = (f"{BACKBONE}/config.json", f"{BACKBONE}/preprocessor_config.json")
-ONNX = "model.onnx"
+ONNX, INT8 = "model.onnx", "model.int8.onnx"
 SPEECHBRAIN_FILES = ("hyperparams.yaml", "label_encoder.txt")  # written for SpeechBrain, never read here
 CARD = "README.md"
 RECORDINGS = "recordings.txt"  # digests of what the model was trained on, 16 hexadecimal digits a line
 # whose hashes config.json may hold
-FILES = (PARAMETERS, LABELS, TOKENS, *BACKBONE_FILES, ONNX, *SPEECHBRAIN_FILES, RECORDINGS)
+FILES = (PARAMETERS, LABELS, TOKENS, *BACKBONE_FILES, ONNX, INT8, *SPEECHBRAIN_FILES, RECORDINGS)
 LICENSE = "LICENSE"
 UNHASHED = (CONFIG, CARD, LICENSE)  # may be there without a hash: they are edited on a hub's page, no model reads them
-LARGE = (PARAMETERS, ONNX)  # as large as the model: the others are small
+LARGE = (PARAMETERS, ONNX, INT8)  # as large as the model: the others are small
 KEYS = "format format_version speechbrain_ser model classes decoding sample_rate calibration files".split()
+GRAPH = "onnx"  # a further key, where a graph reads more than waveforms
+FEATURES = ("mel", "f0")  # that no graph computes
 # of a model that is used: other heads, and what only they read, are for training
 TASKS = ("emotion", "asr", *DIMENSIONS)
 
@@ -151,6 +154,16 @@ def describe(tree: Mapping, where: str) -> dict:
     arguments["loss_weights"] = {task: weights[task] for task in wanted}
     arguments["heads"] = {task: maker for task, maker in arguments.get("heads", {}).items() if task in wanted}
     return description
+
+
+def describe_graph(model: nn.Module) -> dict | None:
+    """Say what the graph of a model reads, and how the module that it names makes that; None: waveforms alone."""
+    read = {name: model.inputs[name] for name in FEATURES if name in model.inputs}
+    if not read:
+        return None
+    found = {"inputs": ["wavs", "lengths", *read], "module": speech_split.__name__, "dither": read["mel"].dither}
+    pitch = read.get("f0")
+    return found if pitch is None else found | {"method": pitch.method, "f_range": list(pitch.f_range)}
 
 
 def _check_model(description: object, where: str) -> None:
@@ -464,6 +477,8 @@ def load_package(source: str | os.PathLike) -> Package:
     tokens = _read_tokens(folder / TOKENS) if config["decoding"] is not None else None
     model = _filled(folder, config["model"], config["files"])
     _check_sizes(folder, model, classes, tokens)
+    if GRAPH in config and config[GRAPH] != (expected := describe_graph(model)):
+        raise UserError(f"{folder / CONFIG}: {GRAPH}: expected {expected}, found {config[GRAPH]!r:.200}")
     digest = config["files"][PARAMETERS][:16]
     recordings = _read_recordings(folder / RECORDINGS) if RECORDINGS in config["files"] else None
     return Package(model, classes, tokens, config["decoding"], config["calibration"], digest, recordings)
@@ -476,7 +491,7 @@ def _read_config(folder: Path) -> dict:
         raise UserError(f"{path}: format: expected {FORMAT!r}, found {config.get('format')!r:.100}")
     if (version := config.get("format_version")) != VERSION or isinstance(version, bool):
         raise UserError(f"{path}: format_version: this program reads {VERSION}, found {version!r:.100}")
-    if wrong := sorted(set(KEYS) ^ set(config)):
+    if wrong := sorted({*KEYS} ^ {*config} - {GRAPH}):
         raise UserError(f"{path}: expected the keys {', '.join(KEYS)}; missing or unknown: {', '.join(wrong)!s:.200}")
     for key in ("model", "files"):
         if not isinstance(config[key], dict):

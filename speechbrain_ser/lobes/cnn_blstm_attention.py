@@ -139,7 +139,7 @@ class CNNBLSTMAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The batch, cut to its longest utterance, and the lengths; None where all are the same."""
         bands = self.convolutions[0].in_channels
-        if features.dim() != 3 or features.shape[2] != bands or not len(features):
+        if features.dim() != 3 or features.shape[2] != bands or features.shape[0] == 0:
             raise ValueError(f"expected spectrograms [batch, frames, {bands}], found {list(features.shape)}")
         if lengths is not None and torch.compiler.is_exporting():  # a graph has no errors to raise
             return features, lengths

@@ -162,9 +162,36 @@ class BLSTM(nn.Module):
 
         `frame_counts` are own frames [batch], the longest of all; None: all utterances have all, which is fastest.
         """
+        if torch.compiler.is_exporting():
+            return self._as_onnx(x, frame_counts)
         if frame_counts is None:
             return self.lstm(x)[0]
         return (self._packed if x.is_cuda else self._turned)(x, frame_counts)  # packed is cuDNN's own way
+
+    def prepare_graph(self) -> None:
+        """Keep the weights as ONNX's LSTM has them: of both directions [2, 4 size, …], gates in the order i, o, f, c."""
+        for layer in range(self.lstm.num_layers):
+            both = zip(*self.lstm.all_weights[2 * layer : 2 * layer + 2], strict=True)
+            inner, outer, *biases = (torch.stack([_in_onnx_order(each) for each in pair]).detach() for pair in both)
+            for name, value in (("inner", inner), ("outer", outer), ("biases", torch.cat(biases, dim=1))):
+                self.register_buffer(f"onnx_{name}_{layer}", value, persistent=False)
+
+    def _as_onnx(self, x: torch.Tensor, frame_counts: torch.Tensor | None) -> torch.Tensor:
+        """One operator a layer, in a graph that is exported: torch's exporter would write out every frame."""
+        size, hidden = self.lstm.hidden_size, x.transpose(0, 1)  # [frames, batch, inputs]
+        counts = None if frame_counts is None else frame_counts.int()
+        for layer in range(self.lstm.num_layers):
+            weights = [getattr(self, f"onnx_{name}_{layer}") for name in ("inner", "outer", "biases")]
+            hidden = torch.onnx.ops.symbolic(
+                "LSTM",
+                (hidden, *weights, counts),
+                {"direction": "bidirectional", "hidden_size": size},
+                dtype=x.dtype,
+                shape=(x.shape[1], 2, x.shape[0], size),
+                version=18,
+            )
+            hidden = hidden.transpose(1, 2).flatten(2)  # [frames, batch, 2 size]
+        return hidden.transpose(0, 1)
 
     def _packed(self, x: torch.Tensor, frame_counts: torch.Tensor) -> torch.Tensor:
         packed = pack_padded_sequence(x, frame_counts.cpu(), batch_first=True, enforce_sorted=False)
@@ -182,6 +209,12 @@ class BLSTM(nn.Module):
             backward = _one_direction(x.take_along_dim(turned, dim=1), weights[2 * layer + 1])
             x = torch.cat([forward, backward.take_along_dim(turned, dim=1)], dim=-1)  # [batch, frames, 2 size]
         return x.masked_fill(~own[:, :, None], 0.0)
+
+
+def _in_onnx_order(weight: torch.Tensor) -> torch.Tensor:
+    """Of torch's gates i, f, c, o [4 size, …]."""
+    i, f, c, o = weight.chunk(4)
+    return torch.cat([i, o, f, c])
 
 
 def _one_direction(x: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
