@@ -39,8 +39,9 @@ def downsample(states: torch.Tensor, frame_counts: torch.Tensor | None = None, h
     frame_counts = frame_counts.to(states.device)
     firsts = torch.arange(0, frames, hop, device=states.device)  # [codes]
     lasts = torch.minimum(firsts + hop, frame_counts[:, None]) - 1  # [batch, codes]
-    forward = states[:, :, : channels // 2].take_along_dim(lasts[:, :, None], dim=1)
-    backward = states[:, ::hop, channels // 2 :]
+    size = channels // 2
+    forward = states[:, :, :size].gather(1, lasts[:, :, None].expand(-1, -1, size))
+    backward = states[:, ::hop, size:]
     own = firsts < frame_counts[:, None]
     return torch.cat([forward, backward], dim=-1).masked_fill(~own[:, :, None], 0.0)
 
