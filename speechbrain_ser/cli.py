@@ -214,7 +214,9 @@ def _export(add):
     """make a trained run a package, of which loading executes nothing"""
     add("run_folder", metavar="RUN", help="the folder of a trained run")
     add("out", metavar="OUT", help="the folder to make")
-    add("--onnx", dest="with_onnx", action="store_true", help="also model.onnx (Cai's and Ha's systems; extra `onnx`)")
+    add("--onnx", dest="with_onnx", action="store_true", help="also model.onnx (extra `onnx`)")
+    help = "with --onnx: also model.int8.onnx, if it decides as that does on 99 %% of the run's test utterances"
+    add("--int8", dest="with_int8", action="store_true", help=help)
     help = "also what SpeechBrain's EncoderClassifier.from_hparams reads"
     add("--speechbrain", dest="with_speechbrain", action="store_true", help=help)
     _trust_run(add)

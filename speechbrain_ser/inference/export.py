@@ -15,6 +15,7 @@ from speechbrain.dataio.encoder import CategoricalEncoder
 from torch import nn
 
 from speechbrain_ser import __version__
+from speechbrain_ser.data import manifest
 from speechbrain_ser.data.batches import SAMPLE_RATE
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.calibration import read_calibration, temperature_of
@@ -154,21 +155,26 @@ def export_run(
     with_onnx: bool = False,
     with_speechbrain: bool = False,
     trust_run: bool = True,
+    with_int8: bool = False,
 ) -> Path:
     """Write a package of a finished run, which :func:`load_model` executes, and return its folder `out`.
 
     It appears whole or not at all, in a folder that must not exist, or be empty. The speaker head and what only
     training needs (Hsu's decoder and the encoders that it alone reads) stay behind. A package that says something else
-    than the run, on a padded batch of noise, is not kept. `with_onnx` adds a ``model.onnx`` (Cai's and Ha's systems),
-    `with_speechbrain` what ``speechbrain.inference.classifiers.EncoderClassifier.from_hparams`` reads.
+    than the run, on a padded batch of noise, is not kept. `with_onnx` adds a ``model.onnx``, `with_int8` beside it a
+    ``model.int8.onnx``, smaller, which decides as it does, and `with_speechbrain` what
+    ``speechbrain.inference.classifiers.EncoderClassifier.from_hparams`` reads.
     """
     out, run = _free(out), Path(run_folder)
     description = _description(run)
+    if with_int8 and not with_onnx:
+        raise UserError("--int8: expected --onnx beside it, of which it is made")
     if with_onnx:
         adapters.check_possible()
+    recordings = _tested(run) if with_int8 else None
     trained = load_model(run, trust_run)
     with folder_written_whole(out) as temporary:
-        _write(temporary, run, trained, description, with_onnx, with_speechbrain)
+        _write(temporary, run, trained, description, with_onnx, with_speechbrain, recordings)
         _compare(temporary, trained)
     return out
 
@@ -191,7 +197,29 @@ def _description(run: Path) -> dict:
     return package.describe(tree, str(path))
 
 
-def _write(folder: Path, run: Path, trained: TrainedModel, description: dict, with_onnx: bool, with_speechbrain: bool):
+def _tested(run: Path) -> list[str]:
+    """The recordings of a run's predictions.csv, where the corpus of its YAML has them."""
+    lines = read_yaml(run / "hyperparams.yaml")
+    options = manifest.table_options(lines["corpus"], lines)
+    frame = manifest.read_manifest(
+        manifest.prepare(lines["corpus"], lines["data_folder"], lines["manifest_folder"], **options),
+        lines["data_folder"],
+    )
+    wanted = set(_predictions(run)["ID"])
+    if lacking := sorted(wanted - {*frame["ID"]}):
+        raise UserError(f"--int8: {lines['data_folder']}: expected the run's test utterances, found no {lacking[0]}")
+    return frame["wav"][frame["ID"].isin(wanted)].tolist()
+
+
+def _write(
+    folder: Path,
+    run: Path,
+    trained: TrainedModel,
+    description: dict,
+    with_onnx: bool,
+    with_speechbrain: bool,
+    recordings: Sequence[str] | None,
+):
     """Everything but the hashes first, config.json with them last."""
     calibration = trained.calibration
     if (reason := temperature_of(calibration, trained.epoch)[1]) and calibration is not None:  # of other parameters
@@ -220,6 +248,8 @@ def _write(folder: Path, run: Path, trained: TrainedModel, description: dict, wi
         adapters.write_onnx(model, folder / package.ONNX)
         if (read := package.describe_graph(model)) is not None:
             config[package.GRAPH] = read
+    if recordings is not None:
+        adapters.write_int8(model, folder / package.ONNX, folder / package.INT8, recordings)
     if with_speechbrain:
         _write_speechbrain_layout(folder, config, backbone)
     config["files"] = {name: sha256(folder / name) for name in package.FILES if (folder / name).is_file()}

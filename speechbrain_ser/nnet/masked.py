@@ -169,7 +169,7 @@ class BLSTM(nn.Module):
         return (self._packed if x.is_cuda else self._turned)(x, frame_counts)  # packed is cuDNN's own way
 
     def prepare_graph(self) -> None:
-        """Keep the weights as ONNX's LSTM has them: of both directions [2, 4 size, …], gates in the order i, o, f, c."""
+        """Keep the weights as in ONNX: of both directions [2, 4 size, …], gates in the order i, o, f, c."""
         for layer in range(self.lstm.num_layers):
             both = zip(*self.lstm.all_weights[2 * layer : 2 * layer + 2], strict=True)
             inner, outer, *biases = (torch.stack([_in_onnx_order(each) for each in pair]).detach() for pair in both)
