@@ -1,7 +1,13 @@
 """ONNX: the graph that is kept says what PyTorch says, for any length and any batch; a wrong one is not kept."""
 
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +21,21 @@ from torch import nn
 
 from speechbrain_ser.data.batches import load_audio
 from speechbrain_ser.errors import UserError
-from speechbrain_ser.inference import export
+from speechbrain_ser.inference import adapters, export
 from speechbrain_ser.inference.adapters import Graph, check_onnx, write_onnx
 from speechbrain_ser.inference.evaluate import open_model
 from speechbrain_ser.inference.export import export_run
-from speechbrain_ser.inference.package import sha256
+from speechbrain_ser.inference.package import load_package, sha256
 from speechbrain_ser.inference.recognizer import EmotionRecognizer
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.cai import CaiModel
 from speechbrain_ser.nnet.pooling import MaskedPooling
+from speechbrain_ser.processing import speech_split
 
+from .conftest import ROOT
 from .test_inference import CPU, RUNS
+
+DOCS = (ROOT / "docs" / "packages.md").read_text(encoding="utf-8")
 
 
 def model_of(backbone: Path, pooling: str = "mean") -> CaiModel:
@@ -103,17 +113,119 @@ def test_a_graph_that_torch_cannot_export(small, tmp_path, monkeypatch):
     assert not (tmp_path / "model.onnx").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("fu", r"Fu's system reads spectrograms, .*: only Cai's and Ha's"),
-        ("ha", r'onnx, onnxscript, onnxruntime: pip install "speechbrain-ser\[onnx\]"'),
-    ],
-)
-def test_what_cannot_be_exported_is_refused_before_any_work(tmp_path, trained, monkeypatch, name, said):
-    run = trained(*RUNS[name][1], yaml=RUNS[name][0])
+def test_lacking_packages_are_told_before_any_work(tmp_path, trained, monkeypatch):
+    run = trained(*RUNS["ha"][1], yaml=RUNS["ha"][0])
     monkeypatch.setattr(export, "load_model", lambda *_: pytest.fail("loaded"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=r'onnx, onnxscript, onnxruntime: pip install "speechbrain-ser\[onnx\]"'):
         export_run(run, tmp_path / "out", with_onnx=True)
+    with pytest.raises(UserError, match="--int8: expected --onnx beside it"):
+        export_run(run, tmp_path / "out", with_int8=True)
     assert not list(tmp_path.iterdir())
+
+
+_packages: dict[str, Path] = {}
+
+
+@pytest.fixture
+def package_of(trained, small, tmp_path_factory, monkeypatch):
+    """A system's package with both graphs; made once, not to be written into."""
+    whisper = small.backbone(model_type="whisper")
+    runs = {"whisper": ("cai_mtl", [f"--encoder={whisper}", "--pooling=sum"]), **RUNS}
+    runs["probe"] = ("probe", [f"--encoder={whisper}", "--pooling=percentiles"])
+
+    def folder(name: str) -> Path:
+        if name not in _packages:
+            monkeypatch.setattr(adapters, "EQUAL", 0)  # narrow models are all margins
+            out = tmp_path_factory.mktemp("packages") / "package"
+            run = trained(*runs[name][1], yaml=runs[name][0])
+            _packages[name] = export_run(run, out, with_onnx=True, with_int8=True)
+            monkeypatch.undo()
+        return _packages[name]
+
+    return folder
+
+
+NO_TORCH = """import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "speechbrain", "transformers", "pandas"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def slow(name: str):
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", ["whisper", "hsu", slow("fu"), slow("fu, waveforms"), slow("probe")])
+def test_every_system(package_of, small, name, tmp_path):
+    """By onnxruntime, in a batch, and by the script of docs/packages.md, which finds no torch: what PyTorch says."""
+    folder = package_of(name)
+    wavs = sorted(map(str, (small.corpus("emodb") / "wav").iterdir()))[:4]
+    rows = pd.DataFrame({"ID": wavs, "wav": wavs, "speaker": "", "emotion": "", "transcript": "A"})
+    judges = [open_model(str(folder / file), **CPU) for file in ("", "model.onnx", "model.int8.onnx")]
+    expected, found, near = (each.predictions(rows)[1] for each in judges)
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert near == pytest.approx(expected, abs=0.2) and not np.array_equal(near, found)
+    (script,) = re.findall(r"^```python\n(.*?^import onnxruntime.*?)^```", DOCS, re.DOTALL | re.MULTILINE)
+    (tmp_path / "answer.py").write_text(NO_TORCH + script)
+    for path, posteriors in zip(wavs[:2], expected, strict=False):
+        command = [sys.executable, tmp_path / "answer.py", folder, path]
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        )
+        assert done.returncode == 0, done.stderr
+        said = dict(line.split() for line in done.stdout.splitlines())
+        assert list(said) == judges[0].classes and list(map(float, said.values())) == pytest.approx(
+            posteriors, abs=6e-4
+        )
+
+
+def test_eight_bits_that_decide_otherwise_are_refused(package_of, small, tmp_path, monkeypatch):
+    folder = package_of("whisper")
+    model = load_package(folder).model
+    adapters.take_waveforms(model)
+    wavs = sorted(map(str, (small.corpus("emodb") / "wav").iterdir()))[:8]
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    decided = [session.run(["emotion"], adapters.feeds([{"sig": load_audio(wav)}]))[0].argmax() for wav in wavs]
+    rarest = min(range(model.heads["emotion"].out_features), key=decided.count)
+
+    def wrong(path, out, **_):
+        graph = onnx.load(path)
+        (bias,) = (each for each in graph.graph.initializer if each.name == "model.heads.emotion.bias")
+        values = onnx.numpy_helper.to_array(bias).copy()
+        values[rarest] = 1e6
+        bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+        onnx.save(graph, out)
+
+    monkeypatch.setattr("onnxruntime.quantization.quantize_dynamic", wrong)
+    said = f"--int8: {decided.count(rarest)} of 8 decisions .* expected at least 99%: nothing is written"
+    with pytest.raises(UserError, match=said):
+        adapters.write_int8(model, folder / "model.onnx", tmp_path / "model.int8.onnx", wavs)
+
+
+@pytest.mark.parametrize("place", ["initializer", "attribute"])
+def test_parameters_in_other_files_are_refused(tmp_path, place):
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="model.safetensors")
+    make, value = onnx.helper, partial(onnx.helper.make_tensor_value_info, elem_type=1, shape=[4])
+    nodes = [make.make_node("Add", ["x", "w"], ["y"])]
+    if place == "attribute":
+        nodes.insert(0, make.make_node("Constant", [], ["w"], value=tensor))
+    graph = make.make_graph(nodes, "g", [value("x")], [value("y")], [tensor] if place == "initializer" else [])
+    (tmp_path / "model.onnx").write_bytes(make.make_model(graph).SerializeToString())
+    with pytest.raises(UserError, match=r"model.onnx: expected all parameters within"):
+        adapters.open_graph(tmp_path / "model.onnx")
+
+
+def test_a_package_names_our_module_alone(package_of, tmp_path):
+    folder = shutil.copytree(package_of("hsu"), tmp_path / "package")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["onnx"]["inputs"] == ["wavs", "lengths", "mel", "f0"]
+    assert import_module(config["onnx"]["module"]) is speech_split
+    config["onnx"]["module"] = "antigravity"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config.json: onnx: expected .*speech_split.*, found .*antigravity"):
+        load_package(folder)
