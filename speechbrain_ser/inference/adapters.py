@@ -32,7 +32,6 @@ TOLERANCE = 1e-4  # of logits, as a share of the largest
 BATCHES = ((16000,), (5000, 5000), (30001, 20000, 3111, 17777, 0), (0,))
 EXAMPLE = (12345, 9000, 3000)
 ANYTHING = 7.0  # what padding is filled with
-QUANTIZED = ("MatMul", "LSTM")  # a transformer's weights and more; convolutions in eight bits are slower, not smaller
 EQUAL = 0.99  # of the decisions of a graph in eight bits
 
 
@@ -139,7 +138,7 @@ def write_int8(model: nn.Module, path: Path, out: Path, recordings: Sequence[str
 
     with _quiet():
         seven_bits = {"weight_type": QuantType.QInt8, "reduce_range": True, "per_channel": True}
-        quantize_dynamic(path, out, op_types_to_quantize=QUANTIZED, **seven_bits)
+        quantize_dynamic(path, out, **seven_bits)
     longest = getattr(model.encoder, "longest", None)  # samples: a Whisper's graph takes 30 s
     sessions, equal = [open_graph(path), open_graph(out)], 0
     for recording in followed(recordings, "deciding with eight bits and without", len(recordings), show=None):
