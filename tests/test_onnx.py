@@ -169,6 +169,8 @@ def test_every_system(package_of, small, name, tmp_path):
     expected, found, near = (each.predictions(rows)[1] for each in judges)
     assert found == pytest.approx(expected, abs=1e-4)
     assert near == pytest.approx(expected, abs=0.2) and not np.array_equal(near, found)
+    alone = judges[2].predictions(rows[:1])[1]
+    assert alone == pytest.approx(near[:1], abs=1e-6)
     (script,) = re.findall(r"^```python\n(.*?^import onnxruntime.*?)^```", DOCS, re.DOTALL | re.MULTILINE)
     (tmp_path / "answer.py").write_text(NO_TORCH + script)
     for path, posteriors in zip(wavs[:2], expected, strict=False):

@@ -135,13 +135,23 @@ class OnnxRecognizer(EmotionRecognizer):
         adapters.take_waveforms(found.model)
         # a graph encodes no pieces of more than 30 s, where a Whisper has to
         found.longest = getattr(getattr(found.model, "encoder", None), "longest", None)
+        # activations in eight bits have one scale a batch: what is said of an utterance would depend on the others
+        found.one_by_one = path.name == INT8
         found.session = _explained(str(path), adapters.open_graph, path)
         return found
 
     def _outputs(self, signals):
         names = [output.name for output in self.session.get_outputs()]
-        found = self.session.run(names, adapters.feeds(signals))
-        return {name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)}
+        batches = [[each] for each in signals] if self.one_by_one else [signals]
+        found = zip(*(self.session.run(names, adapters.feeds(batch)) for batch in batches), strict=True)
+        return {name: _joined(list(map(torch.from_numpy, parts))) for name, parts in zip(names, found, strict=True)}
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Of several batches' outputs one batch's; frames [batch, frames, tokens] are padded."""
+    if parts[0].dim() < 3:
+        return torch.cat(parts)
+    return torch.nn.utils.rnn.pad_sequence([row for part in parts for row in part], batch_first=True)
 
 
 # ------------------------------------------------------------------ adapters: classes, and waveforms to posteriors
