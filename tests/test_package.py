@@ -601,6 +601,14 @@ def test_only_a_packages_own_files_are_fetched(package, hub, tmp_path, monkeypat
     file.rfilename = "config.json"
     assert open_recognizer("somebody/else", run_opts=CPU).classes
     assert set(asked[0]) == {
-        *("config.json", "model.safetensors", "labels.json", "recordings.txt", "tokens.json", "model.onnx"),
+        *(
+            "config.json",
+            "model.safetensors",
+            "labels.json",
+            "recordings.txt",
+            "tokens.json",
+            "model.onnx",
+            "model.int8.onnx",
+        ),
         *("backbone/config.json", "backbone/preprocessor_config.json", "hyperparams.yaml", "label_encoder.txt"),
     }

@@ -101,7 +101,8 @@ def write_onnx(model: nn.Module, path: Path) -> None:
             )
             program.save(path)
     except torch.onnx.errors.OnnxExporterError as error:
-        raise UserError(f"--onnx: this model cannot be exported: {str(error).strip()!s:.500}") from error
+        why = str(error.__cause__ or error).strip()
+        raise UserError(f"--onnx: this model cannot be exported, leave --onnx out: {why:.500}") from error
     check_onnx(graph, path)
 
 
