@@ -194,9 +194,21 @@ def _embed(add):
 
 def _evaluate(add):
     """any model on any labelled corpus: figures with intervals, calibration, groups; what it knows is refused"""
+    _judged(add, "a CSV of posteriors (ID or path, a column a class), ")
+    add("--out", default="evaluation", help="where the files go (default: ./%(default)s)")
+
+
+def _stress(add):
+    """a model on changed recordings: telephone, noise, rooms, codecs, crops, …; status 1 where it fails a check"""
+    _judged(add)
+    add("--out", default="stress", help="where the files go (default: ./%(default)s)")
+    add("--seed", type=int, default=0, help="of noise, babble, rooms and lost packets (default: %(default)s)")
+
+
+def _judged(add, others=""):
     help = (
         "a run's folder, a package or its model.onnx, user/model on the hub, transformers:SOURCE, speechbrain:SOURCE, "
-        "a CSV of posteriors (ID or path, a column a class), module:function (waveform to posteriors, with .classes)"
+        f"{others}module:function (waveform to posteriors, with .classes)"
     )
     add("model", metavar="MODEL", help=help)
     _corpus(add)
@@ -204,7 +216,6 @@ def _evaluate(add):
     add("--labels", metavar="YAML", help=help)
     add("--protocol", help="judge the test part of its folds alone")
     add("--fold", metavar="FOLD,FOLD", help="of some folds (default: all)")
-    add("--out", default="evaluation", help="where the files go (default: ./%(default)s)")
     add("--device", help="cpu, cuda:0, … (default: what the machine has)")
     add("--allow-leaky", action="store_true", help="judge also what the model was trained on, called LEAKY")
     _trust_run(add)
@@ -273,6 +284,11 @@ def _show_report(report) -> None:
     print("  " + ", ".join(path.name for path in report.files if path.suffix in (".html", ".md", ".tex", ".csv")))
 
 
+def _show_verdict(report) -> int:
+    _show_report(report)
+    return int(not report.tables["stress"].values["passed"].all())
+
+
 def _show_files(paths: Sequence[Path]) -> None:
     print(printable("\n".join(["written:", *(f"  {path}" for path in paths)])))
 
@@ -297,6 +313,7 @@ COMMANDS = {
     "predict": ("inference.predict:predict", _predict, None),
     "embed": ("inference.embed:embed", _embed, None),
     "evaluate": ("inference.evaluate:evaluate", _evaluate, _show_report),
+    "stress": ("inference.stress:stress", _stress, _show_verdict),
     "export": ("inference.export:export_run", _export, _show_package),
     "serve": ("inference.page:serve", _serve, None),
     "import-whisper": ("lobes.import_whisper:import_whisper", _import_whisper, print),

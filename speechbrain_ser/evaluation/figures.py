@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sklearn.metrics import ConfusionMatrixDisplay
@@ -293,4 +294,49 @@ def plot_coverage(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: st
         axis.set_major_formatter(PercentFormatter(1))
     axes.grid(alpha=0.3)
     _variant_legend(axes, curves)
+    return figure
+
+
+def plot_changes(changes: pd.DataFrame, title: str) -> Figure:
+    """Draw what some changes of the recordings do: decisions that stay, and the change in UA, beside their limits.
+
+    A row a change: ``change``, ``severity``, and of ``unchanged`` and ``UA_change`` value, ``…_limit`` (it passes from
+    there on) and ``…_passed``; the interval's ends ``UA_low`` and ``UA_high``, NaN where there are none.
+    """
+    figure = Figure(figsize=(9.5, 1.6 + 0.24 * len(changes)), layout="constrained")
+    panels, places = figure.subplots(1, 2, sharey=True), np.arange(len(changes))
+    for axes, name in zip(panels, ("unchanged", "UA_change"), strict=True):
+        values, limits, passed = (changes[f"{name}{end}"].to_numpy() for end in ("", "_limit", "_passed"))
+        colours = np.where(passed.astype(bool), "C0", "C3")
+        if name == "UA_change":
+            ends = np.abs(changes[["UA_low", "UA_high"]].to_numpy(float).T - values) * 100
+            axes.errorbar(100 * values, places, xerr=ends, fmt="none", ecolor="0.75", elinewidth=2)
+            axes.axvline(0, color="0.6", linewidth=0.8)
+        axes.scatter(100 * values, places, c=colours, s=22, zorder=3)
+        axes.scatter(100 * limits, places, c="0.3", marker="|", s=70, zorder=2)
+        axes.grid(alpha=0.3, axis="x")
+    starts = np.flatnonzero(changes["severity"].to_numpy()[1:] != changes["severity"].to_numpy()[:-1]) + 0.5
+    for axes, start in ((axes, start) for axes in panels for start in starts):
+        axes.axhline(start, color="0.6", linewidth=0.8, linestyle=":")
+    panels[0].set(xlabel="decisions that stay (%)", yticks=places, yticklabels=changes["change"])
+    panels[0].set_ylim(len(changes) - 0.5, -0.5)
+    panels[1].set(xlabel="change in UA (points), 95 % interval")
+    marks = {"passes": ("o", "C0"), "FAILS": ("o", "C3"), "limit": ("|", "0.3")}
+    handles = [Line2D([], [], marker=m, color=c, linestyle="none", label=label) for label, (m, c) in marks.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+    figure.suptitle(title)
+    return figure
+
+
+def plot_answers(shares: pd.DataFrame, title: str) -> Figure:
+    """Draw how often each class is answered: a row a change of the recordings (index), a column a class, 0 to 1."""
+    figure = Figure(figsize=(2.6 + 0.75 * shares.shape[1], 1.8 + 0.24 * len(shares)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", aspect="auto", vmin=0)
+    for (row, column), share in np.ndenumerate(shares.to_numpy()):
+        colour = "white" if share > 0.6 * shares.to_numpy().max() else "0.2"
+        axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize="x-small")
+    axes.set(title=title, xticks=range(shares.shape[1]), yticks=range(len(shares)), yticklabels=shares.index)
+    axes.set_xticklabels(shares.columns, rotation=45, ha="right")
+    figure.colorbar(image, ax=axes, format=PercentFormatter(1, 0), shrink=0.4)
     return figure

@@ -3,7 +3,7 @@
 import base64
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
@@ -168,25 +168,41 @@ def _report_of_one(
 
 def build_evaluation_report(evaluation: Evaluation, found: Mapping, out_folder: str | os.PathLike) -> Report:
     """Make the report of a model on a corpus, of what :func:`evaluation_figures` found."""
-    folder, title = Path(out_folder), evaluation.title
+    title = evaluation.title
     tables = make.evaluation_tables(evaluation, found)
     by_way = {way: evaluation.scores(way) for way in evaluation.ways}
     bins = {way: reliability_bins(scores["confidence"], scores["right"]) for way, scores in by_way.items()}
     of_all, name = found["all"], fill(title, 60)
     head = f"{name}\nWA {of_all['WA']:.1%}, UA {of_all['UA']:.1%}"
     drawn = {
-        "confusion": draw.plot_confusion(of_all["confusion"], evaluation.classes, head),
-        "reliability": draw.plot_reliability(bins, name),
+        "confusion": (
+            draw.plot_confusion(of_all["confusion"], evaluation.classes, head),
+            "Confusion matrix: utterances and share of the true class.",
+        ),
+        "reliability": (
+            draw.plot_reliability(bins, name),
+            "Reliability: share of the utterances that is right, by their largest posterior.",
+        ),
     }
-    captions = {
-        "confusion": "Confusion matrix: utterances and share of the true class.",
-        "reliability": "Reliability: share of the utterances that is right, by their largest posterior.",
-    }
-    pictures = [Picture(save_figure(f, folder / "figures" / f"{n}.svg"), captions[n]) for n, f in drawn.items()]
     warnings = [f"LEAKY: {evaluation.leak}. These figures say little about new speakers."] if evaluation.leak else []
-    written = _write_page(title, evaluation.notes, warnings, tables, pictures, folder)
-    shown = [t.console() for t in tables if t.name != "confusion"]
-    console = "\n\n".join([fill(title, 120), *warnings, *evaluation.notes, *shown])
+    return write_report(title, evaluation.notes, warnings, tables, drawn, out_folder, quiet=("confusion",))
+
+
+def write_report(
+    title: str,
+    lead: Sequence[str],
+    warnings: Sequence[str],
+    tables: Sequence[Table],
+    drawn: Mapping[str, tuple[Figure, str]],
+    out_folder: str | os.PathLike,
+    quiet: Collection[str] = (),
+) -> Report:
+    """Write the page, its tables and pictures (figures and captions by name); `quiet` tables are not for a console."""
+    folder = Path(out_folder)
+    pictures = [Picture(save_figure(f, folder / "figures" / f"{n}.svg"), caption) for n, (f, caption) in drawn.items()]
+    written = _write_page(title, lead, warnings, tables, pictures, folder)
+    shown = [t.console() for t in tables if t.name not in quiet]
+    console = "\n\n".join([fill(title, 120), *warnings, *lead, *shown])
     return Report(title, {t.name: t for t in tables}, console, folder, (*written, *(p.path for p in pictures)))
 
 

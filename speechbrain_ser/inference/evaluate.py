@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,18 +49,24 @@ class Judged:
     answer: Callable[[pd.DataFrame], tuple[np.ndarray, Sequence[str] | None]]  # posteriors [utterances, classes]; texts
     recordings: frozenset[str] | None = None  # digests of what it was trained on; None: not known
     model_id: str | None = None  # by which its results are known
+    #: names and waveforms [time], float32, 16 kHz -> posteriors [waveforms, classes]; None: it hears nothing
+    hear: Callable[[Sequence[str], Iterable[np.ndarray]], np.ndarray] | None = None
 
     def predictions(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
         """Return the table of predictions of a manifest's utterances, by ID, and the posteriors behind it."""
         frame = frame.sort_values("ID", ignore_index=True)
-        posteriors, hypotheses = self.answer(frame)
+        posteriors, texts = self.answer(frame)
+        return self.table(frame, posteriors, texts), posteriors
+
+    def table(self, frame: pd.DataFrame, posteriors: np.ndarray, texts: Sequence[str] | None = None) -> pd.DataFrame:
+        """Return the table of predictions of what was answered to a manifest's utterances."""
         table = frame[["ID", "speaker", "emotion"]].assign(predicted=[self.classes[k] for k in posteriors.argmax(1)])
         table[[f"posterior_{name}" for name in self.classes]] = posteriors.round(6)
         table["transcript"] = frame["transcript"]
-        if hypotheses is not None and (frame["transcript"] != "").any():
-            table["hypothesis"] = hypotheses
+        if texts is not None and (frame["transcript"] != "").any():
+            table["hypothesis"] = texts
         table["text_heard"] = None  # what others train on is not known
-        return table.join(frame[[column for column in GROUPED if column in frame and column not in table]]), posteriors
+        return table.join(frame[[column for column in GROUPED if column in frame and column not in table]])
 
 
 def open_model(model: str, data_folder: str | os.PathLike = ".", device: str | None = None, trust_run=False) -> Judged:
@@ -118,7 +124,19 @@ def _ours(recognizer: EmotionRecognizer) -> Judged:
         posteriors = np.array([[result.posteriors[c] for c in recognizer.classes] for result in found])
         return posteriors, None if recognizer.decode is None else [result.transcript for result in found]
 
-    return Judged(recognizer.classes, answer, recognizer.recordings, recognizer.model_id)
+    def hear(names: Sequence[str], wavs: Sequence[np.ndarray]) -> np.ndarray:
+        recognizer.decode = None
+        lengths = torch.tensor([len(wav) for wav in wavs], dtype=torch.double)
+        batch = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(wav) for wav in wavs], batch_first=True)
+        found = recognizer.classify_batch(batch, lengths / lengths.max())
+        offenders = Offenders("utterances that the model has no answer to")
+        for name, result in zip(names, found, strict=True):
+            if result.error is not None:
+                offenders.add(result.error, name)
+        offenders.raise_any()
+        return np.array([[result.posteriors[c] for c in recognizer.classes] for result in found])
+
+    return Judged(recognizer.classes, answer, recognizer.recordings, recognizer.model_id, hear)
 
 
 def _progress(items, n: int):
@@ -163,12 +181,15 @@ def _called(model: str, function: Callable[[np.ndarray], Sequence[float]]) -> Ju
     if not classes or len(set(classes)) < len(classes):
         raise UserError(f"{model}: expected different `classes`, in the posteriors' order, found {classes}")
 
+    def hear(names: Sequence[str], wavs: Iterable[np.ndarray]) -> np.ndarray:
+        rows = [np.asarray(_explained(model, function, wav), float).ravel() for wav in wavs]
+        return _checked(rows, names, len(classes))
+
     def answer(frame: pd.DataFrame):
         wavs = (load_audio(path).numpy() for path in frame["wav"])
-        rows = [np.asarray(_explained(model, function, wav), float).ravel() for wav in _progress(wavs, len(frame))]
-        return _checked(rows, frame["ID"], len(classes)), None
+        return hear(frame["ID"], _progress(wavs, len(frame))), None
 
-    return Judged(classes, answer)
+    return Judged(classes, answer, hear=hear)
 
 
 def _checked(rows: Sequence[np.ndarray], ids: Sequence[str], n: int) -> np.ndarray:
@@ -252,25 +273,34 @@ def _read_posteriors(path: Path, data_folder: Path) -> Judged:
 # ------------------------------------------------------------------ what is judged
 
 
-def evaluate(
+@dataclass
+class Subject:
+    """A model and the utterances of a corpus that it is asked for."""
+
+    model: str  # its name, without where it lies on this machine
+    judged: Judged
+    every: pd.DataFrame  # the corpus's whole manifest
+    frame: pd.DataFrame  # what of it is tested: emotions are the model's classes
+    where: str  # corpus, protocol and folds
+    leak: str | None  # in words, what the model knows of it
+    left_out: pd.Series  # utterances by emotion that no class stands for
+
+
+def open_subject(
     model: str,
     corpus: str,
     data_folder: str,
     labels: str | None = None,
     protocol: str | None = None,
     fold: str | None = None,
-    out: str = "evaluation",
     device: str | None = None,
     trust_run: bool = False,
     allow_leaky: bool = False,
     table_file: str | None = None,
     table_columns: str = "{}",
     table_names: str = "{}",
-) -> Report:
-    """Judge a model on a labelled corpus, as ``speechbrain-ser evaluate --help`` says it.
-
-    The folder `out` gets predictions.csv, metrics.json and the report.
-    """
+) -> Subject:
+    """Open a model and a corpus, as the options of `evaluate` and `stress` name them; what it knows is refused."""
     judged = open_model(model, data_folder, device, trust_run)
     options = manifest.given_options(corpus, table_file, table_columns, table_names)
     path = manifest.prepare(corpus, data_folder, MANIFESTS, **options)
@@ -291,15 +321,25 @@ def evaluate(
             f"{model} on {where}: {leak}. Give another corpus, or the part that it has not heard, by --protocol=… and "
             "--fold=… of its run; --allow-leaky judges it all the same, and says LEAKY wherever a figure appears"
         )
-    predictions, posteriors = judged.predictions(frame)
-    notes = list(_notes(judged, predictions, left_out, leak))
-    rows = predictions if (frame["speaker"] != "").all() else predictions.assign(speaker="")
-    evaluation = Evaluation(_name(model), where, judged.classes, rows, posteriors, leak, notes)
+    return Subject(_name(model), judged, every, frame, where, leak, left_out)
+
+
+def evaluate(model: str, corpus: str, data_folder: str, out: str = "evaluation", **options) -> Report:
+    """Judge a model on a labelled corpus, as ``speechbrain-ser evaluate --help`` says it.
+
+    The folder `out` gets predictions.csv, metrics.json and the report; `options` are those of :func:`open_subject`.
+    """
+    subject = open_subject(model, corpus, data_folder, **options)
+    judged, leak = subject.judged, subject.leak
+    predictions, posteriors = judged.predictions(subject.frame)
+    notes = list(notes_of(subject, predictions))
+    rows = predictions if (subject.frame["speaker"] != "").all() else predictions.assign(speaker="")
+    evaluation = Evaluation(subject.model, subject.where, judged.classes, rows, posteriors, leak, notes)
     found = evaluation_figures(evaluation)
     write_csv(predictions, Path(out, "predictions.csv"))
     report = build_evaluation_report(evaluation, found, out)
-    facts = {"kind": "evaluation", "model": evaluation.model, "model_id": judged.model_id, "tested_on": where}
-    facts |= {"leak": leak, "classes": judged.classes, "left_out": left_out.to_dict(), "notes": notes}
+    facts = {"kind": "evaluation", "model": evaluation.model, "model_id": judged.model_id, "tested_on": subject.where}
+    facts |= {"leak": leak, "classes": judged.classes, "left_out": subject.left_out.to_dict(), "notes": notes}
     write_json(facts | found, Path(out, "metrics.json"))  # last: its presence says that all is there
     return report
 
@@ -336,7 +376,9 @@ def known_to(recordings: frozenset[str] | None, every: pd.DataFrame, frame: pd.D
     return f"{n} of {len(frame)} recordings were in the model's training, and {of_speakers} are of speakers who were"
 
 
-def _notes(judged: Judged, predictions: pd.DataFrame, left_out: Mapping[str, int], leak: str | None):
+def notes_of(subject: Subject, predictions: pd.DataFrame) -> Iterator[str]:
+    """Say who is tested with what, and whether the model may know it."""
+    judged, left_out = subject.judged, subject.left_out
     speaker, emotion, predicted = (predictions[column] for column in ("speaker", "emotion", "predicted"))
     who = f" of {counted(speaker.nunique(), 'speaker')}" if (speaker != "").all() else ""
     counts = ", ".join(f"{name} {n}" for name, n in emotion.value_counts().sort_index().items())
@@ -349,5 +391,5 @@ def _notes(judged: Judged, predictions: pd.DataFrame, left_out: Mapping[str, int
         yield f"The corpus has no {', '.join(absent)}: {share} % of the answers are so all the same, and wrong."
     if judged.recordings is None:
         yield "What the model was trained on is not known here: whether it has heard these recordings, nobody can say."
-    elif leak is None:
+    elif subject.leak is None:
         yield "None of these recordings or speakers was in its training, as far as equal samples tell."

@@ -1,12 +1,22 @@
-"""Random crops, random resampling along time, SpecAugment's spans."""
+"""Recordings as they may come, random crops, random resampling along time, SpecAugment's spans."""
 
+import importlib.util
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
+from speechbrain.dataio.batch import PaddedData
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
-from speechbrain_ser.processing.lengths import frame_mask
+from speechbrain_ser.errors import UserError
+from speechbrain_ser.processing import perturbations as p
+from speechbrain_ser.processing.lengths import absolute_lengths, frame_mask
+
+LONGEST = 30 * p.SAMPLE_RATE  # samples that no change makes an utterance longer than: Whisper has no more positions
 
 
 def random_crop(
@@ -160,3 +170,104 @@ def span_mask(counts: np.ndarray, size: int, prob: float, length: int, min_spans
     begun = np.cumsum(starts, axis=1)
     begun[:, length:] -= begun[:, :-length].copy()
     return begun > 0
+
+
+def _drawn(change: Callable, **ranges: tuple[float, float]) -> Callable:
+    """A change whose strength is uniform between two ends."""
+
+    def drawn(wav, rng, *others):
+        return change(wav, rng, *others, **{name: rng.uniform(*ends) for name, ends in ranges.items()})
+
+    return drawn
+
+
+#: kind -> the changes that one is drawn of
+WAYS: dict[str, Sequence[Callable]] = {
+    "speed": [
+        *(_drawn(change, factor=(0.9, 1.1)) for change in (p.speed, p.tempo)),
+        _drawn(p.pitch, semitones=(-1.0, 1.0)),
+    ],
+    "room": [partial(p.room, **box) for box in p.BOXES.values()],
+    "noise": [_drawn(p.white_noise, snr=(5, 30))],
+    "babble": [_drawn(p.babble, snr=(5, 30))],
+    "level": [_drawn(p.gain, db=(-20, 6)), _drawn(p.clipping, share=(0, 0.1)), _drawn(p.offset, share=(-0.1, 0.1))],
+    "edges": [_drawn(p.silence, start=(0, 1), end=(0, 1)), _drawn(p.crop, start=(0, 0.25), end=(0, 0.25))],
+    "line": [
+        *(p.narrow, p.telephone, _drawn(p.lost, share=(0.01, 0.1))),
+        *(partial(p.coded, form=form, level=level) for (form, _), level in p.CODECS.items()),
+    ],
+}
+
+
+class WaveformAugmentation:
+    """Utterances as they may come: another speed, rooms, noise, babble, levels, cut edges, lines; in training only.
+
+    The changes are those that ``speechbrain-ser stress`` tests (:mod:`~speechbrain_ser.processing.perturbations`), of
+    random strengths, one after the other as sound goes. What becomes of an utterance is a function of (seed, epoch, its
+    ID): batches, processes and interruptions change nothing. Babble is made of the training part alone.
+
+    Each argument is how probable a kind is, 0 to 1. Of ``speed``: speed or tempo of 0.9 to 1.1, or pitch by up to a
+    semitone; of ``room``: one of :data:`~speechbrain_ser.processing.perturbations.BOXES`; of ``noise`` and ``babble``:
+    5 to 30 dB below speech; of ``level``: a gain of -20 to +6 dB, clipping, or an offset; of ``edges``: up to 1 s of
+    silence around, or up to 0.25 s cropped; of ``line``: 8 kHz, a telephone, a codec, or lost packets.
+
+    Example
+    -------
+    >>> augment = WaveformAugmentation(room=0)
+    >>> augment.listen(pd.DataFrame({"ID": ["a"], "speaker": "", "wav": ""}), seed=1)
+    >>> first, again, later = (augment(torch.randn(16000), "a", turn).shape for turn in (1, 1, 2))
+    >>> first == again, first == later
+    (True, False)
+    """
+
+    def __init__(
+        self,
+        speed: float = 0.3,
+        room: float = 0.3,
+        noise: float = 0.3,
+        babble: float = 0.3,
+        level: float = 0.3,
+        edges: float = 0.3,
+        line: float = 0.3,
+    ):
+        found = {"speed": speed, "room": room, "noise": noise, "babble": babble}
+        self.probable = found | {"level": level, "edges": edges, "line": line}
+        for kind, share in self.probable.items():
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+                raise UserError(f"augment: {kind}: expected a probability from 0 to 1, found {share!r}")
+        if room and importlib.util.find_spec(p.ROOMS) is None:
+            raise UserError(f"augment: {p.NO_ROOMS}, or leave them out: room: 0")
+
+    def listen(self, rows: pd.DataFrame, seed: int) -> None:
+        """Take a seed, and the training part's rows of a manifest: what babble is made of."""
+        self.voices, self.seed = p.Voices(rows), seed
+
+    def _plan(self, name: str, turn: int) -> tuple[np.random.Generator, list[str], list[str]]:
+        """The generator that goes on drawing, the kinds of changes, and the IDs of those who babble."""
+        rng = p.generator(self.seed, turn, name)
+        kinds = [kind for kind, share in self.probable.items() if rng.random() < share]
+        return rng, kinds, self.voices.draw(name, rng) if "babble" in kinds else []
+
+    def heard(self, name: str, turn: int) -> list[str]:
+        """Return the IDs of the utterances that are heard behind an utterance in a turn (an epoch, or a copy)."""
+        return self._plan(name, turn)[2]
+
+    def __call__(self, wav: torch.Tensor, name: str, turn: int) -> torch.Tensor:
+        """Return what becomes of an utterance [time] in a turn."""
+        rng, kinds, voices = self._plan(name, turn)
+        found = wav.numpy()
+        for kind in kinds:
+            way = WAYS[kind][rng.integers(len(WAYS[kind]))]
+            if kind != "babble":
+                found = way(found, rng).astype(np.float32)
+            elif voices:
+                found = way(found, rng, self.voices.read(voices)).astype(np.float32)
+        return torch.from_numpy(np.ascontiguousarray(found[: max(len(wav), LONGEST)]))
+
+    def of_batch(self, sig: PaddedData, names: Sequence[str], turn: int) -> PaddedData:
+        """Return what becomes of a padded batch [batch, time], on its device."""
+        counts = absolute_lengths(sig.data, sig.lengths).tolist()
+        own = [wav[:n] for wav, n in zip(sig.data.cpu(), counts, strict=True)]
+        found = [self(wav, name, turn) for wav, name in zip(own, names, strict=True)]
+        lengths = torch.tensor([len(wav) for wav in found], dtype=sig.lengths.dtype)
+        return PaddedData(*(x.to(sig.data.device) for x in (pad_sequence(found, True), lengths / lengths.max())))

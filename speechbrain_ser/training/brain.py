@@ -27,6 +27,7 @@ from speechbrain_ser.evaluation.metrics import CCC, RECOGNITION, label_accuracy,
 from speechbrain_ser.files import write_csv
 from speechbrain_ser.models.checkpoints import AFTER, BEST, STEP, find_epoch, load_parameters, newest_whole
 from speechbrain_ser.models.heads import Decoder
+from speechbrain_ser.nnet.augment import WaveformAugmentation
 from speechbrain_ser.nnet.losses import cross_entropy, mean_spectrum_mse, reconstruction_loss, vote_cross_entropy
 from speechbrain_ser.training import distributed
 from speechbrain_ser.training.checkpoints import History, RandomState, Tally
@@ -215,6 +216,9 @@ class SERBrain(sb.Brain):
         """Augment waveforms in place, before the forward pass and outside autocast."""
         batch.to(self.device)
         if self.hparams.augment is None:
+            return
+        if isinstance(self.hparams.augment, WaveformAugmentation):
+            batch.sig = self.hparams.augment.of_batch(batch.sig, batch.id, self.hparams.epoch_counter.current)
             return
         wavs, lens = batch.sig
         batch.sig = self.hparams.augment(wavs, lens)

@@ -1,9 +1,12 @@
 """A linear probe of a frozen encoder: layer and C chosen on speakers left out of the training part, then the fit."""
 
+import hashlib
 import logging
 import math
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,15 +16,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from speechbrain.utils.distributed import run_on_main
+from speechbrain.utils.distributed import if_main_process, run_on_main
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from speechbrain_ser.data.batches import load_audio
 from speechbrain_ser.data.protocols import TEXT_DISJOINT
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.metrics import emotion_metrics
 from speechbrain_ser.files import write_csv
+from speechbrain_ser.nnet.augment import WaveformAugmentation
 from speechbrain_ser.nnet.losses import cross_entropy
+from speechbrain_ser.processing.cache import FeatureCache
 from speechbrain_ser.training.brain import SERBrain
 
 logger = logging.getLogger(__name__)
@@ -36,6 +42,27 @@ TEXT_GROUPS = 4  # of a training part from which one of five groups of texts is 
 COARSE, FINE = 1e-4, 1e-6  # the optimiser's tolerance: to compare by accuracies, and for the model that is kept
 STEPS = 10_000
 NEVER = -1e3  # logit of a class that no training utterance has
+
+
+class Copies(NamedTuple):
+    """What augmentation makes of the training utterances, so many times each."""
+
+    x: np.ndarray  # [copies, utterances, states, values]
+    heard: list[list[set[int]]]  # by copy and utterance, who babbles behind it: indices of training utterances
+
+    def rows(self, x: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return what may be trained on where `train` (indices) is: values, utterances, and their weights [rows].
+
+        A copy behind which somebody babbles who is left out is left out as well. An utterance has the weight 1 in all,
+        so that C means what it means without copies.
+        """
+        trained = set(train.tolist())
+        rows = [(x[train], train)]
+        for copy, heard in zip(self.x, self.heard, strict=True):
+            kept = np.array([k for k in train if heard[k] <= trained], int)
+            rows.append((copy[kept], kept))
+        values, of = (np.concatenate(each) for each in zip(*rows, strict=True))
+        return values, of, 1 / np.bincount(of)[of]
 
 
 class LayerChoice:
@@ -74,6 +101,7 @@ class LayerChoice:
         speaker: np.ndarray,
         weight: np.ndarray | None = None,
         text: np.ndarray | None = None,
+        copies: Copies | None = None,
     ) -> pd.DataFrame:
         """Return WA and UA of every ``layer`` and ``C`` (a row each) on utterances that were left out, pooled.
 
@@ -87,6 +115,8 @@ class LayerChoice:
             [utterances], of each in the loss.
         text : numpy.ndarray, optional
             [utterances], what each says, where no text that is tested may be trained on.
+        copies : Copies, optional
+            Of the utterances, that are trained on as well; they are not tested.
         """
         folds, how = inner_folds(emotion, speaker)
         if text is not None:
@@ -94,7 +124,10 @@ class LayerChoice:
         logger.info(f"{len(self.layers)} layers x {len(self.strengths)} C are compared on {how}")
         classes, rows = np.unique(emotion), []
         for layer in tqdm(self.layers, "layers", disable=None):
-            said = self._left_out(self.joined(x, layer).astype(np.float32), emotion, folds, weight)
+            of_layer = (
+                None if copies is None else copies._replace(x=np.stack([self.joined(c, layer) for c in copies.x]))
+            )
+            said = self._left_out(self.joined(x, layer).astype(np.float32), emotion, folds, weight, of_layer)
             for c, predicted in zip(self.strengths, said, strict=True):
                 found = emotion_metrics(emotion, predicted, classes)
                 rows.append({"layer": layer, "C": c, "WA": found["WA"], "UA": found["UA"]})
@@ -105,23 +138,32 @@ class LayerChoice:
         return x[:, layer : layer + self.join_layers].reshape(len(x), -1)
 
     @one_thread
-    def _left_out(self, x, emotion, folds, weight) -> np.ndarray:
+    def _left_out(self, x, emotion, folds, weight, copies=None) -> np.ndarray:
         """What is said of each utterance by a model that has not seen it [C, utterances]."""
         said = np.empty((len(self.strengths), len(emotion)), emotion.dtype)
         for train, test in folds:
             if len(classes := np.unique(emotion[train])) == 1:
                 said[:, test] = classes
                 continue
-            scaler = StandardScaler().fit(x[train])
-            known, unknown = scaler.transform(x[train]), scaler.transform(x[test])
+            values, of, weights = training_rows(x, train, weight, copies)
+            scaler = StandardScaler().fit(values)
+            known, unknown = scaler.transform(values), scaler.transform(x[test])
             # the same problem in as many dimensions as there are utterances: a rotation changes no L2 penalty
             rotation, rotated = np.linalg.qr(known.T)
             known, unknown = np.ascontiguousarray(rotated.T), unknown @ rotation
             regression = LogisticRegression(tol=COARSE, max_iter=STEPS, warm_start=True)
             for k, c in enumerate(self.strengths):
-                regression.set_params(C=c).fit(known, emotion[train], None if weight is None else weight[train])
+                regression.set_params(C=c).fit(known, emotion[of], weights)
                 said[k, test] = regression.predict(unknown)
         return said
+
+
+def training_rows(x: np.ndarray, train: np.ndarray, weight: np.ndarray | None, copies: Copies | None):
+    """Return what a regression is fitted to: values [rows, …], whose they are [rows], and weights [rows] or None."""
+    if copies is None:
+        return x[train], train, None if weight is None else weight[train]
+    values, of, shares = copies.rows(x, train)
+    return values, of, shares if weight is None else shares * weight[of]
 
 
 class RegressionBrain(SERBrain):
@@ -133,6 +175,8 @@ class RegressionBrain(SERBrain):
             raise UserError(f"n_epochs: a regression is solved at once, expected 1, found {self.hparams.n_epochs}")
         if self.dimensions or self.run.votes is not None:
             raise UserError("a probe learns one label an utterance: it takes no votes, and no weights of dimensions")
+        if not isinstance(self.hparams.augment, WaveformAugmentation | None):
+            raise UserError("augment: expected speechbrain_ser.nnet.augment.WaveformAugmentation, or null")
 
     def init_optimizers(self):
         self.scheduler = None
@@ -150,24 +194,50 @@ class RegressionBrain(SERBrain):
         x = torch.stack([item["sig"] for item in items])  # (utterances, states, values), the same in every process
         emotion = torch.tensor([item["emotion"] for item in items])
         weights = None if self.class_weights is None else self.class_weights.cpu()
-        self._fit(x.numpy(), emotion.numpy(), None if weights is None else weights.numpy()[emotion])
+        of_each = None if weights is None else weights.numpy()[emotion]
+        self._fit(x.numpy(), emotion.numpy(), of_each, self._copies())
         with torch.no_grad():
             logits = self.model((x.to(self.device), None))["emotion"].cpu()
         self.tally.add(loss=cross_entropy(logits, emotion, weights), WA=logits.argmax(-1) == emotion)
         self.on_stage_end(sb.Stage.TRAIN, None, epoch)
 
-    def _fit(self, x: np.ndarray, emotion: np.ndarray, weight: np.ndarray | None) -> None:
+    def _copies(self) -> Copies | None:
+        """Statistics of changed copies of the training utterances, computed once and kept."""
+        augment, rows, features = self.hparams.augment, self.run.part("train"), self.model.inputs["sig"]
+        if augment is None:
+            return None
+        names, places = dict(zip(rows["wav"], rows["ID"], strict=True)), {name: k for k, name in enumerate(rows["ID"])}
+        heard_of = hashlib.sha256(rows[["ID", "speaker", "recording"]].to_csv(index=False).encode()).hexdigest()
+        settings = {**features.settings, "augment": augment.probable, "seed": augment.seed, "train": heard_of}
+        found, heard = [], []
+        for turn in range(1, self.hparams.augmented_copies + 1):
+
+            def changed(path: str, turn=turn) -> torch.Tensor:
+                return augment(load_audio(path), names[path], turn)
+
+            folder = Path(self.hparams.cache_folder, "features")
+            cache = FeatureCache(folder, {**settings, "copy": turn}, features.extract, changed)
+            cache.fill(rows["wav"], progress=if_main_process())
+            found.append(torch.stack([cache[path] for path in rows["wav"]]).numpy())
+            heard.append([{places[name] for name in augment.heard(one, turn)} for one in rows["ID"]])
+        return Copies(np.stack(found), heard)
+
+    def _fit(self, x: np.ndarray, emotion: np.ndarray, weight: np.ndarray | None, copies: Copies | None = None) -> None:
         rows = self.run.part("train")
         speaker = (rows["corpus"] + ":" + rows["speaker"]).where(rows["speaker"] != "", "").to_numpy(str)
         # what is chosen must serve texts that are as new as those of the test part
         script = rows.get("script", pd.Series("", rows.index))  # never cut, as in the protocol's own groups
         said = script.where(script != "", rows["text"]).to_numpy(str)
         text = said if self.run.config.plain["protocol"] in TEXT_DISJOINT else None
-        scores = self.hparams.choice.scores(x, emotion, speaker, weight, text)
+        scores = self.hparams.choice.scores(x, emotion, speaker, weight, text, copies)
         layer, strength = best(scores)
         run_on_main(write_csv, [scores, self.run.folder / SCORES])
         logger.info(f"chosen: layer {layer}, C {strength:g} (inner WA {scores['WA'].max():.1%})")
-        pipeline = fit_regression(self.hparams.choice.joined(x, layer), emotion, strength, weight)
+        if copies is not None:
+            copies = copies._replace(x=np.stack([self.hparams.choice.joined(c, layer) for c in copies.x]))
+        joined = self.hparams.choice.joined(x, layer)
+        values, of, weights = training_rows(joined, np.arange(len(x)), weight, copies)
+        pipeline = fit_regression(values, emotion[of], strength, weights)
         self.model.set(layer=layer, C=strength, **parameters_of(pipeline, len(self.run.classes)))
 
 

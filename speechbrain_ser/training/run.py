@@ -48,6 +48,7 @@ from speechbrain_ser.lobes.backbone import check_backbone, fingerprint, settings
 from speechbrain_ser.lobes.tiny import build_tiny_wav2vec2
 from speechbrain_ser.models.checkpoints import BACKBONES, DamagedCheckpoint, load_parameters, newest_whole
 from speechbrain_ser.models.heads import MultitaskModel
+from speechbrain_ser.nnet.augment import WaveformAugmentation
 from speechbrain_ser.nnet.losses import frames_needed
 from speechbrain_ser.processing.cache import feature_source
 from speechbrain_ser.training import distributed
@@ -611,6 +612,8 @@ def _loaders(run: Run, hparams: dict, device: str) -> dict:
             f"micro-batches of {sampler.micro_batch_size}, padding {sampler.padding_share():.0%}"
             + (f", shared by {world_size} processes" if world_size > 1 else "")
         )
+    if isinstance(hparams.get("augment"), WaveformAugmentation):
+        hparams["augment"].listen(train, hparams["seed"])
     inputs, encode = _inputs(run, hparams), run.tokens.encode if run.tokens else None
     workers = {"num_workers": hparams["num_workers"], "worker_init_fn": leave_signals_to_parent}
     loaders = {"valid": None}
@@ -630,7 +633,7 @@ def _inputs(run: Run, hparams: dict) -> dict:
     for name, features in hparams["model"].inputs.items():
         if features is None:
             inputs[name] = batches.AudioCache(folder / "audio")
-        elif hparams.get("augment") is not None:
+        elif hparams.get("augment") is not None and not hparams.get("augmented_copies"):
             switches = ("cache_features", "cache_front_end", "cache_embeddings")
             lines = [f"--{line}=False" for line in switches if hparams.get(line)]
             way_out = f"give {lines[0]}" if lines else "leave augment: null"
