@@ -300,10 +300,9 @@ def plot_coverage(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: st
 def plot_changes(changes: pd.DataFrame, title: str) -> Figure:
     """Draw what some changes of the recordings do: decisions that stay, and the change in UA, beside their limits.
 
-    A row a change: ``change``, ``severity``, and of ``unchanged`` and ``UA_change`` value, ``…_limit`` (it passes from
-    there on) and ``…_passed``; the interval's ends ``UA_low`` and ``UA_high``, NaN where there are none.
+    The table is that of :func:`~speechbrain_ser.inference.stress.check_changes`, by severity.
     """
-    figure = Figure(figsize=(9.5, 1.6 + 0.24 * len(changes)), layout="constrained")
+    figure = Figure(figsize=(7.4, 1.6 + 0.24 * len(changes)), layout="constrained")
     panels, places = figure.subplots(1, 2, sharey=True), np.arange(len(changes))
     for axes, name in zip(panels, ("unchanged", "UA_change"), strict=True):
         values, limits, passed = (changes[f"{name}{end}"].to_numpy() for end in ("", "_limit", "_passed"))

@@ -2,11 +2,11 @@
 
 Every change of :data:`~speechbrain_ser.processing.perturbations.TABLE` is made to every utterance, and two checks are
 made of it: the share of decisions that stay as they were, and the change in UA. Then groups of utterances are compared.
-What is asked for, and why, is in :data:`ASKED` and :func:`by_chance`; the anchor are audEERING's ser-tests (Derington
-et al. 2023, arXiv:2312.06270).
+What is asked for, and why, is in :data:`ASKED` and :data:`WHY`; the anchor are audEERING's ser-tests (Derington et al.
+2023, arXiv:2312.06270).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +39,9 @@ CLEAN = "as recorded"
 PART = 16  # utterances that are in memory at a time
 N_SIMULATED, LEVEL = 1_000, 0.95
 GAP = 0.05  # that groups may always differ by
-#: severity -> least share of decisions that stay, and most UA that is lost; SEVERE: more than chance
+#: severity -> least share of decisions that stay, and most UA that may be lost; of SEVERE ones: more than chance
 ASKED = {SMALL: (0.95, 0.05), MODERATE: (0.80, 0.05)}
-SAID = (
+WHY = (
     "Small changes are hardly to be heard: 95 % of the decisions must stay. Moderate ones are what a telephone, a "
     "codec, an office or noise 20 dB below speech does every day: 80 % must stay. Of both, UA may lose 5 points. "
     "Severe ones leave little to hear: both figures must only be better than those of 95 of 100 models that give the "
@@ -49,129 +49,95 @@ SAID = (
     "Groups differ by chance, and the worst of many most of all: a gap fails where 95 of 100 models whose errors fall "
     "on these utterances at random, class by class, have a smaller one (simulated 1,000 times), never up to 5 points.",
 )
+WHOSE = {
+    True: "Intervals of changes in UA (95 %) are by speaker: they hold for other speakers.",
+    False: "Intervals of changes in UA (95 %) are by utterance, there being one speaker, or some who are not known: "
+    "they say nothing of others.",
+}
 
 
 def stress(model: str, corpus: str, data_folder: str, out: str = "stress", seed: int = 0, **options) -> Report:
     """Test a model on changed recordings of a labelled corpus, as ``speechbrain-ser stress --help`` says it.
 
-    The folder `out` gets the page, stress.csv (a row a check), decisions.csv and stress.json; `options` are those of
-    :func:`~speechbrain_ser.inference.evaluate.open_subject`. What is random is a function of (`seed`, utterance,
-    change): neither order nor batches change it.
+    The folder `out` gets the page, stress.csv and groups.csv (two checks a row, one a row), decisions.csv and
+    stress.json; `options` are those of :func:`~speechbrain_ser.inference.evaluate.open_subject`. What is random is a
+    function of (`seed`, utterance, change): neither order nor batches change it.
     """
     if model.endswith(".csv"):
         raise UserError(
             f"{model}: expected a model, found posteriors of recordings as they are: nothing can be changed"
         )
     subject = open_subject(model, corpus, data_folder, **options)
-    if len(set(subject.frame["emotion"])) < 2:
+    if subject.frame["emotion"].nunique() < 2:
         raise UserError(f"{model} on {subject.where}: expected utterances of two classes at the least")
-    voices, frame = Voices(subject.every), subject.frame.sort_values("ID", ignore_index=True)
-    changes, skipped = possible(TABLE, voices)
-    said = decisions(subject, frame, changes, voices, seed)
-    clean = subject.judged.table(frame, said.pop(CLEAN))
-    answers = {name: [subject.judged.classes[k] for k in posteriors.argmax(1)] for name, posteriors in said.items()}
-    clean["length"] = _lengths(frame["duration"])
-    checks = pd.DataFrame([*changed_checks(changes, clean, answers, subject.judged.classes, seed)])
-    of_groups, not_compared = group_checks(clean, answers, seed)
-    report = _verdict(subject, clean, answers, checks, pd.DataFrame(of_groups), [*skipped, *not_compared], seed, out)
-    return report
+    frame, voices = subject.frame.sort_values("ID", ignore_index=True), Voices(subject.every)
+    changes, missing = possible(TABLE, voices)
+    posteriors = heard(subject, frame, changes, voices, seed)
+    clean = subject.judged.table(frame, posteriors.pop(CLEAN))
+    clean["length"] = pd.qcut(frame["duration"], 3, precision=1, duplicates="drop").astype(str)  # in s
+    answers = pd.DataFrame(
+        {name: np.asarray(subject.judged.classes)[each.argmax(1)] for name, each in posteriors.items()}, dtype=object
+    )
+    checks = check_changes(changes, clean, answers, subject.judged.classes, seed)
+    groups, alone = check_groups(clean, answers, seed)
+    if alone:
+        missing.append(f"NOT COMPARED, having fewer than two groups of {LEAST} utterances: {', '.join(alone)}.")
+    return _verdict(subject, clean, answers, checks, groups, missing, seed, Path(out))
 
 
 def possible(table: Sequence[Perturbation], voices: Voices) -> tuple[list[Perturbation], list[str]]:
     """Return the changes that can be made here, and in words which cannot, and why."""
-    found = [p for p in table if not p.lacks and (not p.voices or len(voices.rows) > 1)]
-    left_out = [p for p in table if p not in found]
-    reasons = {p.group: NO_ROOMS if p.lacks else "babble needs other utterances" for p in left_out}
-    counts = {group: sum(p.group == group for p in left_out) for group in reasons}
-    return found, [f"NOT TESTED: {group} ({counts[group]} changes): {why}." for group, why in reasons.items()]
+    lacking = {NO_ROOMS: [p for p in table if p.lacks]}
+    lacking["babble needs other utterances"] = [p for p in table if p.is_babble and len(voices.rows) < 2]
+    said = [f"NOT TESTED: {', '.join(p.name for p in each)}: {why}." for why, each in lacking.items() if each]
+    return [p for p in table if not any(p in each for each in lacking.values())], said
 
 
-def decisions(
+def heard(
     subject: Subject, frame: pd.DataFrame, changes: Sequence[Perturbation], voices: Voices, seed: int
 ) -> dict[str, np.ndarray]:
     """Return posteriors [utterances, classes] by name of the change; each recording is read once."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in (CLEAN, *(p.name for p in changes))}
-
-    def steps() -> Iterator[None]:
-        for start in range(0, len(frame), PART):
-            rows = frame[start : start + PART]
+    steps = [(start, change) for start in range(0, len(frame), PART) for change in (None, *changes)]
+    for start, change in followed(steps, "changed recordings, in parts", len(steps)):
+        rows = frame[start : start + PART]
+        if change is None:
             wavs = [load_audio(path).numpy() for path in rows["wav"]]
-            for change in (None, *changes):
-                heard = wavs
-                if change is not None:
-                    heard = [_changed(change, *pair, voices, seed) for pair in zip(rows["ID"], wavs, strict=True)]
-                name = CLEAN if change is None else change.name
-                found[name].append(subject.judged.hear(_named(rows["ID"], name), heard))
-                yield
-
-    n = -(-len(frame) // PART) * (len(changes) + 1)
-    for _ in followed(steps(), "changed recordings, in parts", n):
-        pass
+            found[CLEAN].append(subject.judged.hear(rows["ID"], wavs))
+            continue
+        changed, names = [], [f"{name} ({change.name})" for name in rows["ID"]]
+        for name, wav in zip(rows["ID"], wavs, strict=True):
+            rng = generator(seed, name, change.name)
+            changed.append(change(wav, rng, voices.read(voices.draw(name, rng)) if change.is_babble else ()))
+        found[change.name].append(subject.judged.hear(names, changed))
     return {name: np.concatenate(parts) for name, parts in found.items()}
-
-
-def _changed(change: Perturbation, name: str, wav: np.ndarray, voices: Voices, seed: int) -> np.ndarray:
-    rng = generator(seed, name, change.name)
-    return change(wav, rng, voices.read(voices.draw(name, rng, change.voices)) if change.voices else ())
-
-
-def _named(names: Sequence[str], change: str) -> list[str]:
-    return list(names) if change == CLEAN else [f"{name} ({change})" for name in names]
-
-
-def _lengths(seconds: pd.Series) -> pd.Series:
-    """Thirds of the utterances by length, named by their ends."""
-    first, second = np.quantile(seconds, [1 / 3, 2 / 3])
-    names = [f"up to {first:.1f} s", f"{first:.1f} to {second:.1f} s", f"above {second:.1f} s"]
-    return (
-        pd.cut(seconds, [-np.inf, first, second, np.inf], labels=names, duplicates="drop").astype(str)
-        if first < second
-        else pd.Series("", seconds.index)
-    )
 
 
 # ------------------------------------------------------------------ checks of changes
 
 
-def changed_checks(
-    changes: Sequence[Perturbation],
-    clean: pd.DataFrame,
-    answers: Mapping[str, Sequence[str]],
-    classes: Sequence[str],
-    seed: int,
-) -> Iterator[dict]:
-    """Give two checks a change, each with ``value``, ``limit`` (it passes from there on) and ``passed``.
+def check_changes(
+    changes: Sequence[Perturbation], clean: pd.DataFrame, answers: pd.DataFrame, classes: Sequence[str], seed: int
+) -> pd.DataFrame:
+    """Return a row a change: ``unchanged`` and ``UA_change``, of each its ``_limit``, and whether it has ``_passed``.
 
-    Arguments
-    ---------
-    changes : sequence of Perturbation
-        What was done.
-    clean : pandas.DataFrame
-        ID, speaker, emotion and ``predicted`` of the recordings as they are.
-    answers : mapping of str to sequence of str
-        By name of the change, the class that was answered to each row of `clean`.
-    classes : sequence of str
-        All classes.
-    seed : int
-        Of the simulation.
+    `clean` has ID, speaker, emotion and ``predicted`` of the recordings as they are, `answers` a column a change. The
+    change in UA has an interval, ``UA_low`` to ``UA_high``, paired by speaker, or by utterance where there is one
+    speaker or not all are known. `seed` is that of the simulation.
     """
-    clean = clean.assign(speaker=clean["speaker"] if _by_speaker(clean) else clean["ID"])
-    sums = speaker_sums(clean, classes, ["UA"])["UA"]
+    clean = clean if _by_speaker(clean) else clean.assign(speaker=clean["ID"])
+    sums, rows = speaker_sums(clean, classes, ["UA"])["UA"], []
     for change in changes:
-        answered = np.asarray(answers[change.name])
-        rows = clean.assign(predicted=answered)
-        found = speaker_difference(sums, speaker_sums(rows, classes, ["UA"])["UA"])
-        stay, loss = ASKED.get(change.severity) or by_chance(clean, answered, generator(seed, change.name))
-        facts = {"check": change.name, "group": change.group, "severity": change.severity, "n": len(clean)}
-        unchanged = float((answered == clean["predicted"]).mean())
-        yield facts | _check("unchanged", unchanged, stay, change.severity)
-        ends = {"low": found.low, "high": found.high}
-        yield facts | _check("UA_change", found.difference, -loss, change.severity) | ends
-
-
-def _check(measure: str, value: float, limit: float, severity: str) -> dict:
-    passed = value > limit + 1e-9 if severity == SEVERE else value >= limit - 1e-9
-    return {"measure": measure, "value": value, "limit": limit, "passed": bool(passed)}
+        answered = answers[change.name].to_numpy()
+        found = speaker_difference(sums, speaker_sums(clean.assign(predicted=answered), classes, ["UA"])["UA"])
+        asked = ASKED.get(change.severity) or by_chance(clean, answered, generator(seed, change.name))
+        row = {"change": change.name, "severity": change.severity, "UA_low": found.low, "UA_high": found.high}
+        values = {"unchanged": (answered == clean["predicted"]).mean(), "UA_change": found.difference}
+        for (name, value), limit in zip(values.items(), (asked[0], -asked[1]), strict=True):
+            passed = value > limit + 1e-9 if change.severity == SEVERE else value >= limit - 1e-9
+            row |= {name: float(value), f"{name}_limit": limit, f"{name}_passed": bool(passed)}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def _by_speaker(rows: pd.DataFrame) -> bool:
@@ -184,52 +150,47 @@ def by_chance(clean: pd.DataFrame, answered: np.ndarray, rng: np.random.Generato
     Random models give the same answers to the utterances in any order; of 100 of them 95 have less decisions that stay,
     and 95 a greater loss.
     """
-    order = rng.permuted(np.tile(np.arange(len(clean)), (N_SIMULATED, 1)), axis=1)
-    random = answered[order]  # [models, utterances]
-    stay = (random == clean["predicted"].to_numpy()).mean(1)
-    ua = _recall(random == clean["emotion"].to_numpy(), clean["emotion"])
-    now = _recall((clean["predicted"] == clean["emotion"]).to_numpy()[None], clean["emotion"])[0]
-    return float(np.quantile(stay, LEVEL)), float(now - np.quantile(ua, LEVEL))
+    predicted, emotion = clean["predicted"].to_numpy(), clean["emotion"]
+    random = rng.permuted(np.tile(answered, (N_SIMULATED, 1)), axis=1)  # [models, utterances]
+    loss = _recall((predicted == emotion.to_numpy())[None], emotion) - _recall(random == emotion.to_numpy(), emotion)
+    return float(np.quantile((random == predicted).mean(1), LEVEL)), float(np.quantile(loss, 1 - LEVEL))
 
 
 def _recall(right: np.ndarray, emotion: pd.Series) -> np.ndarray:
     """UA of whether utterances are right [models, utterances]."""
-    return np.mean([right[:, of].mean(1) for of in _places(emotion)], axis=0)
+    return np.mean([right[:, rows].mean(1) for rows in _places(emotion)], axis=0)
 
 
 def _places(values: pd.Series) -> list[np.ndarray]:
-    return [np.flatnonzero(values.to_numpy() == value) for value in sorted(set(values))]
+    return [np.flatnonzero(values == value) for value in sorted(set(values))]
 
 
 # ------------------------------------------------------------------ checks of groups
 
 
-def group_checks(clean: pd.DataFrame, answers: Mapping[str, Sequence[str]], seed: int) -> tuple[list[dict], list[str]]:
-    """Return two checks of the worst group against all, by speaker, gender, …: UA as recorded, decisions that stay.
+def check_groups(clean: pd.DataFrame, answers: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, list[str]]:
+    """Return the worst group against all, by speaker, gender, …: UA as recorded, and decisions that stay.
 
-    Also what could not be compared, in words. A group has :data:`LEAST` utterances at the least.
+    A row has the ``gap`` of the ``worst`` of the ``groups``, its ``limit`` and whether it has ``passed``. Also what
+    could not be compared. A group has :data:`LEAST` utterances at the least.
     """
-    right = (clean["predicted"] == clean["emotion"]).to_numpy(float)
-    stay = np.mean([np.asarray(said) == clean["predicted"].to_numpy() for said in answers.values()], axis=0)
-    found, missing = [], []
+    stay = np.mean([answers[name] == clean["predicted"] for name in answers], axis=0)
+    measures = {"UA as recorded": ((clean["predicted"] == clean["emotion"]).to_numpy(float), clean["emotion"])}
+    measures["decisions that stay"] = (stay, pd.Series("", clean.index))
+    rows, alone = [], []
     for by in [*GROUPED, "length"]:
-        known = clean[by].fillna("") if by in clean else pd.Series("", clean.index)
+        known = clean[by].fillna("").astype(str) if by in clean else pd.Series("", clean.index)
         sizes = known[known != ""].value_counts()
-        groups = {str(name): (known == name).to_numpy() for name in sorted(sizes.index[sizes >= LEAST])}
+        groups = {name: (known == name).to_numpy() for name in sorted(sizes.index[sizes >= LEAST])}
         if len(groups) < 2:
-            missing.append(f"NOT COMPARED: groups by {by}: fewer than two of {LEAST} utterances.")
+            alone.append(by)
             continue
-        for measure, values, emotion in (
-            ("UA_gap", right, clean["emotion"]),
-            ("unchanged_gap", stay, pd.Series("", clean.index)),
-        ):
-            gaps, names = _gaps(values[None], emotion, groups)
-            chance = worst_by_chance(values, emotion, groups, generator(seed, by, measure))
-            limit = max(GAP, chance)
-            facts = {"check": f"worst {by}", "group": "groups", "severity": "", "n": int(sizes.sum())}
-            facts |= {"measure": measure, "value": float(gaps[0]), "limit": limit, "passed": bool(gaps[0] <= limit)}
-            found.append(facts | {"worst": names[0], "groups": len(groups), "by_chance": chance})
-    return found, missing
+        for measure, (values, emotion) in measures.items():
+            (gap,), (worst,) = _gaps(values[None], emotion, groups)
+            limit = max(GAP, worst_by_chance(values, emotion, groups, generator(seed, by, measure)))
+            row = {"by": by, "measure": measure, "groups": len(groups), "worst": worst, "gap": float(gap)}
+            rows.append(row | {"limit": limit, "passed": bool(gap <= limit + 1e-9)})
+    return pd.DataFrame(rows, columns=["by", "measure", "groups", "worst", "gap", "limit", "passed"]), alone
 
 
 def _gaps(values: np.ndarray, emotion: pd.Series, groups: Mapping[str, np.ndarray]) -> tuple[np.ndarray, list[str]]:
@@ -251,104 +212,74 @@ def worst_by_chance(
 # ------------------------------------------------------------------ the verdict
 
 
-def _verdict(subject, clean, answers, checks, of_groups, missing, seed, out) -> Report:
-    every = pd.concat([checks, of_groups], ignore_index=True)
-    failed = int((~every["passed"]).sum())
-    head = f"FAILS {failed} of {counted(len(every), 'check')}" if failed else f"passes all {len(every)} checks"
-    title = f"{subject.model} {head}: {subject.where}" + (". LEAKY" if subject.leak else "")
+def failed_checks(report: Report) -> int:
+    """Return how many checks a verdict says have failed."""
+    tables = [table.values for table in report.tables.values()]
+    return sum(int((~t[column].astype(bool)).sum()) for t in tables for column in t if column.endswith("passed"))
+
+
+def _verdict(
+    subject: Subject,
+    clean: pd.DataFrame,
+    answers: pd.DataFrame,
+    checks: pd.DataFrame,
+    groups: pd.DataFrame,
+    missing: Sequence[str],
+    seed: int,
+    out: Path,
+) -> Report:
+    order = checks["severity"].map([SMALL, MODERATE, SEVERE].index)
+    checks, of_clean = checks.loc[order.sort_values(kind="stable").index], metrics(clean, subject.judged.classes)
+    passed = {f"{s} changes": each.filter(like="_passed") for s, each in checks.groupby("severity", sort=False)}
+    passed = {name: each.to_numpy(bool).ravel() for name, each in passed.items()}
+    passed |= {"groups": groups["passed"].to_numpy(bool)}
+    n, failed = sum(map(len, passed.values())), int(sum((~each).sum() for each in passed.values()))
+    verdict = f"FAILS {failed} of {counted(n, 'check')}" if failed else f"passes all {n} checks"
+    title = f"{subject.model} {verdict}: {subject.where}" + (". LEAKY" if subject.leak else "")
     warnings = [f"LEAKY: {subject.leak}. These figures say little about new speakers."] if subject.leak else []
-    of_clean = metrics(clean, subject.judged.classes)
-    figures = {name: of_clean[name] for name in ("WA", "UA")}
     lead = [
-        *notes_of(subject, clean),
-        f"As recorded: WA {printed(figures['WA'])} %, UA {printed(figures['UA'])} %.",
-        f"{_passed(checks, SMALL)}; {_passed(checks, MODERATE)}; {_passed(checks, SEVERE)}; "
-        f"groups: {int(of_groups['passed'].sum()) if len(of_groups) else 0} of {len(of_groups)} pass.",
-        *missing,
-        *SAID,
-        "Intervals of changes in UA (95 %) are "
-        + (
-            "by speaker: they hold for other speakers."
-            if _by_speaker(clean)
-            else "of these utterances: of one speaker, or speakers who are not known, they say nothing of others."
-        ),
+        "; ".join(f"{name}: {each.sum()} of {len(each)} pass" for name, each in passed.items()) + ".",
+        f"As recorded: WA {printed(of_clean['WA'])} %, UA {printed(of_clean['UA'])} %.",
+        *(*notes_of(subject, clean), *WHY, WHOSE[_by_speaker(clean)]),
     ]
-    wide = _side_by_side(checks)
-    tables = [Table("stress", "Checks of changed recordings", _printed(wide, figures["UA"]), every)]
-    if len(of_groups):
-        tables.append(Table("groups", "The worst group against all", _printed_groups(of_groups), of_groups))
-    shares = pd.DataFrame(
-        {
-            name: pd.Series(said).value_counts(normalize=True)
-            for name, said in {CLEAN: clean["predicted"], **answers}.items()
-        }
-    ).T
-    shares = shares.reindex(index=[CLEAN, *wide["change"]], columns=subject.judged.classes).fillna(0.0)
+    tables = [Table("stress", "Changed recordings: two checks each", _printed(checks, of_clean["UA"]), checks)]
+    if len(groups):
+        tables.append(Table("groups", "The worst group against all", _printed_groups(groups), groups))
+    said = answers[checks["change"]].assign(**{CLEAN: clean["predicted"]})[[CLEAN, *checks["change"]]]
+    shares = said.apply(lambda column: column.value_counts(normalize=True)).T.reindex(columns=subject.judged.classes)
     drawn = {
-        "changes": (plot_changes(wide, title), "Left: decisions that stay. Right: change in UA."),
-        "answers": (plot_answers(shares, "answers, % of the utterances"), "What is answered: % of all utterances."),
+        "changes": (plot_changes(checks, subject.model), "Left: decisions that stay. Right: the change in UA."),
+        "answers": (plot_answers(shares.fillna(0.0), subject.model), "What is answered: % of all utterances."),
     }
-    write_csv(clean.drop(columns=["text_heard"]).assign(**answers), Path(out, "decisions.csv"))
-    report = write_report(title, lead, warnings, tables, drawn, out)
+    write_csv(clean.drop(columns="text_heard").join(answers), out / "decisions.csv")
+    report = write_report(title, lead, [*warnings, *missing], tables, drawn, out)
     facts = {"kind": "stress", "model": subject.model, "model_id": subject.judged.model_id, "seed": seed}
-    facts |= {"tested_on": subject.where, "leak": subject.leak, "classes": subject.judged.classes, "n": len(clean)}
-    facts |= {"passed": not failed, "failed": failed, "clean": of_clean, "missing": missing, "notes": lead}
-    facts |= {"libsndfile": soundfile.__libsndfile_version__, "checks": _plain(every)}
-    write_json(facts, Path(out, "stress.json"))  # last: its presence says that all is there
+    facts |= {"tested_on": subject.where, "leak": subject.leak, "classes": subject.judged.classes, "missing": missing}
+    facts |= {"libsndfile": soundfile.__libsndfile_version__, "checks": n, "failed": failed, "as_recorded": of_clean}
+    facts |= {t.name: t.values.astype(object).where(t.values.notna(), None).to_dict("records") for t in tables}
+    write_json(facts, out / "stress.json")  # last: its presence says that all is there
     return report
 
 
-def _passed(checks: pd.DataFrame, severity: str) -> str:
-    of = checks[checks["severity"] == severity]["passed"]
-    return f"{severity} changes: {int(of.sum())} of {counted(len(of), 'check')} pass"
-
-
-def _side_by_side(checks: pd.DataFrame) -> pd.DataFrame:
-    """A row a change, the small ones first."""
-    stay, ua = (checks[checks["measure"] == m].reset_index(drop=True) for m in ("unchanged", "UA_change"))
-    wide = stay[["check", "severity"]].rename(columns={"check": "change"})
-    for name, of in {"unchanged": stay, "UA_change": ua}.items():
-        wide = wide.assign(**{name: of["value"], f"{name}_limit": of["limit"], f"{name}_passed": of["passed"]})
-    wide = wide.assign(UA_low=ua["low"], UA_high=ua["high"])
-    return wide.sort_values(
-        "severity", key=lambda s: s.map([SMALL, MODERATE, SEVERE].index), kind="stable"
-    ).reset_index(drop=True)
-
-
-def _printed(wide: pd.DataFrame, clean_ua: float) -> pd.DataFrame:
+def _printed(checks: pd.DataFrame, clean_ua: float) -> pd.DataFrame:
     rows = []
-    for row in wide.to_dict("records"):
+    for row in checks.to_dict("records"):
         ends = None if pd.isna(row["UA_low"]) else (row["UA_low"], row["UA_high"])
         failed = [said for said, name in (("decisions", "unchanged"), ("UA", "UA_change")) if not row[f"{name}_passed"]]
-        is_least = ">" if row["severity"] == SEVERE else "≥"
-        rows.append(
-            {
-                "change": row["change"],
-                "severity": row["severity"],
-                "decisions that stay %": printed(row["unchanged"]),
-                "asked": f"{is_least} {printed(row['unchanged_limit'])}",
-                "UA %": printed(clean_ua + row["UA_change"]),
-                "change in UA, points": with_interval(signed, row["UA_change"], ends),
-                "asked for": f"{is_least} {signed(row['UA_change_limit'])}",
-                "verdict": f"FAILS: {', '.join(failed)}" if failed else "passes",
-            }
-        )
+        least = ">" if row["severity"] == SEVERE else "≥"
+        cells = {
+            "change": row["change"],
+            "severity": row["severity"],
+            "decisions that stay %": printed(row["unchanged"]),
+        }
+        cells |= {"asked": f"{least} {printed(row['unchanged_limit'])}", "UA %": printed(clean_ua + row["UA_change"])}
+        cells |= {"change in UA, points": with_interval(signed, row["UA_change"], ends)}
+        cells |= {"asked of it": f"{least} {signed(row['UA_change_limit'])}"}
+        rows.append(cells | {"verdict": f"FAILS: {', '.join(failed)}" if failed else "passes"})
     return pd.DataFrame(rows)
 
 
-def _printed_groups(found: pd.DataFrame) -> pd.DataFrame:
-    what = {"UA_gap": "UA as recorded", "unchanged_gap": "decisions that stay"}
-    return pd.DataFrame(
-        {
-            "check": [f"{row.check}: {what[row.measure]}" for row in found.itertuples()],
-            "groups": found["groups"].astype(str),
-            "worst": found["worst"],
-            "below all, points": [printed(value) for value in found["value"]],
-            "asked": [f"≤ {printed(limit)}" for limit in found["limit"]],
-            "verdict": ["passes" if passed else "FAILS" for passed in found["passed"]],
-        }
-    )
-
-
-def _plain(rows: pd.DataFrame) -> list[dict]:
-    return [{k: v for k, v in row.items() if not pd.isna(v)} for row in rows.to_dict("records")]
+def _printed_groups(groups: pd.DataFrame) -> pd.DataFrame:
+    text = groups[["by", "measure", "groups", "worst"]].astype(str)
+    text["below all, points"], text["asked"] = groups["gap"].map(printed), "≤ " + groups["limit"].map(printed)
+    return text.assign(verdict=groups["passed"].map({True: "passes", False: "FAILS"}))

@@ -242,6 +242,11 @@ class WaveformAugmentation:
         """Take a seed, and the training part's rows of a manifest: what babble is made of."""
         self.voices, self.seed = p.Voices(rows), seed
 
+    @property
+    def settings(self) -> dict:
+        """What identifies the draws, beside the training part."""
+        return {"augment": self.probable, "augment_version": p.VERSION, "augment_seed": self.seed}
+
     def _plan(self, name: str, turn: int) -> tuple[np.random.Generator, list[str], list[str]]:
         """The generator that goes on drawing, the kinds of changes, and the IDs of those who babble."""
         rng = p.generator(self.seed, turn, name)

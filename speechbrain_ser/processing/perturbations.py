@@ -10,8 +10,8 @@ import importlib.util
 import io
 import zlib
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from scipy import signal
 
 from speechbrain_ser.data.batches import QUALITY, SAMPLE_RATE, load_audio
 
+VERSION = 1  # of what the changes do: raise it with every change, and changed copies are computed anew
 SMALL, MODERATE, SEVERE = "small", "moderate", "severe"
 ROOMS = "pyroomacoustics"  # the package that computes them
 NO_ROOMS = f'rooms need {ROOMS}: pip install "speechbrain-ser[rooms]"'
@@ -31,25 +32,24 @@ VOICES = 5  # that babble at the same time
 POSITIONS = 3  # of a speaker and a microphone, in a room
 
 
-@dataclass(frozen=True)
-class Perturbation:
+class Perturbation(NamedTuple):
     """A row of the table: what is done to a waveform, and how much one may ask of a model there."""
 
     name: str
-    group: str  # the kind of change
     severity: str  # SMALL: hardly to be heard; MODERATE: as it comes every day; SEVERE
-    change: Callable[..., np.ndarray]  # waveform, generator (and other utterances' waveforms, where it has voices)
-    voices: int = 0  # other utterances that it needs
-    package: str | None = None  # that it needs
+    change: Callable[..., np.ndarray]  # a partial of waveform, generator, and, of babble, other utterances' waveforms
 
     def __call__(self, wav: np.ndarray, rng: np.random.Generator, others: Sequence[np.ndarray] = ()) -> np.ndarray:
-        changed = self.change(wav, rng, others) if self.voices else self.change(wav, rng)
-        return np.ascontiguousarray(changed, np.float32)
+        return np.ascontiguousarray(self.change(wav, rng, *([others] if self.is_babble else [])), np.float32)
 
     @property
-    def lacks(self) -> str | None:
-        """The package that it needs and that is not installed."""
-        return self.package if self.package and importlib.util.find_spec(self.package) is None else None
+    def is_babble(self) -> bool:
+        return self.change.func is babble
+
+    @property
+    def lacks(self) -> bool:
+        """Whether the package that it needs is not installed."""
+        return self.change.func is room and importlib.util.find_spec(ROOMS) is None
 
 
 def generator(*keys: int | str) -> np.random.Generator:
@@ -241,72 +241,55 @@ def _fit(wav: np.ndarray, n: int) -> np.ndarray:
 # ------------------------------------------------------------------ the table
 
 
-def _rows(group: str, change: Callable, *rows: tuple[str, str, dict], **needs) -> list[Perturbation]:
-    return [
-        Perturbation(f"{group} {name}".strip(), group, severity, partial(change, **o), **needs)
-        for name, severity, o in rows
-    ]
-
-
 #: bedroom, office, hall: size in m, RT60 in s, metres from speaker to microphone
 BOXES = {
     "0.2 s, 0.5 m": {"size": (3.0, 2.6, 2.4), "rt60": 0.2, "metres": 0.5},
     "0.4 s, 1 m": {"size": (4.0, 3.5, 3.0), "rt60": 0.4, "metres": 1.0},
     "0.8 s, 3 m": {"size": (8.0, 7.0, 6.0), "rt60": 0.8, "metres": 3.0},
 }
-#: kbit/s of what libsndfile 1.2 makes of 16 kHz, by format: its compression level
-CODECS = {("MP3", 24): 0.9, ("MP3", 8): 0.98, ("OPUS", 16): 0.975, ("OPUS", 12): 0.99}
+#: format and kbit/s: libsndfile's compression level for one channel of 16 kHz (of Opus, whose rate varies, the aim)
+CODECS = {("MP3", 24): 0.9, ("MP3", 8): 0.98, ("OPUS", 12): 0.976, ("OPUS", 8): 0.992}
 
-TABLE: tuple[Perturbation, ...] = (
-    *_rows("gain", gain, *((f"{db:+d} dB", SMALL if abs(db) < 10 else MODERATE, {"db": db}) for db in (-20, -6, 6))),
-    *_rows("offset", offset, ("1 %", SMALL, {"share": 0.01}), ("10 %", MODERATE, {"share": 0.1})),
-    *_rows(
-        *("clipping", clipping),
-        *(("0.3 %", SMALL, {"share": 0.003}), ("3 %", MODERATE, {"share": 0.03}), ("20 %", SEVERE, {"share": 0.2})),
-    ),
-    *_rows("8 kHz", narrow, ("", MODERATE, {})),
-    *_rows("telephone", telephone, ("", MODERATE, {})),
-    *(
-        Perturbation(f"{form} {rate} kbit/s", "codec", MODERATE, partial(coded, form=form, level=level))
-        for (form, rate), level in CODECS.items()
-    ),
-    *_rows(
-        *("white noise", white_noise),
-        *(
-            (f"{snr} dB", severity, {"snr": snr})
-            for snr, severity in ((40, SMALL), (20, MODERATE), (10, SEVERE), (0, SEVERE))
-        ),
-    ),
-    *_rows(
-        *("babble", babble),
-        *((f"{snr} dB", severity, {"snr": snr}) for snr, severity in ((20, MODERATE), (10, SEVERE), (0, SEVERE))),
-        voices=VOICES,
-    ),
-    *_rows(
-        *("room", room),
-        *((name, severity, BOXES[name]) for name, severity in zip(BOXES, (MODERATE, MODERATE, SEVERE), strict=True)),
-        package=ROOMS,
-    ),
-    *_rows(
-        *("speed", speed),
-        *((f"{100 * f:g} %", SMALL if abs(f - 1) < 0.05 else MODERATE, {"factor": f}) for f in (0.9, 0.98, 1.02, 1.1)),
-    ),
-    *_rows("tempo", tempo, *((f"{100 * f:g} %", MODERATE, {"factor": f}) for f in (0.9, 1.1))),
-    *_rows("pitch", pitch, *((f"{s:+d} semitone", MODERATE, {"semitones": s}) for s in (-1, 1))),
-    *_rows(
-        *("crop", crop),
-        *(("start 50 ms", SMALL, {"start": 0.05}), ("end 50 ms", SMALL, {"end": 0.05})),
-        ("both 250 ms", MODERATE, {"start": 0.25, "end": 0.25}),
-    ),
-    *_rows(
-        *("silence", silence),
-        *(("start 50 ms", SMALL, {"start": 0.05}), ("end 50 ms", SMALL, {"end": 0.05})),
-        ("both 1 s", MODERATE, {"start": 1.0, "end": 1.0}),
-    ),
-    *_rows(
-        *("lost packets", lost),
-        *(("1 %", SMALL, {"share": 0.01}), ("5 %", MODERATE, {"share": 0.05}), ("10 %", SEVERE, {"share": 0.1})),
-    ),
+TABLE: tuple[Perturbation, ...] = tuple(
+    Perturbation(name, severity, partial(change, **options))
+    for name, severity, change, options in (
+        ("gain -20 dB", MODERATE, gain, {"db": -20}),
+        ("gain -6 dB", SMALL, gain, {"db": -6}),
+        ("gain +6 dB", SMALL, gain, {"db": 6}),
+        ("offset 1 %", SMALL, offset, {"share": 0.01}),
+        ("offset 10 %", MODERATE, offset, {"share": 0.1}),
+        ("clipping 0.3 %", SMALL, clipping, {"share": 0.003}),
+        ("clipping 3 %", MODERATE, clipping, {"share": 0.03}),
+        ("clipping 20 %", SEVERE, clipping, {"share": 0.2}),
+        ("8 kHz", MODERATE, narrow, {}),
+        ("telephone", MODERATE, telephone, {}),
+        *((f"{f} {n} kbit/s", MODERATE, coded, {"form": f, "level": level}) for (f, n), level in CODECS.items()),
+        ("white noise 40 dB", SMALL, white_noise, {"snr": 40}),
+        ("white noise 20 dB", MODERATE, white_noise, {"snr": 20}),
+        ("white noise 10 dB", SEVERE, white_noise, {"snr": 10}),
+        ("white noise 0 dB", SEVERE, white_noise, {"snr": 0}),
+        ("babble 20 dB", MODERATE, babble, {"snr": 20}),
+        ("babble 10 dB", SEVERE, babble, {"snr": 10}),
+        ("babble 0 dB", SEVERE, babble, {"snr": 0}),
+        *((f"room {name}", s, room, BOXES[name]) for name, s in zip(BOXES, (MODERATE, MODERATE, SEVERE), strict=True)),
+        ("speed 90 %", MODERATE, speed, {"factor": 0.9}),
+        ("speed 98 %", SMALL, speed, {"factor": 0.98}),
+        ("speed 102 %", SMALL, speed, {"factor": 1.02}),
+        ("speed 110 %", MODERATE, speed, {"factor": 1.1}),
+        ("tempo 90 %", MODERATE, tempo, {"factor": 0.9}),
+        ("tempo 110 %", MODERATE, tempo, {"factor": 1.1}),
+        ("pitch -1 semitone", MODERATE, pitch, {"semitones": -1}),
+        ("pitch +1 semitone", MODERATE, pitch, {"semitones": 1}),
+        ("crop start 50 ms", SMALL, crop, {"start": 0.05}),
+        ("crop end 50 ms", SMALL, crop, {"end": 0.05}),
+        ("crop both 250 ms", MODERATE, crop, {"start": 0.25, "end": 0.25}),
+        ("silence start 50 ms", SMALL, silence, {"start": 0.05}),
+        ("silence end 50 ms", SMALL, silence, {"end": 0.05}),
+        ("silence both 1 s", MODERATE, silence, {"start": 1.0, "end": 1.0}),
+        ("lost packets 1 %", SMALL, lost, {"share": 0.01}),
+        ("lost packets 5 %", MODERATE, lost, {"share": 0.05}),
+        ("lost packets 10 %", SEVERE, lost, {"share": 0.1}),
+    )
 )
 
 

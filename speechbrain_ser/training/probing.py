@@ -208,7 +208,7 @@ class RegressionBrain(SERBrain):
             return None
         names, places = dict(zip(rows["wav"], rows["ID"], strict=True)), {name: k for k, name in enumerate(rows["ID"])}
         heard_of = hashlib.sha256(rows[["ID", "speaker", "recording"]].to_csv(index=False).encode()).hexdigest()
-        settings = {**features.settings, "augment": augment.probable, "seed": augment.seed, "train": heard_of}
+        settings = {**features.settings, **augment.settings, "train": heard_of}
         found, heard = [], []
         for turn in range(1, self.hparams.augmented_copies + 1):
 
