@@ -28,9 +28,10 @@ from speechbrain_ser.errors import UserError
 from speechbrain_ser.files import write_json
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.cai import CaiModel
+from speechbrain_ser.nnet.augment import WaveformAugmentation
 from speechbrain_ser.nnet.losses import cross_entropy
 from speechbrain_ser.nnet.pooling import MaskedPooling
-from speechbrain_ser.processing.lengths import frame_mask
+from speechbrain_ser.processing.lengths import absolute_lengths, frame_mask
 from speechbrain_ser.training.checkpoints import WholeCheckpointer
 from speechbrain_ser.training.results import make_loggers
 from speechbrain_ser.training.run import Run
@@ -430,6 +431,75 @@ def test_augmenter_that_changes_lengths_and_skips(frame, tmp_path):
     augment = Augmenter(augment_prob=0.5, augmentations=[SpeedPerturb(16_000, speeds=[80, 125])])
     run = fit(make_brain(frame, tmp_path, augment=augment, n_epochs=3))
     assert run.brain.optimizer_step == 9
+
+
+def heard_by_id(run) -> dict[tuple[int, str], torch.Tensor]:
+    """What the model reads of each utterance in each epoch of a fit."""
+    seen, original = {}, run.brain.compute_forward
+
+    def record(batch, stage):
+        if stage == sb.Stage.TRAIN:
+            counts = absolute_lengths(*batch.sig).tolist()
+            epoch = run.brain.hparams.epoch_counter.current
+            seen.update({(epoch, i): wav[:n].clone() for i, wav, n in zip(batch.id, batch.sig[0], counts, strict=True)})
+        else:
+            for i, wav in zip(batch.id, batch.sig[0], strict=True):
+                own = soundfile.read(run.brain.run.frame.at[i, "wav"], dtype="float32")[0]
+                assert torch.equal(wav[: len(own)], torch.from_numpy(own))  # never changed
+        return original(batch, stage)
+
+    run.brain.compute_forward = record
+    fit(run)
+    return seen
+
+
+def of_recordings(frame, seed: int = 1) -> WaveformAugmentation:
+    """Speakers of their own, so that there are others who babble; no rooms, which need a package."""
+    augment = WaveformAugmentation(room=0, speed=1.0, babble=0.5)
+    augment.listen(frame[:N_TRAIN].assign(speaker=[f"s{k % 3}" for k in range(N_TRAIN)]), seed)
+    return augment
+
+
+def test_what_augmentation_makes_of_an_utterance_is_the_same_in_any_batch_and_new_every_epoch(frame, tmp_path):
+    first, second = (
+        heard_by_id(make_brain(frame, tmp_path / str(micro), augment=of_recordings(frame), n_epochs=2, micro=micro))
+        for micro in (1, 4)
+    )
+    assert len(first) == 2 * N_TRAIN and first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    own = {i: torch.from_numpy(soundfile.read(frame.at[i, "wav"], dtype="float32")[0]) for _, i in first}
+    assert all(not torch.equal(first[(epoch, i)], own[i]) for epoch, i in first)
+    assert all(not torch.equal(first[(1, i)], first[(2, i)]) for i in own)
+    other = of_recordings(frame, seed=2)(own["train00"], "train00", 1)
+    assert not torch.equal(other, first[(1, "train00")])
+
+
+def test_babble_is_of_others_in_training_alone(frame):
+    augment = of_recordings(frame)
+    heard = {i: [name for turn in range(20) for name in augment.heard(i, turn)] for i in frame.index[:N_TRAIN]}
+    speaker = {i: f"s{k % 3}" for k, i in enumerate(frame.index)}
+    for i, names in heard.items():
+        assert names and all(name.startswith("train") and speaker[name] != speaker[i] for name in names)
+
+
+@pytest.mark.parametrize("n_steps", [1, 4])
+def test_a_resumed_run_augments_as_an_uninterrupted_one(frame, tmp_path, n_steps):
+    def make(folder, every):
+        return make_brain(frame, folder, {"ckpt_interval_steps": every}, augment=of_recordings(frame), micro=2)
+
+    whole, resumed = interrupted(make, tmp_path, n_steps, 1)
+    assert same(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize(
+    "given, said", [({"noise": 1.5}, "noise: expected a prob"), ({"room": True}, "room: expected a")]
+)
+def test_augmentation_that_cannot_be(given, said, monkeypatch):
+    with pytest.raises(UserError, match=said):
+        WaveformAugmentation(**given)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"speechbrain-ser\[rooms\].*room: 0"):
+        WaveformAugmentation()
 
 
 class Poisoned(TinyEncoder):

@@ -21,11 +21,13 @@ from speechbrain_ser.lobes.pretrained import LayerStatistics
 from speechbrain_ser.lobes.wav2vec2 import Wav2Vec2
 from speechbrain_ser.models.probe import ProbeModel
 from speechbrain_ser.training.probing import (
+    Copies,
     LayerChoice,
     best,
     fit_regression,
     inner_folds,
     parameters_of,
+    training_rows,
     without_texts,
 )
 
@@ -147,6 +149,26 @@ def test_the_model_says_what_scikit_learns_pipeline_says(encoder, present):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_a_copy_is_trained_on_where_all_that_is_heard_in_it_is():
+    x = np.arange(12.0).reshape(4, 3)
+    copies = Copies(np.stack([x + 100, x + 200]), [[set(), {2}, set(), {0}], [{3}, set(), set(), set()]])
+    values, of, weights = training_rows(x, np.array([0, 1, 2]), np.array([1.0, 2.0, 4.0, 8.0]), copies)
+    assert of.tolist() == [0, 1, 2, 0, 1, 2, 1, 2]  # of 0 not the second: 3 is heard in it
+    assert np.array_equal(values, np.concatenate([x[:3], x[:3] + 100, x[1:3] + 200]))
+    assert np.bincount(of, weights).tolist() == pytest.approx([1.0, 2.0, 4.0])  # each counts as one utterance
+
+
+def test_with_copies_of_themselves_the_same_is_fitted_and_chosen(encoder):
+    x, emotion, speaker = data()
+    copies = Copies(np.stack([x, x]), [[set()] * len(x)] * 2)
+    choice = LayerChoice(encoder, [0, 1], [0.1, 0.001])
+    plain, with_copies = (choice.scores(x, emotion, speaker, None, None, each) for each in (None, copies))
+    pd.testing.assert_frame_equal(plain, with_copies, atol=0.02)
+    values, of, weights = training_rows(x[:, 1], np.arange(len(x)), None, copies._replace(x=copies.x[:, :, 1]))
+    theirs, ours = fit_regression(x[:, 1], emotion, 0.1), fit_regression(values, emotion[of], 0.1, weights)
+    np.testing.assert_allclose(theirs.predict_proba(x[:, 1]), ours.predict_proba(x[:, 1]), atol=1e-4)
+
+
 def test_a_left_out_speaker_may_be_the_only_one_with_a_class(encoder):
     x, emotion, speaker = data(each=4)
     emotion = (speaker == "s0").astype(int)
@@ -178,6 +200,26 @@ def test_run(run):
     saved = torch.load(checkpoint, weights_only=True)["model"]
     assert set(saved) == {"layer", "C", "mean", "deviation", "heads.emotion.weight", "heads.emotion.bias"}
     assert saved["layer"] == metrics["layer"] and saved["mean"].shape == (32,)
+
+
+AUGMENT = "--augment=!new:speechbrain_ser.nnet.augment.WaveformAugmentation {room: 0}"
+
+
+def test_augmented_copies_are_trained_on_kept_and_never_tested(run, small, tmp_path):
+    flags = [AUGMENT, "--augmented_copies=2", "--layers=1", "--C=0.1", f"--cache_folder={tmp_path / 'cache'}"]
+    folder = folder_of(run(*flags))
+    kept = sorted(path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors"))
+    again = folder_of(run(*flags, f"--results_folder={tmp_path / 'again'}"))
+    assert kept == sorted(path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors"))
+    plain = folder_of(run(*flags[2:], f"--results_folder={tmp_path / 'plain'}"))
+    assert (folder / "logits.csv").read_bytes() == (again / "logits.csv").read_bytes()
+    assert (folder / "logits.csv").read_bytes() != (plain / "logits.csv").read_bytes()
+    n = json.loads((folder / "metrics.json").read_text())["utterances"]
+    assert len(kept) == sum(n.values()) + 2 * n["train"]
+    row = pd.read_csv(folder / "predictions.csv", dtype={"ID": str}).iloc[0]
+    recognizer = EmotionRecognizer.from_run(folder, calibrated=False)
+    found = recognizer.classify_file(small.corpus("emodb") / "wav" / f"{row['ID']}.wav")  # as it is
+    assert found.posteriors == pytest.approx({c: row[f"posterior_{c}"] for c in found.posteriors}, abs=1e-4)
 
 
 def test_started_again_it_is_finished_and_tested_again_it_says_the_same(run):
