@@ -14,6 +14,8 @@ DEMO = ["espeakng-loader>=0.2.4", *WHISPER]
 ONNX = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 # voice activity: weights in its wheel (MIT, 11 MB); its graph that takes many frames at a time needs onnxruntime
 VAD = ["silero-vad>=6.2.3,<7", "onnxruntime>=1.20"]
+# simulated rooms, in the stress test and for training (MIT; image sources)
+ROOMS = ["pyroomacoustics>=0.10"]
 # databases in audformat are read and written without audb, which only downloads them: 50 MB, pyarrow nearly all of it
 AUDB = ["audformat>=1.3"]
 # its file handling is what speechbrain_ser/inference/page.py relies on: look at both when it changes
@@ -26,12 +28,13 @@ EXTRAS = {
     "onnx": ONNX,
     "serve": SERVE,
     "vad": VAD,
+    "rooms": ROOMS,
     "audb": AUDB,
     "slurm": ["submitit>=1.5"],
     # the site below docs/; not part of `test`, whose fast tests read the pages as text
     "docs": ["sphinx>=8.1", "furo>=2024.8.6", "myst-parser>=4"],
     "test": [
-        *(*DEMO, *ONNX, *SERVE, *AUDB, *VAD),
+        *(*DEMO, *ONNX, *SERVE, *AUDB, *VAD, *ROOMS),
         "hypothesis>=6.100,<6.131",  # later ones look into every loaded module, where SpeechBrain's lazy ones fail
         *("pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "pre-commit>=4", "tensorboard>=2.18"),
     ],

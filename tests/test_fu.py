@@ -121,6 +121,7 @@ def test_two_corpora(fu, tmp_path):
         (["--balance=[emotoin]"], "emotoin.*emotion"),
         (["--scale=decibel"], "scale"),
         (["--augment=!new:speechbrain.augment.time_domain.DropChunk"], "cache_features=False"),
+        (["--augment=!new:speechbrain_ser.nnet.augment.WaveformAugmentation {room: 0}"], "cache_features=False"),
     ],
 )
 def test_said_before_training(fu, small, flags, said):

@@ -33,6 +33,7 @@ from speechbrain_ser.training.probing import (
 
 from .test_train import TABLE_COLUMNS, folder_of, metrics_of
 
+AUGMENT = "--augment=!new:speechbrain_ser.nnet.augment.WaveformAugmentation {room: 0}"
 GIVEN = ["--corpus=table", TABLE_COLUMNS, "--protocol=given"]
 
 
@@ -202,9 +203,6 @@ def test_run(run):
     assert saved["layer"] == metrics["layer"] and saved["mean"].shape == (32,)
 
 
-AUGMENT = "--augment=!new:speechbrain_ser.nnet.augment.WaveformAugmentation {room: 0}"
-
-
 def test_augmented_copies_are_trained_on_kept_and_never_tested(run, small, tmp_path):
     flags = [AUGMENT, "--augmented_copies=2", "--layers=1", "--C=0.1", f"--cache_folder={tmp_path / 'cache'}"]
     folder = folder_of(run(*flags))
@@ -286,7 +284,12 @@ def test_a_run_keeps_its_encoder(run, small, tmp_path):
         ("--join_layers=4", "join_layers: expected a whole number from 1 to 3, found 4"),
         ("--pooling=attentive", "pooling: attentive learns its weights"),
         ("--n_epochs=2", "expected 1, found 2"),
+        ("--augment=!new:speechbrain.augment.time_domain.DropChunk", "augment: expected speechbrain_ser.nnet.augment"),
     ],
 )
 def test_a_grid_that_cannot_be(run, line, words):
     assert words in run(line, code=2)
+
+
+def test_augmentation_without_copies_is_refused(run):
+    assert "give --augmented_copies=3" in run(AUGMENT, "--augmented_copies=0", code=2)

@@ -132,7 +132,6 @@ def test_noise_and_babble_are_so_many_decibels_below():
 
 @pytest.mark.parametrize("name", BOXES)
 def test_a_room_rings_as_long_as_it_says_and_starts_in_place(name):
-    pytest.importorskip("pyroomacoustics")
     for position in range(p.POSITIONS):
         response = p.impulse_response(**BOXES[name], position=position)
         energy = np.cumsum(np.square(response)[::-1])[::-1]  # Schroeder's integral

@@ -145,6 +145,15 @@ def test_same_seed_same_files(train, tmp_path, yaml):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
+def test_one_line_augments_alike_whatever_the_micro_batch(train, tmp_path):
+    line = "--augment=!new:speechbrain_ser.nnet.augment.WaveformAugmentation {room: 0}"
+    losses = []
+    for name, *flags in (["plain"], ["1", line, "--micro_batch_size=1"], ["4", line, "--micro_batch_size=4"]):
+        folder = folder_of(train("--alpha=0", "--dropout=0.0", *flags, f"--results_folder={tmp_path / name}"))
+        losses.append(pd.read_csv(folder / "epochs.csv")["train_loss"].item())
+    assert losses[1] == pytest.approx(losses[2], rel=1e-4) and losses[0] != pytest.approx(losses[1], rel=1e-3)
+
+
 def test_finished_is_not_run_again_and_more_epochs_continue(train):
     folder = folder_of(train("--n_epochs=1"))
     before = (folder / "train_log.txt").read_text()

@@ -148,9 +148,10 @@ class LayerChoice:
             values, of, weights = training_rows(x, train, weight, copies)
             scaler = StandardScaler().fit(values)
             known, unknown = scaler.transform(values), scaler.transform(x[test])
-            # the same problem in as many dimensions as there are utterances: a rotation changes no L2 penalty
-            rotation, rotated = np.linalg.qr(known.T)
-            known, unknown = np.ascontiguousarray(rotated.T), unknown @ rotation
+            if len(known) < known.shape[1]:
+                # the same problem in as many dimensions as there are utterances: a rotation changes no L2 penalty
+                rotation, rotated = np.linalg.qr(known.T)
+                known, unknown = np.ascontiguousarray(rotated.T), unknown @ rotation
             regression = LogisticRegression(tol=COARSE, max_iter=STEPS, warm_start=True)
             for k, c in enumerate(self.strengths):
                 regression.set_params(C=c).fit(known, emotion[of], weights)
