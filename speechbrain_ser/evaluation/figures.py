@@ -332,9 +332,6 @@ def plot_answers(shares: pd.DataFrame, title: str) -> Figure:
     figure = Figure(figsize=(2.6 + 0.75 * shares.shape[1], 1.8 + 0.24 * len(shares)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", aspect="auto", vmin=0)
-    for (row, column), share in np.ndenumerate(shares.to_numpy()):
-        colour = "white" if share > 0.6 * shares.to_numpy().max() else "0.2"
-        axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize="x-small")
     axes.set(title=title, xticks=range(shares.shape[1]), yticks=range(len(shares)), yticklabels=shares.index)
     axes.set_xticklabels(shares.columns, rotation=45, ha="right")
     figure.colorbar(image, ax=axes, format=PercentFormatter(1, 0), shrink=0.4)

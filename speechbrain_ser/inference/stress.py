@@ -70,11 +70,13 @@ def stress(model: str, corpus: str, data_folder: str, out: str = "stress", seed:
     subject = open_subject(model, corpus, data_folder, **options)
     if subject.frame["emotion"].nunique() < 2:
         raise UserError(f"{model} on {subject.where}: expected utterances of two classes at the least")
-    frame, voices = subject.frame.sort_values("ID", ignore_index=True), Voices(subject.every)
+    # the longest first: what a model has no positions for is known early
+    frame = subject.frame.sort_values(["duration", "ID"], ascending=[False, True], ignore_index=True)
+    voices = Voices(subject.every)
     changes, missing = possible(TABLE, voices)
     posteriors = heard(subject, frame, changes, voices, seed)
     clean = subject.judged.table(frame, posteriors.pop(CLEAN))
-    clean["length"] = pd.qcut(frame["duration"], 3, precision=1, duplicates="drop").astype(str)  # in s
+    clean["length"] = pd.qcut(frame["duration"], 3, precision=1, duplicates="drop").astype(str) + " s"
     answers = pd.DataFrame(
         {name: np.asarray(subject.judged.classes)[each.argmax(1)] for name, each in posteriors.items()}, dtype=object
     )
@@ -251,7 +253,7 @@ def _verdict(
         "changes": (plot_changes(checks, subject.model), "Left: decisions that stay. Right: the change in UA."),
         "answers": (plot_answers(shares.fillna(0.0), subject.model), "What is answered: % of all utterances."),
     }
-    write_csv(clean.drop(columns="text_heard").join(answers), out / "decisions.csv")
+    write_csv(clean.drop(columns="text_heard").join(answers).sort_values("ID"), out / "decisions.csv")
     report = write_report(title, lead, [*warnings, *missing], tables, drawn, out)
     facts = {"kind": "stress", "model": subject.model, "model_id": subject.judged.model_id, "seed": seed}
     facts |= {"tested_on": subject.where, "leak": subject.leak, "classes": subject.judged.classes, "missing": missing}
