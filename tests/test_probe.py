@@ -292,4 +292,4 @@ def test_a_grid_that_cannot_be(run, line, words):
 
 
 def test_augmentation_without_copies_is_refused(run):
-    assert "give --augmented_copies=3" in run(AUGMENT, "--augmented_copies=0", code=2)
+    assert "give --augmented_copies=6" in run(AUGMENT, "--augmented_copies=0", code=2)

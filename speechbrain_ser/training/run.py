@@ -636,7 +636,7 @@ def _inputs(run: Run, hparams: dict) -> dict:
         elif hparams.get("augment") is not None and hparams.get("augmented_copies", 0) < 1:
             switches = ("cache_features", "cache_front_end", "cache_embeddings")
             lines = [f"--{line}=False" for line in switches if hparams.get(line)]
-            lines += ["--augmented_copies=3"] if "augmented_copies" in hparams else []
+            lines += ["--augmented_copies=6"] if "augmented_copies" in hparams else []
             way_out = f"give {lines[0]}" if lines else "leave augment: null"
             raise UserError(f"augment changes waveforms, but {name} are computed once: {way_out}")
         else:
