@@ -152,7 +152,7 @@ def test_the_model_says_what_scikit_learns_pipeline_says(encoder, present):
 
 def test_a_copy_is_trained_on_where_all_that_is_heard_in_it_is():
     x = np.arange(12.0).reshape(4, 3)
-    copies = Copies(np.stack([x + 100, x + 200]), [[set(), {2}, set(), {0}], [{3}, set(), set(), set()]])
+    copies = Copies([x + 100, x + 200], [[set(), {2}, set(), {0}], [{3}, set(), set(), set()]])
     values, of, weights = training_rows(x, np.array([0, 1, 2]), np.array([1.0, 2.0, 4.0, 8.0]), copies)
     assert of.tolist() == [0, 1, 2, 0, 1, 2, 1, 2]  # of 0 not the second: 3 is heard in it
     assert np.array_equal(values, np.concatenate([x[:3], x[:3] + 100, x[1:3] + 200]))
@@ -161,11 +161,11 @@ def test_a_copy_is_trained_on_where_all_that_is_heard_in_it_is():
 
 def test_with_copies_of_themselves_the_same_is_fitted_and_chosen(encoder):
     x, emotion, speaker = data()
-    copies = Copies(np.stack([x, x]), [[set()] * len(x)] * 2)
+    copies = Copies([x, x], [[set()] * len(x)] * 2)
     choice = LayerChoice(encoder, [0, 1], [0.1, 0.001])
     plain, with_copies = (choice.scores(x, emotion, speaker, None, None, each) for each in (None, copies))
     pd.testing.assert_frame_equal(plain, with_copies, atol=0.02)
-    values, of, weights = training_rows(x[:, 1], np.arange(len(x)), None, copies._replace(x=copies.x[:, :, 1]))
+    values, of, weights = training_rows(x[:, 1], np.arange(len(x)), None, copies._replace(x=[x[:, 1]] * 2))
     theirs, ours = fit_regression(x[:, 1], emotion, 0.1), fit_regression(values, emotion[of], 0.1, weights)
     np.testing.assert_allclose(theirs.predict_proba(x[:, 1]), ours.predict_proba(x[:, 1]), atol=1e-4)
 

@@ -6,6 +6,7 @@ What is asked for, and why, is in :data:`ASKED` and :data:`WHY`; the anchor are 
 2023, arXiv:2312.06270).
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,6 +35,8 @@ from speechbrain_ser.processing.perturbations import (
     Voices,
     generator,
 )
+
+logger = logging.getLogger(__name__)
 
 CLEAN = "as recorded"
 PART = 16  # utterances that are in memory at a time
@@ -74,6 +77,8 @@ def stress(model: str, corpus: str, data_folder: str, out: str = "stress", seed:
     frame = subject.frame.sort_values(["duration", "ID"], ascending=[False, True], ignore_index=True)
     voices = Voices(subject.every)
     changes, missing = possible(TABLE, voices)
+    for said in missing:  # before the minutes that follow
+        logger.warning(said)
     posteriors = heard(subject, frame, changes, voices, seed)
     clean = subject.judged.table(frame, posteriors.pop(CLEAN))
     clean["length"] = pd.qcut(frame["duration"], 3, precision=1, duplicates="drop").astype(str) + " s"

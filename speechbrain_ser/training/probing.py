@@ -47,7 +47,7 @@ NEVER = -1e3  # logit of a class that no training utterance has
 class Copies(NamedTuple):
     """What augmentation makes of the training utterances, so many times each."""
 
-    x: np.ndarray  # [copies, utterances, states, values]
+    x: list[np.ndarray]  # of each copy [utterances, states, values]
     heard: list[list[set[int]]]  # by copy and utterance, who babbles behind it: indices of training utterances
 
     def rows(self, x: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -124,9 +124,7 @@ class LayerChoice:
         logger.info(f"{len(self.layers)} layers x {len(self.strengths)} C are compared on {how}")
         classes, rows = np.unique(emotion), []
         for layer in tqdm(self.layers, "layers", disable=None):
-            of_layer = (
-                None if copies is None else copies._replace(x=np.stack([self.joined(c, layer) for c in copies.x]))
-            )
+            of_layer = None if copies is None else copies._replace(x=[self.joined(c, layer) for c in copies.x])
             said = self._left_out(self.joined(x, layer).astype(np.float32), emotion, folds, weight, of_layer)
             for c, predicted in zip(self.strengths, said, strict=True):
                 found = emotion_metrics(emotion, predicted, classes)
@@ -221,7 +219,7 @@ class RegressionBrain(SERBrain):
             cache.fill(rows["wav"], progress=if_main_process())
             found.append(torch.stack([cache[path] for path in rows["wav"]]).numpy())
             heard.append([{places[name] for name in augment.heard(one, turn)} for one in rows["ID"]])
-        return Copies(np.stack(found), heard)
+        return Copies(found, heard)
 
     def _fit(self, x: np.ndarray, emotion: np.ndarray, weight: np.ndarray | None, copies: Copies | None = None) -> None:
         rows = self.run.part("train")
@@ -235,7 +233,7 @@ class RegressionBrain(SERBrain):
         run_on_main(write_csv, [scores, self.run.folder / SCORES])
         logger.info(f"chosen: layer {layer}, C {strength:g} (inner WA {scores['WA'].max():.1%})")
         if copies is not None:
-            copies = copies._replace(x=np.stack([self.hparams.choice.joined(c, layer) for c in copies.x]))
+            copies = copies._replace(x=[self.hparams.choice.joined(c, layer) for c in copies.x])
         joined = self.hparams.choice.joined(x, layer)
         values, of, weights = training_rows(joined, np.arange(len(x)), weight, copies)
         pipeline = fit_regression(values, emotion[of], strength, weights)
