@@ -116,7 +116,8 @@ class LayerChoice:
         text : numpy.ndarray, optional
             [utterances], what each says, where no text that is tested may be trained on.
         copies : Copies, optional
-            Of the utterances, that are trained on as well; they are not tested.
+            Of the utterances, that are trained on as well, and told where their speaker is left out: what is chosen must
+            serve changed recordings, too.
         """
         folds, how = inner_folds(emotion, speaker)
         if text is not None:
@@ -127,7 +128,7 @@ class LayerChoice:
             of_layer = None if copies is None else copies._replace(x=[self.joined(c, layer) for c in copies.x])
             said = self._left_out(self.joined(x, layer).astype(np.float32), emotion, folds, weight, of_layer)
             for c, predicted in zip(self.strengths, said, strict=True):
-                found = emotion_metrics(emotion, predicted, classes)
+                found = emotion_metrics(np.resize(emotion, predicted.size), predicted.ravel(), classes)
                 rows.append({"layer": layer, "C": c, "WA": found["WA"], "UA": found["UA"]})
         return pd.DataFrame(rows)
 
@@ -137,15 +138,16 @@ class LayerChoice:
 
     @one_thread
     def _left_out(self, x, emotion, folds, weight, copies=None) -> np.ndarray:
-        """What is said of each utterance by a model that has not seen it [C, utterances]."""
-        said = np.empty((len(self.strengths), len(emotion)), emotion.dtype)
+        """What is said of each utterance, and its copies, by a model that has not seen it [C, versions, utterances]."""
+        versions = [x] if copies is None else [x, *copies.x]
+        said = np.empty((len(self.strengths), len(versions), len(emotion)), emotion.dtype)
         for train, test in folds:
             if len(classes := np.unique(emotion[train])) == 1:
-                said[:, test] = classes
+                said[:, :, test] = classes
                 continue
             values, of, weights = training_rows(x, train, weight, copies)
             scaler = StandardScaler().fit(values)
-            known, unknown = scaler.transform(values), scaler.transform(x[test])
+            known, unknown = scaler.transform(values), scaler.transform(np.concatenate([v[test] for v in versions]))
             if len(known) < known.shape[1]:
                 # the same problem in as many dimensions as there are utterances: a rotation changes no L2 penalty
                 rotation, rotated = np.linalg.qr(known.T)
@@ -153,7 +155,7 @@ class LayerChoice:
             regression = LogisticRegression(tol=COARSE, max_iter=STEPS, warm_start=True)
             for k, c in enumerate(self.strengths):
                 regression.set_params(C=c).fit(known, emotion[of], weights)
-                said[k, test] = regression.predict(unknown)
+                said[k][:, test] = regression.predict(unknown).reshape(len(versions), -1)
         return said
 
 
