@@ -116,8 +116,8 @@ class LayerChoice:
         text : numpy.ndarray, optional
             [utterances], what each says, where no text that is tested may be trained on.
         copies : Copies, optional
-            Of the utterances, that are trained on as well, and told where their speaker is left out: what is chosen must
-            serve changed recordings, too.
+            Of the utterances, that are trained on as well, and told where their speaker is left out: what is chosen
+            must serve changed recordings, too.
         """
         folds, how = inner_folds(emotion, speaker)
         if text is not None:
