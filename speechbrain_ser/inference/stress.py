@@ -81,7 +81,8 @@ def stress(model: str, corpus: str, data_folder: str, out: str = "stress", seed:
         logger.warning(said)
     posteriors = heard(subject, frame, changes, voices, seed)
     clean = subject.judged.table(frame, posteriors.pop(CLEAN))
-    clean["length"] = pd.qcut(frame["duration"], 3, precision=1, duplicates="drop").astype(str) + " s"
+    thirds = pd.qcut(frame["duration"], 3, duplicates="drop")
+    clean["length"] = [f"{x.left:.1f} to {x.right:.1f} s" if isinstance(x, pd.Interval) else "" for x in thirds]
     answers = pd.DataFrame(
         {name: np.asarray(subject.judged.classes)[each.argmax(1)] for name, each in posteriors.items()}, dtype=object
     )
