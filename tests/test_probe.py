@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from functools import partial
 
 import numpy as np
@@ -30,6 +31,7 @@ from speechbrain_ser.training.probing import (
     training_rows,
     without_texts,
 )
+from speechbrain_ser.training.signals import Stopped, stop_wish
 
 from .test_train import TABLE_COLUMNS, folder_of, metrics_of
 
@@ -94,6 +96,12 @@ def test_scores_are_scikit_learns(encoder):
         assert row.WA == pytest.approx((said == emotion).mean(), abs=0.02)
         assert row.UA == pytest.approx(np.mean([(said == k)[emotion == k].mean() for k in range(3)]), abs=0.02)
     assert best(scores)[0] == 1 and scores["WA"].max() > 0.6
+
+
+def test_asked_to_end_it_does_not_choose_on(encoder, monkeypatch):
+    monkeypatch.setattr(stop_wish, "number", signal.SIGTERM)
+    with pytest.raises(Stopped):
+        LayerChoice(encoder, [0, 1], [0.1]).scores(*data())
 
 
 def test_who_is_left_out_is_not_trained_on():

@@ -29,6 +29,7 @@ from speechbrain_ser.nnet.augment import WaveformAugmentation
 from speechbrain_ser.nnet.losses import cross_entropy
 from speechbrain_ser.processing.cache import FeatureCache
 from speechbrain_ser.training.brain import SERBrain
+from speechbrain_ser.training.signals import stop_wish
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +143,7 @@ class LayerChoice:
         versions = [x] if copies is None else [x, *copies.x]
         said = np.empty((len(self.strengths), len(versions), len(emotion)), emotion.dtype)
         for train, test in folds:
+            stop_wish.heed()  # nothing is lost: there is no checkpoint yet
             if len(classes := np.unique(emotion[train])) == 1:
                 said[:, :, test] = classes
                 continue
@@ -214,6 +216,7 @@ class RegressionBrain(SERBrain):
         for turn in range(1, self.hparams.augmented_copies + 1):
 
             def changed(path: str, turn=turn) -> torch.Tensor:
+                stop_wish.heed()
                 return augment(load_audio(path), names[path], turn)
 
             folder = Path(self.hparams.cache_folder, "features")
