@@ -446,10 +446,12 @@ def readable(items: str, changed: Mapping[str, str]) -> str:
     -------
     >>> readable("alpha=0,build_backbone=20562396", {"alpha": "0", "build_backbone": "{'units': 8, 'layers': 2}"})
     'alpha=0,build_backbone=units:8 layers:2'
+    >>> readable("augment=77d850b8", {"augment": "!new:speechbrain_ser.nnet.augment.WaveformAugmentation {room: 0}"})
+    'augment=WaveformAugmentation room:0'
     """
 
     def value_of(found: re.Match) -> str:
-        text = re.sub("['\"]", "", str(changed.get(found[1], found[2]))).replace(": ", ":")
+        text = re.sub(r"!(new|name):(\w+\.)*|['\"]", "", str(changed.get(found[1], found[2]))).replace(": ", ":")
         words = re.sub(r"[^\w.:+*-]+", " ", text).strip()
         return f"{found[1]}={words if len(words) <= 40 else words[:39] + '…'}"
 

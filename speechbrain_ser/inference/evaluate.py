@@ -29,6 +29,7 @@ from speechbrain_ser.evaluation.evaluated import Evaluation
 from speechbrain_ser.evaluation.groups import GROUPED
 from speechbrain_ser.evaluation.metrics import printed
 from speechbrain_ser.evaluation.report import Report, build_evaluation_report
+from speechbrain_ser.evaluation.runs import read_metrics, readable
 from speechbrain_ser.evaluation.tables import evaluation_figures
 from speechbrain_ser.files import write_csv, write_json
 from speechbrain_ser.inference import adapters
@@ -348,7 +349,8 @@ def _name(model: str) -> str:
     """Without where it lies on this machine."""
     path = Path(model)
     if (path / "metrics.json").exists():  # a run
-        return "/".join(path.resolve().parts[-5:])
+        system, corpus, variant, *rest = path.resolve().parts[-5:]
+        return "/".join([system, corpus, readable(variant, read_metrics(path)["changed"]), *rest])
     return path.resolve().name if path.exists() else model
 
 
