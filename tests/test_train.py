@@ -181,14 +181,12 @@ def test_a_run_needs_no_backbone_once_it_has_checkpoints(train, small, tmp_path,
     written = {name: (folder / name).read_bytes() for name in ("metrics.json", "predictions.csv", "epochs.csv")}
     again = folder_of(train(*flags, f"--results_folder={tmp_path / 'again'}", yaml=yaml))
     monkeypatch.chdir(tmp_path / "there")
-    if yaml == "cai_mtl":  # whose checkpoints have the encoder's parameters
-        home.rename(tmp_path / "gone")
-        train(*flags, "--test_only", yaml=yaml)
+    home.rename(tmp_path / "gone")
+    train(*flags, "--test_only", yaml=yaml)
     assert load_model(folder).model.encoder.normalize_wav is False
     for name in written:
         assert (folder / name).read_bytes() == written[name]
-    if yaml == "probe":
-        assert "here pretrained/w2v" in train(*flags, "--test_only", yaml=yaml, code=2)
+    if yaml == "probe":  # of one epoch
         return
     longer = folder_of(train(*flags, "--n_epochs=2", yaml=yaml))
     (tmp_path / "gone").rename(home)
