@@ -76,6 +76,13 @@ def table_options(corpus: str, lines: Mapping) -> dict:
     return {name: value for name, value in found.items() if value or name != "names"}
 
 
+def read_corpus(lines: Mapping) -> pd.DataFrame:
+    """Prepare the corpus of a YAML's lines, and return its manifest."""
+    options = table_options(lines["corpus"], lines)
+    path = prepare(lines["corpus"], lines["data_folder"], lines["manifest_folder"], **options)
+    return read_manifest(path, lines["data_folder"])
+
+
 def corpus_name(lines: Mapping) -> str:
     """Return what the corpus of a YAML's lines is called in results: a table has a name of its own."""
     if lines["corpus"] != "table":

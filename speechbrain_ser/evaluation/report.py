@@ -184,21 +184,26 @@ def build_evaluation_report(evaluation: Evaluation, found: Mapping, out_folder: 
             "Reliability: share of the utterances that is right, by their largest posterior.",
         ),
     }
-    warnings = [f"LEAKY: {evaluation.leak}. These figures say little about new speakers."] if evaluation.leak else []
-    return write_report(title, evaluation.notes, warnings, tables, drawn, out_folder, quiet=("confusion",))
+    return write_report(title, evaluation.notes, evaluation.leak, [], tables, drawn, out_folder, quiet=("confusion",))
 
 
 def write_report(
     title: str,
     lead: Sequence[str],
+    leak: str | None,
     warnings: Sequence[str],
     tables: Sequence[Table],
     drawn: Mapping[str, tuple[Figure, str]],
     out_folder: str | os.PathLike,
     quiet: Collection[str] = (),
 ) -> Report:
-    """Write the page, its tables and pictures (figures and captions by name); `quiet` tables are not for a console."""
+    """Write the page, its tables and pictures (figures and captions by name); `quiet` tables are not for a console.
+
+    `leak` says what the model knows of what it was tested on.
+    """
     folder = Path(out_folder)
+    if leak:
+        warnings = [f"LEAKY: {leak}. These figures say little about new speakers.", *warnings]
     pictures = [Picture(save_figure(f, folder / "figures" / f"{n}.svg"), caption) for n, (f, caption) in drawn.items()]
     written = _write_page(title, lead, warnings, tables, pictures, folder)
     shown = [t.console() for t in tables if t.name not in quiet]

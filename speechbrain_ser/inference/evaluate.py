@@ -34,7 +34,7 @@ from speechbrain_ser.evaluation.tables import evaluation_figures
 from speechbrain_ser.files import write_csv, write_json
 from speechbrain_ser.inference import adapters
 from speechbrain_ser.inference.package import INT8, ONNX
-from speechbrain_ser.inference.recognizer import EmotionRecognizer, open_recognizer
+from speechbrain_ser.inference.recognizer import EmotionRecognizer, Recognition, open_recognizer
 
 MANIFESTS = Path("results", "manifests")  # where train.py has them
 ROUNDING = 1e-3  # that a model's posteriors may be off 1 by, in all
@@ -115,27 +115,26 @@ def _explained(model: str, make: Callable, *arguments):
 def _ours(recognizer: EmotionRecognizer) -> Judged:
     decode = recognizer.decode
 
-    def answer(frame: pd.DataFrame):
-        recognizer.decode = decode if (frame["transcript"] != "").any() else None
-        found = list(_progress(recognizer.classify_files(frame["wav"].tolist()), len(frame)))
+    def posteriors_of(found: Sequence[Recognition], names: Iterable[str]) -> np.ndarray:
         offenders = Offenders("recordings that the model has no answer to")
-        for result in (r for r in found if r.error is not None):
-            offenders.add(result.error, result.path)
-        offenders.raise_any()
-        posteriors = np.array([[result.posteriors[c] for c in recognizer.classes] for result in found])
-        return posteriors, None if recognizer.decode is None else [result.transcript for result in found]
-
-    def hear(names: Sequence[str], wavs: Sequence[np.ndarray]) -> np.ndarray:
-        recognizer.decode = None
-        lengths = torch.tensor([len(wav) for wav in wavs], dtype=torch.double)
-        batch = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(wav) for wav in wavs], batch_first=True)
-        found = recognizer.classify_batch(batch, lengths / lengths.max())
-        offenders = Offenders("utterances that the model has no answer to")
         for name, result in zip(names, found, strict=True):
             if result.error is not None:
                 offenders.add(result.error, name)
         offenders.raise_any()
         return np.array([[result.posteriors[c] for c in recognizer.classes] for result in found])
+
+    def answer(frame: pd.DataFrame):
+        recognizer.decode = decode if (frame["transcript"] != "").any() else None
+        found = list(_progress(recognizer.classify_files(frame["wav"].tolist()), len(frame)))
+        return posteriors_of(found, frame["wav"]), None if recognizer.decode is None else [
+            result.transcript for result in found
+        ]
+
+    def hear(names: Sequence[str], wavs: Sequence[np.ndarray]) -> np.ndarray:
+        recognizer.decode = None
+        lengths = torch.tensor([len(wav) for wav in wavs], dtype=torch.double)
+        batch = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(wav) for wav in wavs], batch_first=True)
+        return posteriors_of(recognizer.classify_batch(batch, lengths / lengths.max()), names)
 
     return Judged(recognizer.classes, answer, recognizer.recordings, recognizer.model_id, hear)
 
@@ -349,8 +348,8 @@ def _name(model: str) -> str:
     """Without where it lies on this machine."""
     path = Path(model)
     if (path / "metrics.json").exists():  # a run
-        system, corpus, variant, *rest = path.resolve().parts[-5:]
-        return "/".join([system, corpus, readable(variant, read_metrics(path)["changed"]), *rest])
+        changed = read_metrics(path)["changed"]
+        return "/".join(readable(part, changed) for part in path.resolve().parts[-5:])
     return path.resolve().name if path.exists() else model
 
 

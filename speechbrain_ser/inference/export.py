@@ -200,11 +200,7 @@ def _description(run: Path) -> dict:
 def _tested(run: Path) -> list[str]:
     """The recordings of a run's predictions.csv, where the corpus of its YAML has them."""
     lines = read_yaml(run / "hyperparams.yaml")
-    options = manifest.table_options(lines["corpus"], lines)
-    frame = manifest.read_manifest(
-        manifest.prepare(lines["corpus"], lines["data_folder"], lines["manifest_folder"], **options),
-        lines["data_folder"],
-    )
+    frame = manifest.read_corpus(lines)
     wanted = set(_predictions(run)["ID"])
     if lacking := sorted(wanted - {*frame["ID"]}):
         raise UserError(f"--int8: {lines['data_folder']}: expected the run's test utterances, found no {lacking[0]}")

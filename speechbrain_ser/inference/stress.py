@@ -244,7 +244,6 @@ def _verdict(
     n, failed = sum(map(len, passed.values())), int(sum((~each).sum() for each in passed.values()))
     verdict = f"FAILS {failed} of {counted(n, 'check')}" if failed else f"passes all {n} checks"
     title = f"{subject.model} {verdict}: {subject.where}" + (". LEAKY" if subject.leak else "")
-    warnings = [f"LEAKY: {subject.leak}. These figures say little about new speakers."] if subject.leak else []
     lead = [
         "; ".join(f"{name}: {each.sum()} of {len(each)} pass" for name, each in passed.items()) + ".",
         f"As recorded: WA {printed(of_clean['WA'])} %, UA {printed(of_clean['UA'])} %.",
@@ -260,7 +259,7 @@ def _verdict(
         "answers": (plot_answers(shares.fillna(0.0), subject.model), "What is answered: % of all utterances."),
     }
     write_csv(clean.drop(columns="text_heard").join(answers).sort_values("ID"), out / "decisions.csv")
-    report = write_report(title, lead, [*warnings, *missing], tables, drawn, out)
+    report = write_report(title, lead, subject.leak, missing, tables, drawn, out)
     facts = {"kind": "stress", "model": subject.model, "model_id": subject.judged.model_id, "seed": seed}
     facts |= {"tested_on": subject.where, "leak": subject.leak, "classes": subject.judged.classes, "missing": missing}
     facts |= {"libsndfile": soundfile.__libsndfile_version__, "checks": n, "failed": failed, "as_recorded": of_clean}

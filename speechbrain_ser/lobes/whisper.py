@@ -113,9 +113,8 @@ class Whisper(PretrainedEncoder):
     def _layers(self, hidden: torch.Tensor, counts: torch.LongTensor, first: int, end: int) -> list[torch.Tensor]:
         """The outputs of the layers `first` to `end` (not included) [batch, frames, channels] each."""
         longest = self.model.config.max_source_positions
-        if (
-            not torch.compiler.is_exporting() and hidden.shape[1] > longest
-        ):  # cached states of an utterance that is encoded in pieces
+        # cached states of an utterance that is encoded in pieces; a graph is for one piece
+        if not torch.compiler.is_exporting() and hidden.shape[1] > longest:
             pieces, lengths, owners = _pieces(hidden, counts, longest)
             return [_join(state, owners, counts) for state in self._layers(pieces, lengths, first, end)]
         mask, found = _attention_mask(counts, hidden), []

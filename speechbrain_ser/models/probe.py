@@ -94,9 +94,11 @@ class ProbeModel(MultitaskModel):
         """Read it again, and the encoder that is kept beside; another one than it was is a UserError."""
         del end_of_epoch
         found = torch.load(path, map_location="cpu", weights_only=True)
-        if (kept := Path(path).parents[1] / ENCODER_FILE).is_file():  # a run of an earlier version has none
+        weights, kept = self.statistics.weights, Path(path).parents[1] / ENCODER_FILE
+        if found["encoder"] != weights and kept.is_file():  # a run of an earlier version has none
             self.encoder.load_state_dict(torch.load(kept, map_location="cpu", weights_only=True, mmap=True))
-        if found["encoder"] != (weights := self.statistics.weights):
+            weights = self.statistics.weights
+        if found["encoder"] != weights:
             raise UserError(
                 f"{path}: this probe was fitted to the states of another encoder (SHA-256 of its parameters: expected "
                 f"{found['encoder'][:16]}…, found {weights[:16]}…): the folder or hub name of the "

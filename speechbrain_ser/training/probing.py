@@ -126,7 +126,7 @@ class LayerChoice:
         logger.info(f"{len(self.layers)} layers x {len(self.strengths)} C are compared on {how}")
         classes, rows = np.unique(emotion), []
         for layer in tqdm(self.layers, "layers", disable=None):
-            of_layer = None if copies is None else copies._replace(x=[self.joined(c, layer) for c in copies.x])
+            of_layer = self.joined_copies(copies, layer)
             said = self._left_out(self.joined(x, layer).astype(np.float32), emotion, folds, weight, of_layer)
             for c, predicted in zip(self.strengths, said, strict=True):
                 found = emotion_metrics(np.resize(emotion, predicted.size), predicted.ravel(), classes)
@@ -136,6 +136,10 @@ class LayerChoice:
     def joined(self, x: np.ndarray, layer: int) -> np.ndarray:
         """Return the values of a layer, and of those above that are joined to it [utterances, layers * values]."""
         return x[:, layer : layer + self.join_layers].reshape(len(x), -1)
+
+    def joined_copies(self, copies: Copies | None, layer: int) -> Copies | None:
+        """Return copies with the values of a layer in the place of all, as :meth:`joined` has them."""
+        return None if copies is None else copies._replace(x=[self.joined(copy, layer) for copy in copies.x])
 
     @one_thread
     def _left_out(self, x, emotion, folds, weight, copies=None) -> np.ndarray:
@@ -237,9 +241,8 @@ class RegressionBrain(SERBrain):
         layer, strength = best(scores)
         run_on_main(write_csv, [scores, self.run.folder / SCORES])
         logger.info(f"chosen: layer {layer}, C {strength:g} (inner WA {scores['WA'].max():.1%})")
-        if copies is not None:
-            copies = copies._replace(x=[self.hparams.choice.joined(c, layer) for c in copies.x])
-        joined = self.hparams.choice.joined(x, layer)
+        choice = self.hparams.choice
+        joined, copies = choice.joined(x, layer), choice.joined_copies(copies, layer)
         values, of, weights = training_rows(joined, np.arange(len(x)), weight, copies)
         pipeline = fit_regression(values, emotion[of], strength, weights)
         self.model.set(layer=layer, C=strength, **parameters_of(pipeline, len(self.run.classes)))

@@ -370,15 +370,15 @@ def _read_data(plain: dict) -> Corpus:
 
 
 def _read_corpus(lines: dict, by_votes: bool) -> pd.DataFrame:
-    corpus, folder, options = lines["corpus"], lines["data_folder"], manifest.table_options(lines["corpus"], lines)
+    corpus = lines["corpus"]
     try:
-        path = manifest.prepare(corpus, folder, lines["manifest_folder"], **options)
+        frame = manifest.read_corpus(lines)
     except CorpusError as error:
+        options = manifest.table_options(corpus, lines)
         columns = "".join(f" --table_{name}=…" for name in options if name not in ("names", "extra"))
-        raise CorpusError(
-            f"{error}\nThe lines that say what is read: --corpus={corpus} --data_folder={folder}{columns}"
-        ) from error
-    frame = apply_labels(manifest.read_manifest(path, folder), lines.get("labels"), by_votes)
+        said = f"--corpus={corpus} --data_folder={lines['data_folder']}{columns}"
+        raise CorpusError(f"{error}\nThe lines that say what is read: {said}") from error
+    frame = apply_labels(frame, lines.get("labels"), by_votes)
     return frame.assign(corpus=manifest.corpus_name(lines)) if corpus == "table" else frame
 
 
