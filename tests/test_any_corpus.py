@@ -38,9 +38,9 @@ CORPORA = {  # the lines that each system needs
 
 
 @pytest.fixture(scope="module")
-def tables(small):
+def tables(small, tmp_path_factory):
     """Tables of one demo corpus: with all it has, and without some of it."""
-    folder = small.folder / "tables"
+    folder = tmp_path_factory.mktemp("tables")  # a process may come back to this module, and make them again
     path = manifest.prepare("emodb", small.corpus("emodb"), small.folder / "manifests")
     whole = manifest.read_manifest(path, small.corpus("emodb"))[["wav", "emotion", "speaker", "transcript"]]
     frames = {
@@ -54,7 +54,7 @@ def tables(small):
         "neither": whole[["wav", "emotion"]],
     }
     for name, frame in frames.items():
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir()
         frame.to_csv(folder / name / f"{name}.csv", index=False)
     return folder
 
