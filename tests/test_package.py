@@ -585,7 +585,7 @@ def test_a_hub_name_without_network(hub, tmp_path, monkeypatch, capfd):
 
 def test_only_a_packages_own_files_are_fetched(package, hub, tmp_path, monkeypatch):
     """What the hub is asked for; a repository without a config.json is refused before."""
-    file, asked = SimpleNamespace(rfilename="pytorch_model.bin"), []
+    file, asked = SimpleNamespace(rfilename="pytorch_model.bin", size=1 << 40), []
 
     def download(name, allow_patterns, local_files_only=False):
         if local_files_only:
@@ -594,11 +594,13 @@ def test_only_a_packages_own_files_are_fetched(package, hub, tmp_path, monkeypat
         return str(package)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, timeout: SimpleNamespace(siblings=[file]))
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(siblings=[file]))
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     refused("somebody/else", "expected a package's config.json, found pytorch_model.bin")
-    assert not asked
     file.rfilename = "config.json"
+    refused("somebody/else", "config.json: expected at most 1048576 bytes, found 1099511627776")
+    assert not asked
+    file.size = 1000
     assert open_recognizer("somebody/else", run_opts=CPU).classes
     assert set(asked[0]) == {
         *(

@@ -601,7 +601,7 @@ def test_hub_model_is_fetched_once(folder, batch, monkeypatch, tmp_path):
     asked = []
 
     def model_info(self, name, **_):
-        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in there])
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file, size=9) for file in there])
 
     def snapshot_download(name, cache_dir, allow_patterns):
         asked.append(allow_patterns)

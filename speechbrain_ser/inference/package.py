@@ -71,6 +71,7 @@ TASKS = ("emotion", "asr", *DIMENSIONS)
 MOST_BYTES = 1 << 20  # of a file of text, and of the header of the parameters,
 MOST_TOKENS_BYTES = 8 << 20  # but for a SentencePiece model in hexadecimal digits
 MOST_RECORDINGS_BYTES = 32 << 20  # and for digests of two million recordings
+MOST_FETCHED = 10 << 30  # of a large one on the hub: what a description allows is known once that has been fetched
 DEEPEST, MOST_ITEMS, MOST_NUMBER = 24, 10_000, 10**15  # levels of JSON, entries of one of its lists or objects
 LONGEST_TEXT, LONGEST_LIST, LARGEST = 100, 100, 1_000_000  # of a description,
 MOST = {"layers": 20, "lstm_layers": 20, "blocks": 20, "n_mels": 512, "n_fft": 8192, "win_length": 8192}
@@ -377,15 +378,24 @@ def _check_files(folder: Path, hashes: dict) -> None:
     for name in hashes:
         path = _checked_path(folder, name)
         if name not in LARGE:
-            _check_size(path, {TOKENS: MOST_TOKENS_BYTES, RECORDINGS: MOST_RECORDINGS_BYTES}.get(name, MOST_BYTES))
+            _check_size(path, _most_bytes(name))
             _check_hash(path, hashes[name])
     for name in {*BACKBONE_FILES} & {*hashes}:  # which the lobe reads
         _read_json(folder / name, dict)
 
 
+def _most_bytes(name: str) -> int:
+    most = {TOKENS: MOST_TOKENS_BYTES, RECORDINGS: MOST_RECORDINGS_BYTES} | dict.fromkeys(LARGE, MOST_FETCHED)
+    return most.get(name, MOST_BYTES)
+
+
+def _check_bytes(what: str, found: int, most: int) -> None:
+    if found > most:
+        raise UserError(f"{what}: expected at most {most} bytes, found {found}")
+
+
 def _check_size(path: Path, most: int) -> None:
-    if (found := path.stat().st_size) > most:
-        raise UserError(f"{path}: expected at most {most} bytes, found {found}")
+    _check_bytes(str(path), path.stat().st_size, most)
 
 
 def _check_hash(path: Path, digest: str) -> None:
@@ -437,6 +447,8 @@ def _find_package(source: str | os.PathLike) -> Path:
     with reaching_hub(f"{name}: expected {expected}, and the hub's"):
         if CONFIG not in (there := files_on_hub(name)):
             raise UserError(f"hub model '{name}': expected a package's {CONFIG}, found {', '.join(there):.300}")
+        for file in {*FILES, CONFIG} & {*there}:
+            _check_bytes(f"hub model '{name}': {file}", there[file], _most_bytes(file))
         return Path(fetch())
 
 

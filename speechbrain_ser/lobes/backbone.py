@@ -318,9 +318,13 @@ def reaching_hub(found: str, way_out: str = "") -> Iterator[None]:
         raise UserError(f"{found} could not be fetched ({reason}){way_out}") from error
 
 
-def files_on_hub(name: str) -> list[str]:
-    """Return a hub model's files. Without network this fails at once; a download would try again for half a minute."""
-    return sorted(file.rfilename for file in huggingface_hub.HfApi().model_info(name, timeout=20).siblings or ())
+def files_on_hub(name: str) -> dict[str, int]:
+    """Return a hub model's files, and the bytes of each.
+
+    Without network this fails at once; a download would try again for half a minute.
+    """
+    info = huggingface_hub.HfApi().model_info(name, timeout=20, files_metadata=True)
+    return {file.rfilename: file.size or 0 for file in sorted(info.siblings or (), key=lambda file: file.rfilename)}
 
 
 def _hub_files(name: str) -> list[str]:
