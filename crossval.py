@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 from speechbrain_ser.errors import libraries_that_load, print_any_name
-from speechbrain_ser.training.signals import ending_on_signals
+from speechbrain_ser.training.signals import importing
 
 print_any_name()
-with ending_on_signals(at_once=True), libraries_that_load():
+with importing(), libraries_that_load():
     from speechbrain_ser.crossval.program import main
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 from speechbrain_ser.errors import libraries_that_load, print_any_name
-from speechbrain_ser.training.signals import end_with_parent, ending_on_signals
+from speechbrain_ser.training.signals import end_with_parent, importing
 
 end_with_parent()  # before the seconds that the next import takes
 print_any_name()
-with ending_on_signals(at_once=True), libraries_that_load():
+with importing(), libraries_that_load():
     from speechbrain_ser.training.run import main
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from speechbrain_ser.errors import (
     printable,
 )
 from speechbrain_ser.files import SHIPPED
-from speechbrain_ser.training.signals import end_with_parent, ending_on_signals
+from speechbrain_ser.training.signals import end_with_parent, ending_on_signals, importing
 
 # programs of their own: their lines are a YAML's
 PROGRAMS = {
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0] in PROGRAMS:
         module, place, _ = PROGRAMS[argv[0]]
         end_with_parent()  # before the seconds that the import takes
-        with ending_on_signals(at_once=True), libraries_that_load():
+        with importing(), libraries_that_load():
             program = import_module(module)
         return program.main(list(argv[1:]), place)
     parser = argparse.ArgumentParser("speechbrain-ser", description=__doc__, allow_abbrev=False)
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _call(function: str, show: Callable | None, arguments: dict) -> int:
     module, _, attribute = function.partition(":")
-    with ending_on_signals(at_once=True):
+    with importing():
         module = import_module(module)
     with ending_on_signals():
         found = getattr(module, attribute)(**arguments)

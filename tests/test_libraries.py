@@ -1,5 +1,6 @@
 """Libraries that are installed and do not load: one line, exit status 2; what needs them not goes on."""
 
+import gc
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from speechbrain_ser.errors import PAIR, libraries_that_load
 from speechbrain_ser.inference.doctor import doctor
+from speechbrain_ser.training.signals import importing
 
 from .conftest import ROOT
 
@@ -64,6 +66,16 @@ def test_a_signal_while_libraries_are_imported(broken, program, number):
     killed = f"SystemExit(__import__('os').kill(__import__('os').getpid(), __import__('signal').{number}))"
     status, told = broken("torchaudio", killed, arguments)
     assert status == {"SIGTERM": 75, "SIGINT": 130}[number] and f"ended by {number}" in told
+
+
+def test_the_garbage_collector_waits_for_a_program_that_starts_and_for_nobody_else():
+    lines = "import gc; from speechbrain_ser.training.signals import importing"
+    lines += "\nwith importing(): print(gc.isenabled())\nprint(gc.isenabled(), gc.get_freeze_count() > 1000)"
+    assert subprocess.check_output([sys.executable, "-c", lines], cwd=ROOT, text=True) == "False\nTrue True\n"
+    frozen = gc.get_freeze_count()
+    with importing():  # as in a notebook
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen
 
 
 def test_what_needs_no_torchaudio_goes_on(broken):

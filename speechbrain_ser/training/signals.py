@@ -1,6 +1,7 @@
 """Who asks a process to end: Ctrl-C, a scheduler, the program that started it. Training heeds it after a step."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -118,6 +119,25 @@ def ending_on_signals(at_once: bool = False) -> Iterator[None]:
     may = threading.current_thread() is threading.main_thread() and BY_TORCHRUN not in os.environ
     with handled([number for number in SIGNALS if may and signal.getsignal(number) in usual], end):
         yield
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Import a program's modules: on signals it ends at once, and the garbage collector waits.
+
+    Modules stay to the end: looking at a million objects of theirs again and again would take a third of the start,
+    and once more at the exit. A process that has them already (a notebook) is left as it is.
+    """
+    is_first = "torch" not in sys.modules
+    if is_first:
+        gc.disable()
+    try:
+        with ending_on_signals(at_once=True):
+            yield
+    finally:
+        if is_first:
+            gc.freeze()
+            gc.enable()
 
 
 def leave_signals_to_parent(worker: int = 0) -> None:
