@@ -159,7 +159,7 @@ def slow(name: str):
     return pytest.param(name, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name", ["whisper", "hsu", slow("fu"), slow("fu, waveforms"), slow("probe")])
+@pytest.mark.parametrize("name", ["whisper", slow("hsu"), slow("fu"), slow("fu, waveforms"), slow("probe")])
 def test_every_system(package_of, small, name, tmp_path):
     """By onnxruntime, in a batch, and by the script of docs/packages.md, which finds no torch: what PyTorch says."""
     folder = package_of(name)

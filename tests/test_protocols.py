@@ -441,7 +441,7 @@ TEXTS = st.lists(st.tuples(*map(st.sampled_from, ("pqr", "xy", "abcdefg", ["", "
 
 
 @drawn(TEXTS, st.integers(0, 5), st.integers(2, 4))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 def test_without_texts_and_with_as_few(rows, seed, n_groups):
     """Disjoint in speakers, texts and scripts; everything is tested once; the control has as many of each cell."""
     speaker, emotion, text, script = zip(*rows, strict=True)

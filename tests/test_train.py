@@ -97,12 +97,13 @@ def test_lines(train, lines):
     variant = json.loads((folder / "metrics.json").read_text())["changed"]
     assert set(variant) >= set(lines) - same and not set(variant) & set(lines) & same
     assert "tracker" not in lines or list((folder / "tensorboard").glob("events*"))
+    assert not (folder / "learning_curves.png").exists()  # of one epoch
 
 
 def test_three_selections_from_one_training(train):
     out = train("--n_epochs=3", "--test_every_epoch=True", "--selection=valid")
     folder, found = folder_of(out), metrics_of(out)
-    assert set(found["selections"]) == {"last", "valid", "test"}
+    assert set(found["selections"]) == {"last", "valid", "test"} and (folder / "learning_curves.png").is_file()
     epochs = pd.read_csv(folder / "epochs.csv")
     for part in ("valid", "test"):
         chosen = found["selections"][part]

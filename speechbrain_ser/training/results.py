@@ -149,9 +149,9 @@ def _facts(run: Run) -> dict:
 
 
 def _finish(run: Run, results: dict, valid_logits: dict, test_logits: dict) -> None:
-    epochs = read_csv(run.folder / "epochs.csv")
-    curves = (plot_pretraining_curves if run.is_pretraining else plot_learning_curves)(epochs, _where(run))
-    save_figure(curves, run.folder / "learning_curves.png")
+    if len(epochs := read_csv(run.folder / "epochs.csv")) > 1:  # one is no curve
+        curves = (plot_pretraining_curves if run.is_pretraining else plot_learning_curves)(epochs, _where(run))
+        save_figure(curves, run.folder / "learning_curves.png")
     if run.recognises:
         tested = results["selections"][results["selection"]]
         figures = tested["all"]
