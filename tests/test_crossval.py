@@ -21,6 +21,7 @@ from speechbrain_ser.errors import UserError
 from speechbrain_ser.files import is_locked, lock_path, locked, write_csv, write_json
 from speechbrain_ser.training.brain import SERBrain
 from speechbrain_ser.training.results import evaluate_and_write
+from speechbrain_ser.training.run import _warn_where_imitated
 
 from .conftest import ROOT
 from .fake_crossval import FakeRun, fake_runs, work
@@ -249,6 +250,12 @@ def test_refused_before_anything_starts(crossval, tmp_path, flags, expect):
     assert "Traceback" not in said
     for words in expect:
         assert words in said, said
+
+
+def test_a_processor_that_imitates_bf16_is_told_once(planned, monkeypatch, caplog):
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
+    _warn_where_imitated.cache_clear()
+    assert len(planned("--precision=bf16")) == 10 and caplog.text.count("--precision=fp32") == 1
 
 
 def test_protocols_stand_side_by_side(crossval, tmp_path):

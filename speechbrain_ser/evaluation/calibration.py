@@ -19,6 +19,7 @@ THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the largest posterior, fixed b
 BOUNDS = (0.05, 20.0)  # of a temperature
 FEW = 50  # validation utterances, below which the file says how few they are
 FEWEST = 30  # below which a temperature is not used
+UNUSED = ": a temperature of "  # between the reason and the number
 FILES = CALIBRATION, LOGITS, RELIABILITY = "calibration.json", "logits.csv", "reliability.png"
 
 
@@ -217,7 +218,7 @@ def calibrate(valid: pd.DataFrame, test: pd.DataFrame, classes: Sequence[str]) -
     logits, true = logits_of(valid, classes)
     fit = fit_temperature(logits, true)
     if fit.temperature is not None and (reason := _too_little(true, classes)):
-        fit = Fit(None, f"{reason}: a temperature of {fit.temperature:g} is not used")
+        fit = Fit(None, f"{reason}{UNUSED}{fit.temperature:g} is not used")
     parts = {"valid": (logits, true), "test": logits_of(test, classes)}
     parts = {part: of for part, of in parts.items() if len(of[1]) and np.isfinite(of[0]).all()}
     figures = {part: _figures(*of, fit.temperature) for part, of in parts.items()}

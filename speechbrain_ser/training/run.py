@@ -15,7 +15,7 @@ import sys
 import tempfile
 import warnings
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -278,6 +278,8 @@ def prepare(config: Config, shared: Preparation | None = None) -> Run:
     """
     shared, plain = shared or Preparation(), config.plain
     _check_lines(plain)
+    if plain.get("precision") == "bf16" and torch.device(config.run_opts.device or infer_device()).type == "cpu":
+        _warn_where_imitated()
     corpus = shared.data(plain)
     fold = protocols.choose_fold(corpus.folds, plain["fold"])
     if (whom := plain.get("train_on", "fold")) != "fold":
@@ -296,6 +298,16 @@ def prepare(config: Config, shared: Preparation | None = None) -> Run:
         run.science[key] = _check_needed(run, key, need, shared)
     _check_folder(run)
     return run
+
+
+@cache
+def _warn_where_imitated() -> None:
+    """Once, however many runs: nobody would wait to find out."""
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        logger.warning(
+            "precision: bf16 is imitated by this processor, which has no AVX-512, at a fiftieth of float32's speed: "
+            "--precision=fp32"
+        )
 
 
 def _check_lines(plain: dict) -> None:
