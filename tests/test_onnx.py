@@ -163,6 +163,10 @@ def slow(name: str):
 def test_every_system(package_of, small, name, tmp_path):
     """By onnxruntime, in a batch, and by the script of docs/packages.md, which finds no torch: what PyTorch says."""
     folder = package_of(name)
+    described = json.loads((folder / "config.json").read_text()).get("onnx")
+    if name == "hsu":
+        assert described["inputs"] == ["wavs", "lengths", "mel", "f0"]
+        assert import_module(described["module"]) is speech_split
     wavs = sorted(map(str, (small.corpus("emodb") / "wav").iterdir()))[:4]
     rows = pd.DataFrame({"ID": wavs, "wav": wavs, "speaker": "", "emotion": "", "transcript": "A"})
     judges = [open_model(str(folder / file), **CPU) for file in ("", "model.onnx", "model.int8.onnx")]
@@ -222,12 +226,38 @@ def test_parameters_in_other_files_are_refused(tmp_path, place):
         adapters.open_graph(tmp_path / "model.onnx")
 
 
-def test_a_package_names_our_module_alone(package_of, tmp_path):
-    folder = shutil.copytree(package_of("hsu"), tmp_path / "package")
+def test_a_graph_that_could_go_on_for_ever_is_refused(tmp_path):
+    make, value = onnx.helper, partial(onnx.helper.make_tensor_value_info, elem_type=1, shape=[4])
+    branch = make.make_graph([make.make_node("Identity", ["x"], ["z"])], "b", [], [value("z")])
+    node = make.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    inputs = [value("x"), make.make_tensor_value_info("c", onnx.TensorProto.BOOL, [1])]
+    (tmp_path / "g.onnx").write_bytes(
+        make.make_model(make.make_graph([node], "g", inputs, [value("y")])).SerializeToString()
+    )
+    with pytest.raises(UserError, match=r"g.onnx: expected one graph, without loops"):
+        adapters.open_graph(tmp_path / "g.onnx")
+
+
+def test_what_a_graph_says_must_be_logits(package_of, small, tmp_path):
+    folder = shutil.copytree(package_of("whisper"), tmp_path / "package")
+    graph = onnx.load(folder / "model.onnx")
+    (last,) = (node for node in graph.graph.node if "emotion" in node.output)
+    last.output[0] = "logits"
+    graph.graph.node.append(onnx.helper.make_node("Transpose", ["logits"], ["emotion"]))
+    onnx.save(graph, folder / "model.onnx")
     config = json.loads((folder / "config.json").read_text())
-    assert config["onnx"]["inputs"] == ["wavs", "lengths", "mel", "f0"]
-    assert import_module(config["onnx"]["module"]) is speech_split
-    config["onnx"]["module"] = "antigravity"
+    config["files"]["model.onnx"] = sha256(folder / "model.onnx")
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"config.json: onnx: expected .*speech_split.*, found .*antigravity"):
+    wavs = sorted(map(str, (small.corpus("emodb") / "wav").iterdir()))[:2]
+    rows = pd.DataFrame({"ID": wavs, "wav": wavs, "speaker": "", "emotion": "", "transcript": ""})
+    with pytest.raises(UserError, match=r"model.onnx: expected logits \[\d, 7\].*found \[\d+, 1\]"):
+        open_model(str(folder / "model.onnx"), **CPU).predictions(rows)
+
+
+def test_a_package_names_our_module_alone(package_of, tmp_path):
+    folder = shutil.copytree(package_of("whisper"), tmp_path / "package")
+    config = json.loads((folder / "config.json").read_text())
+    config["onnx"] = {"inputs": ["wavs", "lengths", "mel", "f0"], "module": "antigravity"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config.json: onnx: expected .*, found .*antigravity"):
         load_package(folder)

@@ -153,24 +153,29 @@ def write_int8(model: nn.Module, path: Path, out: Path, recordings: Sequence[str
 
 
 def open_graph(path: Path):
-    """Return onnxruntime's session of a graph, computed on the CPU; one that would read other files is a UserError."""
+    """Return onnxruntime's session of a graph, computed on the CPU.
+
+    One that would read other files, or could go on for ever, is a UserError.
+    """
     import onnx
     import onnxruntime
 
-    if any(each.data_location == each.EXTERNAL for each in _tensors(onnx.load(path, load_external_data=False))):
+    model = onnx.load(path, load_external_data=False)
+    if any(each.data_location == each.EXTERNAL for each in _all(model, "TensorProto")):
         raise UserError(f"{path}: expected all parameters within, found some that lie in other files")
+    if len([*_all(model, "GraphProto")]) > 1 or model.functions:
+        raise UserError(f"{path}: expected one graph, without loops, branches and functions, found some")
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-def _tensors(message) -> Iterator:
-    """Every tensor of a graph, wherever it is: of subgraphs, attributes, functions."""
-    if message.DESCRIPTOR.name == "TensorProto":
+def _all(message, kind: str) -> Iterator:
+    """Every part of a kind of a model, wherever it is: in subgraphs, attributes, functions."""
+    if message.DESCRIPTOR.name == kind:
         yield message
-        return
     for field, value in message.ListFields():
         if field.message_type is not None:
             for each in value if isinstance(value, Sequence) else [value]:
-                yield from _tensors(each)
+                yield from _all(each, kind)
 
 
 def _batch(model: nn.Module, samples: Sequence[int]) -> dict[str, np.ndarray]:

@@ -109,7 +109,7 @@ def _explained(model: str, make: Callable, *arguments):
         return make(*arguments)
     except Exception as error:
         what = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        raise UserError(f"{model}: {what}{error}") from error
+        raise UserError(f"{model}: {what}{str(error).removeprefix(f'{model}: ')}") from error
 
 
 def _ours(recognizer: EmotionRecognizer) -> Judged:
@@ -155,18 +155,23 @@ class OnnxRecognizer(EmotionRecognizer):
         found.longest = getattr(getattr(found.model, "encoder", None), "longest", None)
         # activations in eight bits have one scale a batch: what is said of an utterance would depend on the others
         found.one_by_one = path.name == INT8
-        found.session = _explained(str(path), adapters.open_graph, path)
+        found.graph, found.session = str(path), _explained(str(path), adapters.open_graph, path)
         return found
 
     def _outputs(self, signals):
         names = [output.name for output in self.session.get_outputs()]
         batches = [[each] for each in signals] if self.one_by_one else [signals]
-        found = zip(*(self.session.run(names, adapters.feeds(batch)) for batch in batches), strict=True)
-        return {name: _joined(list(map(torch.from_numpy, parts))) for name, parts in zip(names, found, strict=True)}
+        found = [_explained(self.graph, self.session.run, names, adapters.feeds(batch)) for batch in batches]
+        outputs = dict(zip(names, map(_joined, zip(*found, strict=True)), strict=True))
+        shape, right = list(outputs["emotion"].shape), [len(signals), len(self.classes)]
+        if shape != right:
+            raise UserError(f"{self.graph}: expected logits {right}, utterances and classes, found {shape}")
+        return outputs
 
 
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+def _joined(arrays: Sequence[np.ndarray]) -> torch.Tensor:
     """Of several batches' outputs one batch's; frames [batch, frames, tokens] are padded."""
+    parts = list(map(torch.from_numpy, arrays))
     if parts[0].dim() < 3:
         return torch.cat(parts)
     return torch.nn.utils.rnn.pad_sequence([row for part in parts for row in part], batch_first=True)
