@@ -14,7 +14,14 @@ from sklearn import metrics as sk
 from speechbrain_ser.cli import main
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.figures import plot_variant_curves
-from speechbrain_ser.evaluation.report import PAGES, _same_everywhere, build_report, compare_folders, mean_curves
+from speechbrain_ser.evaluation.report import (
+    PAGES,
+    _same_everywhere,
+    build_protocol_report,
+    build_report,
+    compare_folders,
+    mean_curves,
+)
 from speechbrain_ser.evaluation.runs import load_runs, pooled, stacked, summary
 from speechbrain_ser.evaluation.tables import Table
 from speechbrain_ser.files import write_csv, write_json, write_text
@@ -216,8 +223,19 @@ def test_a_variant_has_one_name_under_every_protocol(tmp_path):
     """Lines of one protocol (text_folds) are in no name that others must share."""
     write_run(tmp_path, FOLDS[0], {"text_folds": "2"}, variant="text_folds=2")
     runs = load_runs(tmp_path, allow_incomplete=True)
-    assert _same_everywhere(runs, {"cai_mtl/default": "Cai"})["cai_mtl/text_folds=2"] == "Cai"
+    for first in ("cai_mtl/default", "cai_mtl/text_folds=2"):  # as the first of the protocols calls it
+        assert _same_everywhere(runs, {first: "Cai"})["cai_mtl/text_folds=2"] == "Cai"
     assert list(replace(runs, names=_same_everywhere(runs, {})).variants) == ["default"]
+
+
+def test_protocols_call_a_system_by_its_own_name(tmp_path):
+    folders = {protocol: tmp_path / protocol for protocol in ("speaker", "speaker_fewer")}
+    for protocol, folder in folders.items():
+        for fold in FOLDS:
+            write_run(folder, fold, {"alpha": "0"}, protocol=protocol)
+            write_run(folder, fold, {"text_folds": "2"}, protocol=protocol, system="probe")
+    report = build_protocol_report(folders, tmp_path / "out", {"names": {"cai_mtl/alpha=0": "Cai"}})
+    assert report.tables["protocols"].text["variant"].unique().tolist() == ["Cai", "probe"]
 
 
 def test_cost_of_selection_and_the_word_oracle(report):

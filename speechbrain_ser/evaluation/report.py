@@ -136,8 +136,16 @@ def build_protocol_report(
 
 def _same_everywhere(runs: Runs, names: Mapping[str, str]) -> dict[str, str]:
     """Names of variants that do not tell the lines of their protocol (text_folds), which others do not have."""
-    plain = {(s, v): items_of(v, without=LINES) or "default" for s, v in {run.variant for run in runs.runs}}
-    return {**names, **{f"{s}/{v}": names.get(f"{s}/{short}", short) for (s, v), short in plain.items() if short != v}}
+    named = {_without_protocol(key): name for key, name in names.items()}
+    keys = {key: _without_protocol(key) for key in ("/".join(run.variant) for run in runs.runs)}
+    return {
+        key: named.get(short, short.partition("/")[2]) for key, short in keys.items() if short in named or short != key
+    }
+
+
+def _without_protocol(key: str) -> str:
+    system, _, variant = key.partition("/")
+    return f"{system}/{items_of(variant, without=LINES) or 'default'}"
 
 
 def build_corpora_report(

@@ -413,7 +413,7 @@ def protocol_table(by_protocol: Mapping[str, Runs], selection: str) -> Table:
     rows, base = [], next((p for p, runs in by_protocol.items() if not runs.leak), next(iter(by_protocol)))
     of_variant = {
         # a single system as it is shipped has its own name
-        p: {runs.metrics["system"] if n == "default" else n: stacked(v, selection) for n, v in runs.variants.items()}
+        p: {v[0].metrics["system"] if n == "default" else n: stacked(v, selection) for n, v in runs.variants.items()}
         for p, runs in by_protocol.items()
     }
     for protocol, runs in by_protocol.items():
