@@ -164,6 +164,7 @@ def test_finished_is_not_run_again_and_more_epochs_continue(train):
     epochs = pd.read_csv(folder / "epochs.csv")["epoch"].tolist()
     assert epochs == [1, 2, 3] and json.loads((folder / "metrics.json").read_text())["n_epochs"] == 3
     assert "asks for fewer" in train("--n_epochs=2", code=2)
+    wrong(train, "--n_epochs=3", "--test_every_epoch=True", expect="finished without --test_every_epoch=True, and its")
 
 
 @pytest.mark.parametrize("yaml", ["cai_mtl", "probe"])

@@ -513,6 +513,11 @@ def _check_folder(run: Run) -> None:
             "(crossval.py keeps it with --keep_optimizer): it can be tested, not trained for more. "
             "Delete the folder to train anew, or give another results_folder"
         )
+    if found is not None and run.trained() and "test" in {*run.selections} - {*found["selections"]}:
+        raise UserError(
+            f"{run.folder} finished without --test_every_epoch=True, and its earlier epochs are gone: leave the line "
+            "out, delete the folder to train anew, or give another results_folder"
+        )
 
 
 # ------------------------------------------------------------------ build
