@@ -72,6 +72,7 @@ MOST_BYTES = 1 << 20  # of a file of text, and of the header of the parameters,
 MOST_TOKENS_BYTES = 8 << 20  # but for a SentencePiece model in hexadecimal digits
 MOST_RECORDINGS_BYTES = 32 << 20  # and for digests of two million recordings
 MOST_FETCHED = 10 << 30  # of a large one on the hub: what a description allows is known once that has been fetched
+MOST_OF = {TOKENS: MOST_TOKENS_BYTES, RECORDINGS: MOST_RECORDINGS_BYTES, **dict.fromkeys(LARGE, MOST_FETCHED)}
 DEEPEST, MOST_ITEMS, MOST_NUMBER = 24, 10_000, 10**15  # levels of JSON, entries of one of its lists or objects
 LONGEST_TEXT, LONGEST_LIST, LARGEST = 100, 100, 1_000_000  # of a description,
 MOST = {"layers": 20, "lstm_layers": 20, "blocks": 20, "n_mels": 512, "n_fft": 8192, "win_length": 8192}
@@ -378,15 +379,10 @@ def _check_files(folder: Path, hashes: dict) -> None:
     for name in hashes:
         path = _checked_path(folder, name)
         if name not in LARGE:
-            _check_size(path, _most_bytes(name))
+            _check_size(path, MOST_OF.get(name, MOST_BYTES))
             _check_hash(path, hashes[name])
     for name in {*BACKBONE_FILES} & {*hashes}:  # which the lobe reads
         _read_json(folder / name, dict)
-
-
-def _most_bytes(name: str) -> int:
-    most = {TOKENS: MOST_TOKENS_BYTES, RECORDINGS: MOST_RECORDINGS_BYTES} | dict.fromkeys(LARGE, MOST_FETCHED)
-    return most.get(name, MOST_BYTES)
 
 
 def _check_bytes(what: str, found: int, most: int) -> None:
@@ -448,7 +444,7 @@ def _find_package(source: str | os.PathLike) -> Path:
         if CONFIG not in (there := files_on_hub(name)):
             raise UserError(f"hub model '{name}': expected a package's {CONFIG}, found {', '.join(there):.300}")
         for file in {*FILES, CONFIG} & {*there}:
-            _check_bytes(f"hub model '{name}': {file}", there[file], _most_bytes(file))
+            _check_bytes(f"hub model '{name}': {file}", there[file], MOST_OF.get(file, MOST_BYTES))
         return Path(fetch())
 
 
