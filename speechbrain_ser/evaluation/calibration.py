@@ -19,7 +19,6 @@ THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the largest posterior, fixed b
 BOUNDS = (0.05, 20.0)  # of a temperature
 FEW = 50  # validation utterances, below which the file says how few they are
 FEWEST = 30  # below which a temperature is not used
-UNUSED = ": a temperature of "  # between the reason and the number
 FILES = CALIBRATION, LOGITS, RELIABILITY = "calibration.json", "logits.csv", "reliability.png"
 
 
@@ -211,18 +210,19 @@ def calibrate(valid: pd.DataFrame, test: pd.DataFrame, classes: Sequence[str]) -
     Returns
     -------
     dict
-        ``temperature`` (None with a ``reason``, also where utterances are few or lack a class), ``part`` and ``n`` of
-        its utterances; ``figures`` by part, each ``uncalibrated`` and, where there is a temperature, ``calibrated``;
-        ``thresholds`` of :func:`abstention` on the validation utterances; ``note`` where there is something to know.
+        ``temperature`` (None with a ``reason``, and the ``unused`` one where utterances are few or lack a class),
+        ``part`` and ``n`` of its utterances; ``figures`` by part, each ``uncalibrated`` and, where there is a
+        temperature, ``calibrated``; ``thresholds`` of :func:`abstention` on the validation utterances; ``note`` where
+        there is something to know.
     """
     logits, true = logits_of(valid, classes)
-    fit = fit_temperature(logits, true)
+    fit, unused = fit_temperature(logits, true), {}
     if fit.temperature is not None and (reason := _too_little(true, classes)):
-        fit = Fit(None, f"{reason}{UNUSED}{fit.temperature:g} is not used")
+        fit, unused = Fit(None, reason), {"unused": fit.temperature}
     parts = {"valid": (logits, true), "test": logits_of(test, classes)}
     parts = {part: of for part, of in parts.items() if len(of[1]) and np.isfinite(of[0]).all()}
     figures = {part: _figures(*of, fit.temperature) for part, of in parts.items()}
-    found = {"temperature": fit.temperature, **({"reason": fit.remark} if fit.temperature is None else {})}
+    found = {"temperature": fit.temperature, **({"reason": fit.remark, **unused} if fit.temperature is None else {})}
     found |= {"part": "valid", "n": len(valid), "figures": figures}
     if "valid" in parts:
         found["thresholds"] = abstention(utterance_scores(with_temperature(logits, fit.temperature or 1.0), true))

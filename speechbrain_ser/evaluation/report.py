@@ -37,6 +37,9 @@ from speechbrain_ser.evaluation.tables import Table
 from speechbrain_ser.files import write_csv, write_text
 
 MEASURED = [metric for metric in draw.CURVES if metric != "loss"]
+OF_VARIANTS = re.compile(
+    r"((confusion|reliability)_\d+|second|words|groups|comparisons|calibration|abstention|coverage|curves_\w+)\.(csv|svg|pdf)"
+)
 LATEX_HEAD = "% needs \\usepackage{booktabs}; figures/*.pdf are the figures\n"
 ON_CONSOLE = ("figures", "second", "comparisons", "selections", "texts", "words", "groups", "calibration")
 PAGES = Environment(
@@ -109,12 +112,16 @@ def build_report(
     tables = _tables(runs, selection, paper, reference)
     if runs.leak:  # wherever such a number appears
         tables = [replace(t, title=f"{t.title}, LEAKY PROTOCOL") for t in tables]
-    folder = Path(out_folder or Path(results_folder) / "report")
-    pictures = _pictures(runs, selection, folder / "figures")
-    written = _write(title, runs, tables, pictures, folder)
-    shown = [t.console() for t in tables if t.name in ON_CONSOLE]
-    console = "\n\n".join([fill(title, 120), *_lead(runs), *shown])
-    return Report(title, {t.name: t for t in tables}, console, folder, tuple(written))
+    folder, drawn = Path(out_folder or Path(results_folder) / "report"), _drawn(runs, selection)
+    quiet = [t.name for t in tables if t.name not in ON_CONSOLE]
+    report = write_report(title, _lead(runs), runs.leak, [], tables, drawn, folder, quiet)
+    latex = [LATEX_HEAD + "% " + " ".join(title.split()), *(t.latex() for t in tables)]
+    pictures = [save_figure(figure, folder / "figures" / f"{name}.pdf") for name, (figure, _) in drawn.items()]
+    files = (*report.files, write_text("\n\n".join(latex) + "\n", folder / "report.tex"), *pictures)
+    for path in {*folder.glob("*.csv"), *folder.glob("figures/*")} - set(files):
+        if OF_VARIANTS.fullmatch(path.name):  # of an earlier report, that had more of them
+            path.unlink()
+    return replace(report, files=files)
 
 
 def build_protocol_report(
@@ -292,8 +299,8 @@ def _tables(runs: Runs, selection: str, paper: Mapping | None, reference: str | 
     return make.with_floor([table for table in tables if table is not None], pooled(predictions.values()), runs.classes)
 
 
-def _pictures(runs: Runs, selection: str, folder: Path) -> list[Picture]:
-    """Curves of all variants, a confusion matrix and a reliability diagram each: SVG for the page, PDF for papers."""
+def _drawn(runs: Runs, selection: str) -> dict[str, tuple[Figure, str]]:
+    """Curves of all variants, a confusion matrix and a reliability diagram each, with captions."""
     where = f"{runs.corpus}, protocol {runs.protocol}{', LEAKY' if runs.leak else ''}"
     by = SELECTIONS[selection].words
     drawn: dict[str, tuple[Figure, str]] = {}
@@ -327,9 +334,7 @@ def _pictures(runs: Runs, selection: str, folder: Path) -> list[Picture]:
             "there is a temperature, the share that is right. To look at, not to choose a threshold by."
         )
         drawn["coverage"] = (draw.plot_coverage(coverages, f"{where}\n{by}"), caption)
-    for name, (figure, _) in drawn.items():
-        save_figure(figure, folder / f"{name}.pdf")
-    return [Picture(save_figure(f, folder / f"{name}.svg"), caption) for name, (f, caption) in drawn.items()]
+    return drawn
 
 
 def mean_curves(runs: Runs) -> tuple[str, dict[str, pd.DataFrame]]:
@@ -349,26 +354,6 @@ def _mean_curve(of_variant: Sequence[Run], part: str) -> pd.DataFrame:
     return pd.DataFrame(
         {m: pd.concat([each[f"{part}_{m}"] for each in epochs], axis=1).ffill().mean(axis=1) for m in measured}
     )
-
-
-def _write(title: str, runs: Runs, tables: list[Table], pictures: list[Picture], folder: Path) -> list[Path]:
-    lead = _lead(runs)
-    warnings = [f"LEAKY PROTOCOL: {runs.leak}. These figures say little about new speakers."] if runs.leak else []
-    latex = [LATEX_HEAD + "% " + " ".join(title.split()), *(t.latex() for t in tables)]
-    written = [
-        *_write_page(title, lead, warnings, tables, pictures, folder),
-        write_text("\n\n".join(latex) + "\n", folder / "report.tex"),
-        *(p.path for p in pictures),
-        *(p.path.with_suffix(".pdf") for p in pictures),
-    ]
-    # files of an earlier report that had more variants
-    ours = re.compile(
-        r"((confusion|reliability)_\d+|second|words|groups|comparisons|calibration|abstention|coverage|curves_\w+)\.(csv|svg|pdf)"
-    )
-    for path in {*folder.glob("*.csv"), *folder.glob("figures/*")} - set(written):
-        if ours.fullmatch(path.name):
-            path.unlink()
-    return written
 
 
 def _write_page(

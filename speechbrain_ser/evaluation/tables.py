@@ -11,7 +11,6 @@ import pandas as pd
 from speechbrain_ser.errors import UserError, nearest
 from speechbrain_ser.evaluation.calibration import (
     BINS,
-    UNUSED,
     abstention,
     calibration_figures,
     chance_error,
@@ -681,8 +680,7 @@ def _notes(runs: Runs, selection: str):
         return
     fitted = [r.calibration for r in runs.runs if r.temperature(selection) is not None]
     lacking = [r.calibration for r in runs.runs if r.temperature(selection) is None]
-    told = ("no calibration.json" if c is None else str(c.get("reason")) for c in lacking)
-    reasons = dict.fromkeys(reason.partition(UNUSED)[0] for reason in told)  # each run has another temperature
+    reasons = dict.fromkeys("no calibration.json" if c is None else str(c.get("reason")) for c in lacking)
     if not fitted:
         yield f"No temperature: {'; '.join(reasons)}."
         return
