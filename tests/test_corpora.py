@@ -472,6 +472,18 @@ def test_names_of_a_table_that_are_another(tmp_path):
     assert "expected {column: {name: new name}}" in error_of("table", folder, tmp_path / "none", names={"speaker": "7"})
 
 
+def test_a_speaker_who_is_not_known_is_nobody(tmp_path):
+    folder = table_folder(
+        tmp_path / "own", "wav,emotion,speaker\na.wav,x,NaN\nb.wav,x,nan\nc.wav,x,8\n", ["a.wav", "b.wav", "c.wav"]
+    )
+    one = {"speaker": {"NaN": "nan"}}  # the other refusal's
+    message = error_of("table", folder, tmp_path / "out", names=one)
+    assert "speaker that reads like a missing value (1):\n  'nan' (2 utterances)" in message
+    assert "table_names: {speaker: {nan: somebody}}" in message
+    both = {"speaker": dict.fromkeys(["NaN", "nan"], "somebody")}
+    assert rows_of(folder, tmp_path / "out", names=both)["speaker"].tolist() == ["somebody", "somebody", "8"]
+
+
 def test_which_file_is_the_table(tmp_path):
     folder = table_folder(tmp_path / "own", PLAIN, ["a/one.wav", "b/two.wav"])
     table_folder(folder, PLAIN, name="test.tsv")

@@ -308,6 +308,7 @@ def test_the_same_parameters_have_one_name(run_of, tmp_path):
     [
         ({"run_opts": {"devise": "cpu"}}, "did you mean 'device'"),
         ({"run_opts": {"device": "toaster"}}, "toaster"),
+        ({"run_opts": {"device": "cuda:99"}}, "cuda:99, but this machine, or its torch"),
         ({"run_opts": {"device": "cpu", "precision": "fp8"}}, "fp8"),
         ({"run_opts": CPU, "max_seconds": 0}, "max_seconds"),
     ],

@@ -294,6 +294,9 @@ def wrong(train, *flags, expect: str | tuple, **kwargs):
         ("--opt_class={betas: [2, 0.9]}", "opt_class: "),
         ("--lr=fast", "lr must be a number"),
         ("--early_stopping=never", "early_stopping"),
+        ("--n_epochs=0", "n_epochs must be a whole number >= 1, found 0"),
+        ("--seed=4294967296", "from 0 to 4294967295"),  # SpeechBrain would take 0 in its place
+        ("--warmup=2", "a share of the steps"),
         ("--class_weights={angry: 2}", "class_weights"),
         ("--class_weights={angry: x, boredom: 1, disgust: 1, fear: 1, happy: 1, neutral: 1, sad: 1}", "numbers > 0"),
         ("--loss_weights={emotion: 0}", "emotion"),

@@ -18,11 +18,12 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataloader import SaveableDataLoader
 from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.utils.distributed import infer_device
 
 from speechbrain_ser.data.audio import SAMPLE_RATE, opened
 from speechbrain_ser.data.labels import UNKNOWN
 from speechbrain_ser.data.text import normalise_transcript
-from speechbrain_ser.errors import UserError, followed, nearest
+from speechbrain_ser.errors import UserError, counted, followed, nearest
 from speechbrain_ser.files import written_whole
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,20 @@ MEMORY = 1 << 30  # bytes of waveforms that a process keeps: four and a half hou
 
 
 # ------------------------------------------------------------------ audio
+
+
+def checked_device(device: str | None) -> str:
+    """Return a device that this machine and this build of torch have; None: the one that SpeechBrain would take."""
+    device = device or infer_device()
+    try:
+        found = torch.device(device)
+        n = torch.get_device_module(found).device_count()
+    except RuntimeError as error:
+        raise UserError(f"device: {error}") from error
+    if (found.index or 0) >= n:
+        found = counted(n, f"{found.type} device")
+        raise UserError(f"device: {device}, but this machine, or its torch {torch.__version__}, has {found}")
+    return device
 
 
 def load_audio(path: str | os.PathLike) -> torch.Tensor:

@@ -16,7 +16,7 @@ from speechbrain_ser.errors import CorpusError, Offenders, UserError, nearest
 logger = logging.getLogger(__name__)
 
 REST = "*"  # the rule for every emotion that has none of its own
-MISSING = ("nan", "none", "null", "na", "n/a", "<na>", "-", "?")  # how programs write a cell that they have not
+MISSING = ("nan", "none", "null", "na", "n/a", "<na>", "-", "?", "unknown")  # how a cell that is not known is written
 UNKNOWN = -1  # the index of a label that nobody of the training part has
 UNDECIDED = "undecided"  # the emotion of utterances on which raters do not agree
 DIMENSIONS = ("valence", "activation", "dominance")  # columns of ratings; activation is arousal

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -16,9 +16,9 @@ import pandas as pd
 from speechbrain_ser.data.audio import check_audio
 from speechbrain_ser.data.corpora import corpus_module
 from speechbrain_ser.data.corpora.table import table_name
-from speechbrain_ser.data.labels import REST, yaml_line, yaml_mapping
-from speechbrain_ser.data.text import composed, look_alikes, text_identities
-from speechbrain_ser.errors import CorpusError, Offenders, nearest, shown
+from speechbrain_ser.data.labels import MISSING, REST, yaml_line, yaml_mapping
+from speechbrain_ser.data.text import composed, look_alikes, spelling, text_identities
+from speechbrain_ser.errors import CorpusError, Offenders, counted, nearest, shown
 from speechbrain_ser.files import sha256, write_json, written_whole
 
 COLUMNS = (
@@ -189,6 +189,14 @@ def _refuse_look_alikes(rows: list[dict], where: str) -> None:
         ids = {name: [row["ID"] for row in rows if row.get(column) == name] for name in names}
         told = (f"{name!r} ({len(of)} utterances, first {of[0]})" for name, of in ids.items())
         offenders.add(f"the same {column}?", " and ".join(told))
+    offenders.raise_any()
+    nobody = Counter(row.get("speaker") for row in rows if spelling(row.get("speaker", "")) in MISSING)
+    line = yaml_line("table_names", {"speaker": dict.fromkeys(nobody, "somebody")})
+    offenders = Offenders(
+        f"{where}: one person, who is no other speaker? Say so by a name, or leave these rows out:\n{line}"
+    )
+    for name, n in nobody.items():
+        offenders.add("speaker that reads like a missing value", f"{name!r} ({counted(n, 'utterance')})")
     offenders.raise_any()
 
 

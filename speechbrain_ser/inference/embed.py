@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from speechbrain.utils.distributed import infer_device
 from tqdm import tqdm
 
-from speechbrain_ser.data.batches import load_audio
+from speechbrain_ser.data.batches import checked_device, load_audio
 from speechbrain_ser.errors import UserError, printable
 from speechbrain_ser.files import write_csv, written_whole
 from speechbrain_ser.inference.predict import find_recordings
@@ -47,7 +46,7 @@ def embed(
         recognizer = open_recognizer(model, trust_run, run_opts={"device": device} if device else {}, transcribe=False)
         vector = _of_model(recognizer, layer)
     else:
-        lobe = Encoder(encoder, str(Path(cache_folder) / "hub"), freeze=True).eval().to(device or infer_device())
+        lobe = Encoder(encoder, str(Path(cache_folder) / "hub"), freeze=True).eval().to(checked_device(device))
         vector = _of_layer(lobe, -1 if layer is None else layer)
     failures, found = {}, {}
     for path in tqdm(recordings, "recordings", file=sys.stderr, disable=None):

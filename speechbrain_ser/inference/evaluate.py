@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from speechbrain.utils.distributed import infer_device
 from tqdm import tqdm
 
 from speechbrain_ser.data import manifest
-from speechbrain_ser.data.batches import SAMPLE_RATE, load_audio
+from speechbrain_ser.data.batches import SAMPLE_RATE, checked_device, load_audio
 from speechbrain_ser.data.corpora.table import read_table
 from speechbrain_ser.data.labels import to_classes, yaml_mapping
 from speechbrain_ser.data.protocols import choose_fold, make_folds
@@ -87,7 +86,7 @@ def open_model(model: str, data_folder: str | os.PathLike = ".", device: str | N
         Execute the YAML of a run that is not below ``./results``, and SpeechBrain's.
     """
     kind, _, source = model.partition(":")
-    device = device or infer_device()
+    device = checked_device(device)
     if kind == "speechbrain" and not trust_run:
         raise Untrusted(f"{source}: SpeechBrain executes its hyperparams.yaml. If you trust whoever made it:")
     if kind in ADAPTERS:

@@ -13,11 +13,10 @@ import ruamel.yaml
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
-from speechbrain.utils.distributed import infer_device
 from torch import nn
 
 from speechbrain_ser.data.audio import SILENT, BadAudioError, claimed_seconds, duration_of
-from speechbrain_ser.data.batches import SAMPLE_RATE, load_audio
+from speechbrain_ser.data.batches import SAMPLE_RATE, checked_device, load_audio
 from speechbrain_ser.data.labels import DIMENSIONS
 from speechbrain_ser.data.text import CharacterTokens, SentencePieceTokens, load_tokens
 from speechbrain_ser.errors import Untrusted, UserError, nearest
@@ -573,14 +572,13 @@ def _run_options(run_opts: Mapping[str, str]) -> tuple[str, TorchAutocast, torch
     if unknown := [f"{o}{nearest(o, RUN_OPTS)}" for o in run_opts if o not in RUN_OPTS]:
         raise UserError(f"run_opts: unknown {', '.join(unknown)}; known: {', '.join(RUN_OPTS)}")
     options = {**RUN_OPTS, **run_opts}
-    device = options["device"] or infer_device()
+    device = checked_device(options["device"])
     try:
-        kind = torch.device(device).type
         dtype = AMPConfig.from_name(options["precision"]).dtype
-        torch.empty(0, device=device)
-        return device, TorchAutocast(device_type=kind, dtype=dtype), None if dtype == torch.float32 else dtype
-    except (RuntimeError, AssertionError, ValueError) as error:  # a driver or a build of torch without such a device
+    except ValueError as error:
         raise UserError(f"run_opts: {error}") from error
+    autocast = TorchAutocast(device_type=torch.device(device).type, dtype=dtype)
+    return device, autocast, None if dtype == torch.float32 else dtype
 
 
 def open_recognizer(model: str | os.PathLike, trust_run: bool = False, **options) -> EmotionRecognizer:

@@ -23,6 +23,7 @@ import pandas as pd
 import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import if_main_process, infer_device
+from speechbrain.utils.seed import max_seed_value
 
 from speechbrain_ser.data import batches, manifest, protocols
 from speechbrain_ser.data.labels import DIMENSIONS, apply_labels, join, vote_shares
@@ -320,6 +321,10 @@ def _check_lines(plain: dict) -> None:
     given = [line for line in manifest.TABLE_LINES if plain.get(line)]
     if given and not any(manifest.table_options(corpus, plain) for corpus in corpora):
         raise UserError(f"{given[0]}: the corpus {plain['corpus']} is no table and has no such line: --corpus=table")
+    if not isinstance(plain["n_epochs"], int) or plain["n_epochs"] < 1:
+        raise UserError(f"n_epochs must be a whole number >= 1, found {plain['n_epochs']!r}")
+    if not isinstance(plain["seed"], int) or not 0 <= plain["seed"] <= max_seed_value:  # another one would become 0
+        raise UserError(f"seed must be a whole number from 0 to {max_seed_value}, found {plain['seed']!r}")
     patience = plain.get("early_stopping", plain["n_epochs"])
     if not isinstance(patience, int) or patience < 1:
         raise UserError(f"early_stopping must be a whole number >= 1 (n_epochs: off), found {patience!r}")
@@ -601,6 +606,8 @@ def _check_optimizer(hparams: dict) -> None:
         rate = hparams.get(key)
         if rate is not None and not (isinstance(rate, (int, float)) and 0 <= rate < float("inf")):
             raise UserError(f"{key} must be a number >= 0, found {rate!r}")
+    if not 0 <= (share := hparams.get("warmup", 0)) <= 1:
+        raise UserError(f"warmup must be a share of the steps, from 0 to 1, found {share!r}")
     key = "opt_class"
     try:
         optimizer = hparams[key]([torch.nn.Parameter(torch.zeros(1))])
@@ -779,6 +786,7 @@ def _in_words(error: BaseException) -> tuple[str | None, int]:
 def train_and_test(config: Config) -> Path:
     """Train and test one configuration, with the processes that torchrun has started, or alone; return its folder."""
     with distributed.process_group(config.run_opts) as run_opts, contextlib.ExitStack() as stack:
+        batches.checked_device(run_opts.device)
         config = replace(config, run_opts=run_opts)
         run = replace(on_main(lambda: prepare(config)), config=config)  # the main process's device is another one
         on_main(lambda: stack.enter_context(locked(run.folder)))

@@ -214,7 +214,7 @@ def _recording(path: Path, line: str, listings: dict, offenders: Offenders) -> P
     """The recording that is meant: on disk its name may have another Unicode form."""
     if os.path.isfile(path):
         return path
-    alike = _alike(path, listings)
+    alike = _alike(path, listings) or _alike(Path(str(path).replace("\\", "/")), listings)  # Windows wrote it
     same = [found for found in alike if composed(str(found)) == composed(str(path)) and os.path.isfile(found)]
     if len(same) == 1:
         return same[0]
