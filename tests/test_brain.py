@@ -35,6 +35,7 @@ from speechbrain_ser.processing.lengths import absolute_lengths, frame_mask
 from speechbrain_ser.training.checkpoints import WholeCheckpointer
 from speechbrain_ser.training.results import make_loggers
 from speechbrain_ser.training.run import Run
+from speechbrain_ser.training.signals import stop_wish
 
 CLASSES = ["calm", "loud"]
 TOKENS = CharacterTokens(["<blank>", "|", "A", "B"])
@@ -389,7 +390,7 @@ def test_a_further_label_is_trained_measured_and_written(frame, tmp_path):
     run.brain.evaluate(run.loaders["test"])
     found = run.brain.table("test")
     assert set(found["gender_predicted"]) <= {"F", "M"} and found["gender"].tolist() == ["F", "", "M"] * 2
-    accuracy = (found["gender"] == found["gender_predicted"]).mean()
+    accuracy = (found["gender"] == found["gender_predicted"])[found["gender"] != ""].mean()  # "": nobody knows
     assert run.brain.report({"test": found})["gender_accuracy"] == accuracy
     assert {"train_gender_accuracy", "valid_gender_accuracy"} <= set(epochs)
 
@@ -615,6 +616,26 @@ def test_more_epochs_continue_a_run(frame, tmp_path):
     assert rates == pytest.approx([0.01 * (9 - k) / 8 for k in range(3, 9)])
 
 
+def test_a_wish_that_comes_while_others_are_asked_is_kept(frame, tmp_path, monkeypatch):
+    brain = make_brain(frame, tmp_path).brain
+
+    def gathered(number):
+        monkeypatch.setattr(stop_wish, "number", 15)  # a signal, meanwhile
+        return [number, None]
+
+    monkeypatch.setattr("speechbrain_ser.training.distributed.gathered", gathered)
+    monkeypatch.setattr(stop_wish, "number", None)
+    assert [brain._is_end_wished(), stop_wish.number, brain._is_end_wished()] == [False, 15, True]
+
+
+def test_augmentation_leaves_half_a_second_or_what_there_was(frame):
+    augment = WaveformAugmentation(**dict.fromkeys(["speed", "edges"], 1), **dict.fromkeys(["room", "babble"], 0))
+    augment.listen(frame, seed=1)
+    for n in (400, 2400, 9000):
+        found = {len(augment(torch.randn(n), "a", turn)) for turn in range(20)}
+        assert min(found) >= min(n, 8000) and len(found) > 1
+
+
 def test_evaluating_without_a_checkpoint_is_refused(frame, tmp_path):
     run = make_brain(frame, tmp_path)
     with pytest.raises(UserError, match="no checkpoint"):
@@ -684,6 +705,19 @@ def test_the_best_validation_is_kept_and_a_tie_goes_to_the_earlier_epoch(frame, 
     assert len(list((tmp_path / "save").glob("CKPT*"))) == 3  # the best, the last and the one before it
     run.brain.checkpointer.keep_for_tests()
     assert {c.meta["epoch"] for c in run.brain.checkpointer.list_checkpoints()} == {2, 4}
+
+
+def test_a_resumed_run_stops_where_it_would_have(frame, tmp_path):
+    """And the number of epochs that it is asked for lengthens the training of one that has not stopped early."""
+    scores = [0.6, 0.5, 0.55, 0.4, 0.4]
+    for done, last in ((1, 4), (2, 4), (4, 4)):
+        first = make_brain(frame, tmp_path / str(done), n_epochs=done, early_stopping=3)
+        fake_scores(first, scores[:done])
+        fit(first)
+        resumed = make_brain(frame, tmp_path / str(done), n_epochs=5, early_stopping=3)
+        fake_scores(resumed, scores[done:])
+        fit(resumed)
+        assert pd.read_csv(resumed.folder / "epochs.csv")["epoch"].tolist() == list(range(1, last + 1))
 
 
 def test_a_file_has_no_bar_and_a_line_an_epoch(frame, tmp_path, capfd, caplog):

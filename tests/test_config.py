@@ -67,6 +67,7 @@ def write(tmp_path):
         (["--alpha=null", "--freeze=1"], ["alpha: expected a number", "--freeze expects true or false"]),
         (["--seed=", "--loss_weights=3", "--precision=fp61"], ["a whole number", "name: value", "fp32, fp16, bf16"]),
         (["--eval_precision=fp61"], ["fp32"]),
+        (["--encoder="], ["--encoder expects a text, found none"]),
         (["--debug_batches=many"], ["--debug_batches", "int"]),
         (["--optimizer_step_limit=many"], ["--optimizer_step_limit", "int"]),
     ],

@@ -283,6 +283,11 @@ def test_sizes_are_whole_numbers(sizes):
         StepSampler(DURATIONS, *sizes, seed=1)
 
 
+def test_a_step_has_an_utterance_for_each_process():
+    with pytest.raises(UserError, match="an utterance for each of 2 processes, found 1"):
+        StepSampler(DURATIONS, 1, 1, seed=1, rank=1, world_size=2)
+
+
 def test_evaluation_takes_each_once_longest_first():
     batches = length_sorted_batches(DURATIONS, 5)
     flat = [k for batch in batches for k in batch]

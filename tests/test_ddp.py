@@ -226,7 +226,7 @@ def test_an_ended_run_ends_as_if_undisturbed(lines, tmp_path, monkeypatch, numbe
     original = SERBrain.fit_batch
 
     def fit_batch(brain, batch):
-        if brain.optimizer_step == 7 and distributed.rank() == 1 and not stop_wish.is_there:
+        if brain.optimizer_step == 7 and distributed.rank() == 1 and stop_wish.number is None:
             os.kill(os.getpid(), number)  # once: a second one would end it at once
         return original(brain, batch)
 

@@ -243,6 +243,8 @@ def test_a_stage_1_that_does_not_fit_is_refused(train, pretrained):
     assert "parts: there ['content', 'rhythm', 'pitch', 'timbre'], here ['rhythm', 'timbre']" in said
     assert "--pretrained=" in train("--fold=03", yaml="hsu_mtl", code=2)
     assert "no finished run" in train("--fold=03", "--pretrained=nowhere", yaml="hsu_mtl", code=2)
+    said = train("--fold=10", f"--pretrained={folder}", "--pretrain=False", yaml="hsu_mtl", code=2)
+    assert "pretrained: nothing asks for" in said
 
 
 @pytest.mark.slow  # several trainings

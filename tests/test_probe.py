@@ -122,6 +122,19 @@ def test_an_inner_speaker_is_asked_for_texts_that_are_not_trained_on():
     assert sorted(k for _, left_out in folds for k in left_out) == list(range(len(emotion)))
 
 
+def test_who_is_never_left_out_is_not_counted(encoder, monkeypatch):
+    """All say t0, s0 says t1 as well: who would be asked for s0's t0 has nothing to learn from."""
+    emotion, speaker = np.resize([0, 1], 12), np.repeat(["s0", "s1", "s2"], 4)
+    text = np.array(["t0", "t0", "t1", "t1", *["t0"] * 8])
+    tested = np.concatenate([t for _, t in without_texts(inner_folds(emotion, speaker)[0], emotion, text)])
+    assert sorted(tested) == list(range(2, 12))
+    x, found = data(each=3)[0], set()
+    for rest in (0, 1, 2):  # what there may be in the memory that nobody is told into
+        monkeypatch.setattr(np, "empty", lambda *a, rest=rest, **k: np.full(a[0], rest, *a[1:], **k))
+        found.add(LayerChoice(encoder, [0], [0.1]).scores(x, emotion, speaker, text=text)["WA"].item())
+    assert len(found) == 1
+
+
 def test_texts_that_tell_the_class_choose_nothing(encoder):
     """A layer that has the text alone is best where inner texts are known, and tells nothing where they are not."""
     x, emotion, speaker = data()

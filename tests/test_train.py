@@ -258,6 +258,14 @@ def test_a_recording_that_is_another_one_is_named(train, table, tmp_path):
         wrong(train, *flags, more, expect=("not the recording that the run began with (1)", "3.flac", "put these back"))
 
 
+def test_a_half_trained_run_is_not_tested_as_a_whole_one(train, tmp_path):
+    flags = (f"--output_folder={tmp_path / 'run'}", "--n_epochs=2")
+    train(flags[0])
+    wrong(train, *flags, "--test_only", expect=("stopped after epoch 1 of 2", "trains on"))
+    train(*flags)
+    train(*flags, "--test_only")
+
+
 def test_debug_leaves_no_results(train, tmp_path):
     train("--debug")
     assert not (tmp_path / "results").exists() or not list((tmp_path / "results").glob("cai_mtl"))
@@ -297,6 +305,12 @@ def wrong(train, *flags, expect: str | tuple, **kwargs):
         ("--n_epochs=0", "n_epochs must be a whole number >= 1, found 0"),
         ("--seed=4294967296", "from 0 to 4294967295"),  # SpeechBrain would take 0 in its place
         ("--warmup=2", "a share of the steps"),
+        ("--precision=fp16", "fp16 takes a GPU"),
+        ("--eval_batch_size=-1", "eval_batch_size must be a whole number >= 1"),
+        ("--balance=5", "balance: expected columns"),
+        ("--labels=5", "labels: expected a mapping"),
+        ("--build_backbone=True", "build_backbone: expected {"),
+        ("--build_backbone={num_heads: 0}", "build_backbone: "),
         ("--class_weights={angry: 2}", "class_weights"),
         ("--class_weights={angry: x, boredom: 1, disgust: 1, fear: 1, happy: 1, neutral: 1, sad: 1}", "numbers > 0"),
         ("--loss_weights={emotion: 0}", "emotion"),

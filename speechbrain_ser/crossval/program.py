@@ -14,7 +14,7 @@ from tqdm import tqdm
 from speechbrain_ser.crossval.plan import Plan, PlannedRun, check_builds, make_plans, read_arguments
 from speechbrain_ser.crossval.schedule import Interrupted, LocalProcesses, Schedule, interruptible
 from speechbrain_ser.crossval.slurm import SlurmJobs
-from speechbrain_ser.data.batches import AudioCache, checked_device
+from speechbrain_ser.data.batches import AudioCache
 from speechbrain_ser.errors import INTERRUPTED, UserError, log_to_terminal, printable
 from speechbrain_ser.evaluation.calibration import CALIBRATION, LOGITS
 from speechbrain_ser.evaluation.controls import CONTROLS_FILE
@@ -24,6 +24,7 @@ from speechbrain_ser.files import link_or_copy, read_csv, write_csv
 from speechbrain_ser.inference.evaluate import known_to, open_model
 from speechbrain_ser.training.config import yaml_named
 from speechbrain_ser.training.distributed import is_launched
+from speechbrain_ser.training.run import check_machine
 
 # all that a report is made of
 FILES = ("metrics.json", "epochs.csv", "predictions*.csv", CALIBRATION, LOGITS, CONTROLS_FILE)
@@ -147,7 +148,7 @@ def _run(request: Namespace, root: Path) -> int:
     request.yaml = yaml_named(request.yaml, root / "hparams")
     plans = make_plans(request, root / "hparams")
     if request.executor != "slurm":  # whose nodes have others
-        checked_device(plans[0].config.run_opts.device)
+        check_machine(plans[0].config)
     plain, runs = plans[0].config.plain, list({run.folder: run for plan in plans for run in plan.runs}.values())
     todo = [run for run in runs if not run.finished()]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished already", flush=True)

@@ -264,6 +264,8 @@ class StepSampler:
         for name, value in (numbers | ({"epoch_steps": epoch_steps} if epoch_steps else {})).items():
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} must be a whole number >= 1, found {value!r}")
+        if step_size < world_size:
+            raise UserError(f"batch_size: expected an utterance for each of {world_size} processes, found {step_size}")
         self.durations = np.asarray(durations)
         self.step_size, self.micro_batch_size = step_size, min(micro_batch_size, step_size)
         self.seed, self.epoch_steps, self.bucket_steps = seed, epoch_steps, bucket_steps
@@ -348,6 +350,8 @@ def balanced_weights(
         return None
     weights = np.ones(len(frame))
     if columns is not None:
+        if isinstance(columns, int | float):
+            raise UserError(f"balance: expected columns, such as [emotion], found {columns}")
         columns = [columns] if isinstance(columns, str) else list(columns)
         if unknown := [f"{c}{nearest(c, frame.columns)}" for c in columns if c not in frame]:
             raise UserError(f"balance: no column {', '.join(unknown)}; there are: {', '.join(frame.columns)}")
@@ -355,7 +359,7 @@ def balanced_weights(
     if second_share is not None:
         names = [second_corpus] if isinstance(second_corpus, str) else second_corpus or ()
         is_second = frame["corpus"].isin(names).to_numpy()
-        if not 0 <= second_share <= 1 or not is_second.any():
+        if not isinstance(second_share, int | float) or not 0 <= second_share <= 1 or not is_second.any():
             raise UserError(f"second_share: expected a second_corpus and a share of 0 to 1, found {second_share!r}")
         for whose, share in ((is_second, second_share), (~is_second, 1 - second_share)):
             weights[whose] = share * weights[whose] / weights[whose].sum()

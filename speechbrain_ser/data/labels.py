@@ -147,7 +147,7 @@ def vote_shares(frame: pd.DataFrame, classes: Sequence[str]) -> dict[str, list[f
 
 
 def _rules(labels) -> dict[str, str | None]:
-    if isinstance(labels, str):
+    if isinstance(labels, str | int | float):
         line = f"--labels=\"{{{labels}: {labels}, '*': null}}\""
         raise CorpusError(f"labels: expected a mapping or a list of emotions, found the text {labels!r}: {line}")
     pairs = labels.items() if isinstance(labels, Mapping) else ((label, label) for label in labels)

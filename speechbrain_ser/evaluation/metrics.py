@@ -234,9 +234,13 @@ def word_errors(transcripts: Sequence[str], hypotheses: Sequence[str]) -> pd.Dat
     return pd.DataFrame({"words": [len(r.split()) for r in references], "word_errors": errors}, dtype=int)
 
 
-def label_accuracy(predictions: pd.DataFrame, label: str) -> float:
-    """Return the share of utterances whose label is told; the speaker's says something of known ones (``seen``)."""
-    return float((predictions[label] == predictions[f"{label}_predicted"]).mean())
+def label_accuracy(predictions: pd.DataFrame, label: str) -> float | None:
+    """Return the share that is told right of the utterances that have a label, None where none has.
+
+    The speaker's says something of known ones alone (``seen``).
+    """
+    known = predictions[predictions[label] != ""]
+    return float((known[label] == known[f"{label}_predicted"]).mean()) if len(known) else None
 
 
 def metrics(predictions: pd.DataFrame, classes: Sequence[str]) -> dict:

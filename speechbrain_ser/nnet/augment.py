@@ -16,6 +16,7 @@ from speechbrain_ser.errors import UserError
 from speechbrain_ser.processing import perturbations as p
 from speechbrain_ser.processing.lengths import absolute_lengths, frame_mask
 
+SHORTEST = p.SAMPLE_RATE // 2  # that a change leaves of an utterance, or fills up with silence
 LONGEST = 30 * p.SAMPLE_RATE  # samples that no change makes an utterance longer than: Whisper has no more positions
 
 
@@ -267,6 +268,8 @@ class WaveformAugmentation:
                 found = way(found, rng).astype(np.float32)
             elif voices:
                 found = way(found, rng, self.voices.read(voices)).astype(np.float32)
+        shortest = min(len(wav), SHORTEST)  # what is cut or sped up is still long enough for a model
+        found = np.pad(found, (0, max(0, shortest - len(found))))
         return torch.from_numpy(np.ascontiguousarray(found[: max(len(wav), LONGEST)]))
 
     def of_batch(self, sig: PaddedData, names: Sequence[str], turn: int) -> PaddedData:

@@ -20,6 +20,7 @@ from speechbrain.utils.distributed import if_main_process, main_process_only, ru
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from speechbrain_ser.data.batches import Batch
+from speechbrain_ser.data.labels import UNKNOWN
 from speechbrain_ser.errors import UserError
 from speechbrain_ser.evaluation.figures import plot_reconstructions, save_figure
 from speechbrain_ser.evaluation.groups import GROUPED
@@ -125,7 +126,8 @@ class SERBrain(sb.Brain):
         has_votes = self.run.votes is not None and stage == Stage.TRAIN  # and so no single label
         for label in (t for t in shown if t in self.run.labels and not (t == "emotion" and has_votes)):
             name = "WA" if label == "emotion" else f"{label}_accuracy"
-            figures[name] = predictions[label].argmax(-1) == getattr(batch, label)
+            true = getattr(batch, label)
+            figures[name] = (predictions[label].argmax(-1) == true)[true != UNKNOWN]
         if stage != Stage.TRAIN or total.isfinite().all():  # a tolerated batch has no part in the epoch's figures
             self.tally.add(loss=total, **figures)
         if stage != Stage.TRAIN:
@@ -209,6 +211,7 @@ class SERBrain(sb.Brain):
         self.optimizers_step()
         for head in self.dimensions.values():
             head.end_step([terms for each in distributed.gathered(head.terms) for terms in each])
+        self.scheduler.step()
         self.on_fit_batch_end(batch, None, total, should_step=True)
         return total.cpu()
 
@@ -231,10 +234,6 @@ class SERBrain(sb.Brain):
         """Step as SpeechBrain does, with the gradients of all processes."""
         distributed.sum_gradients(self.modules.parameters())
         super().optimizers_step()
-
-    def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        """Move the learning rate on."""
-        self.scheduler.step()
 
     def update_average(self, loss, avg_loss):
         """Return the mean loss over the utterances of the stage so far (SpeechBrain's is over batches)."""
@@ -284,10 +283,8 @@ class SERBrain(sb.Brain):
 
     def check_gradients(self):
         """Drop the whole step where any gradient is not finite (SpeechBrain drops single parameters' and steps)."""
-        found = [p for p in self.modules.parameters() if p.grad is not None]
-        if not all(p.grad.isfinite().all() for p in found):
-            for parameter in found:
-                parameter.grad = None
+        if not all(p.grad.isfinite().all() for p in self.modules.parameters() if p.grad is not None):
+            self.zero_grad(set_to_none=True)
 
     # -------------------------------------------------------------- epochs
 
@@ -304,6 +301,7 @@ class SERBrain(sb.Brain):
             self.model.measure(dataset[k] for k in range(len(dataset)))
         super().on_fit_start()
         self._stretch_schedule()
+        self._tell_counter(self.history.rows)
         done = self.hparams.epoch_counter.current
         if done or self.step:
             logger.info(f"resumed after epoch {done}" + (f", within the next at step {self.step}" if self.step else ""))
@@ -378,9 +376,7 @@ class SERBrain(sb.Brain):
         self.history.rows.append(self.row)
         parts = ["valid"] * bool(self.run.fold.valid) + ["test"] * bool(self.hparams.test_every_epoch)
         scores = {f"{part}_score": self._score_of(part, self.row) for part in parts}
-        if "valid" in parts:
-            # as a negative error: SpeechBrain's stopper takes a tie of positive scores for an improvement
-            self.hparams.epoch_counter.update_metric(self.score(self._of_part("valid", self.row)) - 1.0)
+        self._tell_counter([self.row])
         self._log_epoch()
         self.checkpointer.save_and_keep_only(
             meta={"epoch": epoch, **scores, BEST: {f"{part}_score": self._best_score(part) for part in parts}},
@@ -389,6 +385,15 @@ class SERBrain(sb.Brain):
         )
         if self._is_end_wished():
             stop_wish.heed()
+
+    def _tell_counter(self, rows: list[dict]) -> None:
+        """Tell what stops early of epochs: SpeechBrain's, having no hooks of its own, keeps their number alone."""
+        counter, done = self.hparams.epoch_counter, self.hparams.epoch_counter.current
+        for row in rows if self.run.fold.valid else ():
+            # as a negative error: SpeechBrain's stopper takes a tie of positive scores for an improvement
+            counter.current = row["epoch"]
+            counter.update_metric(self.score(self._of_part("valid", row)) - 1.0)
+        counter.current = done
 
     def _score_of(self, part: str, row: dict) -> float:
         """What checkpoints are compared by: an earlier epoch wins a tie; a plain float, as their meta may hold."""
@@ -434,8 +439,9 @@ class SERBrain(sb.Brain):
     def _is_end_wished(self) -> bool:
         """Whether any process was asked to end: all of them end after the same step."""
         numbers = [number for number in distributed.gathered(stop_wish.number) if number is not None]
-        stop_wish.number = numbers[0] if numbers else None
-        return stop_wish.is_there
+        if numbers:  # else a signal may have come meanwhile, of which the others know after the next step
+            stop_wish.number = numbers[0]
+        return bool(numbers)
 
     def _save_intra_epoch_ckpt(self):
         """As SpeechBrain's, with the place in training; where someone wishes that we end, we do."""
@@ -468,9 +474,21 @@ class SERBrain(sb.Brain):
 
     def test(self) -> None:
         """Test every selection this training gives, and write the run's results."""
+        self._refuse_half_trained()
         self._restore_epochs()
         evaluate_and_write(self)
         self.checkpointer.keep_for_tests()
+
+    def _refuse_half_trained(self) -> None:
+        """With --test_only: its results would be called those of all epochs, and its training ended."""
+        newest = find_epoch(self.checkpointer)
+        if not self.test_only or newest is None or newest.meta["epoch"] >= self.hparams.n_epochs:
+            return
+        self.history.load(newest.paramfiles["history"], end_of_epoch=True)
+        self._tell_counter(self.history.rows)
+        if not self.hparams.epoch_counter.should_stop and self.optimizer_step_limit is None:
+            done = f"{self.run.folder} has stopped after epoch {newest.meta['epoch']} of {self.hparams.n_epochs}"
+            raise UserError(f"{done}: without --test_only the same command trains on, and tests")
 
     @main_process_only
     def _restore_epochs(self) -> None:
@@ -559,7 +577,8 @@ class PretrainingBrain(SERBrain):
         if epoch % self.hparams.draw_every == 0 or epoch == self.hparams.n_epochs:
             pairs = [pair for drawn in distributed.gathered(self.drawn) for pair in drawn.items()]
             found = {utterance: pair for utterance, pair in pairs if pair is not None}
-            run_on_main(self._draw, [epoch, {u: found[u] for u in self.drawn if u in found}])
+            if found:  # not those of a test part, where nobody else could be drawn
+                run_on_main(self._draw, [epoch, {u: found[u] for u in self.drawn if u in found}])
 
     def _draw(self, epoch: int, pairs: dict) -> None:
         folder = self.run.folder / "reconstructions"

@@ -4,6 +4,7 @@ import logging
 import random
 import shutil
 import tempfile
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -186,18 +187,17 @@ class Tally:
         self.reset()
 
     def reset(self):
-        self.sums: dict[str, float] = {}
-        self.n = 0
+        self.sums, self.n = Counter(), Counter()  # and of how many utterances
 
     def add(self, **values: torch.Tensor) -> None:
-        """Add a batch: one tensor [batch] a quantity."""
+        """Add a batch: one tensor a quantity, [batch], or of those utterances that have it."""
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach().double().sum())
-        self.n += len(next(iter(values.values())))
+            self.sums[name] += float(value.detach().double().sum())
+            self.n[name] += len(value)
 
     def means(self) -> dict[str, float]:
         """The mean of each quantity over the utterances."""
-        return {name: total / max(self.n, 1) for name, total in self.sums.items()}
+        return {name: total / max(self.n[name], 1) for name, total in self.sums.items()}
 
     def join(self) -> None:
         """Add up what all processes have."""
@@ -206,9 +206,8 @@ class Tally:
     def _add_up(self, states: list[dict]) -> None:
         self.reset()
         for state in states:
-            self.n += state["n"]
-            for name, total in state["sums"].items():
-                self.sums[name] = self.sums.get(name, 0.0) + total
+            self.sums.update(state["sums"])
+            self.n.update(state["n"])
 
     def _state(self) -> dict:
         return {"sums": self.sums, "n": self.n}

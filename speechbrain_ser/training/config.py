@@ -188,7 +188,7 @@ def read_config(argv: list[str], hparams_folder: Path) -> Config:
 def yaml_named(name: str, hparams_folder: Path) -> Path:
     """Return the file that is meant: a path, or the name of a shipped one, such as `cai_mtl`."""
     name = Path(name)
-    inner = name.relative_to("hparams") if name.parts[0] == "hparams" else name
+    inner = Path(*name.parts[1:]) if name.parts[:1] == ("hparams",) else name
     places = [name, hparams_folder / inner, hparams_folder / f"{inner}.yaml"]
     return next((place for place in places if place.is_file()), name)
 
@@ -383,6 +383,8 @@ def _value(key: str, text: str, default):
     except ruamel.yaml.error.YAMLError as error:
         raise UserError(f"--{key}={text} is not valid YAML: {error}") from None
     _to_block_style(value)
+    if text == "" and (isinstance(default, str) or key in ("cache_folder", "manifest_folder")):
+        raise UserError(f"--{key} expects a text, found none: is it a variable that the shell does not know?")
     if value is not None and (expected := _expected(value, default)):
         raise UserError(f"--{key} expects {expected}, found '{text}'")
     return value

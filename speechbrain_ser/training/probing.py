@@ -124,12 +124,13 @@ class LayerChoice:
         if text is not None:
             folds, how = without_texts(folds, emotion, text), f"{how}, each once a group of texts"
         logger.info(f"{len(self.layers)} layers x {len(self.strengths)} C are compared on {how}")
+        tested = np.unique(np.concatenate([test for _, test in folds]))
         classes, rows = np.unique(emotion), []
         for layer in tqdm(self.layers, "layers", disable=None):
             of_layer = self.joined_copies(copies, layer)
             said = self._left_out(self.joined(x, layer).astype(np.float32), emotion, folds, weight, of_layer)
-            for c, predicted in zip(self.strengths, said, strict=True):
-                found = emotion_metrics(np.resize(emotion, predicted.size), predicted.ravel(), classes)
+            for c, predicted in zip(self.strengths, said[..., tested], strict=True):
+                found = emotion_metrics(np.resize(emotion[tested], predicted.size), predicted.ravel(), classes)
                 rows.append({"layer": layer, "C": c, "WA": found["WA"], "UA": found["UA"]})
         return pd.DataFrame(rows)
 
@@ -180,8 +181,8 @@ class RegressionBrain(SERBrain):
         super().__init__(*args, **kwargs)
         if self.hparams.n_epochs != 1:
             raise UserError(f"n_epochs: a regression is solved at once, expected 1, found {self.hparams.n_epochs}")
-        if self.dimensions or self.run.votes is not None:
-            raise UserError("a probe learns one label an utterance: it takes no votes, and no weights of dimensions")
+        if set(self.model.heads) != {"emotion"} or self.run.votes is not None:
+            raise UserError("a probe learns the emotion alone: it takes no votes, and no weights of other heads")
         if not isinstance(self.hparams.augment, WaveformAugmentation | None):
             raise UserError("augment: expected speechbrain_ser.nnet.augment.WaveformAugmentation, or null")
 
@@ -232,6 +233,8 @@ class RegressionBrain(SERBrain):
 
     def _fit(self, x: np.ndarray, emotion: np.ndarray, weight: np.ndarray | None, copies: Copies | None = None) -> None:
         rows = self.run.part("train")
+        if len(found := rows["emotion"].unique()) < 2:
+            raise UserError(f"a probe needs two emotions at least in the training part, found {', '.join(found)}")
         speaker = (rows["corpus"] + ":" + rows["speaker"]).where(rows["speaker"] != "", "").to_numpy(str)
         # what is chosen must serve texts that are as new as those of the test part
         script = rows.get("script", pd.Series("", rows.index))  # never cut, as in the protocol's own groups
@@ -277,7 +280,7 @@ def without_texts(folds: list, emotion: np.ndarray, text: np.ndarray) -> list[tu
         dealt = StratifiedGroupKFold(n_groups).split(emotion, emotion, text)
         groups = [np.isin(np.arange(len(text)), tested) for _, tested in dealt]
     found = [(train[~group[train]], test[group[test]]) for train, test in folds for group in groups]
-    return [(train, test) for train, test in found if len(train) and len(test)]
+    return [(train, test) for train, test in found if len(train) and len(test)] or folds
 
 
 def best(scores: pd.DataFrame) -> tuple[int, float]:

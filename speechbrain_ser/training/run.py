@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -60,6 +61,8 @@ from speechbrain_ser.training.signals import Stopped, leave_signals_to_parent, s
 
 logger = logging.getLogger(__name__)
 
+# lines that are whole numbers, and the smallest
+WHOLE = {"n_epochs": 1, "seed": 0, "num_workers": 0, "eval_batch_size": 1, "beam_size": 1, "draw_every": 1}
 TRACKERS = ("tensorboard", "wandb")
 # Lines of its data that a run shares with the run it starts from
 COMMON_LINES = ("corpus", "second_corpus", "protocol", "fold", "split_seed", "seen_fraction", "utterances")
@@ -291,6 +294,9 @@ def prepare(config: Config, shared: Preparation | None = None) -> Run:
     run = Run(config, corpus.frame, fold, list(corpus.folds), _folder(config, fold), {})
     run.class_weights, run.dimensions  # noqa: B018 (they refuse what cannot be)
     _check_tasks(run)
+    for line in set(plain.get("needs") or ()) - set(config.needs()):
+        if plain[line]:
+            raise UserError(f"{line}: nothing asks for {plain[line]}: the lines that start from another run are off")
     backbone = _own_backbone(run.folder, plain) or shared.backbone(plain)
     parts = hashlib.sha256(repr(fold).encode()).hexdigest()[:16]  # of a run that goes on, they must be the same
     science = {**config.science(), "fold": fold.name, "parts_digest": parts, **backbone, "utterances": corpus.digest}
@@ -299,6 +305,17 @@ def prepare(config: Config, shared: Preparation | None = None) -> Run:
         run.science[key] = _check_needed(run, key, need, shared)
     _check_folder(run)
     return run
+
+
+def check_machine(config: Config) -> None:
+    """Refuse a device, or a precision, that is not to be had on this machine."""
+    device = batches.checked_device(config.run_opts.device)
+    for line, precision in (
+        ("precision", config.plain["precision"]),
+        ("eval_precision", config.run_opts.eval_precision),
+    ):
+        if precision == "fp16" and torch.device(device).type == "cpu":
+            raise UserError(f"{line}: fp16 takes a GPU, on a CPU there are fp32 and bf16")
 
 
 @cache
@@ -321,10 +338,11 @@ def _check_lines(plain: dict) -> None:
     given = [line for line in manifest.TABLE_LINES if plain.get(line)]
     if given and not any(manifest.table_options(corpus, plain) for corpus in corpora):
         raise UserError(f"{given[0]}: the corpus {plain['corpus']} is no table and has no such line: --corpus=table")
-    if not isinstance(plain["n_epochs"], int) or plain["n_epochs"] < 1:
-        raise UserError(f"n_epochs must be a whole number >= 1, found {plain['n_epochs']!r}")
-    if not isinstance(plain["seed"], int) or not 0 <= plain["seed"] <= max_seed_value:  # another one would become 0
-        raise UserError(f"seed must be a whole number from 0 to {max_seed_value}, found {plain['seed']!r}")
+    for line, least in WHOLE.items():
+        if type(n := plain.get(line, least)) is not int or n < least:
+            raise UserError(f"{line} must be a whole number >= {least}, found {n!r}")
+    if plain["seed"] > max_seed_value:  # SpeechBrain would take 0
+        raise UserError(f"seed must be a whole number from 0 to {max_seed_value}, found {plain['seed']}")
     patience = plain.get("early_stopping", plain["n_epochs"])
     if not isinstance(patience, int) or patience < 1:
         raise UserError(f"early_stopping must be a whole number >= 1 (n_epochs: off), found {patience!r}")
@@ -416,11 +434,13 @@ def _ready_backbone(plain: dict) -> str:
     folder, sizes, hub = plain["encoder"], plain["build_backbone"], Path(plain["cache_folder"]) / "hub"
     if sizes:
         known = inspect.signature(build_tiny_wav2vec2).parameters
+        if not isinstance(sizes, Mapping):
+            raise UserError(f"build_backbone: expected {{hidden_size: 128, …}}, found {sizes!r}")
         if unknown := [f"{k}{nearest(k, known)}" for k in sizes if k not in known]:
             raise UserError(f"build_backbone: unknown {', '.join(unknown)}; known: {', '.join(known)}")
         try:
             build_tiny_wav2vec2(folder, **sizes)
-        except ValueError as error:
+        except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:  # of transformers and torch
             raise UserError(f"build_backbone: {error}") from error
     try:
         check_backbone(folder, hub)
@@ -786,7 +806,7 @@ def _in_words(error: BaseException) -> tuple[str | None, int]:
 def train_and_test(config: Config) -> Path:
     """Train and test one configuration, with the processes that torchrun has started, or alone; return its folder."""
     with distributed.process_group(config.run_opts) as run_opts, contextlib.ExitStack() as stack:
-        batches.checked_device(run_opts.device)
+        check_machine(config)
         config = replace(config, run_opts=run_opts)
         run = replace(on_main(lambda: prepare(config)), config=config)  # the main process's device is another one
         on_main(lambda: stack.enter_context(locked(run.folder)))

@@ -55,10 +55,6 @@ class StopWish:
         self._is_deferred = False
         self._process = None
 
-    @property
-    def is_there(self) -> bool:
-        return self.number is not None
-
     @contextlib.contextmanager
     def heard(self) -> Iterator[None]:
         """Hear the signals; those that our parent has us ignore (nohup) stay so, but Ctrl-C is always heard."""
