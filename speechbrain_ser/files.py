@@ -196,12 +196,14 @@ def lock_path(folder: str | os.PathLike) -> Path:
 def locked(folder: str | os.PathLike) -> Iterator[None]:
     """Hold a folder, which need not exist; the system frees it when this process ends, however it does."""
     path = lock_path(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=PATIENCE)
     except Timeout:
         raise FolderInUse(f"{folder} is in use by another process: wait for it or stop it") from None
+    except OSError as error:
+        raise cannot_be_written(path, error) from error
     try:
         yield
     finally:

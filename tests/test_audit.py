@@ -237,6 +237,8 @@ ROW = "file,label,split\na.wav,sad,train\n"
         (f"{ROW}b.wav,,test\n", "", "expected a label in every row, found none in 1"),
         (f"{ROW}a.wav,sad,train\nb.wav,sad,test\n", "", "found 'a.wav' again"),
         (f"{ROW}b.wav,sad,test\n", "--speaker=(", "regular expression"),
+        (f"{ROW}b.wav,sad,test\n", "--speaker=(?:x)", "finds nobody in 2 names"),
+        (",file,label,split\n0,a.wav,sad,train\n", "", "no part that is trained on, or none that is tested"),
         (f"{ROW}b.wav,sad,test\n", "--speaker=x", "finds nobody in 2 names"),
     ],
 )

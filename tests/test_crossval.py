@@ -239,6 +239,7 @@ def test_folds_seeds_and_sweeps(crossval, planned):
         (["--seeds=1", "--seed=2", "--jobs=0", "--jobs=2"], ["--seed and --seeds", "--jobs is given twice"]),
         (["--executor=slrum", "--test_only"], ["invalid choice: 'slrum'", "'slurm'", "--test_only: use train.py"]),
         (["--exec=slurm"], ["--exec is unknown"]),
+        (["--second_corpus=[emodb, savee]"], ["second_corpus: expected [{corpus: …"]),
         (["--fold=03", "--output_folder=x", "--debug"], ["use --folds", "results_folder", "use train.py"]),
         (["--opt=1", "--sweep=lrr=1"], ["--opt is unknown", "did you mean '--lr'"]),
     ],
@@ -277,6 +278,16 @@ def test_protocols_stand_side_by_side(crossval, tmp_path):
         and "Protocols," in out
     )
     assert "What the words alone would give" in out and "beyond" in out
+
+
+def test_protocols_of_which_nothing_has_finished_are_not_compared(crossval, argv, monkeypatch):
+    """Though an earlier command's report of them lies there."""
+    flags = ("--protocols=random,speaker", "--folds=first")
+    crossval(*flags)
+    plans = make_plans(read_arguments(argv(*flags)), ROOT / "hparams")
+    assert "report: " in program._compare_protocols(plans, "cai_mtl")
+    monkeypatch.setattr(program.PlannedRun, "finished", lambda run: run.setup.config.plain["protocol"] == "random")
+    assert program._compare_protocols(plans, "cai_mtl").startswith("fewer than two protocols")
 
 
 TWO_CLASSES = "{labels: {angry: angry, sad: sad, '*': null}}"
@@ -418,6 +429,11 @@ def test_a_tables_small_numbers_are_numbers(tmp_path, head):
         ("rows: [x]", "row 1: expected name, lines, paper, found 'x'"),
         ("linse: {}", "unknown line linse (did you mean 'lines'?)\n  no line 'rows:'"),
         ("rows: [{hparams: ha_norm.yaml}]", "no ha_norm.yaml among"),
+        ("rows: 5", "rows: expected a list, found 5"),
+        ("rows: [{lines: [alpha]}]", "row 1: lines: expected a mapping, found ['alpha']"),
+        ("rows: [{paper: [1]}]", "row 1: paper: expected a mapping"),
+        ("rows: [{}]\nprotocols: speaker", "protocols: expected a list"),
+        ("rows: [{}]\ncorpora: [emodb, savee]", "corpora: expected a mapping"),
     ],
 )
 def test_wrong_table(tmp_path, text, said):

@@ -149,6 +149,15 @@ def test_of_many_speakers_all_validate_alike_often():
     assert make_folds(manifest(rows, "table"), "speaker", split_seed=1)["00"].valid != folds["00"].valid
 
 
+@pytest.mark.parametrize("session_of", [lambda s, e: "1", lambda s, e: str((s + (e == "sad")) % 4)])
+def test_sessions_that_speakers_do_not_have_to_themselves_tell_nobody_who_validates(session_of):
+    rows = [(f"{s}{e}", str(s), e, session_of(s, e), "", "") for s in range(4) for e in EMOTIONS]
+    frame = manifest(rows, "table")
+    for name, fold in make_folds(frame, "speaker").items():
+        assert fold.valid and name not in speakers(frame, fold.valid)
+        assert not speakers(frame, fold.valid) & speakers(frame, fold.train)
+
+
 def test_session_validates_on_the_next_session(iemocap):
     folds = make_folds(iemocap, "session", seen_fraction=0)
     assert list(folds) == ["Ses01", "Ses02", "Ses03"]

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,16 +113,23 @@ def _wrong_lines(found: Mapping, path: Path, hparams_folder: Path) -> Iterator[s
     yield from (f"unknown line {k}{nearest(k, _KEYS)}" for k in found if k not in _KEYS)
     yield from (f"no line '{k}:'" for k in ("hparams", "rows") if not found.get(k))
     systems = sorted(p.name for p in hparams_folder.glob("*.yaml"))
-    for number, row in enumerate([found, *(found.get("rows") or [])]):
+    kinds = {"rows": list, "protocols": list, "lines": Mapping, "paper": Mapping, "corpora": Mapping}
+    rows = found.get("rows") if isinstance(found.get("rows"), list) else []
+    for number, row in enumerate([found, *rows]):
         if not isinstance(row, Mapping):
             yield f"row {number}: expected name, lines, paper, found {row!r}"
             continue
-        name = str(row.get("hparams", ""))
+        where = f"row {number}: " * bool(number)
+        wrong = [k for k, kind in kinds.items() if row.get(k) is not None and not isinstance(row[k], kind)]
+        yield from (
+            f"{where}{k}: expected {'a list' if kinds[k] is list else 'a mapping'}, found {row[k]!r}" for k in wrong
+        )
+        name = str(row.get("hparams") or "")
         if name and not beside_or_shipped(name, path, hparams_folder).is_file():
             yield f"hparams: no {name} among {', '.join(systems)}{nearest(name, systems)}"
         if number:
             yield from (f"row {number}: unknown {k}{nearest(k, _ROW_KEYS)}" for k in row if k not in _ROW_KEYS)
-        for figure, value in (row.get("paper") or {}).items():
+        for figure, value in ((row.get("paper") or {}) if "paper" not in wrong else {}).items():
             if figure not in FIGURES:
                 yield f"row {number}: unknown figure {figure}{nearest(figure, FIGURES)}"
             elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
@@ -358,6 +366,8 @@ class _Planner:
         quiet = [] if "--noprogressbar" in given else ["--noprogressbar"]  # a run's log is read afterwards
         self.options = [*request.options, *quiet, *(f"--{k}={v}" for k, v in lines.items() if f"--{k}" not in given)]
         self.rows = [*self._rows(table.rows if table else [Row()])]
+        if twice := [name for name, n in Counter(row.name for row in self.rows).items() if n > 1]:
+            raise UserError(f"rows of one name: {', '.join(twice)}: give each its own `name:`")
         self.shared = shared
         self.by_folder: dict[Path, PlannedRun] = {}
 

@@ -20,7 +20,7 @@ from speechbrain_ser.evaluation.calibration import CALIBRATION, LOGITS
 from speechbrain_ser.evaluation.controls import CONTROLS_FILE
 from speechbrain_ser.evaluation.report import build_corpora_report, build_protocol_report, build_report
 from speechbrain_ser.evaluation.runs import pooled
-from speechbrain_ser.files import link_or_copy, read_csv, write_csv
+from speechbrain_ser.files import link_or_copy, locked, read_csv, write_csv
 from speechbrain_ser.inference.evaluate import known_to, open_model
 from speechbrain_ser.training.config import yaml_named
 from speechbrain_ser.training.distributed import is_launched
@@ -38,14 +38,14 @@ def make_report(plan: Plan, name: str) -> str:
     lines = [words] if missing else []
     if len(missing) == len(plan.reported):
         return "\n".join([*lines, "nothing is finished, so there is no report"])
-    runs = _gather(plan, folder / "runs")
-    text = build_report(runs, folder, _paper(plan), allow_incomplete=True).console
+    with locked(folder):  # another terminal may have other folds of the same
+        text = build_report(_gather(plan, folder / "runs"), folder, _paper(plan), allow_incomplete=True).console
     return "\n".join(["", *lines, text, f"\nreport: {folder}{os.sep}"])
 
 
 def _compare_protocols(plans: list[Plan], name: str) -> str:
-    folders = {p.config.plain["protocol"]: _report_folder(p, name) / "runs" for p in plans}
-    finished = {protocol: folder for protocol, folder in folders.items() if folder.is_dir()}
+    done = [p for p in plans if any(run.finished() for run in p.reported)]
+    finished = {p.config.plain["protocol"]: _report_folder(p, name) / "runs" for p in done}
     if len(finished) < 2:
         return "fewer than two protocols have finished runs, so they are not compared"
     folder = _report_folder(plans[0], name, "protocols")
@@ -58,26 +58,22 @@ def _cross_corpora(plans: list[Plan], name: str) -> str:
     folder, first = Path(plans[0].config.plain["results_folder"]) / "reports" / f"{name}-corpora", plans[0].reported[0]
     found, leaks, lead = {}, {}, []
     for plan in plans:
-        train, runs = _corpus(plan), [run for run in plan.reported if run.finished()]
+        train, runs = plan.config.corpus, [run for run in plan.reported if run.finished()]
         lead.append(f"{train}: {len(runs)} of {len(plan.reported)} models, protocol {plan.config.plain['protocol']}.")
         for run, other in tqdm([*product(runs, plans)], f"models of {train}", disable=None, leave=False):
             path, leak = run.folder / "predictions.csv", run.setup.leak
             if other is not plan:
-                path = folder / "predictions" / Path(*run.folder.parts[-5:]) / f"{_corpus(other)}.csv"
+                path = folder / "predictions" / Path(*run.folder.parts[-5:]) / f"{other.config.corpus}.csv"
                 leak = _test(run, other.reported[0].setup.frame, path)
-            leaks |= {(train, _corpus(other)): leak} if leak else {}
+            leaks |= {(train, other.config.corpus): leak} if leak else {}
             predictions = read_csv(path, dtype=str, keep_default_na=False)[["ID", "speaker", "emotion", "predicted"]]
-            found.setdefault((run.name, train, _corpus(other)), []).append(predictions)
+            found.setdefault((run.name, train, other.config.corpus), []).append(predictions)
     if not found:
         return "nothing is finished, so there is no report across corpora"
-    places = product([row.name for row in plans[0].rows], *[[*map(_corpus, plans)]] * 2)
+    places = product([row.name for row in plans[0].rows], *[[plan.config.corpus for plan in plans]] * 2)
     cells = {place: pooled(found[place]) for place in places if place in found}
     report = build_corpora_report(cells, first.setup.classes, leaks, folder, plans[0].table.title, lead)
     return f"\n{report.console}\n\nreport: {folder}{os.sep}"
-
-
-def _corpus(plan: Plan) -> str:
-    return plan.config.corpus
 
 
 def _test(run: PlannedRun, frame: pd.DataFrame, path: Path) -> str | None:
@@ -87,7 +83,6 @@ def _test(run: PlannedRun, frame: pd.DataFrame, path: Path) -> str | None:
     known = read_csv(path, dtype=str, keep_default_na=False)[facts] if is_new else None
     if known is None or known.to_numpy().tolist() != frame.sort_values("ID")[facts].to_numpy().tolist():
         model = open_model(str(run.folder), device=run.setup.config.run_opts.device, trust_run=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_csv(model.predictions(frame.assign(transcript=""))[0], path)  # so that nothing is transcribed
     own = run.setup.frame
     return known_to(frozenset(own["recording"][~own["ID"].isin(run.setup.fold.test)]), frame, frame)

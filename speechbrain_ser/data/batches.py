@@ -108,7 +108,6 @@ class AudioCache:
         # once each: two threads must not write one copy
         todo = [p for p in dict.fromkeys(paths) if p not in self.paths and _needs_copy(p)]
         if todo:
-            self.folder.mkdir(parents=True, exist_ok=True)
             pool = ThreadPoolExecutor(os.cpu_count())
             try:
                 copies = followed(pool.map(self._copy, todo), "resampling recordings", len(todo), progress)

@@ -37,7 +37,6 @@ def export_manifest(
     """
     library()  # what it lacks is known before a corpus is read
     options = given_options(corpus, table_file, table_columns, table_names)
-    Path(out).mkdir(parents=True, exist_ok=True)
     path = prepare(corpus, data_folder, out, **options)
     frame = read_manifest(path, DATA_ROOT)  # the paths as they stand in it
     by_name = frame.rename(columns={"duration": "length"}).set_index("ID").to_dict("index")

@@ -62,7 +62,6 @@ def prepare(corpus: str, data_folder: str | os.PathLike, manifest_folder: str | 
     _check_once_each(rows, [look.digest for look in looks], f"{corpus} in {root}")
     found = [{"duration": f"{look.seconds:.6f}", "recording": look.digest[:16]} for look in looks]
     rows = [{**row, **of_audio} for row, of_audio in zip(rows, found, strict=True)]
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_manifest(rows, path)
     write_json({**fingerprint, "utterances": len(rows), "manifest": sha256(path)}, path.with_suffix(".json"))
     logger.info("%s: %d utterances, %.1f hours", path, len(rows), sum(look.seconds for look in looks) / 3600)
@@ -97,8 +96,10 @@ def second_corpora(lines: Mapping) -> list[dict]:
         own = {"corpus": second, "data_folder": lines.get("second_data_folder"), "labels": lines.get("second_labels")}
         found = [] if second is None else [{**lines, **own, "table_name": None}]
     else:
-        found = [dict(each) for each in ([second] if isinstance(second, Mapping) else second)]
+        found = [second] if isinstance(second, Mapping) else list(second)
         for each in found:
+            if not isinstance(each, Mapping):
+                raise CorpusError(f"second_corpus: expected [{{corpus: …, data_folder: …}}, …], found {each!r}")
             if unknown := [f"{name}{nearest(name, JOINED)}" for name in each if name not in JOINED]:
                 raise CorpusError(f"second_corpus: no line {', '.join(unknown)}; known: {', '.join(JOINED)}")
     for each in found:

@@ -350,10 +350,11 @@ def _need(frame: pd.DataFrame, column: str, protocol: str, way_out: str | None =
 
 
 def _by_speaker(frame: pd.DataFrame, seed: int) -> list[_Split]:
-    """Leave one speaker out. Validation: the session's other speakers, else training speakers who follow."""
+    """Leave one speaker out. Validation: the session's others, where each speaker has one, else those who follow."""
     _need(frame, "speaker", "speaker")
     speakers = _in_turn(frame["speaker"], seed)
-    has_sessions = (frame["session"] != "").all()
+    whose = frame.groupby("speaker")["session"].nunique()
+    has_sessions = (frame["session"] != "").all() and frame["session"].nunique() > 1 and (whose == 1).all()
     splits = []
     for speaker in sorted(speakers):
         of_test = frame["speaker"] == speaker

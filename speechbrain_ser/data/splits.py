@@ -201,7 +201,7 @@ def _of_table(path: Path, columns: Mapping[str, str], protocol: str | None) -> S
         frame = apply_labels(_as_manifest(frame))
         return Split(str(path), _rows_of(frame, make_folds(frame, protocol).values()))
     part_of = {c: frame[c].str.lower().str.rstrip("0123456789_ ").map(PARTS) for c in frame if c not in FACTS}
-    several = [c for c, part in part_of.items() if str(c)[-1].isdigit() and (part.notna() | frame[c].eq("")).all()]
+    several = [c for c, part in part_of.items() if str(c)[-1:].isdigit() and (part.notna() | frame[c].eq("")).all()]
     if "split" in frame:
         if strange := sorted(set(frame["split"][part_of["split"].isna()])):
             raise UserError(f"{path}: the column split must be one of {', '.join(PARTS)}; found {strange[:12]}")
@@ -302,7 +302,7 @@ def _told_by_names(rows: pd.DataFrame, pattern: str | None, where: str) -> tuple
     unique, notes = name.drop_duplicates(), []
     for corpus, its in (NAMES if pattern is None else {"--speaker": pattern}).items():
         try:
-            found = unique.str.extract(its if "(" in its else f"({its})").set_axis(unique)
+            found = unique.str.extract(its if re.compile(its).groups else f"({its})").set_axis(unique)
             found = found.rename(columns={0: "speaker"})
             lost = found["speaker"].isna()
         except (re.error, KeyError) as error:

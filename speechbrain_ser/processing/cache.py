@@ -228,11 +228,10 @@ def feature_source(features, folder: str | os.PathLike, frame: pd.DataFrame) -> 
     by_gender = getattr(features, "by_gender", None)
     if not by_gender:
         return FeatureCache(folder, features.settings, features.extract)
-    unknown = frame.loc[~frame["gender"].isin(by_gender), "speaker"]
+    unknown = frame.loc[~frame["gender"].isin(by_gender), ["speaker", "gender"]].drop_duplicates()
     if len(unknown):
-        raise UserError(
-            f"a range of F0 for each gender needs the gender of every speaker ({' or '.join(by_gender)}); "
-            f"{len(unknown)} utterances have none, of speakers {', '.join(sorted(set(unknown))[:20])}"
-        )
+        found = ", ".join(f"{gender!r} of {who}" for who, gender in unknown.sort_values("speaker").to_numpy()[:20])
+        expected = f"a range of F0 for each gender needs the gender of every speaker ({' or '.join(by_gender)})"
+        raise UserError(f"{expected}; found {found}")
     caches = {gender: feature_source(each, folder, frame) for gender, each in by_gender.items()}
     return ByGender(caches, dict(zip(frame["wav"], frame["gender"], strict=True)))

@@ -27,7 +27,7 @@ VIDEO = (
     "video alone, which soundfile does not read (in its folder: "
     'for v in *.mp4; do ffmpeg -i "$v" -vn -ac 1 -ar 16000 "${v%.mp4}.wav"; done)'
 )
-GENDERS = {"female": "F", "male": "M", "f": "F", "m": "M"}
+GENDERS = {"f": "F", "m": "M", "female": "F", "male": "M"}  # written as the last ones
 
 Facts = dict[str, str]  # what is told of a recording: `emotion`, `speaker`, `text`, …
 

@@ -81,7 +81,7 @@ def table_name(data_folder: str | os.PathLike, file: str | None = None, name: st
     if name is None:
         stem = re.sub(r"[^\w.+-]+", "_", composed(_table_file(Path(data_folder), file).stem)).lstrip(".")
         return f"{stem}_table" if stem in others or not stem else stem
-    if name in others or not re.fullmatch(r"\w[\w.+-]*", name):
+    if name in others or not re.fullmatch(r"\w[\w.+-]*", str(name)):
         raise CorpusError(f"table_name: expected a name that is fit for a folder and is no corpus's, found {name!r}")
     return name
 
