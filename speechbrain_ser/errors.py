@@ -74,9 +74,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     >>> nearest("alhpa", ["alpha", "seed"])
     " (did you mean 'alpha'?)"
     """
-    by_lower: dict[str, str] = {}
-    for name in map(str, known):
-        by_lower.setdefault(name.lower(), name)
+    by_lower = {name.lower(): name for name in reversed([*map(str, known)])}  # the first one's spelling
     found = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.6)
     return f" (did you mean {by_lower[found[0]]!r}?)" if found else ""
 

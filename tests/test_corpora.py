@@ -315,25 +315,25 @@ def rows_of(folder, out, **options):
     return read_manifest(prepare("table", folder, out, **options), folder)
 
 
-def test_mapped_columns_extra_columns_tabs_and_semicolons(tmp_path):
+def test_mapped_columns_tabs_and_semicolons(tmp_path):
     outside = write_wav(tmp_path / "elsewhere" / "three.wav")
     table = (
         "\ufeffpath\tlabel\twho\tpart\tage\twords\tnote\n"
         f'{tmp_path}/own/one.wav\tangry\t03\ttrain\t07\t Ja,  {{data_root}} """so"""\tx\n'
-        "two words.wav\tNone\tnull\ttest\t\t\ty\n"
+        "two words.wav\tNone\ttrue\ttest\t\t\ty\n"
         "\n"
         f"{outside}\tsad\t03\tvalid\t1e3\t\tz\n"
     )
     folder = table_folder(tmp_path / "own", table, ["one.wav", "two words.wav"], "t.tsv")
     columns = {"wav": "path", "emotion": "label", "speaker": "who", "split": "part", "transcript": "words"}
-    frame = rows_of(folder, tmp_path / "out", columns=columns, extra=["age"])
-    assert list(frame.columns) == [*COLUMNS, "split", "age", "recording"]
+    frame = rows_of(folder, tmp_path / "out", columns=columns)
+    assert list(frame.columns) == [*COLUMNS, "split", "recording"]
     outside_id = outside.with_suffix("").as_posix().lstrip("/").replace("/", "_")
-    assert sorted(frame[["ID", "emotion", "speaker", "split", "age", "transcript"]].values.tolist()) == sorted(
+    assert sorted(frame[["ID", "emotion", "speaker", "split", "transcript"]].values.tolist()) == sorted(
         [
-            ["one", "angry", "03", "train", "07", 'Ja, {data_root} """so"""'],
-            ["two_words", "None", "null", "test", "", ""],
-            [outside_id, "sad", "03", "valid", "1e3", ""],
+            ["one", "angry", "03", "train", 'Ja, {data_root} """so"""'],
+            ["two_words", "None", "true", "test", ""],
+            [outside_id, "sad", "03", "valid", ""],
         ]
     )
     assert str(outside) in set(frame["wav"]) and all(Path(wav).is_file() for wav in frame["wav"])
@@ -376,13 +376,12 @@ def test_table_lists_all_bad_rows(tmp_path):
         (None, {}, ["expected one .csv or .tsv", "found none"]),
         (
             "path,label,emotions\na.wav,x,y\n",
-            {"columns": {"emotoin": "label", "wav": "pth"}, "extra": ["age"]},
+            {"columns": {"emotoin": "label", "wav": "pth"}},
             [
                 "it has path, label, emotions",
                 "'emotoin' (did you mean 'emotion'?)",
                 "'pth', wanted as wav (did you mean 'path'?)",
                 "'emotion', wanted as emotion (did you mean 'emotions'?)",
-                "'age', wanted as age",
             ],
         ),
     ],
@@ -615,7 +614,7 @@ def test_unknown_corpus_and_option(release, tmp_path):
     message = error_of("iemocp", release, tmp_path / "out")
     assert message.startswith("unknown corpus 'iemocp' (did you mean 'iemocap'?); known: demo, emodb, iemocap, savee, ")
     message = error_of("table", release, tmp_path / "out", colums={})
-    assert "has no option colums (did you mean 'columns'?); it has: file, columns, extra, names" in message
+    assert "has no option colums (did you mean 'columns'?); it has: file, columns, names" in message
     assert "it has: none" in error_of("iemocap", release, tmp_path / "out", seed=1)
 
 

@@ -472,7 +472,10 @@ def _without_texts(frame: pd.DataFrame, splits: list[_Split], seed: int, n_group
     _need(frame, "text", f"{plain}_text", f"--protocol={plain} needs none")
     script = frame.get("script", pd.Series("", index=frame.index))
     unit = script.where(script != "", frame["text"])
-    _need_texts(unit.nunique(), n_groups)
+    if (n_texts := unit.nunique()) == 1:
+        raise UserError("every utterance says the same text: nothing would be left to train on; use --protocol=speaker")
+    if n_texts < n_groups:
+        raise UserError(f"text_folds: {n_groups} groups need as many texts, found {n_texts}: --text_folds={n_texts}")
     group = unit.map(_dealt(frame, unit, seed, n_groups))
     if (frame.groupby("text")["speaker"].nunique() < 2).all():
         raise UserError(f"no text is said by two speakers: protocol '{plain}' leaves out what is tested already")
@@ -489,13 +492,6 @@ def _without_texts(frame: pd.DataFrame, splits: list[_Split], seed: int, n_group
             parts = (_ids(frame, rows) for rows in (tested, valid))
             found.append(_Split(f"{split.name}-t{number + 1}", *parts, unused=_ids(frame, unused)))
     return found
-
-
-def _need_texts(n_texts: int, n_groups: int) -> None:
-    if n_texts == 1:
-        raise UserError("every utterance says the same text: nothing would be left to train on; use --protocol=speaker")
-    if n_texts < n_groups:
-        raise UserError(f"text_folds: {n_groups} groups need as many texts, found {n_texts}: --text_folds={n_texts}")
 
 
 def _dealt(frame: pd.DataFrame, unit: pd.Series, seed: int, n_groups: int, kind: pd.Series | None = None) -> dict:

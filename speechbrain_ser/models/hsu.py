@@ -49,7 +49,6 @@ def _build_decomposition(
     parts: Sequence[str], sizes: Sizes, resampling: Mapping[str, float] | None, seed: int, with_decoder: bool = True
 ) -> SpeechDecomposition | None:
     """Encoders by name, and a decoder that fits them; each part's initial weights depend on its name alone."""
-    _check_names("parts", parts, ENCODERS)
     _check_names("sizes", sizes, [*ENCODERS, "decoder"])
     if not parts:
         return None

@@ -410,7 +410,7 @@ def _read_corpus(lines: dict, by_votes: bool) -> pd.DataFrame:
         frame = manifest.read_corpus(lines)
     except CorpusError as error:
         options = manifest.table_options(corpus, lines)
-        columns = "".join(f" --table_{name}=…" for name in options if name not in ("names", "extra"))
+        columns = "".join(f" --table_{name}=…" for name in options if name != "names")
         said = f"--corpus={corpus} --data_folder={lines['data_folder']}{columns}"
         raise CorpusError(f"{error}\nThe lines that say what is read: {said}") from error
     frame = apply_labels(frame, lines.get("labels"), by_votes)

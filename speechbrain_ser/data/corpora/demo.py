@@ -2,13 +2,12 @@
 
 import json
 import logging
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,8 @@ from tqdm import tqdm
 from speechbrain_ser.data.audio import cores
 from speechbrain_ser.data.corpora import DEMO_MARKER, emodb, iemocap, savee
 from speechbrain_ser.data.corpora.espeak import Speech, speak
-from speechbrain_ser.errors import CorpusError, nearest
+from speechbrain_ser.errors import CorpusError, UserError, nearest
+from speechbrain_ser.files import folder_written_whole, write_text
 
 # what is said: sentences of all, and known words in new orders for held-out speakers: what a model spells, not knows
 SENTENCES, HELD_OUT = (
@@ -32,7 +32,7 @@ EMOTIONS, DEFAULT_LABELS = iemocap.EMOTIONS, iemocap.DEFAULT_LABELS
 VERSIONS = {"iemocap": 3, "savee": 3, "emodb": 2}  # raise one when the corpus of a seed changes
 
 
-def find_utterances(data_folder: str | os.PathLike, seed: int | None = None) -> list[dict]:
+def find_utterances(data_folder: str | PathLike, seed: int | None = None) -> list[dict]:
     """Return a row of the manifest for each turn of the demo corpus, which is made when it is absent.
 
     One that is there must have the seed that is given.
@@ -43,9 +43,7 @@ def find_utterances(data_folder: str | os.PathLike, seed: int | None = None) -> 
     return [{**row, "corpus": "demo"} for row in iemocap.find_utterances(data_folder)]
 
 
-def make_demo_corpus(
-    out: str | os.PathLike, layout: str = "iemocap", seed: int = 0, sentences: int | None = None
-) -> Path:
+def make_demo_corpus(out: str | PathLike, layout: str = "iemocap", seed: int = 0, sentences: int | None = None) -> Path:
     """Speak a corpus, and return its folder. The same seed gives the same bytes; a complete one is left as it is.
 
     Arguments
@@ -64,21 +62,15 @@ def make_demo_corpus(
         logger.info("%s is there already", out)
         return out
     plan = LAYOUTS[layout](sentences)
-    out.parent.mkdir(parents=True, exist_ok=True)
     logger.info("%s: speaking %d utterances", out, len(plan.turns))
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        spoken = _speak_all(plan, unfinished, seed)
-        plan.write_texts(unfinished, spoken, seed)
-        _write(unfinished / DEMO_MARKER, json.dumps(wanted, sort_keys=True, indent=1) + "\n")
-        if out.is_dir():
-            out.rmdir()  # empty, or _is_there would have refused it
-        unfinished.rename(out)
-    except OSError:
+        with folder_written_whole(out) as unfinished:
+            spoken = _speak_all(plan, unfinished, seed)
+            plan.write_texts(unfinished, spoken, seed)
+            write_text(json.dumps(wanted, sort_keys=True, indent=1) + "\n", unfinished / DEMO_MARKER)
+    except UserError:
         if not _is_there(out, wanted):  # else another process was quicker, with the same result
             raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     logger.info("%s: %d utterances, %.1f minutes", out, len(spoken), sum(s.seconds for s in spoken.values()) / 60)
     return out
 
@@ -129,11 +121,6 @@ def _speak_one(plan: "Plan", name: str, seed: list[int], root: Path, update: Cal
         spoken[turn.wav] = Spoken(len(samples) / plan.sample_rate, speech)
         update()
     return spoken
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="\n")
 
 
 @dataclass(frozen=True)
@@ -289,8 +276,8 @@ def _write_dialogs(turns: list[Turn], root: Path, spoken: dict[str, Spoken], see
             labels.append(_label(turn, start, clock, spoken[turn.wav].speech, random))
             transcript.append(f"{Path(turn.wav).stem} [{start:08.4f}-{clock:08.4f}]: {turn.text}")
             clock += 0.5
-        _write(texts / "EmoEvaluation" / f"{folder.name}.txt", "\n".join(labels))
-        _write(texts / "transcriptions" / f"{folder.name}.txt", "\n".join(transcript) + "\n")
+        write_text("\n".join(labels), texts / "EmoEvaluation" / f"{folder.name}.txt")
+        write_text("\n".join(transcript) + "\n", texts / "transcriptions" / f"{folder.name}.txt")
 
 
 def _label(turn: Turn, start: float, end: float, speech: Speech, random: np.random.Generator) -> str:

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from speechbrain_ser.data.corpora import CORPORA, read_text
@@ -32,7 +32,6 @@ def find_utterances(
     data_folder: str | os.PathLike,
     file: str | None = None,
     columns: Mapping[str, str] | None = None,
-    extra: Sequence[str] = (),
     names: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[dict]:
     """Return a row of the manifest, without its duration, for each row of a table.
@@ -47,8 +46,6 @@ def find_utterances(
     columns : mapping, optional
         Our column name (:data:`REQUIRED`, :data:`OPTIONAL`, `split_…`) -> the table's, where they differ: `{wav: path,
         emotion: label, split: part}`. A missing ID is the path of the recording.
-    extra : list of str
-        Columns of the table to keep under their own names.
     names : mapping, optional
         Our column name -> its names to change: `{speaker: {Anna: anna, '07': '7'}}`.
     """
@@ -56,7 +53,7 @@ def find_utterances(
     path = _table_file(root, file)
     offenders = Offenders(f"table {path}")
     header, lines = read_table(path, offenders)
-    used = _used_columns(path, header, dict(columns or {}), list(extra))
+    used = _used_columns(path, header, dict(columns or {}))
     records = {}
     for line, cells in lines.items():
         if len(cells) == len(header):
@@ -171,17 +168,16 @@ def _check_line_breaks(cells: list[str], lines: list[str], separator: str, where
         logger.warning("%s, %s: one row, a cell of which has line breaks", offenders.where, where)
 
 
-def _used_columns(path: Path, header: list[str], columns: dict[str, str], extra: list[str]) -> dict[str, str]:
+def _used_columns(path: Path, header: list[str], columns: dict[str, str]) -> dict[str, str]:
     """Ours -> theirs, for every column that the manifest takes over."""
-    ours = [*REQUIRED, *OPTIONAL, *(name for name in columns if name.startswith(FOLD_COLUMN))]
+    ours = [*REQUIRED, *OPTIONAL, *(name for name in columns if str(name).startswith(FOLD_COLUMN))]
     offenders = Offenders(
         f"table {path}: columns do not fit; it has {', '.join(header)}: --table_columns='{{ours: yours}}'"
     )
     for name in columns:
         if name not in ours:
             offenders.add(f"no column of ours (known: {', '.join(ours)})", f"{name!r}{nearest(name, ours)}")
-    wanted = {name: columns.get(name, name) for name in ours if name in columns or name in REQUIRED}
-    wanted = {name: composed(str(theirs)) for name, theirs in (wanted | dict(zip(extra, extra, strict=True))).items()}
+    wanted = {name: composed(str(columns.get(name, name))) for name in ours if name in columns or name in REQUIRED}
     for name, theirs in wanted.items():
         if theirs not in header:
             offenders.add("not in the table", f"{theirs!r}, wanted as {name}{nearest(theirs, header)}")
