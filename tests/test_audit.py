@@ -91,9 +91,21 @@ def test_what_is_unknown_is_not_called_clean(tmp_path, capsys):
     assert "verdict: undecided; unknown: speakers, sessions, texts" in capsys.readouterr().out
     status, found = judged(capsys, tmp_path / "split.csv", "--speaker=^s([012])/")
     assert found["speakers"]["verdict"] == "PASS"
+    frame["file"] = [f"x/{name[3:]}" for name in frame["file"]]
+    frame.loc[TESTED, "file"] = "y/0ANGRY0.flac"  # of no known length
+    frame.assign(label="angry").to_csv(tmp_path / "split.csv", index=False)
+    assert judged(capsys, tmp_path / "split.csv")[1]["recordings"]["verdict"] == "LEAKS"
     clean().assign(speaker=["s0"] * 4 + [""] * 8).to_csv(tmp_path / "split.csv", index=False)
     found = judged(capsys, tmp_path / "split.csv")[1]["speakers"]
     assert found["verdict"] == "UNKNOWN" and "unknown for 4 of 8 rows" in found["said"]
+
+
+def test_a_speaker_of_two_spellings_is_one(tmp_path, capsys):
+    frame = clean()
+    frame.loc[TESTED, "speaker"] = "S0"
+    frame.to_csv(tmp_path / "split.csv", index=False)
+    status, found = judged(capsys, tmp_path / "split.csv")
+    assert status == 1 and "speakers" in wrong(found)
 
 
 def test_columns_of_other_names_and_folds_in_turn(tmp_path, capsys):

@@ -61,6 +61,12 @@ def test_bootstrap_is_near_the_t_test_with_many_speakers():
     assert bootstrap_p(shares(first), shares(second)) == pytest.approx(stats.ttest_rel(second, first).pvalue, abs=0.02)
 
 
+def test_speakers_who_change_alike_have_no_spread_to_judge_by():
+    first = Sums(np.array([[10.0], [14.0]]), np.full((2, 1), 20.0))
+    found = speaker_difference(first, Sums(first.numerators + 1, first.denominators))
+    assert found == (pytest.approx(0.05), None, None, None)
+
+
 def test_one_speaker_has_no_p():
     assert speaker_difference(shares([0.5]), shares([0.6]))[1:] == (None, None, None)
     assert bootstrap_p(shares([0.5]), shares([0.6])) is None

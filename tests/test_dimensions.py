@@ -269,4 +269,4 @@ def test_training_on_votes(trained, train, flags):
     assert (run / "controls.csv").read_bytes() == (plain / "controls.csv").read_bytes()
     out = train(*flags, "--votes=True", yaml="fu_cross_lingual")
     assert "votes: raters do not agree on 2 utterances: 2 are trained on, none is tested" in out
-    assert "a probe learns one label an utterance" in train(*flags, "--votes=True", yaml="probe", code=2)
+    assert "a probe learns the emotion alone" in train(*flags, "--votes=True", yaml="probe", code=2)

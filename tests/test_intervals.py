@@ -104,6 +104,13 @@ def test_nothing_recognised_is_a_wer_of_100_percent_with_an_interval():
     assert 0.7 < low < 1 < high < 1.3
 
 
+def test_of_whom_nothing_is_counted_is_no_speaker():
+    right, counted, speaker = (np.repeat(x, 20) for x in ([9, 14, 17, 0, 0], [10, 20, 20, 0, 0], range(5)))
+    found = speaker_interval(ratio_sums(speaker, right, counted))
+    assert found == speaker_interval(ratio_sums(speaker[:60], right[:60], counted[:60]))
+    assert speaker_interval(ratio_sums(speaker[40:], right[40:], counted[40:])) is None  # of one alone
+
+
 def test_mse_by_hand_on_the_log_scale():
     """Two speakers: 2 utterances of .0004, .0006 and 3 of .001; without one the other's mean stays."""
     rows = pd.DataFrame({"speaker": list("aabbb"), "emotion": "sad", "predicted": "sad"})

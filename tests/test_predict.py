@@ -207,6 +207,18 @@ def test_segments_of_speakers_are_what_single_files_are(predict, run_folder, con
         assert float(row["start"]) < segment["end"] and float(row["end"]) > segment["start"]
 
 
+def test_a_segment_without_an_answer_has_the_same_columns(predict, conversation, tmp_path):
+    """The first second of the recording is digital silence."""
+    talk, _ = conversation
+    table = tmp_path / "turns.csv"
+    table.write_text(f"file,start,end\n{talk.name},0.2,0.8\n{talk.name},1.0,1.6\n")
+    silent, speech = csv.DictReader(io.StringIO(predict(talk, f"--segments={table}", "--format=csv")[0]))
+    assert {silent["segments_by"], speech["segments_by"]} == {table.name} and list(silent) == list(speech)
+    assert [silent[name] == "" for name in ("emotion", "posterior_angry", "speech")] == [True] * 3
+    assert 0 < float(speech["posterior_angry"]) < 1
+    assert len(predict(talk, f"--segments={table}")[0].splitlines()) == 3
+
+
 def test_long_segments_are_heard_in_windows(run_folder, conversation, tmp_path, monkeypatch):
     """Those of a cut-out file, moved to where the segment begins."""
     (talk, wavs), longest = conversation, 0.5
@@ -438,8 +450,8 @@ def test_another_models_file_and_one_in_use_are_refused(predict, recordings, tmp
     ("words", "said"),
     [
         (["--out=results.txt"], "give --format=json or --format=csv"),
-        (["--out=/dev/null/results.csv"], "expected a file that can be written"),
-        (["--format=textgrid", "--out=/dev/null/grids"], "expected a file that can be written"),
+        (["--out=/dev/null/results.csv"], "results.csv.jsonl.lock cannot be written"),
+        (["--format=textgrid", "--out=/dev/null/grids"], "cannot be written: Not a directory"),
         (["--format=textgrid"], "expected a folder for the files"),
         (["--step=9"], "step: expected"),
         (["--batch=0"], "batch_size: expected a whole number >= 1"),

@@ -368,6 +368,8 @@ class _Planner:
         self.rows = [*self._rows(table.rows if table else [Row()])]
         if twice := [name for name, n in Counter(row.name for row in self.rows).items() if n > 1]:
             raise UserError(f"rows of one name: {', '.join(twice)}: give each its own `name:`")
+        if both := sorted({k for row in self.rows for k in row.lines if f"--{k}" in given_names(request.options)}):
+            raise UserError(f"--{both[0]} is given twice: on the command line, and by --sweep or the table's rows")
         self.shared = shared
         self.by_folder: dict[Path, PlannedRun] = {}
 

@@ -187,6 +187,7 @@ class Schedule:
         poll=0.2,
     ):
         self.executor, self.keep_optimizer, self.poll = executor, keep_optimizer, poll
+        self.waits = False  # for another program, and has said so
         self.runs = runs
         self.running: list[PlannedRun] = []
         self.attempts: Counter[PlannedRun] = Counter()
@@ -272,4 +273,7 @@ class Schedule:
         words += [f"{failed} FAILED"] * bool(failed)
         if not self.running and (elsewhere := sum(is_locked(run.folder) for run in self.waiting)):
             words.append(f"{elsewhere} in another program")
+            if self.bar.disable and not self.waits:  # else nothing would say why nothing happens
+                self.bar.write(f"waiting for another program that works in {elsewhere} of these runs' folders")
+            self.waits = True
         self.bar.set_postfix_str(", ".join(words))

@@ -21,7 +21,7 @@ from speechbrain_ser.data.corpora.table import read_table
 from speechbrain_ser.data.labels import apply_labels, yaml_mapping
 from speechbrain_ser.data.manifest import DATA_ROOT
 from speechbrain_ser.data.protocols import LINES, SPLIT_NAMES, Fold, make_folds
-from speechbrain_ser.data.text import text_identities
+from speechbrain_ser.data.text import look_alikes, text_identities
 from speechbrain_ser.errors import CorpusError, Offenders, UserError, nearest, shown
 from speechbrain_ser.files import read_json
 
@@ -287,6 +287,9 @@ def _complete(split: Split, speaker: str | None) -> Split:
     for column, values in found.items():
         is_known = (rows[column] != "") | ((column == "text") & (rows["transcript"] != ""))
         rows[column] = values if column == "speaker" else rows[column].where(is_known, values)
+    for same in look_alikes(rows["speaker"]):
+        rows["speaker"] = rows["speaker"].replace(same, same[0])
+        notes.append(f"{', '.join(map(repr, same))} are taken for one speaker: ")
     said = rows["transcript"].drop_duplicates()
     names = dict(zip(said, text_identities(said), strict=True))
     rows["text"] = rows["text"].where(rows["text"] != "", rows["transcript"].map(names))

@@ -169,10 +169,10 @@ def _coverage(rows: pd.DataFrame, n_folds: int) -> dict:
 def _with_recordings(rows: pd.DataFrame, data_folder: str | None) -> pd.DataFrame:
     """Add what tells a recording: its path, its name with its length (else with all that is known), its samples."""
     start, path = "@" + rows["start"], rows["path"].where(rows["path"] != "", rows["ID"])
-    stem = path.str.extract(r"([^/\\]*?)(?:\.\w+)?$")[0].str.lower()
-    length = pd.to_numeric(rows["length"], errors="coerce").round(4).astype(str)
+    stem = path.str.extract(r"([^/\\]*?)(?:\.[A-Za-z]\w*)?$")[0].str.lower()
+    length = pd.to_numeric(rows["length"], errors="coerce").round(4)
     known = rows["speaker"] + "|" + rows["emotion"] + "|" + rows["transcript"]
-    rows = rows.assign(unit=path + start, named=stem + start + "|" + length.where(length != "nan", known))
+    rows = rows.assign(unit=path + start, named=stem + start + "|" + known.where(length.isna(), length.astype(str)))
     if data_folder is None:
         return rows.assign(sound="", alike="")
     unique = path.drop_duplicates()

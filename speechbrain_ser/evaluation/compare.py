@@ -67,10 +67,13 @@ def speaker_difference(first: Sums, second: Sums, level: float = LEVEL) -> Diffe
     if n_speakers < 2:
         return Difference(plain(difference), None, None, None)
     error = jackknife_error(difference, leave_one_out(second) - leave_one_out(first))
+    is_none = np.isclose(difference, 0, atol=1e-12)
+    if (np.isclose(error, 0, atol=1e-12) & ~is_none).any():  # alike in all speakers: no spread to judge it by
+        return Difference(plain(difference), None, None, None)
     margin = stats.t.ppf((1 + level) / 2, n_speakers - 1) * error
     with np.errstate(divide="ignore", invalid="ignore"):
         p = 2 * stats.t.sf(np.abs(difference) / error, n_speakers - 1)
-    p = np.where(np.isclose(difference, 0, atol=1e-12), 1.0, p)
+    p = np.where(is_none, 1.0, p)
     return Difference(*map(plain, (difference, difference - margin, difference + margin, p)))
 
 
@@ -106,7 +109,7 @@ def mcnemar_test(is_right_first: Sequence[bool], is_right_second: Sequence[bool]
     if n_discordant < FEW_DISCORDANT:
         p = 2 * stats.binom.cdf(min(only_first, only_second), n_discordant, 0.5)
     else:
-        p = stats.chi2.sf((abs(only_first - only_second) - 1) ** 2 / n_discordant, 1)
+        p = stats.chi2.sf(max(abs(only_first - only_second) - 1, 0) ** 2 / n_discordant, 1)
     return McNemar(only_first, only_second, min(float(p), 1.0), n_discordant < FEW_DISCORDANT)
 
 

@@ -44,7 +44,9 @@ def ratio_sums(speaker: Sequence[str], numerators: Sequence[float], denominators
 
 
 def _by_speaker(speaker: np.ndarray, sums: Sums) -> Sums:
-    return Sums(*(pd.DataFrame(a.astype(float)).groupby(speaker).sum().to_numpy() for a in sums[:2]), sums.of)
+    over, under = (pd.DataFrame(a.astype(float)).groupby(speaker).sum().to_numpy() for a in sums[:2])
+    counts = under.any(1)  # of whom nothing is counted is no part of the sample
+    return Sums(over[counts], under[counts], sums.of)
 
 
 def leave_one_out(sums: Sums) -> np.ndarray:

@@ -246,7 +246,8 @@ def _title(runs: Runs, what: str | None) -> str:
 def _lead(runs: Runs) -> list[str]:
     tested = {r.fold: r.predictions[runs.selection] for r in runs.runs}.values()  # the test part of each fold, once
     speakers = {s for r in runs.runs for s in stacked([r], runs.selection)["speaker"]}
-    who = f"{counted(sum(map(len, tested)), 'test utterance')} of {counted(len(speakers), 'speaker')}"
+    by = "unknown speakers" if "" in speakers else counted(len(speakers), "speaker")
+    who = f"{counted(sum(map(len, tested)), 'test utterance')} of {by}"
     classes = f", {counted(len(runs.classes), 'class', 'classes')} ({', '.join(runs.classes)})" if runs.classes else ""
     lead = [f"{who}{classes}."]
     first = {name: of_variant[0].metrics for name, of_variant in runs.variants.items()}

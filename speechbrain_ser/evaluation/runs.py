@@ -508,8 +508,8 @@ def in_words_of_texts(texts: Mapping) -> str:
     """Say how far the test part's texts were heard in training, and what they tell (:func:`told_by_texts`)."""
     if not texts["known"]:
         return "texts are not known: whether training has heard them, nobody can say"
-    of_known = "" if texts["known"] == 1 else f" ({texts['known']:.0%} of all have a known text)"
-    said = f"{texts['heard']:.0%} of the test utterances say a text heard in training{of_known}"
+    of_known = "" if texts["known"] == 1 else f" whose text is known ({texts['known']:.0%} of all)"
+    said = f"{texts['heard']:.0%} of the test utterances{of_known} say a text heard in training"
     if not texts["heard"]:
         return said
     return f"{said}, and those texts tell the emotion in {texts['told']:.0%}"

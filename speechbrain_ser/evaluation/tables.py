@@ -185,15 +185,16 @@ def _flat(found: Mapping) -> dict:
     return {k: v for k, v in found.items() if k not in ("recall", "confusion")}
 
 
-def with_floor(tables: Iterable[Table], predictions: pd.DataFrame, classes: Sequence[str]) -> list[Table]:
+def with_floor(tables: Sequence[Table], predictions: pd.DataFrame, classes: Sequence[str]) -> list[Table]:
     """Add to the tables of WA and UA a line of what always saying the commonest class would give, and chance."""
     counts = predictions["emotion"].value_counts().sort_index(kind="stable").sort_values(ascending=False, kind="stable")
     if not classes or counts.empty:
-        return list(tables)
+        return tables
     always = f"always {counts.index[0]}, the commonest of them: WA {100 * counts.iloc[0] / counts.sum():.1f} %"
     line = f"Of all tested utterances, {always}, UA {100 / len(counts):.1f} %, which is also UA by chance."
     accuracies = {FIGURES["WA"].heading, FIGURES["UA"].heading}
-    return [replace(t, notes=(*t.notes, line)) if accuracies & {*t.text} else t for t in tables]
+    of_these = (accuracies & {*t.text} and t.name != "second" for t in tables)
+    return [replace(t, notes=(*t.notes, line)) if own else t for t, own in zip(tables, of_these, strict=True)]
 
 
 def main_table(runs: Runs, selection: str, paper: Mapping | None = None) -> Table:
@@ -750,7 +751,7 @@ def evaluation_tables(evaluation: Evaluation, found: Mapping) -> list[Table]:
     """Make the tables of a model's figures on a corpus, as :func:`evaluation_figures` found them."""
     rows, label, of_all, classes = evaluation.predictions, {"model": evaluation.model}, found["all"], evaluation.classes
     cells = {FIGURES[name].heading: _cell(of_all, name) for name in RECOGNITION}
-    counts = {"utterances": str(len(rows)), "speakers": str(rows["speaker"].nunique())}
+    counts = {"utterances": str(len(rows)), "speakers": str(rows["speaker"].replace("", None).nunique() or NONE)}
     note = "WA: correct / all utterances; UA: mean recall; F1: macro. In brackets: 95 % intervals by speaker."
     figures = _table("figures", "Results", [(label | cells | counts, label | _flat(of_all))], note)
     ways = []

@@ -84,8 +84,13 @@ def table_text(record: dict, header: bool = False, widths: tuple[int, int] = (0,
         cells |= {name: f"{row[name]:7.2f}" for name in ("start", "end") if name in row}
         cells |= {"speaker": printable(row["speaker"]).ljust(12)} if "speaker" in row else {}
         cells["emotion"] = (row["emotion"] or SILENT).ljust(max(widths[1], len("emotion")))
-        cells["posterior"] = f"{max(row['posteriors'].values()):9.3f}" if row["posteriors"] else SILENT.rjust(9)
-        cells |= {name: f"{row[name]:.2f}".rjust(len(name)) for name in (*DIMENSIONS, "speech") if name in row}
+        cells["posterior"] = (
+            f"{max(told):9.3f}"
+            if (told := [p for p in row["posteriors"].values() if p is not None])
+            else SILENT.rjust(9)
+        )
+        numbers = {name: row[name] for name in (*DIMENSIONS, "speech") if name in row}
+        cells |= {name: (SILENT if x is None else f"{x:.2f}").rjust(len(name)) for name, x in numbers.items()}
         cells |= {name: row[name] for name in ("transcript",) if name in row}
         names = [name.rjust(len(cell)) if name in NUMBERS else name.ljust(len(cell)) for name, cell in cells.items()]
         lines += ["  ".join(names)] if header and not lines else []

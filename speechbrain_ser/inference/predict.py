@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain, repeat
 from pathlib import Path
 
 from tqdm import tqdm
@@ -191,12 +190,13 @@ def _outputs(
 
 
 def _console(text: Callable[..., str], record: Callable[[Recognition | Timeline], dict]) -> Callable:
-    headers = chain([True], repeat(False))
+    shown = []
 
     def show(found: Recognition | Timeline) -> None:
         with tqdm.external_write_mode():  # the bar makes room
-            if not (line := text(record(found), next(headers))):
+            if not (line := text(record(found), not shown)):
                 return
+            shown.append(True)  # and with it the header
             print(printable(line) if sys.stdout.isatty() else line, end="", flush=True)  # else data, for a program
 
     return show

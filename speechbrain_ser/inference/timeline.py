@@ -87,8 +87,10 @@ class Timeline:
 
         def plain(segment: Segment) -> dict:
             words = {} if self.phrases is None and self.by is None else {"transcript": self.text_of(segment)}
-            numbers = {"posteriors": {c: round(p, 6) for c, p in segment.posteriors.items()}}
-            numbers |= {} if segment.speech is None else {"speech": round(segment.speech, 6)}
+            told = segment.posteriors or dict.fromkeys(self.classes)  # each segment has the same columns
+            numbers = {"posteriors": {c: None if p is None else round(p, 6) for c, p in told.items()}}
+            if any(each.speech is not None for each in self.segments):
+                numbers["speech"] = None if segment.speech is None else round(segment.speech, 6)
             places = {"start": segment.start, "end": segment.end}
             who = {} if segment.speaker is None else {"speaker": segment.speaker}
             return {**places, **who, "emotion": segment.emotion, **numbers, **words}

@@ -204,5 +204,9 @@ def _segments(recognizer, path, wav: torch.Tensor, turns: Sequence[Turn], plan: 
         over_time = follow(recognizer, path, len(parts[k]) / SAMPLE_RATE, plan, BATCH, False, [parts[k]])
         for part in over_time.segments:
             text = turn.text if turn.text is not None or over_time.phrases is None else over_time.text_of(part)
-            about = {"start": turn.start + part.start, "end": turn.start + part.end, "speaker": turn.speaker}
+            about = {
+                "start": turn.start + part.start,
+                "end": min(turn.end, turn.start + part.end),
+                "speaker": turn.speaker,
+            }
             yield replace(part, **about, text=text)

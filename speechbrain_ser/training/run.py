@@ -588,10 +588,11 @@ def _fill_folder(run: Run) -> None:
 
 def _check_recordings(run: Run, path: Path) -> None:
     """Refuse recordings that are not those the run began with; `path` has the digests that its manifest had."""
-    found = run.frame["recording"].to_dict()
+    used = run.frame.loc[sorted({name for part in PARTS for name in getattr(run.fold, part)})]
+    found = used["recording"].to_dict()  # what no part has, the run knows nothing of
     known = read_json(path, dict, ". Delete it") if path.is_file() else found
     problems = Offenders(f"{run.folder}: put these back, or delete the folder to train anew", UserError)
-    for name, wav in run.frame["wav"].items():
+    for name, wav in used["wav"].items():
         if known.get(name, found[name]) != found[name]:
             problems.add("not the recording that the run began with", f"{name}: {wav}")
     problems.raise_any()
