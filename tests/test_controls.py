@@ -25,7 +25,7 @@ def test_lookup_and_what_texts_tell():
     assert told_by_texts(train, test) == {"known": 0.75, "heard": 2 / 3, "told": 0.5}
     assert told_by_texts(train, test.tail(1)) == {"known": 0.0, "heard": None, "told": None}
     assert "texts are not known" in in_words_of_texts(told_by_texts(train, test.tail(1)))
-    said = "67% of the test utterances say a text heard in training (75% of all have a known text), and those"
+    said = "67% of the test utterances whose text is known (75% of all) say a text heard in training, and those"
     assert in_words_of_texts(told_by_texts(train, test)).startswith(said)
 
 
