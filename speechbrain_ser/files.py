@@ -203,7 +203,7 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
     except Timeout:
         raise FolderInUse(f"{folder} is in use by another process: wait for it or stop it") from None
     except OSError as error:
-        raise cannot_be_written(path, error) from error
+        raise cannot_be_written(folder, error) from error
     try:
         yield
     finally:

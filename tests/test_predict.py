@@ -450,8 +450,8 @@ def test_another_models_file_and_one_in_use_are_refused(predict, recordings, tmp
     ("words", "said"),
     [
         (["--out=results.txt"], "give --format=json or --format=csv"),
-        (["--out=/dev/null/results.csv"], "results.csv.jsonl.lock cannot be written"),
-        (["--format=textgrid", "--out=/dev/null/grids"], "cannot be written: Not a directory"),
+        (["--out=/dev/null/results.csv"], "expected a file that can be written"),
+        (["--format=textgrid", "--out=/dev/null/grids"], "expected a file that can be written"),
         (["--format=textgrid"], "expected a folder for the files"),
         (["--step=9"], "step: expected"),
         (["--batch=0"], "batch_size: expected a whole number >= 1"),

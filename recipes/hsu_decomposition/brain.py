@@ -26,7 +26,7 @@ class HsuBrain(CaiBrain):
 
     def on_fit_start(self):
         """Start from stage 1; a checkpoint of this run, where there is one, replaces it."""
-        if "pretrained" in self.run.config.needs():
+        if self.hparams.pretrained:
             load_stage_1(self.model, self.hparams.pretrained, self.run.labels["speaker"])
         super().on_fit_start()
 

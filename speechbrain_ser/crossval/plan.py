@@ -129,7 +129,8 @@ def _wrong_lines(found: Mapping, path: Path, hparams_folder: Path) -> Iterator[s
             yield f"hparams: no {name} among {', '.join(systems)}{nearest(name, systems)}"
         if number:
             yield from (f"row {number}: unknown {k}{nearest(k, _ROW_KEYS)}" for k in row if k not in _ROW_KEYS)
-        for figure, value in ((row.get("paper") or {}) if "paper" not in wrong else {}).items():
+        paper = row.get("paper") if isinstance(row.get("paper"), Mapping) else {}
+        for figure, value in paper.items():
             if figure not in FIGURES:
                 yield f"row {number}: unknown figure {figure}{nearest(figure, FIGURES)}"
             elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
@@ -368,7 +369,7 @@ class _Planner:
         self.rows = [*self._rows(table.rows if table else [Row()])]
         if twice := [name for name, n in Counter(row.name for row in self.rows).items() if n > 1]:
             raise UserError(f"rows of one name: {', '.join(twice)}: give each its own `name:`")
-        if both := sorted({k for row in self.rows for k in row.lines if f"--{k}" in given_names(request.options)}):
+        if both := sorted({k for row in self.rows for k in row.lines if f"--{k}" in given}):
             raise UserError(f"--{both[0]} is given twice: on the command line, and by --sweep or the table's rows")
         self.shared = shared
         self.by_folder: dict[Path, PlannedRun] = {}

@@ -55,8 +55,10 @@ class SlurmJobs:
         return all(need.finished() or need in self.jobs for need in run.needs)
 
     def has(self, run: PlannedRun) -> bool:
-        number, queued = _number(run), _queued()
-        return number is not None and (queued is None or number in queued)  # None: no answer, so it may be there
+        if (number := _number(run)) is None:
+            return False
+        queued = _queued()
+        return queued is None or number in queued  # None: no answer, so it may be there
 
     def start(self, run: PlannedRun) -> None:
         """Queue a job, or follow the one that an earlier start has queued."""

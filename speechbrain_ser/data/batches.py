@@ -40,12 +40,12 @@ def checked_device(device: str | None) -> str:
     """Return a device that this machine and this build of torch have; None: the one that SpeechBrain would take."""
     device = device or infer_device()
     try:
-        found = torch.device(device)
-        n = torch.get_device_module(found).device_count()
+        wanted = torch.device(device)
+        n = torch.get_device_module(wanted).device_count()
     except RuntimeError as error:
         raise UserError(f"device: {error}") from error
-    if (found.index or 0) >= n:
-        found = counted(n, f"{found.type} device")
+    if (wanted.index or 0) >= n:
+        found = counted(n, f"{wanted.type} device")
         raise UserError(f"device: {device}, but this machine, or its torch {torch.__version__}, has {found}")
     return device
 

@@ -149,7 +149,7 @@ def vote_shares(frame: pd.DataFrame, classes: Sequence[str]) -> dict[str, list[f
 def _rules(labels) -> dict[str, str | None]:
     if isinstance(labels, str | int | float):
         line = f"--labels=\"{{{labels}: {labels}, '*': null}}\""
-        raise CorpusError(f"labels: expected a mapping or a list of emotions, found the text {labels!r}: {line}")
+        raise CorpusError(f"labels: expected a mapping or a list of emotions, found {labels!r}: {line}")
     pairs = labels.items() if isinstance(labels, Mapping) else ((label, label) for label in labels)
     # YAML reads unquoted 1 as a number; manifests hold text
     rules = {composed(str(emotion)): None if name is None else composed(str(name)) for emotion, name in pairs}

@@ -289,7 +289,7 @@ def _complete(split: Split, speaker: str | None) -> Split:
         rows[column] = values if column == "speaker" else rows[column].where(is_known, values)
     for same in look_alikes(rows["speaker"]):
         rows["speaker"] = rows["speaker"].replace(same, same[0])
-        notes.append(f"{', '.join(map(repr, same))} are taken for one speaker: ")
+        notes.append(f"{', '.join(map(repr, same))} are taken for one speaker")
     said = rows["transcript"].drop_duplicates()
     names = dict(zip(said, text_identities(said), strict=True))
     rows["text"] = rows["text"].where(rows["text"] != "", rows["transcript"].map(names))

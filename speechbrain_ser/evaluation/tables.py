@@ -193,8 +193,8 @@ def with_floor(tables: Sequence[Table], predictions: pd.DataFrame, classes: Sequ
     always = f"always {counts.index[0]}, the commonest of them: WA {100 * counts.iloc[0] / counts.sum():.1f} %"
     line = f"Of all tested utterances, {always}, UA {100 / len(counts):.1f} %, which is also UA by chance."
     accuracies = {FIGURES["WA"].heading, FIGURES["UA"].heading}
-    of_these = (accuracies & {*t.text} and t.name != "second" for t in tables)
-    return [replace(t, notes=(*t.notes, line)) if own else t for t, own in zip(tables, of_these, strict=True)]
+    # the second corpus's table is of other utterances
+    return [replace(t, notes=(*t.notes, line)) if accuracies & {*t.text} and t.name != "second" else t for t in tables]
 
 
 def main_table(runs: Runs, selection: str, paper: Mapping | None = None) -> Table:

@@ -84,11 +84,8 @@ def table_text(record: dict, header: bool = False, widths: tuple[int, int] = (0,
         cells |= {name: f"{row[name]:7.2f}" for name in ("start", "end") if name in row}
         cells |= {"speaker": printable(row["speaker"]).ljust(12)} if "speaker" in row else {}
         cells["emotion"] = (row["emotion"] or SILENT).ljust(max(widths[1], len("emotion")))
-        cells["posterior"] = (
-            f"{max(told):9.3f}"
-            if (told := [p for p in row["posteriors"].values() if p is not None])
-            else SILENT.rjust(9)
-        )
+        told = [p for p in row["posteriors"].values() if p is not None]
+        cells["posterior"] = f"{max(told):9.3f}" if told else SILENT.rjust(9)
         numbers = {name: row[name] for name in (*DIMENSIONS, "speech") if name in row}
         cells |= {name: (SILENT if x is None else f"{x:.2f}").rjust(len(name)) for name, x in numbers.items()}
         cells |= {name: row[name] for name in ("transcript",) if name in row}
@@ -213,6 +210,7 @@ def results_file(path: str | os.PathLike, origin: str) -> Iterator[ResultsFile]:
     path = Path(path)
     with contextlib.ExitStack() as stack:
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(path))
             file = stack.enter_context(path.open("a+b"))
         except OSError as error:

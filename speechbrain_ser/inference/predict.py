@@ -190,13 +190,14 @@ def _outputs(
 
 
 def _console(text: Callable[..., str], record: Callable[[Recognition | Timeline], dict]) -> Callable:
-    shown = []
+    header = True
 
     def show(found: Recognition | Timeline) -> None:
+        nonlocal header
         with tqdm.external_write_mode():  # the bar makes room
-            if not (line := text(record(found), not shown)):
+            if not (line := text(record(found), header)):
                 return
-            shown.append(True)  # and with it the header
+            header = False
             print(printable(line) if sys.stdout.isatty() else line, end="", flush=True)  # else data, for a program
 
     return show

@@ -84,12 +84,13 @@ class Timeline:
 
     def to_dict(self) -> dict:
         """Return plain data: all but the envelope, posteriors rounded to six digits; words where there are any."""
+        has_speech = any(segment.speech is not None for segment in self.segments)
 
         def plain(segment: Segment) -> dict:
             words = {} if self.phrases is None and self.by is None else {"transcript": self.text_of(segment)}
             told = segment.posteriors or dict.fromkeys(self.classes)  # each segment has the same columns
             numbers = {"posteriors": {c: None if p is None else round(p, 6) for c, p in told.items()}}
-            if any(each.speech is not None for each in self.segments):
+            if has_speech:
                 numbers["speech"] = None if segment.speech is None else round(segment.speech, 6)
             places = {"start": segment.start, "end": segment.end}
             who = {} if segment.speaker is None else {"speaker": segment.speaker}

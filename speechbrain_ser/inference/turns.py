@@ -204,9 +204,5 @@ def _segments(recognizer, path, wav: torch.Tensor, turns: Sequence[Turn], plan: 
         over_time = follow(recognizer, path, len(parts[k]) / SAMPLE_RATE, plan, BATCH, False, [parts[k]])
         for part in over_time.segments:
             text = turn.text if turn.text is not None or over_time.phrases is None else over_time.text_of(part)
-            about = {
-                "start": turn.start + part.start,
-                "end": min(turn.end, turn.start + part.end),
-                "speaker": turn.speaker,
-            }
-            yield replace(part, **about, text=text)
+            start, end = turn.start + part.start, min(turn.end, turn.start + part.end)
+            yield replace(part, start=start, end=end, speaker=turn.speaker, text=text)

@@ -481,8 +481,8 @@ class SERBrain(sb.Brain):
 
     def _refuse_half_trained(self) -> None:
         """With --test_only: its results would be called those of all epochs, and its training ended."""
-        newest = find_epoch(self.checkpointer)
-        if not self.test_only or newest is None or newest.meta["epoch"] >= self.hparams.n_epochs:
+        newest = find_epoch(self.checkpointer) if self.test_only else None
+        if newest is None or newest.meta["epoch"] >= self.hparams.n_epochs:
             return
         self.history.load(newest.paramfiles["history"], end_of_epoch=True)
         self._tell_counter(self.history.rows)

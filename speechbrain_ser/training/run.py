@@ -62,7 +62,8 @@ from speechbrain_ser.training.signals import Stopped, leave_signals_to_parent, s
 logger = logging.getLogger(__name__)
 
 # lines that are whole numbers, and the smallest
-WHOLE = {"n_epochs": 1, "seed": 0, "num_workers": 0, "eval_batch_size": 1, "beam_size": 1, "draw_every": 1}
+FROM_1 = ("n_epochs", "early_stopping", "eval_batch_size", "beam_size", "draw_every")
+WHOLE = {"seed": 0, "num_workers": 0, **dict.fromkeys(FROM_1, 1)}
 TRACKERS = ("tensorboard", "wandb")
 # Lines of its data that a run shares with the run it starts from
 COMMON_LINES = ("corpus", "second_corpus", "protocol", "fold", "split_seed", "seen_fraction", "utterances")
@@ -310,12 +311,8 @@ def prepare(config: Config, shared: Preparation | None = None) -> Run:
 def check_machine(config: Config) -> None:
     """Refuse a device, or a precision, that is not to be had on this machine."""
     device = batches.checked_device(config.run_opts.device)
-    for line, precision in (
-        ("precision", config.plain["precision"]),
-        ("eval_precision", config.run_opts.eval_precision),
-    ):
-        if precision == "fp16" and torch.device(device).type == "cpu":
-            raise UserError(f"{line}: fp16 takes a GPU, on a CPU there are fp32 and bf16")
+    if "fp16" in (config.plain["precision"], config.run_opts.eval_precision) and torch.device(device).type == "cpu":
+        raise UserError("precision, eval_precision: fp16 takes a GPU, on a CPU there are fp32 and bf16")
 
 
 @cache
@@ -343,9 +340,6 @@ def _check_lines(plain: dict) -> None:
             raise UserError(f"{line} must be a whole number >= {least}, found {n!r}")
     if plain["seed"] > max_seed_value:  # SpeechBrain would take 0
         raise UserError(f"seed must be a whole number from 0 to {max_seed_value}, found {plain['seed']}")
-    patience = plain.get("early_stopping", plain["n_epochs"])
-    if not isinstance(patience, int) or patience < 1:
-        raise UserError(f"early_stopping must be a whole number >= 1 (n_epochs: off), found {patience!r}")
 
 
 def _check_tracker(tracker: str | None) -> None:
@@ -807,8 +801,8 @@ def _in_words(error: BaseException) -> tuple[str | None, int]:
 def train_and_test(config: Config) -> Path:
     """Train and test one configuration, with the processes that torchrun has started, or alone; return its folder."""
     with distributed.process_group(config.run_opts) as run_opts, contextlib.ExitStack() as stack:
-        check_machine(config)
         config = replace(config, run_opts=run_opts)
+        check_machine(config)
         run = replace(on_main(lambda: prepare(config)), config=config)  # the main process's device is another one
         on_main(lambda: stack.enter_context(locked(run.folder)))
         if on_main(run.finished):

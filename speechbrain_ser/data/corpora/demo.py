@@ -2,12 +2,12 @@
 
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ EMOTIONS, DEFAULT_LABELS = iemocap.EMOTIONS, iemocap.DEFAULT_LABELS
 VERSIONS = {"iemocap": 3, "savee": 3, "emodb": 2}  # raise one when the corpus of a seed changes
 
 
-def find_utterances(data_folder: str | PathLike, seed: int | None = None) -> list[dict]:
+def find_utterances(data_folder: str | os.PathLike, seed: int | None = None) -> list[dict]:
     """Return a row of the manifest for each turn of the demo corpus, which is made when it is absent.
 
     One that is there must have the seed that is given.
@@ -43,7 +43,9 @@ def find_utterances(data_folder: str | PathLike, seed: int | None = None) -> lis
     return [{**row, "corpus": "demo"} for row in iemocap.find_utterances(data_folder)]
 
 
-def make_demo_corpus(out: str | PathLike, layout: str = "iemocap", seed: int = 0, sentences: int | None = None) -> Path:
+def make_demo_corpus(
+    out: str | os.PathLike, layout: str = "iemocap", seed: int = 0, sentences: int | None = None
+) -> Path:
     """Speak a corpus, and return its folder. The same seed gives the same bytes; a complete one is left as it is.
 
     Arguments
